@@ -1,0 +1,1 @@
+"""Questions about a graph: pure functions of a model that edit nothing."""

@@ -1,0 +1,198 @@
+"""Linear maps and embeddings, whatever operators an exporter wrote them with."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from graphcompress.expressions import evaluate, is_constant, leaves
+from graphcompress.model import Model, is_weight
+
+_ANONYMOUS = re.compile(r"(val_\d+|onnx::\w+_\d+|_?\d+|.*MatMul_\d+|t_\d+|.*Transpose.*)$")
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """``output = input · weight (+ bias)``, seen alike for MatMul+Add, Gemm and a 1×1 Conv.
+
+    Attributes:
+        node: the multiplying node.
+        input: activations [..., in].
+        weight: the node's weight operand: a stored tensor, or a constant expression over stored tensors.
+        bias: [out], or None.
+        output: [..., out], after the bias.
+        name: what a user calls it: the weight's name, or the module's where the exporter named the weight ``val_83``.
+        in_features, out_features: sizes.
+        transposed: the operand is stored [out, in].
+    """
+
+    node: ir.Node
+    input: ir.Value
+    weight: ir.Value
+    bias: ir.Value | None
+    output: ir.Value
+    name: str
+    in_features: int
+    out_features: int
+    transposed: bool
+
+    @property
+    def parameters(self) -> int:
+        """Stored parameters of the weight (of its factors, when it is an expression); the bias is not counted."""
+        return stored_parameters(self.weight)
+
+    def dense(self) -> np.ndarray:
+        """The weight as an array [in, out]."""
+        array = evaluate(self.weight)
+        array = array.reshape(array.shape[0], -1) if array.ndim > 2 else array
+        return array.T if self.transposed else array
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """``output = table[indices]``.
+
+    Attributes:
+        node: the Gather node.
+        indices: integer value of any shape.
+        weight: the table [rows, width], a stored tensor or a constant expression.
+        output: indices' shape × [width].
+        name: the table's name.
+        rows, width: sizes.
+    """
+
+    node: ir.Node
+    indices: ir.Value
+    weight: ir.Value
+    output: ir.Value
+    name: str
+    rows: int
+    width: int
+
+    @property
+    def parameters(self) -> int:
+        """Stored parameters of the table (of its factors, when it is an expression)."""
+        return stored_parameters(self.weight)
+
+    def dense(self) -> np.ndarray:
+        """The table as an array [rows, width]."""
+        return evaluate(self.weight)
+
+
+def linears(model: Model, layers: str = "*") -> list[Linear]:
+    """Linear maps of the main graph in execution order whose name matches the glob ``layers``."""
+    return [linear for linear in _find_linears(model) if fnmatch.fnmatchcase(linear.name, layers)]
+
+
+def embeddings(model: Model, layers: str = "*") -> list[Embedding]:
+    """Embeddings of the main graph in execution order whose name matches the glob ``layers``."""
+    return [embedding for embedding in _find_embeddings(model) if fnmatch.fnmatchcase(embedding.name, layers)]
+
+
+def stored_parameters(weight: ir.Value) -> int:
+    """Number of parameters stored for a weight: its own, or those of the leaves of its expression."""
+    return sum(int(np.prod(leaf.shape.numpy())) for leaf in leaves(weight) if is_weight(leaf))
+
+
+def _find_linears(model: Model) -> Iterator[Linear]:
+    for node in model.graph:
+        if node.domain:
+            continue
+        view = _VIEWS.get(node.op_type)
+        linear = view(node) if view else None
+        if linear is not None:
+            yield linear
+
+
+def _find_embeddings(model: Model) -> Iterator[Embedding]:
+    for node in model.graph:
+        if node.domain or node.op_type != "Gather" or _int(node, "axis", 0) != 0:
+            continue
+        table, indices = node.inputs
+        if table is None or indices is None or is_constant(indices):
+            continue
+        shape = _constant_shape(table)
+        if shape is None or len(shape) != 2 or table.dtype is None or not table.dtype.is_floating_point():
+            continue
+        yield Embedding(node, indices, table, node.outputs[0], _display_name(table, None), *shape)
+
+
+def _matmul(node: ir.Node) -> Linear | None:
+    x, weight = node.inputs
+    if x is None or weight is None or is_constant(x):
+        return None
+    shape = _constant_shape(weight)
+    if shape is None or len(shape) != 2:
+        return None
+    bias, output = _added_bias(node.outputs[0], shape[1])
+    return Linear(node, x, weight, bias, output, _display_name(weight, bias), *shape, transposed=False)
+
+
+def _gemm(node: ir.Node) -> Linear | None:
+    x, weight = node.inputs[:2]
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if x is None or weight is None or is_constant(x) or (bias is not None and not is_constant(bias)):
+        return None
+    plain = _int(node, "transA", 0) == 0 and all(_float(node, key, 1.0) == 1.0 for key in ("alpha", "beta"))
+    shape = _constant_shape(weight)
+    if shape is None or len(shape) != 2 or not plain:
+        return None
+    transposed = _int(node, "transB", 0) == 1
+    rows, columns = reversed(shape) if transposed else shape
+    name = _display_name(weight, bias)
+    return Linear(node, x, weight, bias, node.outputs[0], name, rows, columns, transposed=transposed)
+
+
+_VIEWS = {"MatMul": _matmul, "Gemm": _gemm}
+
+
+def _added_bias(product: ir.Value, width: int) -> tuple[ir.Value | None, ir.Value]:
+    """The bias added to ``product`` and the sum, when its only use is that addition."""
+    uses = product.uses()
+    if len(uses) != 1 or product.is_graph_output():
+        return None, product
+    node, index = uses[0]
+    if node.domain or node.op_type != "Add":
+        return None, product
+    other = node.inputs[1 - index]
+    if other is None or not is_constant(other) or _constant_shape(other) != [width]:
+        return None, product
+    return other, node.outputs[0]
+
+
+def _constant_shape(value: ir.Value) -> list[int] | None:
+    if not is_constant(value) or value.shape is None or not value.shape.is_static():
+        return None
+    return [int(size) for size in value.shape]
+
+
+def _display_name(weight: ir.Value, bias: ir.Value | None) -> str:
+    weight_leaves = [leaf for leaf in leaves(weight) if is_weight(leaf)] or [weight]
+    name = weight_leaves[0].name or ""
+    given = weight.metadata_props.get(NAME_KEY)
+    if given:
+        return given
+    if not _ANONYMOUS.match(name):
+        return name
+    bias_name = (bias.name if bias is not None else None) or ""
+    for suffix in (".bias", "/bias", "_bias"):
+        if bias_name.endswith(suffix):
+            return bias_name.removesuffix(suffix) + suffix[0] + "weight"
+    return name
+
+
+NAME_KEY = "graphcompress.name"
+"""Metadata of a weight value: the name under which a user knows it, kept when a pass replaces the weight."""
+
+
+def _int(node: ir.Node, name: str, default: int) -> int:
+    return node.attributes.get_int(name, default)
+
+
+def _float(node: ir.Node, name: str, default: float) -> float:
+    return node.attributes.get_float(name, default)

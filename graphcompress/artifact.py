@@ -1,0 +1,108 @@
+"""The artifact: a folder with the model's files, ``graphcompress.json`` and a report, written to the side and renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from graphcompress.errors import OutputError, UsageError
+
+MANIFEST = "graphcompress.json"
+_CHUNK_BYTES = 1 << 20
+
+
+@contextlib.contextmanager
+def staged(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A folder beside ``output`` to write into; it becomes ``output`` when the block ends well, and is gone otherwise.
+
+    Raises:
+        UsageError: ``output`` exists and is not to be overwritten.
+        OutputError: the disk is full or not writable.
+    """
+    refuse_existing(output, overwrite=overwrite)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    except OSError as error:
+        raise OutputError(f"{output}: cannot be written ({error.strerror}); choose another folder with -o") from error
+    try:
+        yield folder
+        folder.chmod(0o755)
+        _swap(folder, output)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"{output}: could not be written ({error.strerror or error}); nothing was left there") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def refuse_existing(output: Path, *, overwrite: bool) -> None:
+    """Raise when ``output`` holds anything that must not be replaced; call it before the work starts.
+
+    Raises:
+        UsageError: ``output`` exists; with ``overwrite``, only when it is not an artifact.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not overwrite:
+        raise UsageError(f"{output} exists; choose another folder with -o, or replace it with --overwrite")
+    if not (output / MANIFEST).is_file():
+        raise UsageError(f"{output} exists and is not an artifact, so it is not replaced; choose another folder with -o")
+
+
+def _swap(folder: Path, output: Path) -> None:
+    if not output.exists():
+        folder.rename(output)
+        return
+    old = output.with_name(f".{output.name}-old")
+    shutil.rmtree(old, ignore_errors=True)
+    output.rename(old)
+    try:
+        folder.rename(output)
+    except OSError:
+        old.rename(output)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_CHUNK_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """File name → SHA-256 of every file below ``folder`` but the manifest."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write ``graphcompress.json`` with sorted keys, so that the same content gives the same bytes."""
+    text = json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an artifact.
+
+    Raises:
+        UsageError: ``folder`` is not an artifact, or its manifest is damaged.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UsageError(f"{folder} is not an artifact of graphcompress (no readable {MANIFEST})") from error
+    if not isinstance(manifest, dict):
+        raise UsageError(f"{folder / MANIFEST}: expected an object, got {type(manifest).__name__}")
+    return manifest

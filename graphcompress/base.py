@@ -1,0 +1,185 @@
+"""The two things that can be added to this package, a pass and a target, and what each is given and promises."""
+
+from __future__ import annotations
+
+import abc
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from graphcompress.options import check_options, format_call
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from graphcompress.data import Samples
+    from graphcompress.model import Model
+    from graphcompress.verify import Difference
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Outputs stay the same up to the order of floating-point additions.
+
+    ``atol`` is in units of the largest output of the reference, so that it means the same for every model.
+    """
+
+    atol: float = 1e-4
+
+    def broken_by(self, difference: Difference) -> str | None:
+        """Why ``difference`` breaks this contract, or None."""
+        if difference.max_relative_error <= self.atol:
+            return None
+        return f"largest error {difference.max_relative_error:.2e} of the output range, promised {self.atol:.0e}"
+
+    def __str__(self) -> str:
+        return f"exact (largest error {self.atol:.0e} of the output range)"
+
+
+@dataclass(frozen=True)
+class Lossy:
+    """Outputs keep at least this signal-to-quantisation-noise ratio."""
+
+    min_sqnr_db: float
+
+    def broken_by(self, difference: Difference) -> str | None:
+        """Why ``difference`` breaks this contract, or None."""
+        if difference.sqnr_db >= self.min_sqnr_db:
+            return None
+        return f"SQNR {difference.sqnr_db:.1f} dB, promised at least {self.min_sqnr_db:.0f} dB"
+
+    def __str__(self) -> str:
+        return f"lossy (SQNR at least {self.min_sqnr_db:.0f} dB)"
+
+
+Contract = Exact | Lossy
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a target can run; passes read it, so that they write nothing that the target refuses.
+
+    Attributes:
+        domains: operator domains besides the standard one.
+        opsets: lowest and highest opset of the standard domain that the runtime reads.
+        int8_dynamic: activations may be quantised with a scale computed at run time.
+        int8_activations: ``uint8`` (asymmetric) or ``int8`` (symmetric).
+        int8_weight_bits: bits of an int8 weight that are used; 7 where u8×s8 products saturate (x86 without VNNI).
+        constant_expressions: constant expressions over stored tensors are folded when the session is made.
+    """
+
+    domains: tuple[str, ...] = ()
+    opsets: tuple[int, int] = (13, 25)
+    int8_dynamic: bool = True
+    int8_activations: str = "uint8"
+    int8_weight_bits: int = 8
+    constant_expressions: bool = True
+
+
+class Progress(Protocol):
+    """Reports long work; the command line draws a bar, a library call draws nothing."""
+
+    def __call__(self, text: str, done: int, total: int) -> None:
+        """``done`` of ``total`` steps of the work called ``text`` are finished."""
+
+
+def no_progress(text: str, done: int, total: int) -> None:
+    """The progress of a library call: silence."""
+
+
+@dataclass(frozen=True)
+class Touched:
+    """One weight that a pass rewrote: its name, its parameters before, and figures worth reporting."""
+
+    name: str
+    parameters: int
+    detail: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """One thing that a pass left alone, and why; ``figures`` hold what was measured before deciding."""
+
+    name: str
+    reason: str
+    parameters: int = 0
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Context:
+    """What a pass may use besides the model: samples, the target's capabilities, a seed, and a place to report.
+
+    Attributes:
+        samples: calibration samples of the user, or None: a pass must work without and say what it would gain.
+        capabilities: of the target that the result is for.
+        seed: for everything random.
+        progress: called on long work.
+        touched, skipped, notes: filled by the pass (through a Rewriter) and reported after it.
+    """
+
+    samples: Samples | None = None
+    capabilities: Capabilities = field(default_factory=Capabilities)
+    seed: int = 0
+    progress: Progress = no_progress
+    touched: list[Touched] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A frozen dataclass whose fields are its options and whose text is what the user types."""
+
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        check_options(self.name, self)
+
+    def __str__(self) -> str:
+        return format_call(self.name, self)
+
+    @classmethod
+    def summary(cls) -> str:
+        """First line of the docstring: what it does."""
+        return (inspect.getdoc(cls) or "").partition("\n")[0]
+
+
+@dataclass(frozen=True)
+class Pass(_Named, abc.ABC):
+    """Edits the graph of a model in place and promises how much the outputs may change.
+
+    A subclass is a frozen dataclass: fields are options (declare them with :func:`graphcompress.options.option`),
+    the docstring is the reference page. Every edit goes through a :class:`graphcompress.rewrite.Rewriter`.
+    """
+
+    contract: ClassVar[Contract]
+
+    @abc.abstractmethod
+    def run(self, model: Model, ctx: Context) -> None:
+        """Rewrite ``model`` in place; report what was touched, and what was left alone and why."""
+
+
+@dataclass(frozen=True)
+class Target(_Named, abc.ABC):
+    """Lowers a model for one runtime, writes its files and runs them there."""
+
+    @property
+    @abc.abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What the runtime can execute."""
+
+    @abc.abstractmethod
+    def lower(self, model: Model, folder: Path, ctx: Context) -> Mapping[str, Any]:
+        """Write the files of the artifact into ``folder`` (it exists); return what to record about the lowering."""
+
+    @abc.abstractmethod
+    def session(self, folder: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+        """A function from a feed (input name → array) to outputs (name → array), run by the real runtime."""
+
+
+def parameters_of(items: Iterable[Touched | Skipped]) -> int:
+    """Sum of the parameters of ``items``."""
+    return sum(item.parameters for item in items)

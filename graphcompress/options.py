@@ -1,0 +1,182 @@
+"""Options of passes and targets: dataclass fields ⇄ the text a user types.
+
+``kron{rank=2 layers=*ffn*}`` is a name and the fields that differ from their defaults. The text round-trips:
+``parse(format_call(x)) == x``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar, Union
+
+from graphcompress.errors import UsageError, nearest
+
+T = TypeVar("T")
+
+_CALL = re.compile(r"\s*([A-Za-z_][\w-]*)\s*(\{)?")
+_KEY = re.compile(r"\s*([A-Za-z_]\w*)\s*=\s*")
+_BARE = re.compile(r"[^\s{}\",]+")
+
+
+def option(
+    default: Any,
+    help: str,  # noqa: A002 - the field's standard term
+    *,
+    unit: str = "",
+    choices: tuple[str, ...] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> Any:
+    """A dataclass field that is an option: its default, its help line, its unit and its range (inclusive)."""
+    metadata = {"help": help, "unit": unit, "choices": choices, "minimum": minimum, "maximum": maximum}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def format_call(name: str, instance: Any) -> str:
+    """The text that makes ``instance`` again: its name and the options that are not at their defaults."""
+    parts = [
+        f"{field.name}={_format_value(value)}"
+        for field in dataclasses.fields(instance)
+        if (value := getattr(instance, field.name)) != field.default
+    ]
+    return f"{name}{{{' '.join(parts)}}}" if parts else name
+
+
+def split_calls(text: str) -> list[tuple[str, dict[str, str]]]:
+    """Split ``a,b{x=1 y="c d"}`` into ``[("a", {}), ("b", {"x": "1", "y": "c d"})]``.
+
+    Raises:
+        UsageError: the text does not follow that form; the message shows where.
+    """
+    calls: list[tuple[str, dict[str, str]]] = []
+    position = 0
+    while position < len(text):
+        match = _CALL.match(text, position)
+        if match is None:
+            raise _syntax_error(text, position, "expected a name")
+        position = match.end()
+        values: dict[str, str] = {}
+        if match[2]:
+            values, position = _split_options(text, position)
+        calls.append((match[1], values))
+        position = _skip_comma(text, position)
+    return calls
+
+
+def build(cls: type[T], name: str, values: Mapping[str, object]) -> T:
+    """An instance of the dataclass ``cls`` from option texts (or from typed values, as in a recipe).
+
+    Raises:
+        UsageError: an option that does not exist, does not parse or is out of range.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    typed: dict[str, Any] = {}
+    for key, raw in values.items():
+        if key not in fields:
+            raise UsageError(f"{name} has no option {key!r}: {nearest(key, fields)}")
+        value = _parse_value(raw, hints[key], f"{name}{{{key}}}")
+        typed[key] = value
+    instance = cls(**typed)
+    check_options(name, instance)
+    return instance
+
+
+def check_options(name: str, instance: Any) -> None:
+    """Raise :class:`UsageError` when an option of ``instance`` is outside its choices or its range."""
+    for field in dataclasses.fields(instance):
+        value, limits = getattr(instance, field.name), field.metadata
+        where = f"{name}{{{field.name}={_format_value(value)}}}"
+        if limits.get("choices") and value not in limits["choices"]:
+            raise UsageError(f"{where}: {nearest(str(value), limits['choices'])}")
+        if value is None or isinstance(value, (str, bool)):
+            continue
+        low, high = limits.get("minimum"), limits.get("maximum")
+        if low is not None and not value >= low:
+            raise UsageError(f"{where}: must be at least {low}{_unit(limits)}")
+        if high is not None and not value <= high:
+            raise UsageError(f"{where}: must be at most {high}{_unit(limits)}")
+
+
+def _unit(limits: Mapping[str, Any]) -> str:
+    return f" {limits['unit']}" if limits.get("unit") else ""
+
+
+def _split_options(text: str, position: int) -> tuple[dict[str, str], int]:
+    values: dict[str, str] = {}
+    while True:
+        rest = re.compile(r"[\s,]*").match(text, position)
+        position = rest.end() if rest else position
+        if text[position : position + 1] == "}":
+            return values, position + 1
+        match = _KEY.match(text, position)
+        if match is None:
+            raise _syntax_error(text, position, "expected key=value or '}'")
+        value, position = _read_value(text, match.end())
+        if match[1] in values:
+            raise _syntax_error(text, match.start(), f"option {match[1]!r} is given twice")
+        values[match[1]] = value
+
+
+def _read_value(text: str, position: int) -> tuple[str, int]:
+    if text[position : position + 1] == '"':
+        try:
+            value, length = json.JSONDecoder().raw_decode(text[position:])
+        except json.JSONDecodeError as error:
+            raise _syntax_error(text, position, "the quoted text does not end") from error
+        return str(value), position + length
+    match = _BARE.match(text, position)
+    if match is None:
+        raise _syntax_error(text, position, "expected a value")
+    return match[0], match.end()
+
+
+def _skip_comma(text: str, position: int) -> int:
+    rest = text[position:].lstrip()
+    if not rest:
+        return len(text)
+    position = len(text) - len(rest)
+    if rest[0] != ",":
+        raise _syntax_error(text, position, "expected ','")
+    if not rest[1:].strip():
+        raise _syntax_error(text, position, "nothing follows the ','")
+    return position + 1
+
+
+def _syntax_error(text: str, position: int, problem: str) -> UsageError:
+    return UsageError(f"cannot read {text!r}: {problem} at character {position + 1} ({text[position : position + 12]!r})")
+
+
+def _parse_value(raw: object, hint: Any, where: str) -> Any:
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        if raw is None or raw == "none":
+            return None
+        hint = next(arm for arm in typing.get_args(hint) if arm is not type(None))
+    if isinstance(raw, bool) or hint is bool:
+        return _parse_bool(raw, hint, where)
+    try:
+        return hint(raw)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{where}: expected {hint.__name__}, got {raw!r}") from error
+
+
+def _parse_bool(raw: object, hint: Any, where: str) -> bool:
+    words = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
+    if hint is not bool or str(raw).lower() not in words:
+        raise UsageError(f"{where}: expected {hint.__name__}, got {raw!r}")
+    return words[str(raw).lower()]
+
+
+def _format_value(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None:
+        return "none"
+    text = str(value)
+    quote = not isinstance(value, (int, float)) and (not _BARE.fullmatch(text) or text == "none")
+    return json.dumps(text) if quote else text

@@ -1,0 +1,181 @@
+"""A pipeline: passes in order, each checked against the promise it makes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+
+from graphcompress import registry
+from graphcompress.analysis.cost import macs
+from graphcompress.analysis.linears import embeddings, linears
+from graphcompress.base import Context, Pass, Skipped, Touched, parameters_of
+from graphcompress.data import Samples, synthetic_samples
+from graphcompress.errors import ContractError, CoverageError, UsageError
+from graphcompress.model import Model
+from graphcompress.options import build, split_calls
+from graphcompress.runtime import Runner
+from graphcompress.verify import Difference, check_structure, compare, interface
+
+CHECK_SAMPLES = 16
+CHECK_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Size:
+    """Size of a model: stored parameters, bytes on disk, multiply-accumulates for one sample of 128 tokens."""
+
+    parameters: int
+    bytes_on_disk: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """What one pass did.
+
+    Attributes:
+        text: the pass as a user would type it.
+        touched, skipped, notes: as the pass reported them.
+        size: of the model after it.
+        step: outputs against the model before this pass.
+        total: outputs against the model that came in.
+        coverage: share of the parameters of linears and embeddings that it touched.
+        broken: how it broke its contract, when that was allowed.
+    """
+
+    text: str
+    touched: tuple[Touched, ...]
+    skipped: tuple[Skipped, ...]
+    notes: tuple[str, ...]
+    size: Size
+    step: Difference
+    total: Difference
+    coverage: float
+    broken: str | None
+
+
+class Pipeline:
+    """Passes in the order in which they run; ``Pipeline.parse(str(p)) == p``."""
+
+    def __init__(self, passes: Iterable[Pass]) -> None:
+        self.passes = tuple(passes)
+
+    @classmethod
+    def parse(cls, text: str) -> Pipeline:
+        """Read ``kron{rank=2},prune,int8``.
+
+        Raises:
+            UsageError: a syntax error, an unknown pass or option, or an option out of range.
+        """
+        calls = split_calls(text)
+        if not calls:
+            raise UsageError("no passes are given; name at least one, for example --passes simplify,int8")
+        return cls(build(registry.pass_class(name), name, options) for name, options in calls)
+
+    def __str__(self) -> str:
+        return ",".join(str(step) for step in self.passes)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Pipeline) and self.passes == other.passes
+
+    def __hash__(self) -> int:
+        return hash(self.passes)
+
+    def run(
+        self,
+        model: Model,
+        ctx: Context,
+        *,
+        allow: Collection[str] = (),
+        require_coverage: float = 0.0,
+        on_record: Callable[[PassRecord], None] = lambda record: None,
+    ) -> list[PassRecord]:
+        """Run every pass on ``model``, in place, and check structure, outputs and coverage after each.
+
+        ``allow`` names passes whose broken contract is accepted; ``require_coverage`` (0–1) applies to lossy passes.
+
+        Raises:
+            ContractError: a pass changed the outputs by more than it promised, or broke the graph.
+            CoverageError: a lossy pass touched a smaller share of the parameters than required.
+        """
+        check = _Checker(model, ctx)
+        records = []
+        for number, step in enumerate(self.passes):
+            ctx.progress(f"{step}", number, len(self.passes))
+            record = _run_pass(step, model, ctx, check, allow)
+            records.append(record)
+            on_record(record)
+            if record.touched and record.coverage < require_coverage:
+                raise CoverageError(
+                    f"{step} touched {record.coverage:.1%} of the parameters, {require_coverage:.1%} are required; "
+                    f"it left alone: {_reasons(record.skipped)}"
+                )
+        ctx.progress("passes", len(self.passes), len(self.passes))
+        return records
+
+
+class _Checker:
+    """Outputs of the model before and after each pass, on a few samples."""
+
+    def __init__(self, model: Model, ctx: Context) -> None:
+        samples = ctx.samples.first(CHECK_SAMPLES) if ctx.samples else synthetic_samples(model, seed=ctx.seed)
+        self.samples: Samples = samples
+        self.feeds = list(samples.batches(CHECK_BATCH))
+        self.interface = interface(model)
+        with Runner(model) as runner:
+            self.original = [runner(feed) for feed in self.feeds]
+        self.before = self.original
+
+    def after(self, model: Model) -> tuple[Difference, Difference, int]:
+        """Difference to the outputs before the pass, to the original's, and the bytes on disk."""
+        check_structure(model, self.interface)
+        with Runner(model) as runner:
+            now = [runner(feed) for feed in self.feeds]
+            bytes_on_disk = runner.bytes_on_disk
+        recorded = iter(now)
+        step = compare(self.before, lambda feed: next(recorded), self.feeds)
+        recorded = iter(now)
+        total = compare(self.original, lambda feed: next(recorded), self.feeds)
+        self.before = now
+        return step, total, bytes_on_disk
+
+
+def _run_pass(step: Pass, model: Model, ctx: Context, check: _Checker, allow: Collection[str]) -> PassRecord:
+    weights = weight_parameters(model)
+    fresh = dataclasses.replace(ctx, touched=[], skipped=[], notes=[])
+    step.run(model, fresh)
+    change, total, bytes_on_disk = check.after(model)
+    broken = step.contract.broken_by(change)
+    if broken and step.name not in allow:
+        raise ContractError(
+            f"{step} broke its contract on {change.samples} samples: {broken}. "
+            f"Ask for less, or accept it with --allow {step.name}"
+        )
+    return PassRecord(
+        text=str(step),
+        touched=tuple(fresh.touched),
+        skipped=tuple(fresh.skipped),
+        notes=tuple(fresh.notes),
+        size=Size(model.parameters, bytes_on_disk, macs(model)),
+        step=change,
+        total=total,
+        coverage=min(1.0, parameters_of(fresh.touched) / weights) if weights else 0.0,
+        broken=broken,
+    )
+
+
+def weight_parameters(model: Model) -> int:
+    """Stored parameters of all linears and embeddings."""
+    return sum(item.parameters for item in (*linears(model), *embeddings(model)))
+
+
+def _reasons(skipped: Sequence[Skipped]) -> str:
+    reasons: dict[str, list[str]] = {}
+    for item in skipped:
+        reasons.setdefault(item.reason, []).append(item.name)
+    parts = [f"{len(names)} × {reason} (such as {names[0]})" for reason, names in reasons.items()]
+    return "; ".join(parts) or "nothing that it knows of"
+
+

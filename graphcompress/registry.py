@@ -1,0 +1,58 @@
+"""Names of passes and targets → classes, through entry points, imported when first used.
+
+A third-party package adds a pass by declaring an entry point in the group ``graphcompress.passes``
+(``graphcompress.targets`` for a target); nothing in this package has to change.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Literal
+
+from graphcompress.base import Pass, Target
+from graphcompress.errors import UsageError, nearest
+
+Kind = Literal["passes", "targets"]
+
+
+@cache
+def _entries(kind: Kind) -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=f"graphcompress.{kind}")}
+
+
+def names(kind: Kind) -> list[str]:
+    """Names of the installed passes or targets, sorted; nothing is imported."""
+    return sorted(_entries(kind))
+
+
+def pass_class(name: str) -> type[Pass]:
+    """The pass class called ``name``.
+
+    Raises:
+        UsageError: no installed package declares it.
+    """
+    loaded = _load("passes", name)
+    if not (isinstance(loaded, type) and issubclass(loaded, Pass)):
+        raise UsageError(f"entry point {name!r} of group graphcompress.passes is not a Pass: {loaded!r}")
+    return loaded
+
+
+def target_class(name: str) -> type[Target]:
+    """The target class called ``name``.
+
+    Raises:
+        UsageError: no installed package declares it.
+    """
+    loaded = _load("targets", name)
+    if not (isinstance(loaded, type) and issubclass(loaded, Target)):
+        raise UsageError(f"entry point {name!r} of group graphcompress.targets is not a Target: {loaded!r}")
+    return loaded
+
+
+def _load(kind: Kind, name: str) -> object:
+    entries = _entries(kind)
+    if name not in entries:
+        noun = {"passes": "pass", "targets": "target"}[kind]
+        raise UsageError(f"unknown {noun} {name!r}: {nearest(name, entries)}")
+    return entries[name].load()
