@@ -30,7 +30,9 @@ def staged(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
         output.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     except OSError as error:
-        raise OutputError(f"{output}: cannot be written ({error.strerror}); choose another folder with -o") from error
+        raise OutputError(
+            f"{output}: cannot be written ({error.strerror}); choose another folder with -o"
+        ) from error
     try:
         yield folder
         folder.chmod(0o755)
@@ -38,7 +40,9 @@ def staged(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     except OSError as error:
         if isinstance(error, OutputError):
             raise
-        raise OutputError(f"{output}: could not be written ({error.strerror or error}); nothing was left there") from error
+        raise OutputError(
+            f"{output}: could not be written ({error.strerror or error}); nothing was left there"
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -54,7 +58,9 @@ def refuse_existing(output: Path, *, overwrite: bool) -> None:
     if not overwrite:
         raise UsageError(f"{output} exists; choose another folder with -o, or replace it with --overwrite")
     if not (output / MANIFEST).is_file():
-        raise UsageError(f"{output} exists and is not an artifact, so it is not replaced; choose another folder with -o")
+        raise UsageError(
+            f"{output} exists and is not an artifact, so it is not replaced; choose another folder with -o"
+        )
 
 
 def _swap(folder: Path, output: Path) -> None:

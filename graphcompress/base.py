@@ -31,7 +31,9 @@ class Exact:
         """Why ``difference`` breaks this contract, or None."""
         if difference.max_relative_error <= self.atol:
             return None
-        return f"largest error {difference.max_relative_error:.2e} of the output range, promised {self.atol:.0e}"
+        return (
+            f"largest error {difference.max_relative_error:.2e} of the output range, promised {self.atol:.0e}"
+        )
 
     def __str__(self) -> str:
         return f"exact (largest error {self.atol:.0e} of the output range)"

@@ -24,7 +24,13 @@ from graphcompress.runtime import Runner
 from graphcompress.verify import Difference, Invariance, batch_invariance, compare
 
 TOOLS = ("graphcompress", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json", "vocab.txt")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "config.json",
+    "vocab.txt",
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,11 @@ def optimize(
     pipeline = _with_simplify(passes if isinstance(passes, Pipeline) else _pipeline(passes))
     lowering_target = target if isinstance(target, Target) else parse_target(target)
     source = Path(model) if not isinstance(model, Model) else model.path
-    folder = Path(output) if output is not None else Path(f"{source.stem if source else 'model'}-{lowering_target.name}")
+    folder = (
+        Path(output)
+        if output is not None
+        else Path(f"{source.stem if source else 'model'}-{lowering_target.name}")
+    )
     refuse_existing(folder, overwrite=overwrite)
 
     loaded = model if isinstance(model, Model) else Model.load(model)
@@ -92,7 +102,9 @@ def optimize(
     with Runner(loaded) as runner:
         original = [runner(feed) for feed in feeds]
         reference_invariance = batch_invariance(runner, check)
-        before = Size(loaded.parameters, source.stat().st_size if source else runner.bytes_on_disk, macs(loaded))
+        before = Size(
+            loaded.parameters, source.stat().st_size if source else runner.bytes_on_disk, macs(loaded)
+        )
     records = pipeline.run(loaded, ctx, allow=allow, require_coverage=require_coverage, on_record=on_record)
 
     with staged(folder, overwrite=overwrite) as stage:
@@ -105,8 +117,13 @@ def optimize(
         size = sum(path.stat().st_size for path in stage.rglob("*") if path.is_file())
         after = Size(loaded.parameters, size, macs(loaded))
         _copy_tokenizer(source, stage)
-        result = Build(folder, before, after, tuple(records), difference, invariance, reference_invariance, lowering)
-        write_manifest(stage, _manifest(result, stage, pipeline, lowering_target, source, data, ctx, allow, require_coverage))
+        result = Build(
+            folder, before, after, tuple(records), difference, invariance, reference_invariance, lowering
+        )
+        write_manifest(
+            stage,
+            _manifest(result, stage, pipeline, lowering_target, source, data, ctx, allow, require_coverage),
+        )
     return result
 
 
@@ -132,14 +149,20 @@ def refuse_unsupported(model: Model) -> None:
     Raises:
         UnsupportedModelError: it has no linear maps or embeddings, or is quantised already.
     """
-    quantised = [n for n in model.graph if n.op_type in ("QuantizeLinear", "DynamicQuantizeLinear", "QLinearMatMul", "MatMulInteger")]
+    quantised = [
+        n
+        for n in model.graph
+        if n.op_type in ("QuantizeLinear", "DynamicQuantizeLinear", "QLinearMatMul", "MatMulInteger")
+    ]
     if quantised:
         raise UnsupportedModelError(
             f"the model is quantised already (node {quantised[0].name!r} is a {quantised[0].op_type}); "
             "start from the floating-point model"
         )
     if not linears(model) and not embeddings(model):
-        raise UnsupportedModelError("the model has no linear maps and no embeddings: there is nothing to compress")
+        raise UnsupportedModelError(
+            "the model has no linear maps and no embeddings: there is nothing to compress"
+        )
 
 
 def _pipeline(passes: str | Collection[Pass]) -> Pipeline:

@@ -8,7 +8,9 @@ from typing import Annotated, Optional
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Make Transformers in ONNX small and fast.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Make Transformers in ONNX small and fast."
+)
 
 
 @app.command()

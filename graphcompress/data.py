@@ -20,7 +20,12 @@ from graphcompress.errors import DataError, nearest
 from graphcompress.model import Model
 
 Pair = Literal["joint", "separate"]
-TEXT_COLUMNS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question", "context"), ("question", "sentence"))
+TEXT_COLUMNS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question", "context"),
+    ("question", "sentence"),
+)
 SINGLE_TEXT_COLUMNS = ("sentence", "text", "content", "review", "context")
 DEFAULT_MAX_LENGTH = 128
 
@@ -70,7 +75,9 @@ class Samples:
     def batch(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
         """One padded feed of the samples at ``indices``."""
         chosen = [self.feeds[index] for index in indices]
-        return {name: _stack([sample[name] for sample in chosen], self.pad.get(name, 0)) for name in chosen[0]}
+        return {
+            name: _stack([sample[name] for sample in chosen], self.pad.get(name, 0)) for name in chosen[0]
+        }
 
 
 def load_samples(
@@ -97,7 +104,9 @@ def load_samples(
     if rows == 0:
         raise DataError(f"{path}: no rows")
     columns = {name: values[: limit or rows] for name, values in columns.items()}
-    inputs = {value.name or "": value for value in model.graph.inputs if value.name not in model.graph.initializers}
+    inputs = {
+        value.name or "": value for value in model.graph.inputs if value.name not in model.graph.initializers
+    }
     if set(inputs) <= set(columns):
         return _from_arrays(path, columns, inputs)
     return _from_text(path, columns, model, inputs, _find_tokenizer(tokenizer, model), pair, max_length)
@@ -147,7 +156,13 @@ def _read_columns(path: Path) -> dict[str, list[Any]]:
     if not path.is_file():
         raise DataError(f"{path}: no such data file")
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".tsv": _read_csv, ".npz": _read_npz, ".parquet": _read_parquet}
+    readers = {
+        ".jsonl": _read_jsonl,
+        ".csv": _read_csv,
+        ".tsv": _read_csv,
+        ".npz": _read_npz,
+        ".parquet": _read_parquet,
+    }
     if suffix not in readers:
         raise DataError(f"{path}: unknown kind of data file {suffix!r}; {nearest(suffix, readers)}")
     try:
@@ -159,7 +174,11 @@ def _read_columns(path: Path) -> dict[str, list[Any]]:
 
 
 def _text(path: Path) -> io.TextIOBase:
-    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8", newline="")  # type: ignore[return-value]
+    return (
+        gzip.open(path, "rt", encoding="utf-8")
+        if path.suffix == ".gz"
+        else path.open(encoding="utf-8", newline="")
+    )  # type: ignore[return-value]
 
 
 def _read_jsonl(path: Path) -> dict[str, list[Any]]:
@@ -167,14 +186,20 @@ def _read_jsonl(path: Path) -> dict[str, list[Any]]:
         rows = [json.loads(line) for line in file if line.strip()]
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict) or row.keys() != rows[0].keys():
-            raise DataError(f"{path}: row {number} has other columns than row 1; every line must be one object alike")
+            raise DataError(
+                f"{path}: row {number} has other columns than row 1; every line must be one object alike"
+            )
     return {key: [row[key] for row in rows] for key in rows[0]} if rows else {}
 
 
 def _read_csv(path: Path) -> dict[str, list[Any]]:
     delimiter = "\t" if ".tsv" in path.suffixes else ","
     with _text(path) as file:
-        rows = list(csv.DictReader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL))
+        rows = list(
+            csv.DictReader(
+                file, delimiter=delimiter, quoting=csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+            )
+        )
     return {key: [row[key] for row in rows] for key in rows[0]} if rows else {}
 
 
@@ -187,7 +212,9 @@ def _read_parquet(path: Path) -> dict[str, list[Any]]:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise DataError(f"{path}: reading parquet needs pyarrow: pip install 'graphcompress[parquet]'") from error
+        raise DataError(
+            f"{path}: reading parquet needs pyarrow: pip install 'graphcompress[parquet]'"
+        ) from error
     return dict(pyarrow.parquet.read_table(path).to_pydict())
 
 
@@ -226,15 +253,21 @@ def _from_text(
             f"(sentence, text, sentence1 + sentence2, …); rename the columns"
         )
     if tokenizer is None:
-        raise DataError(f"{path}: texts need a tokenizer; put tokenizer.json beside the model or give --tokenizer")
+        raise DataError(
+            f"{path}: texts need a tokenizer; put tokenizer.json beside the model or give --tokenizer"
+        )
     _check_vocabulary(tokenizer, model, inputs)
     tokenizer.no_padding()
     tokenizer.enable_truncation(_longest(model, inputs, max_length))
     if len(texts) == 2 and pair == "joint":
         encodings = tokenizer.encode_batch(list(zip(columns[texts[0]], columns[texts[1]], strict=True)))
     else:
-        encodings = tokenizer.encode_batch([columns[text][row] for row in range(len(columns[texts[0]])) for text in texts])
-    feeds = [{name: _encoded(name, value, encoding) for name, value in inputs.items()} for encoding in encodings]
+        encodings = tokenizer.encode_batch(
+            [columns[text][row] for row in range(len(columns[texts[0]])) for text in texts]
+        )
+    feeds = [
+        {name: _encoded(name, value, encoding) for name, value in inputs.items()} for encoding in encodings
+    ]
     rest = {name: values for name, values in columns.items() if name not in texts}
     pad = {name: _pad_id(tokenizer) for name in inputs if _kind(name) == "ids"}
     return Samples(feeds, rest, pad, per_row=len(feeds) // len(columns[texts[0]]))
@@ -249,7 +282,13 @@ def _text_columns(columns: Mapping[str, Sequence[Any]]) -> tuple[str, ...]:
 
 def _kind(name: str) -> str:
     lowered = name.lower()
-    for key, kind in (("mask", "mask"), ("type", "type"), ("segment", "type"), ("position", "position"), ("ids", "ids")):
+    for key, kind in (
+        ("mask", "mask"),
+        ("type", "type"),
+        ("segment", "type"),
+        ("position", "position"),
+        ("ids", "ids"),
+    ):
         if key in lowered:
             return kind
     return ""
@@ -296,7 +335,9 @@ def _check_vocabulary(tokenizer: tokenizers.Tokenizer, model: Model, inputs: Map
 
 
 def _longest(model: Model, inputs: Mapping[str, ir.Value], max_length: int) -> int:
-    fixed = [dim for name, value in inputs.items() if _kind(name) == "ids" for dim in list(value.shape or [])[1:]]
+    fixed = [
+        dim for name, value in inputs.items() if _kind(name) == "ids" for dim in list(value.shape or [])[1:]
+    ]
     return min([max_length, *(dim for dim in fixed if isinstance(dim, int))])
 
 

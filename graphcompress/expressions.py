@@ -10,7 +10,9 @@ import onnx_ir as ir
 
 from graphcompress.runtime import session_of
 
-_NOT_FOLDABLE = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"})
+_NOT_FOLDABLE = frozenset(
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"}
+)
 
 
 def is_constant(value: ir.Value | None) -> bool:
@@ -31,7 +33,10 @@ def is_constant(value: ir.Value | None) -> bool:
         node = value.producer()
         if node is None or node.domain or node.op_type in _NOT_FOLDABLE:
             return False
-        if any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values()):
+        if any(
+            attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+            for attr in node.attributes.values()
+        ):
             return False
         pending.extend(node.inputs)
     return True
@@ -57,7 +62,12 @@ def leaves(value: ir.Value) -> list[ir.Value]:
     """Stored tensors that the constant ``value`` is computed from (itself, when it is stored)."""
     if value.const_value is not None:
         return [value]
-    found = [v for node in expression_nodes(value) for v in node.inputs if v is not None and v.const_value is not None]
+    found = [
+        v
+        for node in expression_nodes(value)
+        for v in node.inputs
+        if v is not None and v.const_value is not None
+    ]
     return list(dict.fromkeys(found))
 
 
@@ -71,7 +81,9 @@ def evaluate(value: ir.Value) -> np.ndarray:
     return _compute(nodes, stored, value, opsets[""])
 
 
-def _compute(nodes: Sequence[ir.Node], stored: Sequence[ir.Value], result: ir.Value, opset: int) -> np.ndarray:
+def _compute(
+    nodes: Sequence[ir.Node], stored: Sequence[ir.Value], result: ir.Value, opset: int
+) -> np.ndarray:
     graph = onnx.helper.make_graph(
         [ir.to_proto(node) for node in nodes],
         "expression",

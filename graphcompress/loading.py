@@ -22,7 +22,9 @@ def read_model(path: Path) -> ir.Model:
     try:
         model = ir.load(path)
     except (google.protobuf.message.DecodeError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise InvalidModelError(f"{path}: not an ONNX file, or it is truncated ({_first_line(error)})") from error
+        raise InvalidModelError(
+            f"{path}: not an ONNX file, or it is truncated ({_first_line(error)})"
+        ) from error
     if not model.graph.opset_imports or not model.graph.outputs:
         raise InvalidModelError(f"{path}: not an ONNX file, or it is truncated (it has no graph)")
     for tensor in _tensors(model):
@@ -50,7 +52,9 @@ def _check_external(path: Path, tensor: ir.ExternalTensor) -> None:
     where = f"{path}: external data of {tensor.name!r}"
     file = folder / location
     if location.is_absolute() or ".." in location.parts or not file.resolve().is_relative_to(folder):
-        raise InvalidModelError(f"{where} lies outside the model's folder ({location}); put it beside the model")
+        raise InvalidModelError(
+            f"{where} lies outside the model's folder ({location}); put it beside the model"
+        )
     if not file.is_file():
         raise InvalidModelError(f"{where} is missing: there is no file {location} beside the model")
     needed = (tensor.offset or 0) + tensor.nbytes

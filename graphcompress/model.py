@@ -120,7 +120,13 @@ class Model:
         file = self._scratch_folder() / f"{self._stored}.bin"
         file.write_bytes(tensor.tobytes())
         return ir.ExternalTensor(
-            file.name, 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(array.shape), name="", base_dir=file.parent
+            file.name,
+            0,
+            tensor.nbytes,
+            tensor.dtype,
+            shape=ir.Shape(array.shape),
+            name="",
+            base_dir=file.parent,
         )
 
     def _scratch_folder(self) -> Path:
@@ -170,7 +176,9 @@ class Model:
         try:
             for value in initializers:
                 if isinstance(value.const_value, ir.ExternalTensor):
-                    value.const_value = ir.tensor(value.const_value.numpy(), dtype=value.dtype, name=value.name)
+                    value.const_value = ir.tensor(
+                        value.const_value.numpy(), dtype=value.dtype, name=value.name
+                    )
             ir.save(self.ir, path)
         finally:
             for value, tensor in zip(initializers, tensors, strict=True):

@@ -149,7 +149,9 @@ def _skip_comma(text: str, position: int) -> int:
 
 
 def _syntax_error(text: str, position: int, problem: str) -> UsageError:
-    return UsageError(f"cannot read {text!r}: {problem} at character {position + 1} ({text[position : position + 12]!r})")
+    return UsageError(
+        f"cannot read {text!r}: {problem} at character {position + 1} ({text[position : position + 12]!r})"
+    )
 
 
 def _parse_value(raw: object, hint: Any, where: str) -> Any:

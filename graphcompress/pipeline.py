@@ -177,5 +177,3 @@ def _reasons(skipped: Sequence[Skipped]) -> str:
         reasons.setdefault(item.reason, []).append(item.name)
     parts = [f"{len(names)} × {reason} (such as {names[0]})" for reason, names in reasons.items()]
     return "; ".join(parts) or "nothing that it knows of"
-
-

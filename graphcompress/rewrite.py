@@ -56,7 +56,10 @@ class Rewriter:
         """A new initializer; the array goes to scratch on disk when it is large."""
         tensor = self.model.store(array, dtype)
         value = ir.Value(
-            name=self.fresh_name(name), shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            name=self.fresh_name(name),
+            shape=ir.Shape(tensor.shape),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
         )
         tensor.name = value.name
         self.model.graph.register_initializer(value)
@@ -79,7 +82,11 @@ class Rewriter:
         """
         made = ir.node(op_type, list(inputs), attributes, domain=domain, num_outputs=outputs)
         for index, value in enumerate(made.outputs):
-            value.name = self.fresh_name(name or f"{op_type.lower()}") if index == 0 else self.fresh_name(f"{name}.{index}")
+            value.name = (
+                self.fresh_name(name or f"{op_type.lower()}")
+                if index == 0
+                else self.fresh_name(f"{name}.{index}")
+            )
         made.name = f"node_{made.outputs[0].name}"
         if before is None:
             self.model.graph.append(made)
@@ -106,7 +113,9 @@ class Rewriter:
             name = old.name
             old.name = self.fresh_name(f"{name}.before")
             new.name = name
-            self.model.graph.outputs[:] = [new if output is old else output for output in self.model.graph.outputs]
+            self.model.graph.outputs[:] = [
+                new if output is old else output for output in self.model.graph.outputs
+            ]
             new.shape, new.type = old.shape, old.type
         for node, index in tuple(old.uses()):
             node.replace_input_with(index, new)
@@ -131,7 +140,9 @@ class Rewriter:
             self._as_matmul(subject, weight)
 
     def _as_matmul(self, linear: Linear, weight: ir.Value) -> None:
-        out = self.node("MatMul", linear.input, weight, before=linear.node, name=f"{linear.output.name}.product")
+        out = self.node(
+            "MatMul", linear.input, weight, before=linear.node, name=f"{linear.output.name}.product"
+        )
         if linear.bias is not None:
             out = self.node("Add", out, linear.bias, before=linear.node, name=f"{linear.output.name}.sum")
         self.replace(linear.output, out)

@@ -23,7 +23,9 @@ Feed = Mapping[str, np.ndarray]
 _ERRORS_ONLY = 3
 
 
-def session_of(model: bytes | str | Path, *, threads: int = 0, optimize: bool = True) -> onnxruntime.InferenceSession:
+def session_of(
+    model: bytes | str | Path, *, threads: int = 0, optimize: bool = True
+) -> onnxruntime.InferenceSession:
     """An ONNX Runtime CPU session over a file or serialized bytes; ``threads`` 0 means the runtime's own choice.
 
     Raises:
@@ -66,7 +68,9 @@ class Runner:
         except BaseException:
             self._folder.cleanup()
             raise
-        self.outputs = [value.name or "" for value in values] or [output.name for output in self._session.get_outputs()]
+        self.outputs = [value.name or "" for value in values] or [
+            output.name for output in self._session.get_outputs()
+        ]
 
     def __call__(self, feed: Feed) -> dict[str, np.ndarray]:
         """Outputs (or the chosen values) by name for one feed."""

@@ -113,7 +113,10 @@ def compare(reference: Iterable[Mapping[str, np.ndarray]], run: Run, feeds: Iter
 def batch_invariance(run: Run, samples: Samples, *, batch: int = 8, tolerance: float = 0.01) -> Invariance:
     """Run every sample alone and in a padded batch of ``batch``, and compare the two answers."""
     alone: list[Mapping[str, np.ndarray]] = [run(samples.batch([index])) for index in range(len(samples))]
-    peak = max((float(np.max(np.abs(array))) for answer in alone for array in answer.values() if array.size), default=1.0)
+    peak = max(
+        (float(np.max(np.abs(array))) for answer in alone for array in answer.values() if array.size),
+        default=1.0,
+    )
     worst, low, changed = 0.0, 1.0, 0
     for start in range(0, len(samples), batch):
         indices = range(start, min(start + batch, len(samples)))
@@ -125,7 +128,9 @@ def batch_invariance(run: Run, samples: Samples, *, batch: int = 8, tolerance: f
     return Invariance(len(samples), worst, low, changed, tolerance)
 
 
-def _answer_distance(alone: Mapping[str, np.ndarray], together: Mapping[str, np.ndarray], row: int) -> tuple[float, float]:
+def _answer_distance(
+    alone: Mapping[str, np.ndarray], together: Mapping[str, np.ndarray], row: int
+) -> tuple[float, float]:
     error, angle = 0.0, 1.0
     for name, array in alone.items():
         if not np.issubdtype(array.dtype, np.floating) or array.ndim == 0 or array.shape[0] != 1:

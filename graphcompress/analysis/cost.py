@@ -33,7 +33,11 @@ def node_costs(model: Model, *, batch: int = BATCH, length: int = LENGTH) -> lis
     named = {linear.node: linear.name for linear in linears(model)}
     costs = []
     for node in model.graph:
-        if node.domain or node.op_type not in ("MatMul", "Gemm", "MatMulInteger") or is_constant(node.outputs[0]):
+        if (
+            node.domain
+            or node.op_type not in ("MatMul", "Gemm", "MatMulInteger")
+            or is_constant(node.outputs[0])
+        ):
             continue
         size = _sizes(node.outputs[0], bindings)
         inner = _sizes(node.inputs[0], bindings)
