@@ -1,0 +1,64 @@
+"""Fixtures that all tests share: a small BERT as a file and as a Model, and samples for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from bert import Bert
+from hypothesis import HealthCheck, settings
+
+from graphcompress.data import Samples
+from graphcompress.model import Model
+
+settings.register_profile(
+    "tests",
+    deadline=None,
+    derandomize=True,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session")
+def tiny_bert_proto() -> onnx.ModelProto:
+    """2 layers, hidden 32, 4 heads, FFN 64, vocabulary 100, dynamic batch and sequence; do not change it."""
+    return Bert().model()
+
+
+@pytest.fixture(scope="session")
+def tiny_bert_path(tiny_bert_proto: onnx.ModelProto, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``tiny_bert`` as a file; do not change it."""
+    path = tmp_path_factory.mktemp("tiny_bert") / "model.onnx"
+    onnx.save(tiny_bert_proto, path)
+    return path
+
+
+@pytest.fixture
+def tiny_bert(tiny_bert_path: Path) -> Model:
+    """A Model of its own for every test: edit it freely."""
+    return Model.load(tiny_bert_path)
+
+
+@pytest.fixture(scope="session")
+def tiny_samples() -> Samples:
+    """24 random sentences of 4 to 27 tokens for ``tiny_bert``."""
+    return random_samples(24)
+
+
+def random_samples(count: int, *, vocabulary: int = 100, seed: int = 0) -> Samples:
+    """Random token ids of varying length, as a tokenizer would feed them."""
+    rng = np.random.default_rng(seed)
+    lengths = 4 + rng.permutation(count)
+    feeds = [
+        {
+            "input_ids": rng.integers(1, vocabulary, length),
+            "attention_mask": np.ones(length, np.int64),
+            "token_type_ids": np.zeros(length, np.int64),
+        }
+        for length in lengths
+    ]
+    return Samples(feeds)

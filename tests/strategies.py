@@ -1,0 +1,37 @@
+"""Hypothesis strategies that several tests share."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from typing import Any
+
+import hypothesis.strategies as st
+
+from graphcompress.base import Pass, Target
+
+
+def instances(cls: type[Pass] | type[Target]) -> st.SearchStrategy[Any]:
+    """Instances of a pass or target with any options that are within their ranges."""
+    hints = typing.get_type_hints(cls)
+    return st.builds(cls, **{f.name: option_values(f, hints[f.name]) for f in dataclasses.fields(cls)})
+
+
+def option_values(field: dataclasses.Field[Any], hint: Any) -> st.SearchStrategy[Any]:
+    """Values of one option within its choices and range; its default among them."""
+    limits = field.metadata
+    arms = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    parts: list[st.SearchStrategy[Any]] = [st.just(field.default)]
+    low, high = limits.get("minimum"), limits.get("maximum")
+    if limits.get("choices"):
+        return st.sampled_from(limits["choices"])
+    if int in arms:
+        parts.append(st.integers(None if low is None else int(low), None if high is None else int(high)))
+    if float in arms:
+        parts.append(st.floats(low, high, allow_nan=False, allow_infinity=False))
+    if bool in arms:
+        parts.append(st.booleans())
+    if str in arms:
+        parts.append(st.text(st.characters(exclude_categories=["Cs"]), max_size=12))
+    return st.one_of(parts)
