@@ -1,9 +1,9 @@
-"""Compares running times fairly: contenders take turns, each alone while it runs; ratios come with their spread.
+"""Compares running times fairly: contenders take turns, each alone while it runs; ratios carry a spread.
 
 A session of ONNX Runtime keeps its worker threads spinning for some 50 ms after a run, so a contender that
 starts at once shares the cores with the one before it. A turn therefore begins when the process has become
-idle, and its first run only wakes the threads. All contenders of a round see the same machine, so the ratio is
-taken per round: a neighbour's load moves both times, and the ratio little.
+idle, and its first run only wakes the threads. All contenders of a round see the same machine, so the ratio
+is taken per round: a neighbour's load moves both times, and the ratio little.
 """
 
 from __future__ import annotations
