@@ -113,7 +113,7 @@ class Model:
 
     def store(self, array: np.ndarray, dtype: ir.DataType | None = None) -> ir.TensorProtocol:
         """A tensor of ``array`` kept in scratch on disk (small ones in memory), so that memory follows one weight."""
-        tensor = ir.tensor(np.ascontiguousarray(array), dtype=dtype)
+        tensor = ir.tensor(np.asarray(array, order="C"), dtype=dtype)
         if tensor.nbytes < 1 << 16:
             return tensor
         self._stored += 1

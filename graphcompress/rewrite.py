@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
@@ -25,9 +27,7 @@ class Rewriter:
         self.model = model
         self.ctx = ctx
         self.modified = False
-        self._names = {value.name for node in model.graph for value in node.outputs}
-        self._names.update(value.name for value in model.initializers())
-        self._names.update(value.name for value in model.graph.inputs)
+        self._names = _value_names(model)
 
     def __enter__(self) -> Rewriter:
         return self
@@ -126,6 +126,22 @@ class Rewriter:
         node.replace_input_with(index, value)
         self.modified = True
 
+    def set_attribute(self, node: ir.Node, name: str, value: AttributeValue | None) -> None:
+        """Give ``node`` an attribute, or take it away (None)."""
+        if value is None:
+            node.attributes.pop(name, None)
+        else:
+            node.attributes[name] = ir.convenience.convert_attribute(name, value)
+        self.modified = True
+
+    def supersede(self, old: ir.Value, new: ir.Value) -> None:
+        """As :meth:`replace`, for a ``new`` that was made to be ``old``: it takes over name and metadata too."""
+        self.replace(old, new)
+        new.metadata_props.update(old.metadata_props)
+        if not new.is_graph_output():
+            name, old.name = old.name, self.fresh_name(f"{old.name}.before")
+            new.name = name
+
     def set_weight(self, subject: Linear | Embedding, weight: ir.Value) -> None:
         """Give a linear a new weight [in, out], or an embedding a new table [rows, width].
 
@@ -147,11 +163,28 @@ class Rewriter:
             out = self.node("Add", out, linear.bias, before=linear.node, name=f"{linear.output.name}.sum")
         self.replace(linear.output, out)
 
+    def apply(self, step: Callable[[ir.Model], ir.passes.PassResult]) -> bool:
+        """Run a pass of a library over the whole model in place; whether it modified anything."""
+        modified = bool(step(self.model.ir).modified)
+        if modified:
+            self.modified = True
+            self._names = _value_names(self.model)
+        return modified
+
     def clean(self) -> None:
         """Remove what nothing uses any more, sort the nodes, infer shapes anew."""
         common.RemoveUnusedNodesPass()(self.model.ir)
         common.TopologicalSortPass()(self.model.ir)
         self.model.infer_shapes()
+
+
+def _value_names(model: Model) -> set[str | None]:
+    """Names of all values, also of those inside subgraphs."""
+    nodes = ir.traversal.RecursiveGraphIterator(model.graph)
+    names = {value.name for node in nodes for value in node.outputs}
+    names.update(value.name for value in model.initializers())
+    names.update(value.name for graph in model.ir.graphs() for value in graph.inputs)
+    return names
 
 
 def _name(subject: Subject) -> str:

@@ -1,0 +1,54 @@
+"""Index maps: which values count along an axis, so that gathering with them copies or repeats and moves nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+Dim = int | ir.SymbolicDim
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """``value[…, i, …] = i`` along ``axis`` (counted from the last, negative) and the same everywhere else.
+
+    Attributes:
+        axis: negative axis along which it counts.
+        size: how far it counts.
+    """
+
+    axis: int
+    size: Dim
+
+
+def coordinate(value: ir.Value | None) -> Coordinate | None:
+    """What ``value`` counts: a Range from 0 by 1, moved by Unsqueeze, Reshape-free broadcasting and Cast."""
+    node = None if value is None else value.producer()
+    if node is None or node.domain or value is None or value.shape is None:
+        return None
+    if node.op_type == "Range":
+        counts = _number(node.inputs[0]) == 0 and _number(node.inputs[2]) == 1
+        return Coordinate(-1, value.shape[0]) if counts else None
+    inner = (
+        coordinate(node.inputs[0]) if node.op_type in ("Unsqueeze", "Expand", "Cast", "Identity") else None
+    )
+    if inner is None or node.op_type != "Unsqueeze":
+        return inner
+    axes = (
+        None
+        if node.inputs[1] is None or node.inputs[1].const_value is None
+        else node.inputs[1].const_value.numpy()
+    )
+    if axes is None:
+        return None
+    rank = len(value.shape)
+    added = {int(axis) % rank for axis in axes.reshape(-1)}
+    kept = [axis for axis in range(rank) if axis not in added]
+    return Coordinate(kept[inner.axis] - rank, inner.size)
+
+
+def _number(value: ir.Value | None) -> float | None:
+    if value is None or value.const_value is None or value.const_value.size != 1 or value.is_graph_input():
+        return None
+    return float(value.const_value.numpy().reshape(()))

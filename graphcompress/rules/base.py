@@ -1,0 +1,107 @@
+"""What every rule is and uses: its type, shape comparison, and what the readers of a value tolerate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from graphcompress.rewrite import Rewriter
+
+Dim = int | ir.SymbolicDim
+Rule = Callable[[Rewriter, ir.Node], str | None]
+"""Edits the graph around a node of its operator and says what it removed, or returns None and edits nothing."""
+
+BROADCASTING = frozenset(
+    "Add Sub Mul Div And Or Xor Equal Greater GreaterOrEqual Less LessOrEqual Where Max Min Mod".split()
+)
+ELEMENTWISE = frozenset("Not Cast Neg Abs Identity Exp Sqrt Tanh Erf IsNaN".split())
+
+
+def same_dim(a: Dim, b: Dim) -> bool:
+    """Whether two sizes are equal in every run: equal numbers or equal expressions; an unknown size equals nothing."""
+    if isinstance(a, int) or isinstance(b, int):
+        return isinstance(a, int) and isinstance(b, int) and a == b
+    return a.value is not None and b.value is not None and bool(a == b)
+
+
+def same_shape(a: Sequence[Dim] | None, b: Sequence[Dim] | None) -> bool:
+    """Whether two shapes are known and equal in every run."""
+    if a is None or b is None or len(a) != len(b):
+        return False
+    return all(same_dim(x, y) for x, y in zip(a, b, strict=True))
+
+
+def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
+    """The standard operator that computes ``value`` when it is one of ``op_types``."""
+    node = None if value is None else value.producer()
+    if node is None or node.domain not in ("", "ai.onnx") or node.op_type not in op_types:
+        return None
+    return node
+
+
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    """The array of a stored tensor that the caller of the model cannot override."""
+    if value is None or value.const_value is None or value.is_graph_input():
+        return None
+    return value.const_value.numpy()
+
+
+def scalar(value: ir.Value | None) -> float | None:
+    """The number of a stored tensor that holds one element."""
+    if value is None or value.const_value is None or value.const_value.size != 1:
+        return None
+    array = constant(value)
+    return None if array is None else float(array.reshape(()))
+
+
+def only_use(value: ir.Value) -> ir.Node | None:
+    """The one node that reads ``value`` once, when nothing else does."""
+    uses = value.uses()
+    return None if len(uses) != 1 or value.is_graph_output() else next(iter(uses)).node
+
+
+def replaceable(old: ir.Value, new: ir.Value) -> bool:
+    """Whether ``new`` may stand for ``old``: a graph output keeps its name, which an input or weight cannot take."""
+    if old.graph is not new.graph and new.graph is not None:
+        return False
+    if not old.is_graph_output():
+        return True
+    return not (new.is_graph_output() or new.is_graph_input() or new.is_initializer())
+
+
+def broadcast(shapes: Sequence[Sequence[Dim]]) -> list[Dim] | None:
+    """The shape that ``shapes`` broadcast to, or None when a pair of sizes cannot be compared."""
+    result: list[Dim] = []
+    for offset in range(1, max(map(len, shapes), default=0) + 1):
+        sizes = [shape[-offset] for shape in shapes if len(shape) >= offset]
+        wide = [size for size in sizes if size != 1]
+        if any(not same_dim(size, wide[0]) for size in wide):
+            return None
+        result.append(wide[0] if wide else 1)
+    return result[::-1]
+
+
+def tolerates(value: ir.Value, shape: Sequence[Dim] | None) -> bool:
+    """Whether every reader of ``value`` computes the same when its shape shrinks to ``shape``, which broadcasts to it.
+
+    True when the sizes that get lost come back by broadcasting against another operand before anything but an
+    elementwise operator sees them.
+    """
+    if shape is None or value.is_graph_output():
+        return shape is not None and same_shape(shape, value.shape)
+    if same_shape(shape, value.shape):
+        return True
+    return all(_tolerates(use.node, value, shape) for use in value.uses())
+
+
+def _tolerates(node: ir.Node, value: ir.Value, shape: Sequence[Dim]) -> bool:
+    if node.domain or node.op_type not in BROADCASTING | ELEMENTWISE or value.graph is not node.graph:
+        return False
+    operands = [operand for operand in node.inputs if operand is not None]
+    shapes = [shape if operand is value else operand.shape for operand in operands]
+    if any(known is None for known in shapes):
+        return False
+    narrow = broadcast([list(known) for known in shapes if known is not None])
+    return narrow is not None and tolerates(node.outputs[0], narrow)

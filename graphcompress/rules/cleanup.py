@@ -1,0 +1,109 @@
+"""What the libraries clean up: constants, identities, common subexpressions, dead code, decomposed normalisations."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+from onnxscript.optimizer._constant_folding import FoldConstantsPass
+from onnxscript.rewriter.rules.fusion import _layer_norm, _rms_normalization
+
+from graphcompress.model import is_weight
+from graphcompress.rewrite import Rewriter
+
+FOLDED_ELEMENTS = 1024
+"""Tensors above this size are folded only as weights (:func:`graphcompress.rules.linears.fold_weight`)."""
+
+
+def clean_up(rw: Rewriter) -> bool:
+    """Run the libraries' passes; whether anything was modified."""
+    steps = [
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        FoldConstantsPass(
+            shape_inference=False,
+            input_size_limit=FOLDED_ELEMENTS,
+            output_size_limit=FOLDED_ELEMENTS,
+            should_fold=_may_fold,
+        ),
+        common.IdentityEliminationPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+    ]
+    return any([rw.apply(step) for step in steps])
+
+
+def fuse_normalizations(rw: Rewriter) -> int:
+    """Decomposed LayerNormalization (opset 17) and RMSNormalization (opset 23) become one node each; how many."""
+    rules = []
+    if rw.model.opset >= 17:
+        rules.append(_layer_norm.layer_normalization_ruleset)
+    if rw.model.opset >= 23:
+        rules.append(_rms_normalization.rms_normalization_ruleset)
+    fused = 0
+    for ruleset in rules:
+        count = 0
+
+        def step(model: ir.Model, ruleset: object = ruleset) -> ir.passes.PassResult:
+            nonlocal count
+            count = ruleset.apply_to_model(model)  # type: ignore[attr-defined]
+            return ir.passes.PassResult(model, count > 0)
+
+        rw.apply(step)
+        fused += count
+    return fused
+
+
+def merge_duplicates(rw: Rewriter) -> int:
+    """Initializers of equal type, shape and bytes become one; how many went.
+
+    Vectors of floats are kept apart: equal biases and scales of a fresh model are equal by chance, are small, and
+    would be tied from then on.
+    """
+    kept: dict[tuple[object, ...], ir.Value] = {}
+    merged = 0
+    for key, value in _fingerprints(rw):
+        first = kept.setdefault(key, value)
+        if first is value:
+            continue
+        if is_weight(value) and value.const_value is not None and value.const_value.size > 1:
+            rw.touch(value.name or "", f"is the same as {first.name}")
+        rw.replace(value, first)
+        merged += 1
+    return merged
+
+
+def _fingerprints(rw: Rewriter) -> Iterator[tuple[tuple[object, ...], ir.Value]]:
+    groups: dict[tuple[object, ...], list[ir.Value]] = {}
+    for value in list(rw.model.graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or value.is_graph_input() or value.is_graph_output() or not value.uses():
+            continue
+        if tensor.dtype == ir.DataType.STRING or (
+            is_weight(value) and tensor.size > 1 and len(tensor.shape) < 2
+        ):
+            continue
+        groups.setdefault((tensor.dtype, tuple(tensor.shape.numpy())), []).append(value)
+    for group, values in groups.items():
+        if len(values) == 1:
+            continue
+        for value in values:
+            yield (*group, hashlib.sha256(value.const_value.tobytes()).digest()), value  # type: ignore[union-attr]
+
+
+def _may_fold(node: ir.Node) -> bool | None:
+    """Never fold large tensors here, nor an expression whose result is larger than what it is computed from."""
+    stored = [
+        value.const_value for value in node.inputs if value is not None and value.const_value is not None
+    ]
+    if any(tensor.size > FOLDED_ELEMENTS for tensor in stored):
+        return False
+    out = node.outputs[0]
+    if out.dtype is None or out.shape is None or not out.shape.is_static():
+        return None
+    bytes_after = math.prod(out.shape.numpy()) * out.dtype.itemsize
+    if is_weight(out) and bytes_after > sum(tensor.nbytes for tensor in stored):
+        return False
+    return None

@@ -1,0 +1,154 @@
+"""One form for linears: MatMul with a weight [in, out], then Add with a bias [out]; scalar factors written once."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from graphcompress.analysis.linears import NAME_KEY, linears
+from graphcompress.expressions import evaluate, expression_nodes, is_constant, leaves
+from graphcompress.model import is_weight
+from graphcompress.rewrite import Rewriter
+from graphcompress.rules.base import Rule, constant, only_use, producer, scalar
+
+SMALL_BYTES = 8192
+"""Results up to this size may be folded by the library's own folding."""
+
+
+def fold_weight(rw: Rewriter, node: ir.Node) -> str | None:
+    """A constant expression over weights is computed once, unless it is the smaller form of its result.
+
+    Left alone: an expression larger than its leaves (Kronecker factors, low-bit storage), and one whose leaves are
+    read elsewhere too (tied weights), because folding would store them twice.
+    """
+    value = node.outputs[0]
+    if len(node.outputs) != 1 or not is_constant(value) or value.const_value is not None:
+        return None
+    if (
+        value.is_graph_output()
+        or not value.uses()
+        or all(is_constant(use.node.outputs[0]) for use in value.uses())
+    ):
+        return None  # a part of a larger expression, which is looked at as a whole
+    if why_not_fold(value) is not None:
+        return None
+    name = weight_name(value)
+    folded = rw.constant(
+        evaluate(value), f"{name}.folded" if node.op_type != "Transpose" else f"{name}.transposed"
+    )
+    folded.metadata_props[NAME_KEY] = name
+    rw.touch(name, f"{node.op_type} of a weight folded")
+    rw.replace(value, folded)
+    return f"{node.op_type} of a weight"
+
+
+def why_not_fold(value: ir.Value) -> str | None:
+    """Why the constant expression ``value`` is not computed now, or None."""
+    if value.shape is None or not value.shape.is_static() or value.dtype is None:
+        return "its shape is not known"
+    nodes = set(expression_nodes(value))
+    stored = leaves(value)
+    bytes_after = int(np.prod(value.shape.numpy()) * value.dtype.itemsize)
+    if bytes_after > sum(leaf.const_value.nbytes for leaf in stored if leaf.const_value is not None):
+        return "the expression is smaller than its result"
+    if any(use.node not in nodes for leaf in stored if is_weight(leaf) for use in leaf.uses()):
+        return "tied: the stored tensor has other readers, folding would store it twice"
+    return None
+
+
+def weight_name(value: ir.Value) -> str:
+    """What a user calls the weight that the constant ``value`` stands for."""
+    stored = leaves(value)
+    named = [leaf for leaf in stored if is_weight(leaf)] or stored
+    return (
+        value.metadata_props.get(NAME_KEY)
+        or named[0].metadata_props.get(NAME_KEY)
+        or named[0].name
+        or "weight"
+    )
+
+
+def gemm(rw: Rewriter, node: ir.Node) -> str | None:
+    """A Gemm with a constant weight becomes MatMul and Add."""
+    found = next((linear for linear in linears(rw.model) if linear.node is node), None)
+    if found is None:
+        return None
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    vector = bias is None or (bias.shape is not None and list(bias.shape) == [found.out_features])
+    if not vector and not _flatten_bias(rw, node, 2, found.out_features):
+        return None
+    if bias is not None and not vector:
+        return "bias of more than one axis"
+    weight = found.weight
+    if found.transposed:
+        weight = rw.node("Transpose", weight, before=node, name=f"{found.name}.transposed", perm=[1, 0])
+    rw.touch(found, "Gemm became MatMul and Add")
+    rw.set_weight(found, weight)
+    return "Gemm"
+
+
+def bias_last(rw: Rewriter, node: ir.Node) -> str | None:
+    """A bias is the second operand of the Add after a MatMul, and has one axis."""
+    a, b = node.inputs
+    if producer(a, "MatMul") is None and producer(b, "MatMul") is not None and is_constant(a):
+        rw.set_input(node, 0, b)
+        rw.set_input(node, 1, a)
+        return "bias before its product"
+    product = producer(a, "MatMul")
+    if product is None or not is_constant(b) or product.outputs[0].shape is None:
+        return None
+    width = product.outputs[0].shape[-1]
+    if b is None or b.shape is None or len(b.shape) < 2 or len(b.shape) > len(product.outputs[0].shape):
+        return None
+    return "bias of more than one axis" if _flatten_bias(rw, node, 1, width) else None
+
+
+def _flatten_bias(rw: Rewriter, node: ir.Node, index: int, width: int | ir.SymbolicDim) -> bool:
+    """Give ``node`` its bias as [width] when it is [1, …, width]."""
+    bias = node.inputs[index]
+    array = constant(bias)
+    if bias is None or array is None or not isinstance(width, int):
+        return False
+    if array.size == 1 and width > 1 and node.op_type == "Gemm":
+        array = np.full(width, array.reshape(()), array.dtype)
+    if array.size != width or array.shape[-1] != width:
+        return False
+    flat = rw.constant(array.reshape(-1), f"{bias.name}.flat", bias.dtype)
+    flat.metadata_props[NAME_KEY] = bias.metadata_props.get(NAME_KEY) or bias.name or ""
+    rw.set_input(node, index, flat)
+    return True
+
+
+def one_scale(rw: Rewriter, node: ir.Node) -> str | None:
+    """Scalar factors on both operands of a product become one on the left (Q·√s times K·√s).
+
+    The factor is not folded into the weight behind it: weights stay those of the checkpoint, tied ones stay tied,
+    and runtimes fuse a scalar into the product for nothing.
+    """
+    left, right = (producer(value, "Mul") for value in node.inputs)
+    if left is None or right is None or any(only_use(side.outputs[0]) is not node for side in (left, right)):
+        return None
+    (a, factor), (b, other) = _scaled(left), _scaled(right)
+    if a is None or b is None or factor is None or other is None or factor.dtype != other.dtype:
+        return None
+    product = np.asarray(factor.const_value.numpy() * other.const_value.numpy())  # type: ignore[union-attr]
+    if not np.isfinite(product.astype(np.float64)).all():
+        return None
+    rw.set_input(left, 0, a)
+    rw.set_input(left, 1, rw.constant(product.reshape(()), f"{left.outputs[0].name}.scale", factor.dtype))
+    rw.set_input(node, 1, b)
+    return "second scale of a product"
+
+
+def _scaled(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None]:
+    """The operand and the scalar of a Mul."""
+    for index in (1, 0):
+        factor, operand = node.inputs[index], node.inputs[1 - index]
+        if scalar(factor) is not None and operand is not None and not is_constant(operand):
+            if factor is not None and factor.shape is not None and len(factor.shape) == 0:
+                return operand, factor
+    return None, None
+
+
+RULES: dict[str, tuple[Rule, ...]] = {"Gemm": (gemm,), "Add": (bias_last,), "MatMul": (one_scale,)}
+"""Operator → rules, tried in this order; :func:`fold_weight` is for every operator."""
