@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from graphcompress.base import Capabilities, Context, Exact, Lossy, Pass, Target
-    from graphcompress.build import Build, optimize
+    from graphcompress.build import Build, optimize, session
     from graphcompress.data import Samples, load_samples
     from graphcompress.model import Model
     from graphcompress.options import option
@@ -34,6 +34,7 @@ _HOME = {
     "load_samples": "data",
     "optimize": "build",
     "option": "options",
+    "session": "build",
 }
 
 __all__ = [  # noqa: RUF022 - the two verbs first
@@ -52,6 +53,7 @@ __all__ = [  # noqa: RUF022 - the two verbs first
     "Target",
     "load_samples",
     "option",
+    "session",
 ]
 
 
@@ -62,7 +64,7 @@ def load(path: str) -> Model:
     return Model.load(path)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module or a name of one
     if name not in _HOME:
         raise AttributeError(f"module 'graphcompress' has no attribute {name!r}")
     return getattr(importlib.import_module(f"graphcompress.{_HOME[name]}"), name)

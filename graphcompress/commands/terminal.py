@@ -1,0 +1,88 @@
+"""What the commands share: where text goes, progress bars, JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from graphcompress.base import Progress
+    from graphcompress.data import Pair, Samples
+    from graphcompress.model import Model
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Samples: .jsonl, .csv, .tsv, .parquet or .npz; columns named like the inputs, or texts.",
+        show_default="none",
+    ),
+]
+Tokenizer = Annotated[
+    Path | None,
+    typer.Option(
+        help="tokenizer.json or its folder, for samples that are texts.", show_default="beside the model"
+    ),
+]
+Seed = Annotated[int, typer.Option(help="For everything random.")]
+
+SHOW_AFTER_SECONDS = 0.5
+"""Work shorter than this draws no bar."""
+
+
+def out() -> Console:
+    """Results, on standard output; lines are never broken by force."""
+    return Console(highlight=False, soft_wrap=True, markup=False)
+
+
+def print_json(document: object) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def progress_bars() -> Iterator[Progress]:
+    """Progress bars on standard error: one line per piece of work, gone when it is finished."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(text: str, done: int, total: int) -> None:
+            if text not in tasks:
+                tasks[text] = bars.add_task(text, total=total)
+            bars.update(tasks[text], completed=done, total=total)
+            if done >= total:
+                bars.remove_task(tasks.pop(text))
+
+        yield report
+
+
+def samples_for(
+    model: Model, data: Path | None, tokenizer: Path | None, seed: int, *, pair: Pair = "joint"
+) -> Samples:
+    """The samples of ``data``, or made-up ones that fit the inputs."""
+    from graphcompress.data import load_samples, synthetic_samples
+
+    if data is None:
+        return synthetic_samples(model, count=16, seed=seed)
+    return load_samples(data, model, tokenizer=tokenizer, pair=pair)
+
+
+def origin(samples: Samples) -> str:
+    """Where samples are from, for the printed figures."""
+    return "made-up samples (give real ones with --data)" if samples.synthetic else "samples of the data file"

@@ -1,0 +1,64 @@
+"""The files that a build reads: their hashes for the recipe, their size, the tokenizer beside the model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import onnx_ir as ir
+
+from graphcompress.artifact import sha256
+from graphcompress.model import Model
+from graphcompress.recipe import Recipe
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "config.json",
+    "vocab.txt",
+)
+
+
+def path_text(given: object) -> str | None:
+    """A path as it was given, with forward slashes; None for anything that is not a path."""
+    return Path(given).as_posix() if isinstance(given, (str, Path)) else None
+
+
+def input_hashes(recipe: Recipe, model: Model) -> dict[str, str]:
+    """Hashes of every file that the build reads, by the path as it was given."""
+    paths = [Path(path) for path in (recipe.data, recipe.eval_data) if path]
+    if recipe.model:
+        paths += model_files(model)
+    if paths and recipe.tokenizer:
+        paths.append(Path(recipe.tokenizer))
+    if recipe.model:
+        paths += [Path(recipe.model).parent / name for name in TOKENIZER_FILES]
+    return {path.as_posix(): sha256(path) for path in paths if path.is_file()}
+
+
+def model_files(model: Model) -> list[Path]:
+    """The ONNX file and the files that its weights lie in."""
+    if model.path is None:
+        return []
+    tensors = (value.const_value for value in model.initializers())
+    external = {str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+    return [model.path, *(model.path.parent / name for name in sorted(external))]
+
+
+def model_bytes(model: Model) -> int:
+    """Bytes of the file that the model came from, with its external data; 0 without a file."""
+    return sum(path.stat().st_size for path in model_files(model) if path.is_file())
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of the model's files; the tokenizer, which is the same before and after, is not counted."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in TOKENIZER_FILES)
+    return sum(path.stat().st_size for path in files)
+
+
+def copy_tokenizer(source: Path | None, stage: Path) -> None:
+    """Copy the tokenizer's files that lie beside ``source`` into ``stage``."""
+    for name in TOKENIZER_FILES if source else ():
+        if (source.parent / name).is_file():  # type: ignore[union-attr]
+            shutil.copyfile(source.parent / name, stage / name)  # type: ignore[union-attr]

@@ -1,0 +1,296 @@
+"""What a build did: lines for a person, JSON for a build step, a page to keep."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphcompress.base import Skipped, Touched, parameters_of
+from graphcompress.errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    from graphcompress.bench import ShapeResult
+    from graphcompress.build import Build
+    from graphcompress.metrics import Score
+    from graphcompress.pipeline import PassRecord
+    from graphcompress.verify import Difference, Invariance
+
+TOOLS = ("graphcompress", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "scipy")
+"""Packages whose versions may change the bytes of a result."""
+
+REPORT = "report.md"
+
+
+# ---- lines
+
+
+def count(number: float) -> str:
+    """A number for reading: ``22.71M``, ``48.2k``, ``7``."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(number) >= limit:
+            return f"{number / (1e3 if unit == 'k' else limit):.2f}{unit}"
+    return f"{number:,.0f}"
+
+
+def size(bytes_on_disk: float) -> str:
+    """Bytes for reading, in powers of ten: ``90.83 MB``."""
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if bytes_on_disk >= limit:
+            return f"{bytes_on_disk / limit:.2f} {unit}"
+    return f"{bytes_on_disk:.0f} bytes"
+
+
+def pass_line(record: PassRecord) -> str:
+    """One line: what the pass touched and left alone, and what the model is after it."""
+    left = f", left {len(record.skipped)} alone" if record.skipped else ""
+    touched = f"touched {len(record.touched)} ({count(parameters_of(record.touched))} parameters){left}"
+    after = (
+        f"{count(record.size.parameters)} parameters, {count(record.size.macs)} MACs, "
+        f"{size(record.size.bytes_on_disk)}, SQNR {decibels(record.total.sqnr_db)} against the original"
+    )
+    return f"{record.text}: {touched} → {after}"
+
+
+def detail_lines(record: PassRecord) -> list[str]:
+    """What goes below :func:`pass_line`: a broken contract, skip reasons grouped, notes."""
+    lines = [f"contract broken, allowed: {record.broken}"] if record.broken else []
+    lines += [
+        f"{len(items)} × {reason} (such as {_example(items[0])})" for reason, items in grouped(record.skipped)
+    ]
+    return lines + list(record.notes)
+
+
+def grouped(skipped: Sequence[Skipped]) -> list[tuple[str, list[Skipped]]]:
+    """Skipped things by reason, the most frequent reason first."""
+    groups: dict[str, list[Skipped]] = {}
+    for item in skipped:
+        groups.setdefault(item.reason, []).append(item)
+    return sorted(groups.items(), key=lambda entry: -len(entry[1]))
+
+
+def _example(item: Skipped) -> str:
+    return f"{item.name}: {figures_text(item.figures)}" if item.figures else item.name
+
+
+def figures_text(figures: Mapping[str, float]) -> str:
+    """``error 0.12, rank 3``."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+
+
+def decibels(value: float) -> str:
+    """An SQNR for reading; at the ceiling the outputs are the same bit for bit."""
+    return "∞ dB" if value >= 200.0 else f"{value:.1f} dB"
+
+
+def difference_line(difference: Difference) -> str:
+    """How far outputs are apart, in one line."""
+    return (
+        f"SQNR {decibels(difference.sqnr_db)}, lowest cosine {difference.min_cosine:.4f}, "
+        f"largest error {difference.max_error:.3g} ({difference.max_relative_error:.1%} of the range), "
+        f"argmax agreement {difference.argmax_agreement:.1%}, on {difference.samples} samples"
+    )
+
+
+def invariance_line(invariance: Invariance) -> str:
+    """Whether answers depend on batch mates or padding, in one line."""
+    worst = (
+        f"largest change {invariance.max_relative_error:.2%} of the output range, "
+        f"lowest cosine {invariance.min_cosine:.4f}"
+    )
+    if invariance.changed == 0:
+        return f"the same answer alone and in a padded batch ({invariance.samples} samples; {worst})"
+    return (
+        f"{invariance.changed} of {invariance.samples} answers change with batch mates or padding "
+        f"by more than {invariance.tolerance:.0%} of the output range ({worst})"
+    )
+
+
+def summary_lines(build: Build) -> list[tuple[str, str]]:
+    """The end of a run, as (topic, text): metric, size, verification of the artifact."""
+    before, after = build.before, build.after
+    lines = []
+    if build.score_before and build.score_after:
+        lines.append(("metric", score_line(build.score_before, build.score_after)))
+    lines.append(
+        (
+            "size",
+            f"{size(before.bytes_on_disk)} → {size(after.bytes_on_disk)} "
+            f"({before.bytes_on_disk / max(after.bytes_on_disk, 1):.2f} × smaller)",
+        )
+    )
+    lines.append(("parameters", f"{count(before.parameters)} → {count(after.parameters)}"))
+    lines.append(("MACs", f"{count(before.macs)} → {count(after.macs)} (one sample of 128 tokens)"))
+    lines.append(("artifact", f"{difference_line(build.artifact)}, run by the target"))
+    lines.append(("batches", invariance_line(build.invariance)))
+    if build.reference_invariance.changed:
+        lines.append(("", f"the model that came in: {invariance_line(build.reference_invariance)}"))
+    return lines
+
+
+def score_line(before: Score, after: Score) -> str:
+    """``Spearman 0.8670 → 0.8655 (-0.0015) on 1,500 pairs``."""
+    return (
+        f"{before.label} {before.value:.4f} → {after.value:.4f} "
+        f"({after.value - before.value:+.4f}) on {after.count:,} {after.noun}"
+    )
+
+
+# ---- JSON
+
+
+def manifest(build: Build, files: Mapping[str, str]) -> dict[str, Any]:
+    """Content of ``graphcompress.json``: the recipe, versions, hashes, what every pass did, the verification.
+
+    It holds no time, date or measured speed, so that the same build gives the same bytes.
+    """
+    recipe = {key: value for key, value in dataclasses.asdict(build.recipe).items() if key != "sha256"}
+    return {
+        "recipe": recipe,
+        "versions": {name: version(name) for name in TOOLS},
+        "input": dict(build.recipe.sha256),
+        "files": dict(files),
+        "before": dataclasses.asdict(build.before),
+        "after": dataclasses.asdict(build.after),
+        "passes": [record_json(record) for record in build.records],
+        "verification": {
+            "artifact": rounded(dataclasses.asdict(build.artifact)),
+            "batch_invariance": rounded(dataclasses.asdict(build.invariance)),
+            "batch_invariance_of_input": rounded(dataclasses.asdict(build.reference_invariance)),
+            "metric": {
+                "before": rounded(dataclasses.asdict(build.score_before)) if build.score_before else None,
+                "after": rounded(dataclasses.asdict(build.score_after)) if build.score_after else None,
+            },
+        },
+        "lowering": dict(build.lowering),
+    }
+
+
+def record_json(record: PassRecord) -> dict[str, Any]:
+    """One pass as plain data; every touched and every skipped thing with its figures."""
+    return rounded(dataclasses.asdict(record))  # type: ignore[no-any-return]
+
+
+def rounded(value: Any) -> Any:  # noqa: ANN401 - plain data
+    """Plain data with floats at five digits: the order of additions may change the last ones."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, Mapping):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(item) for item in value]
+    return value
+
+
+def bench_json(results: Sequence[ShapeResult]) -> list[dict[str, Any]]:
+    """Measured times and ratios as plain data."""
+    return [
+        {
+            "shape": result.shape,
+            "skipped": result.skipped,
+            "times_ms": {name: dataclasses.asdict(timing) for name, timing in result.timings.items()},
+            "ratios": {name: dataclasses.asdict(ratio) for name, ratio in result.ratios.items()},
+        }
+        for result in results
+    ]
+
+
+# ---- pages
+
+
+def markdown(build: Build, benched: Sequence[ShapeResult] = ()) -> str:
+    """The report as Markdown; without ``benched`` it depends on the build alone."""
+    lines = [
+        f"# {Path(build.recipe.model or 'model').name} → {build.recipe.passes} → {build.recipe.target}",
+        "",
+    ]
+    lines += [f"- **{topic}**: {text}" if topic else f"- {text}" for topic, text in summary_lines(build)]
+    lines += [f"- **latency**, {topic}: {text}" for topic, text in bench_lines(benched)]
+    for record in build.records:
+        lines += ["", f"## {record.text}", "", pass_line(record).partition(": ")[2], ""]
+        lines += [f"Against the model before this pass: {difference_line(record.step)}.", ""]
+        lines += [
+            f"- {note}" for note in ([f"contract broken, allowed: {record.broken}"] if record.broken else [])
+        ]
+        lines += [f"- {note}" for note in record.notes]
+        lines += _touched_table(record.touched)
+        lines += _skipped_table(record.skipped)
+    return "\n".join(lines) + "\n"
+
+
+def _touched_table(touched: Sequence[Touched]) -> list[str]:
+    if not touched:
+        return []
+    rows = [f"| {_cell(t.name)} | {t.parameters:,} | {_cell(_detail(t))} |" for t in touched]
+    return ["", "| touched | parameters before | what became of it |", "|---|---:|---|", *rows]
+
+
+def _detail(item: Touched) -> str:
+    return "; ".join(part for part in (item.detail, figures_text(item.figures)) if part)
+
+
+def _skipped_table(skipped: Sequence[Skipped]) -> list[str]:
+    if not skipped:
+        return []
+    rows = [f"| {_cell(s.name)} | {_cell(s.reason)} | {figures_text(s.figures)} |" for s in skipped]
+    return ["", "| left alone | why | measured |", "|---|---|---|", *rows]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def bench_lines(results: Sequence[ShapeResult]) -> list[tuple[str, str]]:
+    """Measured speed as (shape, text): times, and ratios with their spread in the same run."""
+    lines = []
+    for result in results:
+        if result.skipped:
+            lines.append((result.shape, f"not measured: {result.skipped}"))
+            continue
+        times = ", ".join(f"{name} {timing.median_ms:.2f} ms" for name, timing in result.timings.items())
+        ratios = ", ".join(
+            f"{name} {ratio} × as fast as {result.first}" for name, ratio in result.ratios.items()
+        )
+        lines.append((result.shape, f"{times}; {ratios}" if ratios else times))
+    return lines
+
+
+def write_report(path: Path, build: Build, benched: Sequence[ShapeResult] = ()) -> None:
+    """Write the report to ``path``: Markdown for ``.md``, a page without outside parts for ``.html``.
+
+    Raises:
+        UsageError: another suffix.
+        OutputError: it cannot be written.
+    """
+    check_report_path(path)
+    text = markdown(build, benched)
+    try:
+        path.write_text(_html(text) if path.suffix == ".html" else text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path}: the report cannot be written ({error.strerror})") from error
+
+
+def check_report_path(path: Path) -> None:
+    """Raise :class:`UsageError` unless the suffix of ``path`` is a kind of report."""
+    if path.suffix not in (".md", ".html"):
+        raise UsageError(f"{path}: a report ends in .md or .html")
+
+
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}"
+    "table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:.2rem .6rem;text-align:left}"
+)
+
+
+def _html(text: str) -> str:
+    from markdown_it import MarkdownIt
+
+    title = html.escape(text.partition("\n")[0].lstrip("# "))
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{_STYLE}</style></head>\n<body>\n{body}</body></html>\n"
+    )
