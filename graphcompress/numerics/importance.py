@@ -1,0 +1,145 @@
+"""How much is lost when a unit (a head, an FFN node) is removed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+PORTIONS = 48
+"""A layer's units are eliminated in at most about this many updates of the whole inverse."""
+
+
+@dataclass(frozen=True)
+class Elimination:
+    """Units in the order in which they go, and what their loss costs.
+
+    Attributes:
+        order: [removed] units; those that are never removed are not in it.
+        errors: [removed] mean squared error of the output once the first i + 1 units went, the rest refitted.
+    """
+
+    order: np.ndarray
+    errors: np.ndarray
+
+
+def rows_of(units: np.ndarray) -> np.ndarray:
+    """[units, r] the indices of every unit, from the unit (or -1) of every index.
+
+    Raises:
+        ValueError: units that own different numbers of indices.
+    """
+    owned = np.flatnonzero(units >= 0)
+    ordered = owned[np.argsort(units[owned], kind="stable")]
+    sizes = np.bincount(units[owned])
+    if len(set(sizes.tolist())) != 1:
+        raise ValueError(f"units own different numbers of indices: {sorted(set(sizes.tolist()))}")
+    return ordered.reshape(len(sizes), sizes[0])
+
+
+def unit_norms(array: np.ndarray, axis: int, units: np.ndarray, size: int) -> np.ndarray:
+    """[size] root of the sum of squares of what every unit owns along ``axis``."""
+    others = tuple(i for i in range(array.ndim) if i != axis)
+    squares = np.sum(np.square(array.astype(np.float64)), axis=others)
+    owned = units >= 0
+    norms: np.ndarray = np.sqrt(np.bincount(units[owned], weights=squares[owned], minlength=size))
+    return norms
+
+
+def contribution(second_moment: np.ndarray, weight: np.ndarray, units: np.ndarray, size: int) -> np.ndarray:
+    """[size] energy that every unit adds to the output: tr(W_gᵀ · E[x_g·x_gᵀ] · W_g).
+
+    For an FFN node that is E[a²]·|w|²: the activation-weighted magnitude, squared.
+    """
+    energies = np.zeros(size)
+    for unit in range(size):
+        index = np.flatnonzero(units == unit)
+        part = weight[index].astype(np.float64)
+        energies[unit] = np.sum(part * (second_moment[np.ix_(index, index)] @ part))
+    return energies
+
+
+def rarely_active(peaks: np.ndarray, z: float) -> np.ndarray:
+    """[units] whether x_max < z · s, where s is the standard deviation of the layer's x_max values.
+
+    ``peaks`` [units] are the largest activations that each unit has shown. Fully Quantized Transformer,
+    arXiv:1910.10485 v1.
+    """
+    below: np.ndarray = peaks < z * np.std(peaks)
+    return below
+
+
+def eliminate(
+    covariance: np.ndarray, weight: np.ndarray, rows: np.ndarray, count: int, ridge: float
+) -> Elimination:
+    """Remove ``count`` units one after the other, always the one whose loss the others can replace best.
+
+    The cost of removing unit g while all remaining weights are refitted is tr(W_gᵀ · (H⁻¹_gg)⁻¹ · W_g), and
+    weights and inverse are brought up to date after it (optimal brain surgeon, Hassibi and Stork 1993; for
+    structures ZipLM, arXiv:2302.04089). Units go in portions; inside one the choice is exact.
+
+    Args:
+        covariance: [features, features] of the linear's inputs about their mean (the bias is refitted too).
+        weight: [features, targets].
+        rows: [units, r] the features of every unit.
+        count: how many units to remove, at most all but one.
+        ridge: added to the diagonal, in units of its mean.
+    """
+    features = len(covariance)
+    spread = float(np.trace(covariance)) / features
+    if spread <= 0.0:
+        return Elimination(np.arange(count), np.zeros(count))
+    inverse = np.linalg.inv(covariance + ridge * spread * np.eye(features))
+    weight = weight.astype(np.float64)
+    alive = np.arange(len(rows))
+    portion = max(1, len(rows) // PORTIONS)
+    order: list[int] = []
+    errors: list[float] = []
+    while len(order) < count:
+        take = min(portion, count - len(order))
+        candidates = alive[np.argsort(_costs(inverse, weight, rows[alive]), kind="stable")[: 2 * take]]
+        chosen, costs = _greedy(inverse, weight, rows[candidates], take)
+        gone = rows[candidates[chosen]].ravel()
+        solved = np.linalg.solve(inverse[np.ix_(gone, gone)], inverse[gone])
+        weight = weight - solved.T @ weight[gone]
+        inverse = inverse - inverse[:, gone] @ solved
+        total = errors[-1] if errors else 0.0
+        errors.extend((total + np.cumsum(costs)).tolist())
+        order.extend(candidates[chosen].tolist())
+        alive = np.setdiff1d(alive, candidates[chosen])
+    return Elimination(np.array(order, np.int64), np.array(errors))
+
+
+def _greedy(
+    inverse: np.ndarray, weight: np.ndarray, rows: np.ndarray, take: int
+) -> tuple[list[int], list[float]]:
+    """Choose ``take`` of the units in ``rows`` one by one; only the block of their features matters."""
+    flat = rows.ravel()
+    block, part = inverse[np.ix_(flat, flat)], weight[flat]
+    local = np.arange(len(flat)).reshape(rows.shape)
+    alive = np.ones(len(rows), bool)
+    chosen: list[int] = []
+    paid: list[float] = []
+    for _ in range(take):
+        left = np.flatnonzero(alive)
+        costs = _costs(block, part, local[left])
+        best = int(np.argmin(costs))
+        gone = local[left[best]]
+        solved = np.linalg.solve(block[np.ix_(gone, gone)], block[gone])
+        part = part - solved.T @ part[gone]
+        block = block - block[:, gone] @ solved
+        alive[left[best]] = False
+        chosen.append(int(left[best]))
+        paid.append(max(float(costs[best]), 0.0))
+    return chosen, paid
+
+
+def _costs(inverse: np.ndarray, weight: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """[units] tr(W_gᵀ · (H⁻¹_gg)⁻¹ · W_g)."""
+    parts = weight[rows]
+    blocks = inverse[rows[:, :, None], rows[:, None, :]]
+    if rows.shape[1] == 1:
+        scalar: np.ndarray = np.sum(parts * parts, axis=(1, 2)) / blocks[:, 0, 0]
+        return scalar
+    costs: np.ndarray = np.sum(parts * np.linalg.solve(blocks, parts), axis=(1, 2))
+    return costs
