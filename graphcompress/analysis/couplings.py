@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.linears import Linear
+from graphcompress.analysis.attention import Attention, attentions
+from graphcompress.analysis.linears import Linear, embeddings, linears
+from graphcompress.analysis.relations import ADDED, AVERAGED, CONTRACTED, Axes, Relations, use_key
+from graphcompress.analysis.rules import apply
 from graphcompress.model import Model
 
 FFN, HEAD, HIDDEN, OTHER = "ffn", "head", "hidden", "other"
@@ -21,11 +26,14 @@ class WeightSlice:
         value: the stored tensor.
         axis: non-negative.
         units: for every index of the axis the unit it belongs to, or -1 when the group does not own this index.
+        uses: the readers that this holds for: all of them, or one where a stored vector is shared by parts of the
+            graph that have nothing else in common.
     """
 
     value: ir.Value
     axis: int
     units: np.ndarray
+    uses: tuple[tuple[ir.Node, int], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +49,7 @@ class Group:
         slices: every stored axis that it cuts: weights, biases, scales, factors, normalisation parameters.
         producers: linears whose output columns are cut.
         consumers: linears whose input rows are cut.
+        relations, leaf: the analysis that it comes from and its atom there; for the cut.
     """
 
     name: str
@@ -50,8 +59,189 @@ class Group:
     slices: tuple[WeightSlice, ...]
     producers: tuple[Linear, ...]
     consumers: tuple[Linear, ...]
+    relations: Relations = field(repr=False)
+    leaf: int = field(repr=False)
 
 
 def couplings(model: Model) -> list[Group]:
-    """Groups of the main graph that can be cut physically, in execution order of their first producer."""
-    raise NotImplementedError
+    """Groups of the main graph that can be cut physically, in execution order of their first producer.
+
+    A group is a class of equal atoms (see :mod:`graphcompress.analysis.atoms`) that nothing blocks, that a weight
+    produces, and that a weight consumes or a product of two computed values contracts.
+    """
+    relations = relate(model)
+    survey = _Survey.of(model, relations)
+    groups = [survey.group(leaf) for leaf in survey.candidates()]
+    return _with_distinct_names(groups)
+
+
+def relate(model: Model) -> Relations:
+    """The atoms of the main graph, with what must keep its size blocked."""
+    relations = Relations(model)
+    for node in model.graph:
+        apply(relations, node)
+    for value in model.graph.inputs:
+        relations.block(relations.axes(value), "it is an input of the graph")
+    for value in model.graph.outputs:
+        relations.block(relations.axes(value), "it is an output of the graph")
+    return relations
+
+
+@dataclass
+class _Survey:
+    """Which weights produce, consume and carry each leaf atom."""
+
+    relations: Relations
+    producers: dict[int, list[Linear]] = field(default_factory=lambda: defaultdict(list))
+    consumers: dict[int, list[Linear]] = field(default_factory=lambda: defaultdict(list))
+    made: dict[int, str] = field(default_factory=dict)
+    slices: dict[int, list[WeightSlice]] = field(default_factory=lambda: defaultdict(list))
+    repeated: set[int] = field(default_factory=set)
+    heads: set[int] = field(default_factory=set)
+    attended: set[int] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, model: Model, relations: Relations) -> _Survey:
+        survey = cls(relations)
+        survey._weights(model)
+        survey._stored(model)
+        survey._attentions(attentions(model))
+        return survey
+
+    def candidates(self) -> list[int]:
+        """Leaves that make a group, in execution order of what produces them."""
+        return [leaf for leaf in self.made if self._prunable(leaf)]
+
+    def _prunable(self, leaf: int) -> bool:
+        known = self.relations.atoms
+        if not known.size(leaf).fixed or known.size(leaf).number < 2 or leaf in self.repeated:
+            return False
+        if self.relations.is_blocked(leaf) or not self.slices[leaf]:
+            return False
+        return bool(self.consumers[leaf]) or (
+            CONTRACTED in known.marks(leaf) and len(self.producers[leaf]) > 1
+        )
+
+    def group(self, leaf: int) -> Group:
+        """The group of a leaf."""
+        return Group(
+            name=self.made[leaf],
+            kind=self._kind(leaf),
+            size=self.relations.atoms.size(leaf).number,
+            exact=AVERAGED not in self.relations.atoms.marks(leaf),
+            slices=tuple(self.slices[leaf]),
+            producers=tuple(self.producers[leaf]),
+            consumers=tuple(self.consumers[leaf]),
+            relations=self.relations,
+            leaf=leaf,
+        )
+
+    def _kind(self, leaf: int) -> str:
+        marks = self.relations.atoms.marks(leaf)
+        if leaf in self.heads:
+            return HEAD
+        if leaf in self.attended or not self.producers[leaf] or not self.consumers[leaf]:
+            return OTHER
+        if ADDED in marks:
+            return HIDDEN
+        return FFN if AVERAGED not in marks and self._feeds_a_sum(leaf) else OTHER
+
+    def _feeds_a_sum(self, leaf: int) -> bool:
+        """Whether what reads it is added to a residual stream, unlike a pooler's or a classifier's."""
+        outputs = [self.relations.axes(linear.output) or [None] for linear in self.consumers[leaf]]
+        return all(
+            any(ADDED in self.relations.atoms.marks(out) for out in self.relations.fixed_leaves(axes[-1:]))
+            for axes in outputs
+        )
+
+    def _weights(self, model: Model) -> None:
+        found = {linear.node: linear for linear in linears(model)}
+        tables = {embedding.node: embedding for embedding in embeddings(model)}
+        for node in model.graph:
+            if node in found:
+                self._linear(found[node])
+            elif node in tables:
+                for leaf in self._leaves(self.relations.output(node), -1):
+                    self.made.setdefault(leaf, tables[node].name)
+            elif (
+                node.op_type == "Conv"
+                and node.inputs[1] is not None
+                and self.relations.constant(node.inputs[1])
+            ):
+                for leaf in self._leaves(self.relations.output(node), 1):
+                    self.made.setdefault(leaf, node.inputs[1].name or "")
+
+    def _linear(self, linear: Linear) -> None:
+        axes = self.relations.axes(linear.weight)
+        into, out = (1, 0) if linear.transposed else (0, 1)
+        for leaf in self._leaves(axes, into):
+            self.consumers[leaf].append(linear)
+        for leaf in self._leaves(axes, out):
+            self.producers[leaf].append(linear)
+            self.made.setdefault(leaf, linear.name)
+
+    def _leaves(self, axes: Axes | None, axis: int) -> list[int]:
+        return [] if axes is None else self.relations.fixed_leaves([axes[axis]])
+
+    def _stored(self, model: Model) -> None:
+        wanted = set(self.made)
+        for value, uses in _stored_uses(model):
+            key = use_key(value, *uses[0]) if len(uses) == 1 else value
+            axes = self.relations.axes(value) if key is value else self.relations.operand(*uses[0])
+            for axis, atom in enumerate(axes or ()):
+                self._slice(value, axis, atom, uses, wanted)
+
+    def _slice(
+        self,
+        value: ir.Value,
+        axis: int,
+        atom: int | None,
+        uses: Sequence[tuple[ir.Node, int]],
+        wanted: set[int],
+    ) -> None:
+        if atom is None:
+            return
+        atoms = self.relations.atoms
+        for leaf in atoms.leaves(atom):
+            if leaf not in wanted or self.relations.is_blocked(leaf):
+                continue
+            if atoms.is_repeated(atom, leaf):
+                self.repeated.add(leaf)
+            self.slices[leaf].append(WeightSlice(value, axis, atoms.units(atom, leaf), tuple(uses)))
+
+    def _attentions(self, found: Sequence[Attention]) -> None:
+        for attention in found:
+            self.heads.update(self._heads(attention)[:1])
+            for value in (attention.q, attention.k, attention.v, attention.output):
+                self.attended.update(self.relations.fixed_leaves(self.relations.axes(value)))
+
+    def _heads(self, attention: Attention) -> list[int]:
+        """Leaves over which an attention is repeated, outermost first: heads, or groups of heads."""
+        axes = self.relations.axes(attention.output) or []
+        if attention.scores is not None or len(axes) == 4:
+            found = self.relations.fixed_leaves(axes[:-2])
+        else:
+            found = self.relations.fixed_leaves(axes[-1:])
+        return [leaf for leaf in found if not self.relations.is_blocked(leaf)]
+
+
+def _stored_uses(model: Model) -> Iterator[tuple[ir.Value, list[tuple[ir.Node, int]]]]:
+    """Stored tensors with their readers; a shared vector comes once for every reader."""
+    values = [*model.graph.initializers.values()]
+    values += [node.outputs[0] for node in model.graph if node.op_type == "Constant"]
+    for value in values:
+        uses = [(use.node, use.idx) for use in value.uses()]
+        if uses and use_key(value, *uses[0]) is not value:
+            yield from ((value, [use]) for use in uses)
+        elif uses:
+            yield value, uses
+
+
+def _with_distinct_names(groups: Sequence[Group]) -> list[Group]:
+    """Groups of the same linear (heads and their sizes) are told apart by a number, heads and FFN nodes first."""
+    seen: dict[str, int] = defaultdict(int)
+    names: dict[Group, str] = {}
+    for group in sorted(groups, key=lambda group: group.kind == OTHER):
+        seen[group.name] += 1
+        names[group] = group.name if seen[group.name] == 1 else f"{group.name}.{seen[group.name]}"
+    return [replace(group, name=names[group]) for group in groups]

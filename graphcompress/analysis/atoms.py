@@ -1,0 +1,358 @@
+"""Unification of dimensions: every axis is a product or a concatenation of atoms, and operators say which are equal.
+
+An atom is an integer handle. It is a *leaf*, or it has been found to be a row-major product of atoms (768 = 12 · 64)
+or a concatenation of atoms (2304 = 768 + 768 + 768). Saying that two axes are equal refines both until the parts
+match, and unites the parts. What cannot be matched is blocked.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from networkx.utils import UnionFind
+
+from graphcompress.analysis.sizes import ONE, Size
+
+BLOCKED = "blocked"
+
+
+@dataclass
+class _Class:
+    """What is known of one class of equal atoms."""
+
+    size: Size
+    joined: str = ""
+    """``product`` or ``concat`` of ``parts``; empty for a leaf."""
+    parts: tuple[int, ...] = ()
+    marks: dict[str, str] = field(default_factory=dict)
+
+
+Factors = list[int]
+"""A product of atoms, row-major; empty for size 1."""
+
+
+class Atoms:
+    """Atoms, what they are made of, and which are equal."""
+
+    def __init__(self) -> None:
+        self._union: UnionFind[int] = UnionFind()
+        self._classes: dict[int, _Class] = {}
+        self._numbers = itertools.count()
+
+    # ---- questions
+
+    def root(self, atom: int) -> int:
+        """The one atom that stands for all that are equal to ``atom``."""
+        return int(self._union[atom])
+
+    def size(self, atom: int) -> Size:
+        """Size of an atom."""
+        return self._at(atom).size
+
+    def leaves(self, atom: int) -> list[int]:
+        """Roots of the leaf atoms that ``atom`` is made of, each once, from left to right."""
+        found: dict[int, None] = {}
+        pending = [atom]
+        while pending:
+            root = self.root(pending.pop())
+            parts = self._classes[root].parts
+            pending.extend(reversed(parts))
+            if not parts:
+                found[root] = None
+        return list(found)
+
+    def marks(self, leaf: int) -> dict[str, str]:
+        """Marks of a leaf: mark → the first reason given."""
+        return self._at(leaf).marks
+
+    def all_leaves(self) -> list[int]:
+        """Roots of all leaf atoms, in the order in which their handles were made."""
+        return sorted(atom for atom, known in self._classes.items() if not known.parts)
+
+    def is_repeated(self, atom: int, leaf: int) -> bool:
+        """Whether ``leaf`` is a factor of ``atom`` twice, so that no index belongs to one unit of it."""
+        pending = [atom]
+        while pending:
+            known = self._at(pending.pop())
+            holding = [part for part in known.parts if leaf in self.leaves(part)]
+            if known.joined == "product" and len(holding) > 1:
+                return True
+            pending.extend(holding)
+        return False
+
+    def units(self, atom: int, leaf: int) -> np.ndarray:
+        """For every index of an axis of fixed size, the index within ``leaf`` that it belongs to, or -1."""
+        root, known = self.root(atom), self._at(atom)
+        if root == leaf:
+            return np.arange(known.size.number)
+        if leaf not in self.leaves(root):
+            return np.full(known.size.number, -1)
+        if known.joined == "concat":
+            return np.concatenate([self.units(part, leaf) for part in known.parts])
+        grid = np.full((1,), -1)
+        for part in known.parts:
+            inner = self.units(part, leaf)
+            grid = np.maximum(grid[:, None], inner[None, :]).reshape(-1)
+        return grid
+
+    def size_after(self, atom: int, kept: dict[int, int]) -> Size:
+        """Size of an atom once each leaf in ``kept`` (a root) has only that many units left."""
+        root, known = self.root(atom), self._at(atom)
+        if not known.parts:
+            return Size(kept[root]) if root in kept else known.size
+        sizes = [self.size_after(part, kept) for part in known.parts]
+        if known.joined == "concat":
+            return Size(sum(size.number for size in sizes))
+        product = ONE
+        for size in sizes:
+            product = product * size
+        return product
+
+    # ---- making
+
+    def new(self, size: Size) -> int:
+        """A fresh leaf."""
+        atom = next(self._numbers)
+        self._classes[self.root(atom)] = _Class(size)
+        return atom
+
+    def product(self, parts: Sequence[int]) -> int:
+        """A fresh atom that is the row-major product of ``parts``."""
+        size = ONE
+        for part in parts:
+            size = size * self.size(part)
+        atom = self.new(size)
+        if len(parts) == 1:
+            self.unify(atom, parts[0])
+        elif parts:
+            self._refine(self.root(atom), "product", parts)
+        return atom
+
+    def concat(self, parts: Sequence[int]) -> int:
+        """A fresh atom that is the concatenation of ``parts``, all of fixed size."""
+        atom = self.new(Size(sum(self.size(part).number for part in parts)))
+        self._refine(self.root(atom), "concat", parts)
+        return atom
+
+    # ---- saying
+
+    def mark(self, atom: int, mark: str, reason: str = "") -> None:
+        """Mark all leaves of ``atom``; parts that are found later inherit the mark."""
+        for leaf in self.leaves(atom):
+            self._classes[leaf].marks.setdefault(mark, reason)
+
+    def block(self, atoms: Iterable[int | None], reason: str) -> None:
+        """Say that nothing may be cut from ``atoms``."""
+        for atom in atoms:
+            if atom is not None:
+                self.mark(atom, BLOCKED, reason)
+
+    def unify(self, left: int | None, right: int | None) -> None:
+        """Say that two axes are the same, index by index (None: an axis of size 1, which says nothing)."""
+        if left is None or right is None:
+            return
+        if self.size(left) != self.size(right):
+            self.block((left, right), "sizes that do not agree meet")
+            return
+        self.match([left], [right])
+
+    def match(self, left: Sequence[int], right: Sequence[int]) -> None:
+        """Say that two row-major products with the same total are the same, as a Reshape does."""
+        pending = [(list(left), list(right))]
+        while pending:
+            self._match(*pending.pop(), pending)
+
+    # ---- how
+
+    def _at(self, atom: int) -> _Class:
+        return self._classes[self.root(atom)]
+
+    def _match(self, left: Factors, right: Factors, pending: list[tuple[Factors, Factors]]) -> None:
+        for end in (-1, 0):
+            while self._match_end(left, right, end, pending):
+                pass
+        left, right = self._flat(left), self._flat(right)
+        if not left and not right:
+            return
+        if not self._absorb(left, right) and not self._absorb(right, left):
+            self.block([*left, *right], "a Reshape mixes it with other dimensions")
+
+    def _match_end(
+        self, left: Factors, right: Factors, end: int, pending: list[tuple[Factors, Factors]]
+    ) -> bool:
+        """Match one factor at one end of both products and take it off; False when that is not possible."""
+        left[:], right[:] = self._flat(left), self._flat(right)
+        if not left or not right:
+            return False
+        one, other = left[end], right[end]
+        if self.size(one) == self.size(other):
+            self._unite(left.pop(end), right.pop(end), pending)
+            return True
+        if self._divide(left, other, end) or self._divide(right, one, end):
+            return True
+        return self._distribute(left, right, end, pending) or self._distribute(right, left, end, pending)
+
+    def _flat(self, factors: Factors) -> Factors:
+        """Leaves and concatenations of a product, from left to right, without size 1."""
+        found, pending = [], list(reversed(factors))
+        while pending:
+            root = self.root(pending.pop())
+            known = self._classes[root]
+            if known.joined == "product":
+                pending.extend(reversed(known.parts))
+            elif known.size != ONE:
+                found.append(root)
+        return found
+
+    def _divide(self, factors: Factors, by: int, end: int) -> bool:
+        """Split the leaf at ``end`` so that a part of the size of ``by`` stands at the end."""
+        atom = factors[end]
+        quotient = self.size(atom).over(self.size(by))
+        if self._at(atom).parts or quotient is None:
+            return False
+        parts = [self.new(self.size(by)), self.new(quotient)]
+        self._refine(atom, "product", parts if end == 0 else parts[::-1])
+        return True
+
+    def _distribute(
+        self, whole: Factors, factors: Factors, end: int, pending: list[tuple[Factors, Factors]]
+    ) -> bool:
+        """Match a concatenation at the right end with a product: (a₁ + a₂) · b is a₁·b + a₂·b."""
+        if end == 0 or self._at(whole[-1]).joined != "concat":
+            return False
+        taken = self._take(factors, self.size(whole[-1]))
+        if taken is None:
+            return False
+        segments = self._segments([whole[-1]])
+        pairs = self._spread(taken, [self._total(segment) for segment in segments])
+        if pairs is None:
+            return False
+        whole.pop()
+        del factors[len(factors) - len(taken) :]
+        pending.extend(zip(segments, pairs, strict=True))
+        return True
+
+    def _take(self, factors: Factors, size: Size) -> Factors | None:
+        """The factors at the right end whose product is ``size``; a leaf is split when that is needed."""
+        count, total = 0, ONE
+        while count < len(factors):
+            count += 1
+            atom = factors[-count]
+            rest = size.over(total)
+            grown = total * self.size(atom)
+            if grown == size:
+                return factors[len(factors) - count :]
+            if size.over(grown) is None:
+                if rest is None or self._at(atom).parts or (quotient := self.size(atom).over(rest)) is None:
+                    return None
+                parts = [self.new(quotient), self.new(rest)]
+                self._refine(atom, "product", parts)
+                factors[-count : len(factors) - count + 1] = parts
+                return factors[len(factors) - count :]
+            total = grown
+        return None
+
+    def _spread(self, factors: Factors, sizes: Sequence[Size]) -> list[Factors] | None:
+        """The product as consecutive segments of ``sizes``: its first factor becomes a concatenation."""
+        head, rest = factors[0], factors[1:]
+        wanted = [size.over(self._total(rest)) for size in sizes]
+        if any(size is None or not size.fixed for size in wanted):
+            return None
+        heads = self._cut(head, [size.number for size in wanted if size is not None])
+        return None if heads is None else [[*segment, *rest] for segment in heads]
+
+    def _cut(self, atom: int, sizes: Sequence[int]) -> list[Factors] | None:
+        """``atom`` as segments of ``sizes``, refining it when it is a leaf."""
+        if not self._at(atom).parts:
+            self._refine(atom, "concat", [self.new(Size(size)) for size in sizes])
+        segments = self._segments([atom])
+        found = [self._total(segment).number for segment in segments]
+        return segments if found == list(sizes) else None
+
+    def _segments(self, factors: Factors) -> list[Factors]:
+        """A concatenation as the list of its segments, nested ones opened."""
+        found, pending = [], [factors[0]]
+        while pending:
+            root = self.root(pending.pop())
+            known = self._classes[root]
+            if known.joined == "concat":
+                pending.extend(reversed(known.parts))
+            else:
+                found.append([root])
+        return found
+
+    def _total(self, factors: Iterable[int]) -> Size:
+        total = ONE
+        for factor in factors:
+            total = total * self.size(factor)
+        return total
+
+    def _unite(self, one: int, other: int, pending: list[tuple[Factors, Factors]]) -> None:
+        """Make two atoms of the same size equal; their segments are matched when both have some."""
+        one, other = self.root(one), self.root(other)
+        if one == other:
+            return
+        first, second = self._classes[one], self._classes[other]
+        if first.parts and second.parts and not self._align(one, other, pending):
+            self.block((one, other), "two ways of cutting it into segments do not agree")
+        known = first if first.parts else second
+        marks = {**second.marks, **first.marks}
+        self._union.union(one, other)
+        del self._classes[one], self._classes[other]
+        root = self.root(one)
+        self._classes[root] = known
+        known.marks = marks
+        for mark, reason in marks.items():
+            self.mark(root, mark, reason)
+
+    def _align(self, one: int, other: int, pending: list[tuple[Factors, Factors]]) -> bool:
+        """Match the segments of two concatenations, cutting the longer ones."""
+        left, right = self._segments([one])[::-1], self._segments([other])[::-1]
+        while left and right:
+            first, second = left.pop(), right.pop()
+            difference = self._total(first).number - self._total(second).number
+            if difference > 0:
+                first = self._shorten(left, first, self._total(second))
+            elif difference < 0:
+                second = self._shorten(right, second, self._total(first))
+            if not first or not second:
+                return False
+            pending.append((first, second))
+        return True
+
+    def _shorten(self, segments: list[Factors], segment: Factors, size: Size) -> Factors:
+        """The first ``size`` of a segment; what is left goes back on the stack. Empty when it cannot be cut there."""
+        factors = self._flat(segment)
+        sizes = [size, Size(self._total(factors).number - size.number)]
+        parts = self._spread(factors, sizes) if factors else None
+        if parts is None:
+            return []
+        segments.append(parts[1])
+        return parts[0]
+
+    def _absorb(self, single: Factors, factors: Factors) -> bool:
+        """Let one leaf of unknown size be the product of ``factors``."""
+        if (
+            len(single) != 1
+            or self._at(single[0]).parts
+            or self.size(single[0]).fixed
+            or single[0] in factors
+        ):
+            return False
+        known = self._at(single[0])
+        known.size = self._total(factors)
+        if len(factors) > 1:
+            self._refine(single[0], "product", factors)
+        elif factors:
+            self._unite(single[0], factors[0], [])
+        return True
+
+    def _refine(self, root: int, joined: str, parts: Sequence[int]) -> None:
+        known = self._classes[root]
+        known.joined, known.parts = joined, tuple(parts)
+        for mark, reason in known.marks.items():
+            for part in parts:
+                self.mark(part, mark, reason)

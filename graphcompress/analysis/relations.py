@@ -1,0 +1,110 @@
+"""Runs the rules of all operators over a graph: which axes of which values are the same."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from graphcompress.analysis.atoms import BLOCKED, Atoms
+from graphcompress.analysis.sizes import ONE, size_of
+from graphcompress.expressions import is_constant
+from graphcompress.model import Model
+
+AVERAGED = "averaged"
+"""Mark: a normalisation or a mean runs over it, so that removing a unit is not the same as zeroing it."""
+ADDED = "added"
+"""Mark: two computed values are added along it, as on a residual stream."""
+CONTRACTED = "contracted"
+"""Mark: a MatMul of two computed values sums over it."""
+
+Axes = list[int | None]
+"""One atom for every axis of a value; None for an axis of size 1."""
+
+
+class Relations:
+    """The atoms of every axis of every value of a model.
+
+    A stored vector that several nodes read (a bias of zeros that was stored once) stands for several axes: nothing
+    but its storage is shared, so each use has atoms of its own.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.atoms = Atoms()
+        self._axes: dict[ir.Value | tuple[ir.Value, ir.Node, int], Axes | None] = {}
+        self._constant: dict[ir.Value, bool] = {}
+
+    def axes(self, value: ir.Value) -> Axes | None:
+        """Atoms of the axes of ``value``, or None when its rank is not known."""
+        return self._known(value, value)
+
+    def operand(self, node: ir.Node, index: int) -> Axes | None:
+        """Atoms of the axes of an input of ``node``; None when it is absent or its rank is not known."""
+        value = node.inputs[index] if index < len(node.inputs) else None
+        if value is None:
+            return None
+        return self._known(use_key(value, node, index), value)
+
+    def output(self, node: ir.Node, index: int = 0) -> Axes | None:
+        """Atoms of the axes of an output of ``node``."""
+        return self.axes(node.outputs[index]) if index < len(node.outputs) else None
+
+    def constant(self, value: ir.Value | None) -> bool:
+        """Whether ``value`` is the same in every run."""
+        if value is None:
+            return True
+        if value not in self._constant:
+            self._constant[value] = is_constant(value)
+        return self._constant[value]
+
+    def block(self, axes: Axes | None, reason: str) -> None:
+        """Say that nothing may be cut from ``axes``."""
+        self.atoms.block(axes or (), reason)
+
+    def block_node(self, node: ir.Node, reason: str) -> None:
+        """Say that nothing may be cut from any operand or result of ``node``."""
+        for index in range(len(node.inputs)):
+            self.block(self.operand(node, index), reason)
+        for index in range(len(node.outputs)):
+            self.block(self.output(node, index), reason)
+
+    def unify(self, left: Axes | None, right: Axes | None) -> None:
+        """Say that two lists of axes of the same length are the same one by one."""
+        for one, other in zip(left or (), right or (), strict=True):
+            self.atoms.unify(one, other)
+
+    def fixed_leaves(self, atoms: Axes | None) -> list[int]:
+        """Leaf atoms of fixed size in ``atoms``, from left to right."""
+        found: dict[int, None] = {}
+        for atom in atoms or ():
+            if atom is not None:
+                found.update(
+                    dict.fromkeys(leaf for leaf in self.atoms.leaves(atom) if self.atoms.size(leaf).fixed)
+                )
+        return list(found)
+
+    def is_blocked(self, leaf: int) -> bool:
+        """Whether nothing may be cut from a leaf."""
+        return BLOCKED in self.atoms.marks(leaf)
+
+    def _known(self, key: ir.Value | tuple[ir.Value, ir.Node, int], value: ir.Value) -> Axes | None:
+        if key not in self._axes:
+            self._axes[key] = self._fresh(value)
+        return self._axes[key]
+
+    def _fresh(self, value: ir.Value) -> Axes | None:
+        if value.shape is None:
+            return None
+        sizes = [size_of(dim) for dim in value.shape]
+        return [None if size == ONE else self.atoms.new(size) for size in sizes]
+
+
+def use_key(value: ir.Value, node: ir.Node, index: int) -> ir.Value | tuple[ir.Value, ir.Node, int]:
+    """What the atoms of a use are filed under: the value, or the use itself for a stored vector with several."""
+    if value.is_initializer() and len(value.uses()) > 1 and is_vector(value) and not value.is_graph_input():
+        return value, node, index
+    return value
+
+
+def is_vector(value: ir.Value) -> bool:
+    """Whether at most one axis of a value is longer than 1."""
+    return value.shape is not None and sum(dim != 1 for dim in value.shape) <= 1
