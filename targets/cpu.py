@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,32 +12,93 @@ from typing import Any, ClassVar
 import numpy as np
 
 from graphcompress.base import Capabilities, Context, Target
+from graphcompress.errors import UsageError
+from graphcompress.forms.cache import MeasurementCache, cpu_flags
+from graphcompress.forms.choice import Shape, choose_forms
+from graphcompress.forms.gelu import Gelu
+from graphcompress.forms.normalisation import Residual
 from graphcompress.model import Model
+from graphcompress.options import option
 from graphcompress.runtime import session_of
+
+MODEL_FILE = "model.onnx"
+FAMILIES = (Residual(), Gelu())
+
+_VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+_SHAPE = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 
 
 @dataclass(frozen=True)
 class Cpu(Target):
-    """ONNX Runtime on CPU."""
+    """Lower for ONNX Runtime on CPU, in the operator forms that are measured to be fastest on this machine.
+
+    The artifact is one ``model.onnx`` for ``onnxruntime.InferenceSession`` with its default options.
+    Measurements are kept in the user's cache folder: a second build takes the same forms without measuring.
+
+    ``isa`` names the processors that int8 weights are made for. On x86 without VNNI or AMX, ONNX Runtime's
+    u8×s8 products saturate; weights must leave room (``avx2``), and such artifacts run everywhere. ``auto``
+    is ``vnni`` or ``arm`` only when this machine is one; give ``avx2`` for an artifact that travels.
+    """
 
     name: ClassVar[str] = "cpu"
+
+    measure: bool = option(True, "measure the operator forms on this machine; false takes the default forms")
+    shapes: str = option("1x16,1x128,8x128", "batch x sequence length to measure at", unit="samples x tokens")
+    isa: str = option(
+        "auto", "processors that int8 weights are made for", choices=("auto", "avx2", "vnni", "arm")
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_shapes(self.shapes)
 
     @property
     def capabilities(self) -> Capabilities:
         """What the CPU provider executes."""
-        return Capabilities(domains=("com.microsoft",))
+        isa = detected_isa() if self.isa == "auto" else self.isa
+        return Capabilities(domains=("com.microsoft",), int8_weight_bits=7 if isa == "avx2" else 8)
 
     def lower(self, model: Model, folder: Path, ctx: Context) -> Mapping[str, Any]:
-        """Write ``model.onnx``."""
-        model.save(folder / "model.onnx")
-        return {}
+        """Write ``model.onnx`` in the fastest forms; ``model`` itself is not changed."""
+        lowered = model.clone()
+        cache = MeasurementCache() if self.measure else None
+        choices = choose_forms(
+            lowered, FAMILIES, parse_shapes(self.shapes), ctx, cache=cache, progress=ctx.progress
+        )
+        lowered.save(folder / MODEL_FILE)
+        return {"forms": [dataclasses.asdict(choice) for choice in choices]}
 
     def session(self, folder: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """Run ``model.onnx`` on the CPU provider."""
-        session = session_of(folder / "model.onnx")
+        session = session_of(folder / MODEL_FILE)
         names = [output.name for output in session.get_outputs()]
 
         def run(feed: Mapping[str, Any]) -> dict[str, np.ndarray]:
             return dict(zip(names, session.run(names, dict(feed)), strict=True))
 
         return run
+
+
+def parse_shapes(text: str) -> list[Shape]:
+    """Read ``1x16,8x128`` as [(1, 16), (8, 128)].
+
+    Raises:
+        UsageError: another form, or nothing.
+    """
+    shapes = []
+    for part in text.split(","):
+        match = _SHAPE.fullmatch(part.strip())
+        if match is None:
+            raise UsageError(
+                f"cpu{{shapes={text}}}: {part.strip()!r} is not batch x length, such as 1x128,8x128"
+            )
+        shapes.append((int(match[1]), int(match[2])))
+    return shapes
+
+
+def detected_isa() -> str:
+    """``vnni``, ``arm`` or ``avx2``, by what this processor says; ``avx2``, safe everywhere, when unknown."""
+    flags = cpu_flags()
+    if flags & _VNNI:
+        return "vnni"
+    return "arm" if "asimddp" in flags else "avx2"

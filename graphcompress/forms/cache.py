@@ -1,0 +1,115 @@
+"""Measurements on disk, one file per machine: a form is measured once, and a build can be repeated."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+_LOG = logging.getLogger(__name__)
+_CPUINFO = Path("/proc/cpuinfo")
+
+Times = Mapping[str, float]
+"""Form name → milliseconds."""
+
+
+def cache_folder() -> Path:
+    """``$XDG_CACHE_HOME/graphcompress``, by default ``~/.cache/graphcompress``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "graphcompress"
+
+
+@functools.cache
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets that the processor says it has; empty where the system does not tell."""
+    try:
+        text = _CPUINFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return frozenset()
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
+
+
+def machine() -> str:
+    """A digest of what times depend on: processor, instruction sets, usable cores, the runtime's version."""
+    import onnxruntime
+
+    parts = [platform.machine(), _cpu_model(), *sorted(cpu_flags()), str(_cores()), onnxruntime.__version__]
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+
+
+class MeasurementCache:
+    """Times by key in one JSON file; a file that cannot be read or written is only a warning.
+
+    ``folder`` is by default :func:`cache_folder`.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.path = (folder or cache_folder()) / f"measurements-{machine()}.json"
+        self._entries = self._read()
+
+    def get(self, key: str) -> Times | None:
+        """Times kept under ``key``, or None."""
+        return self._entries.get(key)
+
+    def put(self, key: str, times: Times) -> None:
+        """Keep ``times`` unless the key has some; what another process wrote meanwhile is kept too."""
+        self._entries = {key: dict(times), **self._entries, **self._read()}
+        try:
+            self._write()
+        except OSError as error:
+            _LOG.warning("measurements could not be kept in %s (%s)", self.path, error.strerror)
+
+    def _read(self) -> dict[str, dict[str, float]]:
+        try:
+            entries = json.loads(self.path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            _LOG.warning("measurements in %s are unreadable (%s); measuring again", self.path, error)
+            return {}
+        if not isinstance(entries, dict) or not all(_is_times(times) for times in entries.values()):
+            _LOG.warning("measurements in %s have another form; measuring again", self.path)
+            return {}
+        return entries
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".measurements-", dir=self.path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(self._entries, file, indent=1, sort_keys=True)
+            Path(name).replace(self.path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                Path(name).unlink()
+            raise
+
+
+def _is_times(times: object) -> bool:
+    return isinstance(times, dict) and all(
+        isinstance(ms, (int, float)) and not isinstance(ms, bool) and ms > 0 for ms in times.values()
+    )
+
+
+def _cpu_model() -> str:
+    try:
+        text = _CPUINFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
