@@ -2,80 +2,145 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import google.protobuf.message
+import onnx
 import onnx_ir as ir
+import onnx_ir.passes.common as common
+from google.protobuf.message import DecodeError
 
 from graphcompress.errors import InvalidModelError
+from graphcompress.protos import graphs, is_sorted, nodes, number_of_bytes, tensors
+from graphcompress.wholeness import STANDARD_DOMAINS, check_whole
+
+_NOT_MODELS = {
+    b"version https://git-lfs": "is a Git LFS pointer, not the model; fetch the model with git lfs pull",
+    b"<": "is a web page or XML, not an ONNX file; download the model again",
+    b"PK\x03\x04": "is a zip archive (a PyTorch checkpoint?), not an ONNX file; export it to ONNX first",
+    b"{": "is JSON, not an ONNX file; give the model's .onnx file",
+}
 
 
 def read_model(path: Path) -> ir.Model:
-    """The ``onnx_ir`` model in ``path``, with its external data checked but not read.
+    """The ``onnx_ir`` model in ``path``, functions inlined, with its external data checked but not read.
 
     Raises:
-        InvalidModelError: no such file, not ONNX, truncated, or external data missing, cut short or outside its folder.
+        InvalidModelError: no such file, not ONNX, truncated, damaged, or external data missing, cut short or
+            outside its folder.
+        UnsupportedModelError: a construct that is not supported, such as sparse weights.
     """
-    if not path.is_file():
-        raise InvalidModelError(f"{path}: no such file" if not path.exists() else f"{path}: not a file")
+    proto = _parse(path)
+    _normalise_domains(proto)
+    check_whole(path, proto)
+    for graph in graphs(proto):
+        for tensor in tensors(graph):
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                _check_external(path, tensor)
     try:
-        model = ir.load(path)
-    except (google.protobuf.message.DecodeError, ValueError, TypeError, AttributeError, KeyError) as error:
+        model = ir.from_proto(proto)
+        if not is_sorted(proto.graph):
+            common.TopologicalSortPass()(model)
+        if model.functions:
+            common.InlinePass()(model)
+    except (ir.serde.SerdeError, ir.passes.PassError, ValueError, TypeError, KeyError) as error:
         raise InvalidModelError(
-            f"{path}: not an ONNX file, or it is truncated ({_first_line(error)})"
+            f"{path}: cannot be read ({_first_line(_root(error))}); the file is damaged, export it again"
         ) from error
-    if not model.graph.opset_imports or not model.graph.outputs:
-        raise InvalidModelError(f"{path}: not an ONNX file, or it is truncated (it has no graph)")
-    for tensor in _tensors(model):
-        if isinstance(tensor, ir.ExternalTensor):
-            _check_external(path, tensor)
-        else:
-            _check_inline(path, tensor)
+    ir.external_data.set_base_dir(model.graph, path.parent)
     return model
 
 
-def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            if value.const_value is not None:
-                yield value.const_value
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.TENSOR:
-                yield attribute.as_tensor()
-
-
-def _check_external(path: Path, tensor: ir.ExternalTensor) -> None:
-    folder = path.parent.resolve()
-    location = Path(str(tensor.location))
-    where = f"{path}: external data of {tensor.name!r}"
-    file = folder / location
-    if location.is_absolute() or ".." in location.parts or not file.resolve().is_relative_to(folder):
+def _parse(path: Path) -> onnx.ModelProto:
+    if not path.exists():
+        raise InvalidModelError(f"{path}: no such file; check the path")
+    if not path.is_file():
+        raise InvalidModelError(f"{path}: not a file; give the model's .onnx file")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
         raise InvalidModelError(
-            f"{where} lies outside the model's folder ({location}); put it beside the model"
+            f"{path}: cannot be read ({error.strerror}); check its permissions"
+        ) from error
+    for start, problem in _NOT_MODELS.items():
+        if content.startswith(start):
+            raise InvalidModelError(f"{path} {problem}")
+    try:
+        model = onnx.ModelProto()
+        model.ParseFromString(content)
+    except (DecodeError, ValueError) as error:
+        raise InvalidModelError(
+            f"{path}: not an ONNX file, or it is truncated (its {len(content):,} bytes cannot be decoded); "
+            "copy or export it again"
+        ) from error
+    return model
+
+
+def _normalise_domains(model: onnx.ModelProto) -> None:
+    """Write the standard domain as ``""``; ``ai.onnx`` means the same."""
+    for entry in model.opset_import:
+        entry.domain = "" if entry.domain in STANDARD_DOMAINS else entry.domain
+    for node in nodes(model):
+        node.domain = "" if node.domain in STANDARD_DOMAINS else node.domain
+
+
+def _check_external(path: Path, tensor: onnx.TensorProto) -> None:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    where = f"{path}: external data of weight {tensor.name!r}"
+    if not entries.get("location"):
+        raise InvalidModelError(f"{where} names no file; the model is damaged, export it again")
+    location = Path(entries["location"])
+    offset, length = (_number(where, key, entries.get(key)) for key in ("offset", "length"))
+    file = _contained(where, path.parent, location)
+    wanted, seen = number_of_bytes(tensor), file.stat().st_size
+    if length is not None and length != wanted:
+        raise InvalidModelError(
+            f"{where} has {length:,} bytes, its shape {list(tensor.dims)} needs {wanted:,}; "
+            "export the model again"
+        )
+    if seen < (offset or 0) + wanted:
+        raise InvalidModelError(
+            f"{where} is cut short: {location} has {seen:,} bytes, {(offset or 0) + wanted:,} are needed; "
+            "copy it again"
+        )
+
+
+def _contained(where: str, parent: Path, location: Path) -> Path:
+    folder = parent.resolve()
+    file = folder / location
+    if location.is_absolute() or ".." in location.parts:
+        raise InvalidModelError(
+            f"{where} lies outside the model's folder ({location}); "
+            "put the file beside the model and export again"
+        )
+    if file.is_symlink() and not file.exists():
+        raise InvalidModelError(f"{where} is missing: {location} is a link to nothing; copy the file there")
+    if not file.resolve().is_relative_to(folder):
+        raise InvalidModelError(
+            f"{where} lies outside the model's folder ({location} is a link that leads out of it); "
+            "put a copy of the file beside the model"
         )
     if not file.is_file():
-        raise InvalidModelError(f"{where} is missing: there is no file {location} beside the model")
-    needed = (tensor.offset or 0) + tensor.nbytes
-    if file.stat().st_size < needed:
         raise InvalidModelError(
-            f"{where} is cut short: {location} has {file.stat().st_size:,} bytes, {needed:,} are needed; copy it again"
+            f"{where} is missing: there is no file {location} beside the model; copy it there"
         )
-    if tensor.length is not None and tensor.length < tensor.nbytes:
+    return file
+
+
+def _number(where: str, key: str, text: str | None) -> int | None:
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit()):
         raise InvalidModelError(
-            f"{where} has {tensor.length:,} bytes, its shape {list(tensor.shape)} needs {tensor.nbytes:,}; export again"
+            f"{where} has the {key} {text!r}, which is no size; the model is damaged, export it again"
         )
+    return int(text)
 
 
-def _check_inline(path: Path, tensor: ir.TensorProtocol) -> None:
-    raw = getattr(getattr(tensor, "raw", None), "raw_data", None)
-    if raw and len(raw) != tensor.nbytes:
-        raise InvalidModelError(
-            f"{path}: weight {tensor.name!r} has {len(raw):,} bytes, its shape {list(tensor.shape)} needs "
-            f"{tensor.nbytes:,}; the file is damaged, export it again"
-        )
+def _root(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:120]
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
