@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -18,8 +18,8 @@ from graphcompress.rewrite import Rewriter
 def cut(rw: Rewriter, cuts: Mapping[Group, np.ndarray]) -> None:
     """Remove the units of each group where its mask ``keep`` [size] is False, everywhere in the graph.
 
-    Call it once for all groups: groups describe the graph as it was when ``couplings`` saw it, so they are void
-    afterwards. Stored slices are cut in place, and Reshape targets, Split sizes and their like follow.
+    Call it once for all groups: groups describe the graph as it was when ``couplings`` saw it, so they are
+    void afterwards. Stored slices are cut in place, and Reshape targets, Split sizes and their like follow.
     ``Model.kept`` records what is left. At least one unit of each group stays.
 
     Raises:
@@ -95,11 +95,11 @@ class _Cut:
             stays &= (units < 0) | self.keep[leaf][units]
         return np.flatnonzero(stays)
 
-    def shape(self, axes: Axes | None, before: Sequence[Dim] | None) -> list[Dim]:
+    def shape(self, axes: Axes | None, before: Iterable[Dim]) -> list[Dim]:
         """The shape of a value after the cut."""
         return [
             dim if atom is None else self.relations.atoms.size_after(atom, self.sizes).dim()
-            for atom, dim in zip(axes or (), before or (), strict=True)
+            for atom, dim in zip(axes or (), before, strict=True)
         ]
 
     def after(self, atom: int | None) -> int:
@@ -219,8 +219,8 @@ class _Cut:
             array = np.take(array, index, axis=axis)
         if not value.is_initializer() or len(value.uses()) > len(uses):
             new = self.rw.constant(array, value.name or "", value.dtype)
-            for node, index in uses:
-                self.rw.set_input(node, index, new)
+            for node, position in uses:
+                self.rw.set_input(node, position, new)
             _compose(self.rw.model, new, kept)
             return
         tensor = self.rw.model.store(array, value.dtype)

@@ -147,8 +147,13 @@ class Model:
             for value in node.outputs:
                 if value not in outputs:
                     value.shape = None
+                if node.op_type != "Constant":
+                    value.const_value = None
         with _quiet("onnx_shape_inference"):
             onnx_shape_inference.infer_symbolic_shapes(self.ir, policy="refine", warn_on_missing=False)
+        for node in self.graph:
+            for value in node.outputs:
+                _evaluate_fixed_sizes(value)
 
     # ---- files
 
@@ -190,6 +195,15 @@ def is_weight(value: ir.Value) -> bool:
     if value.dtype is None or value.shape is None:
         return False
     return value.dtype not in (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL, ir.DataType.STRING)
+
+
+def _evaluate_fixed_sizes(value: ir.Value) -> None:
+    """Write a size such as the symbol ``12`` as the number that it is."""
+    if value.shape is None or value.shape.frozen:
+        return
+    for axis, size in enumerate(value.shape):
+        if isinstance(size, ir.SymbolicDim) and size.value is not None and size.value.isdecimal():
+            value.shape[axis] = int(size.value)
 
 
 @contextlib.contextmanager

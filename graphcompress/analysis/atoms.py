@@ -1,8 +1,8 @@
-"""Unification of dimensions: every axis is a product or a concatenation of atoms, and operators say which are equal.
+"""Unification of dimensions: an axis is a product or a concatenation of atoms; operators say which are equal.
 
-An atom is an integer handle. It is a *leaf*, or it has been found to be a row-major product of atoms (768 = 12 · 64)
-or a concatenation of atoms (2304 = 768 + 768 + 768). Saying that two axes are equal refines both until the parts
-match, and unites the parts. What cannot be matched is blocked.
+An atom is an integer handle. It is a *leaf*, or it has been found to be a row-major product of atoms
+(768 = 12 · 64) or a concatenation of atoms (2304 = 768 + 768 + 768). Saying that two axes are equal refines
+both until the parts match, and unites the parts. What cannot be matched is blocked.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ class _Class:
 
 Factors = list[int]
 """A product of atoms, row-major; empty for size 1."""
+
+Pairs = list[tuple[Factors, Factors]]
+"""Products that are still to be matched."""
 
 
 class Atoms:
@@ -170,7 +173,7 @@ class Atoms:
     def _at(self, atom: int) -> _Class:
         return self._classes[self.root(atom)]
 
-    def _match(self, left: Factors, right: Factors, pending: list[tuple[Factors, Factors]]) -> None:
+    def _match(self, left: Factors, right: Factors, pending: Pairs) -> None:
         for end in (-1, 0):
             while self._match_end(left, right, end, pending):
                 pass
@@ -180,9 +183,7 @@ class Atoms:
         if not self._absorb(left, right) and not self._absorb(right, left):
             self.block([*left, *right], "a Reshape mixes it with other dimensions")
 
-    def _match_end(
-        self, left: Factors, right: Factors, end: int, pending: list[tuple[Factors, Factors]]
-    ) -> bool:
+    def _match_end(self, left: Factors, right: Factors, end: int, pending: Pairs) -> bool:
         """Match one factor at one end of both products and take it off; False when that is not possible."""
         left[:], right[:] = self._flat(left), self._flat(right)
         if not left or not right:
@@ -217,9 +218,7 @@ class Atoms:
         self._refine(atom, "product", parts if end == 0 else parts[::-1])
         return True
 
-    def _distribute(
-        self, whole: Factors, factors: Factors, end: int, pending: list[tuple[Factors, Factors]]
-    ) -> bool:
+    def _distribute(self, whole: Factors, factors: Factors, end: int, pending: Pairs) -> bool:
         """Match a concatenation at the right end with a product: (a₁ + a₂) · b is a₁·b + a₂·b."""
         if end == 0 or self._at(whole[-1]).joined != "concat":
             return False
@@ -290,7 +289,7 @@ class Atoms:
             total = total * self.size(factor)
         return total
 
-    def _unite(self, one: int, other: int, pending: list[tuple[Factors, Factors]]) -> None:
+    def _unite(self, one: int, other: int, pending: Pairs) -> None:
         """Make two atoms of the same size equal; their segments are matched when both have some."""
         one, other = self.root(one), self.root(other)
         if one == other:
@@ -308,7 +307,7 @@ class Atoms:
         for mark, reason in marks.items():
             self.mark(root, mark, reason)
 
-    def _align(self, one: int, other: int, pending: list[tuple[Factors, Factors]]) -> bool:
+    def _align(self, one: int, other: int, pending: Pairs) -> bool:
         """Match the segments of two concatenations, cutting the longer ones."""
         left, right = self._segments([one])[::-1], self._segments([other])[::-1]
         while left and right:
@@ -324,7 +323,7 @@ class Atoms:
         return True
 
     def _shorten(self, segments: list[Factors], segment: Factors, size: Size) -> Factors:
-        """The first ``size`` of a segment; what is left goes back on the stack. Empty when it cannot be cut there."""
+        """The first ``size`` of a segment, the rest goes back on the stack; empty if it cannot be cut."""
         factors = self._flat(segment)
         sizes = [size, Size(self._total(factors).number - size.number)]
         parts = self._spread(factors, sizes) if factors else None

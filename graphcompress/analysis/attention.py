@@ -29,11 +29,11 @@ class Attention:
     Attributes:
         node: the Softmax, or the Attention operator of opset 23.
         scores: value before the mask is added, [..., queries, keys]; None inside an Attention operator.
-        probabilities: value that is multiplied with ``v``, after any guards; None inside an Attention operator.
-        q, k, v: operands of the products as they come out of their linears (before heads are split), or, where more
-            than a change of layout or a scale lies between (rotary positions, a packed linear), what comes out of that.
+        probabilities: value that is multiplied with ``v``, after guards; None inside an Attention operator.
+        q, k, v: operands of the products as they come out of their linears, before heads are split; where
+            more than layout and scale lies between (rotary positions, a packed linear), the result of that.
         output: the product of probabilities and values, before heads are merged.
-        num_heads, kv_heads, head_dim: sizes; ``head_dim`` is that of queries and keys, 0 when it is not fixed.
+        num_heads, kv_heads, head_dim: sizes; ``head_dim`` is that of queries and keys, 0 when not fixed.
         scale: factor on the scores when it is a constant, else None.
         producers: linears that produce q, k and v (one, when packed); those found.
         consumers: linears that read the output after the heads were merged; those found.
@@ -141,7 +141,7 @@ def _operator(
 
 
 def _path_to_product(value: ir.Value | None) -> tuple[ir.Node, ir.Value, float | None] | None:
-    """The product of queries and keys before a Softmax, the scores before the mask, and the scale between them."""
+    """The product of queries and keys before a Softmax, the scores before the mask, the scale between."""
     pending: list[tuple[ir.Value | None, ir.Value | None, float | None]] = [(value, value, 1.0)]
     while pending:
         current, scores, factor = pending.pop()
@@ -209,7 +209,7 @@ def _path_to_values(value: ir.Value) -> tuple[ir.Node, ir.Value] | None:
 
 
 def _origin(value: ir.Value) -> tuple[ir.Value, float | None, int]:
-    """Follow ``value`` back through layout and scale: the origin, the scale, and how often heads were repeated."""
+    """Follow ``value`` back through layout and scale: the origin, the scale, and how often heads repeat."""
     factor: float | None = 1.0
     repeats = 1
     while (node := value.producer()) is not None and not node.domain:

@@ -15,6 +15,9 @@ from graphcompress.analysis.relations import ADDED, AVERAGED, CONTRACTED, Axes, 
 from graphcompress.analysis.rules import apply
 from graphcompress.model import Model
 
+Use = tuple[ir.Node, int]
+"""A reader of a value: a node and the index of its input."""
+
 FFN, HEAD, HIDDEN, OTHER = "ffn", "head", "hidden", "other"
 
 
@@ -25,15 +28,15 @@ class WeightSlice:
     Attributes:
         value: the stored tensor.
         axis: non-negative.
-        units: for every index of the axis the unit it belongs to, or -1 when the group does not own this index.
-        uses: the readers that this holds for: all of them, or one where a stored vector is shared by parts of the
-            graph that have nothing else in common.
+        units: for every index of the axis the unit it belongs to, or -1 when the group does not own it.
+        uses: the readers that this holds for: all of them, or one where a stored vector is shared by parts of
+            the graph that have nothing else in common.
     """
 
     value: ir.Value
     axis: int
     units: np.ndarray
-    uses: tuple[tuple[ir.Node, int], ...] = ()
+    uses: tuple[Use, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +45,10 @@ class Group:
 
     Attributes:
         name: stable and legible: that of the linear that produces it.
-        kind: ``ffn``, ``head``, ``hidden`` or ``other``. A unit of a head group is a key/value head with the query
-            heads that read it.
+        kind: ``ffn``, ``head``, ``hidden`` or ``other``. A unit of a head group is a key/value head with the
+            query heads that read it.
         size: number of units that can be removed one by one.
-        exact: removing a unit equals zeroing its weights (false where a normalisation averages over the units).
+        exact: removing a unit equals zeroing its weights (false where a normalisation averages over units).
         slices: every stored axis that it cuts: weights, biases, scales, factors, normalisation parameters.
         producers: linears whose output columns are cut.
         consumers: linears whose input rows are cut.
@@ -66,8 +69,8 @@ class Group:
 def couplings(model: Model) -> list[Group]:
     """Groups of the main graph that can be cut physically, in execution order of their first producer.
 
-    A group is a class of equal atoms (see :mod:`graphcompress.analysis.atoms`) that nothing blocks, that a weight
-    produces, and that a weight consumes or a product of two computed values contracts.
+    A group is a class of equal atoms (see :mod:`graphcompress.analysis.atoms`) that nothing blocks, that a
+    weight produces, and that a weight consumes or a product of two computed values contracts.
     """
     relations = relate(model)
     survey = _Survey.of(model, relations)
@@ -169,7 +172,7 @@ class _Survey:
                 and self.relations.constant(node.inputs[1])
             ):
                 for leaf in self._leaves(self.relations.output(node), 1):
-                    self.made.setdefault(leaf, node.inputs[1].name or "")
+                    self.made.setdefault(leaf, _name_of(node.inputs[1]))
 
     def _linear(self, linear: Linear) -> None:
         axes = self.relations.axes(linear.weight)
@@ -184,26 +187,17 @@ class _Survey:
         return [] if axes is None else self.relations.fixed_leaves([axes[axis]])
 
     def _stored(self, model: Model) -> None:
-        wanted = set(self.made)
         for value, uses in _stored_uses(model):
-            key = use_key(value, *uses[0]) if len(uses) == 1 else value
-            axes = self.relations.axes(value) if key is value else self.relations.operand(*uses[0])
+            axes = self.relations.operand(*uses[0])
             for axis, atom in enumerate(axes or ()):
-                self._slice(value, axis, atom, uses, wanted)
+                self._slice(value, axis, atom, uses)
 
-    def _slice(
-        self,
-        value: ir.Value,
-        axis: int,
-        atom: int | None,
-        uses: Sequence[tuple[ir.Node, int]],
-        wanted: set[int],
-    ) -> None:
+    def _slice(self, value: ir.Value, axis: int, atom: int | None, uses: Sequence[Use]) -> None:
+        atoms = self.relations.atoms
         if atom is None:
             return
-        atoms = self.relations.atoms
         for leaf in atoms.leaves(atom):
-            if leaf not in wanted or self.relations.is_blocked(leaf):
+            if leaf not in self.made or self.relations.is_blocked(leaf):
                 continue
             if atoms.is_repeated(atom, leaf):
                 self.repeated.add(leaf)
@@ -225,7 +219,11 @@ class _Survey:
         return [leaf for leaf in found if not self.relations.is_blocked(leaf)]
 
 
-def _stored_uses(model: Model) -> Iterator[tuple[ir.Value, list[tuple[ir.Node, int]]]]:
+def _name_of(value: ir.Value | None) -> str:
+    return "" if value is None else value.name or ""
+
+
+def _stored_uses(model: Model) -> Iterator[tuple[ir.Value, list[Use]]]:
     """Stored tensors with their readers; a shared vector comes once for every reader."""
     values = [*model.graph.initializers.values()]
     values += [node.outputs[0] for node in model.graph if node.op_type == "Constant"]
@@ -238,7 +236,7 @@ def _stored_uses(model: Model) -> Iterator[tuple[ir.Value, list[tuple[ir.Node, i
 
 
 def _with_distinct_names(groups: Sequence[Group]) -> list[Group]:
-    """Groups of the same linear (heads and their sizes) are told apart by a number, heads and FFN nodes first."""
+    """Tell groups of the same linear (heads and their sizes) apart by a number, heads and FFN nodes first."""
     seen: dict[str, int] = defaultdict(int)
     names: dict[Group, str] = {}
     for group in sorted(groups, key=lambda group: group.kind == OTHER):

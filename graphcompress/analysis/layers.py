@@ -32,5 +32,5 @@ class Layer:
 
 
 def layers(model: Model, groups: Sequence[Group] | None = None) -> list[Layer]:
-    """Transformer blocks in execution order; ``groups`` are those of :func:`couplings` when already at hand."""
+    """Transformer blocks in execution order; ``groups`` are those of :func:`couplings`, if at hand."""
     raise NotImplementedError

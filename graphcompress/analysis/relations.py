@@ -23,8 +23,8 @@ Axes = list[int | None]
 class Relations:
     """The atoms of every axis of every value of a model.
 
-    A stored vector that several nodes read (a bias of zeros that was stored once) stands for several axes: nothing
-    but its storage is shared, so each use has atoms of its own.
+    A stored vector that several nodes read (a bias of zeros that was stored once) stands for several axes:
+    nothing but its storage is shared, so each use has atoms of its own.
     """
 
     def __init__(self, model: Model) -> None:
@@ -99,7 +99,7 @@ class Relations:
 
 
 def use_key(value: ir.Value, node: ir.Node, index: int) -> ir.Value | tuple[ir.Value, ir.Node, int]:
-    """What the atoms of a use are filed under: the value, or the use itself for a stored vector with several."""
+    """What the atoms of a use are filed under: the value, or the use itself of a vector that has several."""
     if value.is_initializer() and len(value.uses()) > 1 and is_vector(value) and not value.is_graph_input():
         return value, node, index
     return value

@@ -15,90 +15,17 @@ from graphcompress.analysis.sizes import Size
 
 Rule = Callable[[Relations, ir.Node], None]
 
-_ELEMENTWISE = [
-    "Abs",
-    "Acos",
-    "Acosh",
-    "Add",
-    "And",
-    "Asin",
-    "Asinh",
-    "Atan",
-    "Atanh",
-    "BitShift",
-    "BitwiseAnd",
-    "BitwiseNot",
-    "BitwiseOr",
-    "BitwiseXor",
-    "Cast",
-    "CastLike",
-    "Ceil",
-    "Celu",
-    "Clip",
-    "Cos",
-    "Cosh",
-    "Div",
-    "Dropout",
-    "Elu",
-    "Equal",
-    "Erf",
-    "Exp",
-    "Floor",
-    "Gelu",
-    "Greater",
-    "GreaterOrEqual",
-    "HardSigmoid",
-    "HardSwish",
-    "Identity",
-    "IsInf",
-    "IsNaN",
-    "LeakyRelu",
-    "Less",
-    "LessOrEqual",
-    "Log",
-    "Max",
-    "Mean",
-    "Min",
-    "Mish",
-    "Mod",
-    "Mul",
-    "Neg",
-    "Not",
-    "Or",
-    "PRelu",
-    "Pow",
-    "Reciprocal",
-    "Relu",
-    "Round",
-    "Selu",
-    "Shrink",
-    "Sigmoid",
-    "Sign",
-    "Sin",
-    "Sinh",
-    "Softplus",
-    "Softsign",
-    "Sqrt",
-    "Sub",
-    "Sum",
-    "Swish",
-    "Tan",
-    "Tanh",
-    "ThresholdedRelu",
-    "Where",
-    "Xor",
-    "DynamicQuantizeLinear",
-]
-_MEAN_LIKE = ["ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2"]
-_MIXING_REDUCTIONS = [
-    "ReduceMax",
-    "ReduceMin",
-    "ReduceProd",
-    "ReduceLogSum",
-    "ReduceLogSumExp",
-    "ArgMax",
-    "ArgMin",
-]
+_ELEMENTWISE = frozenset(
+    """
+    Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast
+    CastLike Ceil Celu Clip Cos Cosh Div Dropout DynamicQuantizeLinear Elu Equal Erf Exp Floor Gelu Greater
+    GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish
+    Mod Mul Neg Not Or PRelu Pow Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign
+    Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor
+    """.split()  # noqa: SIM905 (one name per line would fill a page)
+)
+_MEAN_LIKE = ("ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2")
+_MIXING = ("ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp", "ArgMax", "ArgMin")
 _ALONG_AXIS = {"Softmax": -1, "LogSoftmax": -1, "Hardmax": -1, "TopK": -1}
 
 
@@ -252,8 +179,8 @@ def _reshape(relations: Relations, node: ir.Node) -> None:
 
 
 def _squeeze(relations: Relations, node: ir.Node) -> None:
-    source = [atom for atom in relations.operand(node, 0) or [] if atom is not None]
-    target = [atom for atom in relations.output(node) or [] if atom is not None]
+    source: Axes = [atom for atom in relations.operand(node, 0) or [] if atom is not None]
+    target: Axes = [atom for atom in relations.output(node) or [] if atom is not None]
     if len(source) == len(target):
         relations.unify(source, target)
     else:
@@ -458,7 +385,7 @@ def _reduced_axes(node: ir.Node, rank: int) -> list[int] | None:
         axes = _integers(node, 1)
     else:
         axes = list(node.attributes.get_ints("axes", []))
-        if not axes and node.attributes.get_int("noop_with_empty_axes", 0):
+        if not axes and node.attributes.get_int("noop_with_empty_axes", 0) == 1:
             return []
     return None if axes is None else [axis % rank for axis in axes] or list(range(rank))
 
@@ -516,7 +443,7 @@ def _per_axis(relations: Relations, scale: Axes | None, source: Axes | None, axi
 
 
 def _attention(relations: Relations, node: ir.Node) -> None:
-    """Attention of opset 23: heads are the axis 1 of [batch, heads, length, size], or a factor of the last axis."""
+    """Attention of opset 23: heads are axis 1 of [batch, heads, length, size], or part of the last axis."""
     atoms = relations.atoms
     query, key, value = (_by_heads(relations, node, index) for index in range(3))
     out = _heads_of(relations, relations.output(node), node.attributes.get_int("q_num_heads", 0))
@@ -538,9 +465,7 @@ def _attention(relations: Relations, node: ir.Node) -> None:
             atoms.block([query[3]], "the scale of an Attention follows from it")
     _broadcast(relations, relations.operand(node, 3), [query[0], query[1], query[2], key[2]])
     cached = [relations.operand(node, index) for index in (4, 5)]
-    cached += [
-        relations.output(node, index) for index in range(1, len(node.outputs)) if node.outputs[index].uses()
-    ]
+    cached += [relations.axes(value) for value in node.outputs[1:] if value.uses() or value.is_graph_output()]
     for axes in cached:
         relations.block(axes, "a cache or a trace of an Attention")
     if any(cached):
@@ -592,7 +517,7 @@ def _axis(node: ir.Node, rank: int, default: int) -> int:
 
 _RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
-    **dict.fromkeys([*_MEAN_LIKE, *_MIXING_REDUCTIONS], _reduce),
+    **dict.fromkeys([*_MEAN_LIKE, *_MIXING], _reduce),
     **dict.fromkeys(_ALONG_AXIS, _along_axis),
     "Attention": _attention,
     "BatchNormalization": _batch_norm,
