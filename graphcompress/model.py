@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
+import math
 import tempfile
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common
 import onnx_shape_inference
 
-from graphcompress.errors import InvalidModelError, UnsupportedModelError
+from graphcompress.errors import InvalidModelError
 from graphcompress.loading import read_model
+from graphcompress.scratch import Scratch
 
-OPSETS = (13, 25)
 EXTERNAL_DATA_LIMIT_BYTES = 1_500_000_000
 """Above this a model is saved with its weights beside it: protobuf ends at 2 GB."""
 
@@ -36,29 +34,29 @@ class Model:
         self.ir = model
         self.path = path
         self.kept: dict[str, dict[int, np.ndarray]] = {}
-        self._scratch: Path | None = None
-        self._stored = 0
+        self._scratch = Scratch()
+        self._declared = {
+            value.name: None if value.shape is None else value.shape.copy() for value in model.graph.outputs
+        }
         self.infer_shapes()
 
     @classmethod
     def load(cls, path: str | Path) -> Model:
-        """Read an ONNX file: opset 13–25, one file or with external data, functions inlined; weights are not read.
+        """Read an ONNX file, opset 13–25, with or without external data; functions are inlined.
+
+        Weights stay on disk.
 
         Raises:
             InvalidModelError: not an ONNX file, truncated, or weights that are missing or outside its folder.
-            UnsupportedModelError: an opset outside 13–25.
+            UnsupportedModelError: an opset outside 13–25, or sparse weights.
         """
         path = Path(path)
-        model = read_model(path)
-        opset = model.graph.opset_imports.get("", 0)
-        if model.functions:
-            common.InlinePass()(model)
-        if not OPSETS[0] <= opset <= OPSETS[1]:
-            raise UnsupportedModelError(
-                f"{path}: opset {opset} is not supported (opsets {OPSETS[0]} to {OPSETS[1]} are); "
-                "convert it first, for example with onnx.version_converter.convert_version"
-            )
-        return cls(model, path)
+        try:
+            return cls(read_model(path), path)
+        except (onnx_shape_inference.ShapeInferenceError, onnx_shape_inference.OpUsageError) as error:
+            raise InvalidModelError(
+                f"{path}: its shapes contradict each other ({error}); export it again"
+            ) from error
 
     @property
     def graph(self) -> ir.Graph:
@@ -74,6 +72,7 @@ class Model:
         """A copy with its own graph; weights are shared, not copied."""
         twin = Model(self.ir.clone(), self.path)
         twin.kept = {name: dict(axes) for name, axes in self.kept.items()}
+        twin._scratch = self._scratch
         return twin
 
     # ---- weights
@@ -85,8 +84,8 @@ class Model:
 
     @property
     def parameters(self) -> int:
-        """Number of floating-point and low-bit weights (integer tables of shapes and indices are not counted)."""
-        return sum(int(np.prod(value.shape.numpy())) for value in self.initializers() if is_weight(value))
+        """Number of floating-point and low-bit weights (tables of shapes and indices are not counted)."""
+        return sum(number_of_parameters(value) for value in self.initializers())
 
     @property
     def weight_bytes(self) -> int:
@@ -94,58 +93,45 @@ class Model:
         return sum(v.const_value.nbytes for v in self.initializers() if v.const_value is not None)
 
     def check_weights_are_finite(self) -> None:
-        """Read every weight once, one at a time.
+        """Read every weight once, one at a time; a mask of zeros and infinities is a constant, not a weight.
 
         Raises:
-            InvalidModelError: a weight holds NaN, or infinity where it is not a mask constant.
+            InvalidModelError: a weight holds NaN or infinity.
         """
         for value in self.initializers():
-            if not is_weight(value) or value.const_value is None or value.dtype is None:
+            if value.const_value is None or value.dtype is None or not value.dtype.is_floating_point():
                 continue
-            if not value.dtype.is_floating_point():
-                continue
-            array = value.const_value.numpy()
-            if array.size > 1 and not np.isfinite(array.astype(np.float32, copy=False)).all():
-                kind = "NaN" if np.isnan(array.astype(np.float32, copy=False)).any() else "infinity"
+            problem = _not_finite(value.const_value.numpy())
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value.release()
+            if problem is not None:
                 raise InvalidModelError(
-                    f"weight {value.name!r} holds {kind}; export the model again from a checkpoint that works"
+                    f"{self.path or 'the model'}: weight {value.name!r} holds {problem}; "
+                    "export the model again from a checkpoint that works"
                 )
 
     def store(self, array: np.ndarray, dtype: ir.DataType | None = None) -> ir.TensorProtocol:
-        """A tensor of ``array`` kept in scratch on disk (small ones in memory), so that memory follows one weight."""
-        tensor = ir.tensor(np.asarray(array, order="C"), dtype=dtype)
-        if tensor.nbytes < 1 << 16:
-            return tensor
-        self._stored += 1
-        file = self._scratch_folder() / f"{self._stored}.bin"
-        file.write_bytes(tensor.tobytes())
-        return ir.ExternalTensor(
-            file.name,
-            0,
-            tensor.nbytes,
-            tensor.dtype,
-            shape=ir.Shape(array.shape),
-            name="",
-            base_dir=file.parent,
-        )
+        """A tensor of ``array``, kept in scratch on disk (small ones in memory)."""
+        return self._scratch.store(array, dtype)
 
-    def _scratch_folder(self) -> Path:
-        if self._scratch is None:
-            self._scratch = Path(tempfile.mkdtemp(prefix="graphcompress-"))
-            weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
-        return self._scratch
+    def release(self) -> None:
+        """Unmap the weights that were read from disk; they are mapped again when touched."""
+        for value in self.initializers():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value.release()
 
     # ---- shapes
 
     def infer_shapes(self) -> None:
         """Infer symbolic shapes of every value anew, from the inputs and the weights alone.
 
-        Shapes written in the file are not trusted: after a pass they are stale.
+        Shapes written in the file are not trusted: after a pass they are stale. Two are kept: of the graph's
+        outputs, a promise to the caller, and of custom operators' outputs, which cannot be inferred.
         """
         outputs = set(self.graph.outputs)
         for node in self.graph:
             for value in node.outputs:
-                if value not in outputs:
+                if value not in outputs and not node.domain:
                     value.shape = None
                 if node.op_type != "Constant":
                     value.const_value = None
@@ -154,22 +140,34 @@ class Model:
         for node in self.graph:
             for value in node.outputs:
                 _evaluate_fixed_sizes(value)
+        for value in self.graph.outputs:
+            declared = self._declared.get(value.name)
+            if declared is not None:
+                value.shape = declared.copy()
 
     # ---- files
 
     def save(self, path: str | Path) -> Path:
-        """Write the model to ``path`` (weights beside it as ``<name>.data`` when it is large); replaces atomically.
+        """Write the model to ``path``, and a large one's weights to ``<name>.data`` beside it; replaces atomically.
 
         Raises:
             OSError: the disk is full or not writable; an earlier file at ``path`` is untouched.
         """
         path = Path(path)
+        self._hold(path.with_name(f"{path.name}.data"))
         external = f"{path.name}.data" if self.weight_bytes > EXTERNAL_DATA_LIMIT_BYTES else None
         with tempfile.TemporaryDirectory(prefix=".graphcompress-", dir=path.parent) as folder:
             self.write(Path(folder) / path.name, external)
             for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
                 file.replace(path.parent / file.name)
         return path
+
+    def _hold(self, file: Path) -> None:
+        """Map the weights that are read from ``file``, which is about to be replaced: a map outlives the name."""
+        for value in self.initializers():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor) and Path(tensor.path).resolve() == file.resolve():
+                value.const_value = ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
 
     def write(self, path: Path, external: str | None = None) -> None:
         """Write the model straight to ``path``; ``external`` names a file beside it for the weights."""
@@ -182,7 +180,7 @@ class Model:
             for value in initializers:
                 if isinstance(value.const_value, ir.ExternalTensor):
                     value.const_value = ir.tensor(
-                        value.const_value.numpy(), dtype=value.dtype, name=value.name
+                        value.const_value.numpy(), dtype=value.const_value.dtype, name=value.name
                     )
             ir.save(self.ir, path)
         finally:
@@ -195,6 +193,24 @@ def is_weight(value: ir.Value) -> bool:
     if value.dtype is None or value.shape is None:
         return False
     return value.dtype not in (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL, ir.DataType.STRING)
+
+
+def number_of_parameters(value: ir.Value) -> int:
+    """Parameters of a weight; 0 for an initializer that is none."""
+    if not is_weight(value) or value.shape is None:
+        return 0
+    return math.prod(int(size) for size in value.shape.numpy())
+
+
+def _not_finite(array: np.ndarray) -> str | None:
+    """What a weight holds that is no number, or None; a scalar or a mask may be infinite."""
+    array = array.astype(np.float32) if array.dtype.kind not in "fc" else array
+    finite = np.isfinite(array)
+    if finite.all():
+        return None
+    if np.isnan(array).any():
+        return "NaN"
+    return None if array.size == 1 or not array[finite].any() else "infinity"
 
 
 def _evaluate_fixed_sizes(value: ir.Value) -> None:

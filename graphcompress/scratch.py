@@ -1,0 +1,58 @@
+"""Scratch space on disk for weights that passes make, so that memory follows one weight and not the model."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from graphcompress.errors import OutputError
+
+IN_MEMORY_BYTES = 1 << 16
+"""Smaller tensors stay in memory."""
+
+
+class Scratch:
+    """A temporary folder that lives as long as a model that uses it; copies of a model share one."""
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+        self._stored = 0
+
+    def store(self, array: np.ndarray, dtype: ir.DataType | None = None) -> ir.TensorProtocol:
+        """A tensor of ``array``, kept on disk when it is large.
+
+        Raises:
+            OutputError: no room for temporary files.
+        """
+        tensor = ir.tensor(np.asarray(array, order="C"), dtype=dtype)
+        if tensor.nbytes < IN_MEMORY_BYTES:
+            return tensor
+        self._stored += 1
+        try:
+            folder = self._made()
+            file = folder / f"{self._stored}.bin"
+            file.write_bytes(tensor.tobytes())
+        except OSError as error:
+            raise no_room(error, tensor.nbytes) from error
+        return ir.ExternalTensor(
+            file.name, 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(array.shape), name="", base_dir=folder
+        )
+
+    def _made(self) -> Path:
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="graphcompress-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        return self._folder
+
+
+def no_room(error: OSError, size_bytes: int) -> OutputError:
+    """The error for a temporary file of ``size_bytes`` that could not be written."""
+    return OutputError(
+        f"{tempfile.gettempdir()}: a temporary file of {size_bytes:,} bytes could not be written "
+        f"({error.strerror or error}); free some space, or set TMPDIR to a folder with room"
+    )
