@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphcompress.analysis.attention import Attention
-from graphcompress.analysis.couplings import Group
+from graphcompress.analysis.attention import Attention, attentions
+from graphcompress.analysis.couplings import FFN, HEAD, Group, couplings
+from graphcompress.analysis.linears import Linear, linears
+from graphcompress.expressions import is_constant
 from graphcompress.model import Model
+
+_NORMALISATIONS = frozenset({"LayerNormalization", "RMSNormalization"})
+_LONGEST_NORMALISATION = 24
+"""Nodes that a normalisation written out in elementary operators may have."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +30,7 @@ class Layer:
         exit: residual value that comes out, same shape as ``entry``.
         attentions: attentions inside.
         groups: ffn and head groups inside.
+        linears: linears inside, in execution order.
     """
 
     name: str
@@ -29,8 +38,206 @@ class Layer:
     exit: ir.Value
     attentions: tuple[Attention, ...]
     groups: tuple[Group, ...]
+    linears: tuple[Linear, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Branch:
+    """``output = entry + f(entry)`` where f has linears: one step of a residual stream."""
+
+    entry: ir.Value
+    output: ir.Value
+    linears: tuple[Linear, ...]
+    attentions: tuple[Attention, ...]
+    sums: frozenset[ir.Value]
+    """Outputs of the additions inside f."""
+
+    @property
+    def feeds_forward(self) -> bool:
+        """Whether it has linears that belong to no attention."""
+        attending = {
+            linear.node
+            for attention in self.attentions
+            for linear in (*attention.producers, *attention.consumers)
+        }
+        return any(linear.node not in attending for linear in self.linears)
 
 
 def layers(model: Model, groups: Sequence[Group] | None = None) -> list[Layer]:
-    """Transformer blocks in execution order; ``groups`` are those of :func:`couplings`, if at hand."""
-    raise NotImplementedError
+    """Transformer blocks in execution order; ``groups`` are those of :func:`couplings`, if at hand.
+
+    A block is a run of additions to a residual stream that starts with an attention and goes on to the next
+    attention that follows a feed-forward part; before or after the normalisation, serial or parallel.
+    """
+    groups = couplings(model) if groups is None else groups
+    found: list[Layer] = []
+    for stream in _streams(_branches(model)):
+        for run, following in _runs(stream):
+            layer = _layer(run, following, stream, groups, len(found))
+            if layer is not None:
+                found.append(layer)
+    return found
+
+
+# ---- branches
+
+
+def _branches(model: Model) -> list[_Branch]:
+    order = {node: position for position, node in enumerate(model.graph)}
+    by_node = {linear.node: linear for linear in linears(model)}
+    attending = {attention.node: attention for attention in attentions(model)}
+    found = [
+        branch
+        for node in model.graph
+        if node.op_type == "Add" and (branch := _branch(node, order, by_node, attending)) is not None
+    ]
+    outputs = {branch.output for branch in found}
+    return [branch for branch in found if not branch.sums & outputs]
+
+
+def _branch(
+    node: ir.Node,
+    order: Mapping[ir.Node, int],
+    by_node: Mapping[ir.Node, Linear],
+    attending: Mapping[ir.Node, Attention],
+) -> _Branch | None:
+    left, right = node.inputs
+    if left is None or right is None or not _same_width(left, right):
+        return None
+    entry, inner = (left, right) if _position(left, order) < _position(right, order) else (right, left)
+    inside = _between(entry, inner, order)
+    within = [by_node[item] for item in inside if item in by_node]
+    if not within:
+        return None
+    return _Branch(
+        entry=entry,
+        output=node.outputs[0],
+        linears=tuple(within),
+        attentions=tuple(attending[item] for item in inside if item in attending),
+        sums=frozenset(item.outputs[0] for item in inside if item.op_type == "Add"),
+    )
+
+
+def _same_width(left: ir.Value, right: ir.Value) -> bool:
+    """Whether both are computed, of one shape, with a last axis of fixed size."""
+    if left.shape is None or right.shape is None or len(left.shape) < 2:
+        return False
+    if left.shape != right.shape or not isinstance(left.shape[-1], int):
+        return False
+    return not is_constant(left) and not is_constant(right)
+
+
+def _position(value: ir.Value, order: Mapping[ir.Node, int]) -> int:
+    node = value.producer()
+    return -1 if node is None else order[node]
+
+
+def _between(entry: ir.Value, inner: ir.Value, order: Mapping[ir.Node, int]) -> list[ir.Node]:
+    """Nodes from ``entry`` to ``inner`` in execution order; none when ``inner`` is independent of it."""
+    first, reached = _position(entry, order), False
+    pending, seen = [inner], set()
+    while pending:
+        value = pending.pop()
+        if value is entry:
+            reached = True
+            continue
+        node = value.producer()
+        if node is None or node in seen or order[node] <= first:
+            continue
+        seen.add(node)
+        pending.extend(operand for operand in node.inputs if operand is not None)
+    return sorted(seen, key=order.__getitem__) if reached else []
+
+
+# ---- streams of branches, and runs of them
+
+
+def _streams(branches: Sequence[_Branch]) -> list[list[_Branch]]:
+    """Branches that follow each other, with nothing but a normalisation between."""
+    outputs = {branch.output: branch for branch in branches}
+    streams: dict[_Branch, list[_Branch]] = {}
+    for branch in branches:
+        before = _stream_before(branch.entry, outputs)
+        stream = [] if before is None or streams[before][-1] is not before else streams[before]
+        stream.append(branch)
+        streams[branch] = stream
+    return list({id(stream): stream for stream in streams.values()}.values())
+
+
+def _stream_before(entry: ir.Value, outputs: Mapping[ir.Value, _Branch]) -> _Branch | None:
+    """The branch whose output alone ``entry`` depends on through a few nodes."""
+    pending, seen, found = [entry], set(), {}
+    while pending and len(seen) < _LONGEST_NORMALISATION:
+        value = pending.pop()
+        if value in outputs:
+            found[value] = outputs[value]
+            continue
+        if value in seen or is_constant(value):
+            continue
+        seen.add(value)
+        node = value.producer()
+        if node is None:
+            return None
+        pending.extend(operand for operand in node.inputs if operand is not None)
+    return next(iter(found.values())) if len(found) == 1 and not pending else None
+
+
+def _runs(stream: Sequence[_Branch]) -> Iterator[tuple[list[_Branch], _Branch | None]]:
+    """Runs of branches that make a block, each with the branch that follows."""
+    forward = any(branch.feeds_forward for branch in stream)
+    run: list[_Branch] = []
+    for branch in stream:
+        if run and branch.attentions and (not forward or any(item.feeds_forward for item in run)):
+            yield run, branch
+            run = []
+        run.append(branch)
+    if run:
+        yield run, None
+
+
+# ---- layers
+
+
+def _layer(
+    run: Sequence[_Branch],
+    following: _Branch | None,
+    stream: Sequence[_Branch],
+    groups: Sequence[Group],
+    number: int,
+) -> Layer | None:
+    entry = run[0].entry
+    leave = following.entry if following is not None else _last_exit(run[-1], stream)
+    found = tuple(attention for branch in run for attention in branch.attentions)
+    if leave is None or not found or entry.shape is None or entry.shape != leave.shape:
+        return None
+    inside = tuple(linear for branch in run for linear in branch.linears)
+    return Layer(
+        name=_common_name(inside) or f"layer.{number}",
+        entry=entry,
+        exit=leave,
+        attentions=found,
+        groups=tuple(group for group in groups if _is_inside(group, inside)),
+        linears=inside,
+    )
+
+
+def _last_exit(last: _Branch, stream: Sequence[_Branch]) -> ir.Value | None:
+    """Where the last block ends: at its addition, or behind the normalisation when the others end there."""
+    entries = [branch.entry for branch in stream[1:]]
+    if not entries or any(entry in {branch.output for branch in stream} for entry in entries):
+        return last.output
+    normalised = [node for node in last.output.consumers() if node.op_type in _NORMALISATIONS]
+    return normalised[0].outputs[0] if len(normalised) == 1 else None
+
+
+def _is_inside(group: Group, inside: Sequence[Linear]) -> bool:
+    nodes = {linear.node for linear in inside}
+    return group.kind in (FFN, HEAD) and all(
+        linear.node in nodes for linear in (*group.producers, *group.consumers)
+    )
+
+
+def _common_name(inside: Sequence[Linear]) -> str:
+    names = [re.split(r"[./]", linear.name) for linear in inside]
+    shared = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*names, strict=False))
+    return ".".join(parts[0] for parts in shared)
