@@ -148,7 +148,7 @@ class Model:
     # ---- files
 
     def save(self, path: str | Path) -> Path:
-        """Write the model to ``path``, and a large one's weights to ``<name>.data`` beside it; replaces atomically.
+        """Write the model to ``path``, the weights of a large one to ``<name>.data`` beside it; atomically.
 
         Raises:
             OSError: the disk is full or not writable; an earlier file at ``path`` is untouched.
@@ -163,7 +163,7 @@ class Model:
         return path
 
     def _hold(self, file: Path) -> None:
-        """Map the weights that are read from ``file``, which is about to be replaced: a map outlives the name."""
+        """Map the weights that are read from ``file``, which will be replaced: a map outlives the name."""
         for value in self.initializers():
             tensor = value.const_value
             if isinstance(tensor, ir.ExternalTensor) and Path(tensor.path).resolve() == file.resolve():

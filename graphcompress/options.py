@@ -23,9 +23,15 @@ _KEY = re.compile(r"\s*([A-Za-z_]\w*)\s*=\s*")
 _BARE = re.compile(r"[^\s{}\",]+")
 
 
+class Quoted(str):
+    """An option text that stood in quotes: it is that text, not a keyword such as ``none``."""
+
+    __slots__ = ()
+
+
 def option(
     default: Any,
-    help: str,  # noqa: A002 - the field's standard term
+    help: str,
     *,
     unit: str = "",
     choices: tuple[str, ...] = (),
@@ -82,25 +88,64 @@ def build(cls: type[T], name: str, values: Mapping[str, object]) -> T:
             raise UsageError(f"{name} has no option {key!r}: {nearest(key, fields)}")
         value = _parse_value(raw, hints[key], f"{name}{{{key}}}")
         typed[key] = value
-    instance = cls(**typed)
+    try:
+        instance = cls(**typed)
+    except TypeError as error:
+        raise UsageError(f"{name}: {error}; give the options that it needs") from error
     check_options(name, instance)
     return instance
 
 
 def check_options(name: str, instance: Any) -> None:
-    """Raise :class:`UsageError` when an option of ``instance`` is outside its choices or its range."""
+    """Raise :class:`UsageError` when an option of ``instance`` has another type, or is outside its range."""
+    hints = typing.get_type_hints(type(instance))
     for field in dataclasses.fields(instance):
         value, limits = getattr(instance, field.name), field.metadata
         where = f"{name}{{{field.name}={_format_value(value)}}}"
-        if limits.get("choices") and value not in limits["choices"]:
-            raise UsageError(f"{where}: {nearest(str(value), limits['choices'])}")
-        if value is None or isinstance(value, (str, bool)):
+        if not any(_is_of(value, arm) for arm in _arms(hints[field.name])):
+            raise UsageError(f"{where}: must be {_wanted(hints[field.name])}, not {type(value).__name__}")
+        if value is None:
             continue
-        low, high = limits.get("minimum"), limits.get("maximum")
-        if low is not None and not value >= low:
-            raise UsageError(f"{where}: must be at least {low}{_unit(limits)}")
-        if high is not None and not value <= high:
-            raise UsageError(f"{where}: must be at most {high}{_unit(limits)}")
+        if limits.get("choices") and value not in limits["choices"]:
+            raise UsageError(f"{where}: must be one of {', '.join(map(str, limits['choices']))}")
+        if isinstance(value, float) and value != value:
+            raise UsageError(f"{where}: must be a number")
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            _check_range(where, value, limits)
+
+
+def _check_range(where: str, value: float, limits: Mapping[str, Any]) -> None:
+    low, high = limits.get("minimum"), limits.get("maximum")
+    if low is not None and value < low:
+        raise UsageError(f"{where}: must be at least {low}{_unit(limits)}")
+    if high is not None and value > high:
+        raise UsageError(f"{where}: must be at most {high}{_unit(limits)}")
+
+
+def _arms(hint: Any) -> tuple[Any, ...]:
+    """The types that an annotation allows."""
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        return typing.get_args(hint)
+    return (hint,)
+
+
+def _is_of(value: object, arm: Any) -> bool:
+    if arm is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if arm is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return not isinstance(arm, type) or isinstance(value, arm)
+
+
+def _wanted(hint: Any) -> str:
+    words = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        types.NoneType: "none",
+    }
+    return " or ".join(words.get(arm, getattr(arm, "__name__", str(arm))) for arm in _arms(hint))
 
 
 def _unit(limits: Mapping[str, Any]) -> str:
@@ -129,7 +174,7 @@ def _read_value(text: str, position: int) -> tuple[str, int]:
             value, length = json.JSONDecoder().raw_decode(text[position:])
         except json.JSONDecodeError as error:
             raise _syntax_error(text, position, "the quoted text does not end") from error
-        return str(value), position + length
+        return Quoted(value), position + length
     match = _BARE.match(text, position)
     if match is None:
         raise _syntax_error(text, position, "expected a value")
@@ -155,23 +200,32 @@ def _syntax_error(text: str, position: int, problem: str) -> UsageError:
 
 
 def _parse_value(raw: object, hint: Any, where: str) -> Any:
-    if typing.get_origin(hint) in (Union, types.UnionType):
-        if raw is None or raw == "none":
-            return None
-        hint = next(arm for arm in typing.get_args(hint) if arm is not type(None))
-    if isinstance(raw, bool) or hint is bool:
-        return _parse_bool(raw, hint, where)
-    try:
-        return hint(raw)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{where}: expected {hint.__name__}, got {raw!r}") from error
+    arms = _arms(hint)
+    if types.NoneType in arms and (raw is None or (raw == "none" and not isinstance(raw, Quoted))):
+        return None
+    for arm in arms:
+        try:
+            return _convert(raw, arm)
+        except (TypeError, ValueError, OverflowError):
+            continue
+    raise UsageError(f"{where}: must be {_wanted(hint)}, not {raw!r}")
 
 
-def _parse_bool(raw: object, hint: Any, where: str) -> bool:
-    words = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
-    if hint is not bool or str(raw).lower() not in words:
-        raise UsageError(f"{where}: expected {hint.__name__}, got {raw!r}")
-    return words[str(raw).lower()]
+def _convert(raw: object, arm: Any) -> Any:
+    """``raw`` as a value of the type ``arm``; raises ValueError where that would lose something."""
+    boolean = _BOOLEANS.get(str(raw).lower())
+    if arm is bool and boolean is not None:
+        return boolean
+    if (
+        arm in (bool, types.NoneType)
+        or isinstance(raw, bool)
+        or (arm is int and isinstance(raw, float) and not raw.is_integer())
+    ):
+        raise ValueError(raw)
+    return str(raw) if arm is str else arm(raw)
+
+
+_BOOLEANS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
 
 
 def _format_value(value: object) -> str:

@@ -10,12 +10,22 @@ from typing import Any
 import hypothesis.strategies as st
 
 from graphcompress.base import Pass, Target
+from graphcompress.errors import UsageError
 
 
 def instances(cls: type[Pass] | type[Target]) -> st.SearchStrategy[Any]:
-    """Instances of a pass or target with any options that are within their ranges."""
+    """Instances of a pass or target with any options that it accepts."""
     hints = typing.get_type_hints(cls)
-    return st.builds(cls, **{f.name: option_values(f, hints[f.name]) for f in dataclasses.fields(cls)})
+    values = {f.name: option_values(f, hints[f.name]) for f in dataclasses.fields(cls)}
+    return st.fixed_dictionaries(values).map(lambda options: _made(cls, options)).filter(bool)
+
+
+def _made(cls: type[Pass] | type[Target], options: dict[str, Any]) -> Pass | Target | None:
+    """None where options contradict each other, or a text does not follow a form of its own."""
+    try:
+        return cls(**options)
+    except UsageError:
+        return None
 
 
 def option_values(field: dataclasses.Field[Any], hint: Any) -> st.SearchStrategy[Any]:
