@@ -1,0 +1,146 @@
+"""The factors that meet a wish for one weight, or why there are none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphcompress.numerics.kronecker import Factors, Split
+from graphcompress.numerics.kronecker_fit import Fit, fit
+from graphcompress.numerics.kronecker_rows import RowProblem
+from graphcompress.numerics.kronecker_search import Estimate, Found, ranks_within, search
+
+REPORTED_RATIO = 0.5
+"""A weight that is left alone is reported with its error at this share removed."""
+
+Solve = Callable[[Split, int], Fit]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is wanted of the factors of one weight.
+
+    Attributes:
+        splits: factorisations to choose from.
+        rank: number of terms, or None for as many as the rest needs.
+        ratio: share of the parameters to remove, or None.
+        max_error: largest relative output error, or None. Without it and ``ratio`` the one split is taken as it is.
+    """
+
+    splits: tuple[Split, ...]
+    rank: int | None = None
+    ratio: float | None = None
+    max_error: float | None = None
+
+    def budget(self, size: int) -> int:
+        """Most parameters of the factors of a weight of ``size``."""
+        ratio = REPORTED_RATIO if self.ratio is None else self.ratio
+        return min(size - 1, int(size * (1 - ratio)))
+
+    @property
+    def decided(self) -> bool:
+        """Whether split and rank are given, so that nothing is searched."""
+        return (
+            len(self.splits) == 1 and self.ratio is None and (self.rank is not None or self.max_error is None)
+        )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Factors and their relative output error; or none, the reason, and the error they would have had."""
+
+    factors: Factors | None
+    error: float | None = None
+    reason: str = ""
+
+
+def choose_linear(weight: np.ndarray, gram: np.ndarray | None, wish: Wish) -> Choice:
+    """Factors of a linear's ``weight`` [in, out] for inputs with second moment ``gram`` (None: all alike)."""
+
+    def solve(split: Split, rank: int) -> Fit:
+        return fit(weight, split, rank, gram)
+
+    if wish.decided:
+        return _as_told(weight.size, wish, solve)
+    found = search(
+        weight,
+        gram,
+        wish.splits,
+        budget=wish.budget(weight.size),
+        max_error=wish.max_error if wish.ratio is None else None,
+        rank=wish.rank,
+    )
+    return _choose(weight.size, wish, found, solve)
+
+
+def choose_embedding(table: np.ndarray, counts: np.ndarray | None, wish: Wish) -> Choice:
+    """Factors A [v, d/n] ⊗ B [1, n] of ``table`` [v, d]; ``counts`` [v] tells how often a row is read."""
+    problem = RowProblem(table, counts)
+    if wish.decided:
+        return _as_told(table.size, wish, problem.solve)
+    budget = wish.budget(table.size)
+    found = Found(keep=3)
+    for split in wish.splits:
+        errors = problem.errors(split)
+        if useful := ranks_within(split, budget, wish.rank):
+            found.add_best(Estimate(float(errors[useful - 1]), split, useful))
+        smaller = ranks_within(split, table.size - 1, wish.rank)
+        if wish.max_error is not None and wish.ratio is None and smaller:
+            found.add_smallest(split, errors, smaller, wish.max_error, wish.rank)
+    return _choose(table.size, wish, found, problem.solve)
+
+
+def _as_told(size: int, wish: Wish, solve: Solve) -> Choice:
+    split, rank = wish.splits[0], wish.rank or 1
+    if ranks_within(split, size - 1, rank) == 0:
+        return Choice(None, None, f"{rank} terms of {split} are not smaller than the weight")
+    solved = solve(split, rank)
+    return _judged(size, wish, solved)
+
+
+def _choose(size: int, wish: Wish, found: Found, solve: Solve) -> Choice:
+    if wish.ratio is None and wish.max_error is not None:
+        smallest = _smallest(size, wish, found, solve)
+        if smallest is not None:
+            return Choice(smallest.factors, smallest.error)
+    if not found.best:
+        return Choice(None, None, "no factorisation of its sizes is small enough")
+    tried = found.best if wish.ratio is not None else found.best[:1]
+    solved = min((solve(each.split, each.rank) for each in tried), key=lambda each: each.error)
+    if wish.ratio is None:
+        return _refused(size, wish, solved)
+    return _judged(size, wish, solved)
+
+
+def _smallest(size: int, wish: Wish, found: Found, solve: Solve) -> Fit | None:
+    """The fewest parameters within the wanted error; ranks grow a little where an estimate was short."""
+    best: Fit | None = None
+    for estimate in found.within:
+        rank = estimate.rank
+        for _ in range(3):
+            limit = (size if best is None else best.factors.parameters) - 1
+            if ranks_within(estimate.split, limit, rank) == 0:
+                break
+            solved = solve(estimate.split, rank)
+            if solved.error <= (wish.max_error or 0.0):
+                best = solved
+                break
+            if wish.rank is not None:
+                break
+            rank = math.ceil(rank * 1.1)
+    return best
+
+
+def _judged(size: int, wish: Wish, solved: Fit) -> Choice:
+    if wish.max_error is not None and solved.error > wish.max_error:
+        return _refused(size, wish, solved)
+    return Choice(solved.factors, solved.error)
+
+
+def _refused(size: int, wish: Wish, solved: Fit) -> Choice:
+    smaller = size / solved.factors.parameters
+    reason = f"error {solved.error:.2f} at {smaller:.1f}x smaller is above max_error {wish.max_error:g}"
+    return Choice(None, solved.error, reason)

@@ -1,0 +1,39 @@
+"""Second moments of the inputs of linears, gathered while samples stream by."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class SecondMoment:
+    """E[x·xᵀ] over tokens; an observer for :func:`graphcompress.calibrate.observe`.
+
+    Attributes:
+        total: Σ x·xᵀ [features, features].
+        count: number of tokens.
+    """
+
+    def __init__(self, features: int) -> None:
+        self.total = np.zeros((features, features), np.float64)
+        self.count = 0
+
+    def update(self, array: np.ndarray) -> None:
+        """Take in tokens [..., features]."""
+        tokens = array.reshape(-1, array.shape[-1]).astype(np.float32, copy=False)
+        self.total += tokens.T @ tokens
+        self.count += len(tokens)
+
+    def matrix(self) -> np.ndarray:
+        """The second moment, drawn towards a multiple of the identity where tokens are few.
+
+        The share of the identity is features / (features + 10 · tokens): a direction that the samples happen
+        not to contain still counts.
+        """
+        features = len(self.total)
+        if self.count == 0:
+            return np.eye(features)
+        moment = self.total / self.count
+        share = features / (features + 10.0 * self.count)
+        spread = float(np.trace(moment)) / features
+        drawn: np.ndarray = (1 - share) * moment + share * spread * np.eye(features)
+        return drawn
