@@ -11,7 +11,8 @@ import onnx_ir as ir
 
 from graphcompress.analysis.attention import Attention, attentions
 from graphcompress.analysis.linears import Linear, embeddings, linears
-from graphcompress.analysis.relations import ADDED, AVERAGED, CONTRACTED, Axes, Relations, use_key
+from graphcompress.analysis.relations import AVERAGED, CONTRACTED, Axes, Relations, use_key
+from graphcompress.analysis.residual import branches
 from graphcompress.analysis.rules import apply
 from graphcompress.model import Model
 
@@ -102,6 +103,7 @@ class _Survey:
     repeated: set[int] = field(default_factory=set)
     heads: set[int] = field(default_factory=set)
     attended: set[int] = field(default_factory=set)
+    residual: set[int] = field(default_factory=set)
 
     @classmethod
     def of(cls, model: Model, relations: Relations) -> _Survey:
@@ -109,6 +111,8 @@ class _Survey:
         survey._weights(model)
         survey._stored(model)
         survey._attentions(attentions(model))
+        for branch in branches(model):
+            survey.residual.update(survey._leaves(relations.axes(branch.output), -1))
         return survey
 
     def candidates(self) -> list[int]:
@@ -145,17 +149,14 @@ class _Survey:
             return HEAD
         if leaf in self.attended or not self.producers[leaf] or not self.consumers[leaf]:
             return OTHER
-        if ADDED in marks:
+        if leaf in self.residual:
             return HIDDEN
         return FFN if AVERAGED not in marks and self._feeds_a_sum(leaf) else OTHER
 
     def _feeds_a_sum(self, leaf: int) -> bool:
         """Whether what reads it is added to a residual stream, unlike a pooler's or a classifier's."""
         outputs = [self.relations.axes(linear.output) or [None] for linear in self.consumers[leaf]]
-        return all(
-            any(ADDED in self.relations.atoms.marks(out) for out in self.relations.fixed_leaves(axes[-1:]))
-            for axes in outputs
-        )
+        return all(self.residual.intersection(self.relations.fixed_leaves(axes[-1:])) for axes in outputs)
 
     def _weights(self, model: Model) -> None:
         found = {linear.node: linear for linear in linears(model)}

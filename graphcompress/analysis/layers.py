@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphcompress.analysis.attention import Attention, attentions
+from graphcompress.analysis.attention import Attention
 from graphcompress.analysis.couplings import FFN, HEAD, Group, couplings
-from graphcompress.analysis.linears import Linear, linears
+from graphcompress.analysis.linears import Linear
+from graphcompress.analysis.residual import Branch, branches
 from graphcompress.expressions import is_constant
 from graphcompress.model import Model
 
@@ -41,28 +42,6 @@ class Layer:
     linears: tuple[Linear, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class _Branch:
-    """``output = entry + f(entry)`` where f has linears: one step of a residual stream."""
-
-    entry: ir.Value
-    output: ir.Value
-    linears: tuple[Linear, ...]
-    attentions: tuple[Attention, ...]
-    sums: frozenset[ir.Value]
-    """Outputs of the additions inside f."""
-
-    @property
-    def feeds_forward(self) -> bool:
-        """Whether it has linears that belong to no attention."""
-        attending = {
-            linear.node
-            for attention in self.attentions
-            for linear in (*attention.producers, *attention.consumers)
-        }
-        return any(linear.node not in attending for linear in self.linears)
-
-
 def layers(model: Model, groups: Sequence[Group] | None = None) -> list[Layer]:
     """Transformer blocks in execution order; ``groups`` are those of :func:`couplings`, if at hand.
 
@@ -71,7 +50,7 @@ def layers(model: Model, groups: Sequence[Group] | None = None) -> list[Layer]:
     """
     groups = couplings(model) if groups is None else groups
     found: list[Layer] = []
-    for stream in _streams(_branches(model)):
+    for stream in _streams(branches(model)):
         for run, following in _runs(stream):
             layer = _layer(run, following, stream, groups, len(found))
             if layer is not None:
@@ -79,83 +58,13 @@ def layers(model: Model, groups: Sequence[Group] | None = None) -> list[Layer]:
     return found
 
 
-# ---- branches
-
-
-def _branches(model: Model) -> list[_Branch]:
-    order = {node: position for position, node in enumerate(model.graph)}
-    by_node = {linear.node: linear for linear in linears(model)}
-    attending = {attention.node: attention for attention in attentions(model)}
-    found = [
-        branch
-        for node in model.graph
-        if node.op_type == "Add" and (branch := _branch(node, order, by_node, attending)) is not None
-    ]
-    outputs = {branch.output for branch in found}
-    return [branch for branch in found if not branch.sums & outputs]
-
-
-def _branch(
-    node: ir.Node,
-    order: Mapping[ir.Node, int],
-    by_node: Mapping[ir.Node, Linear],
-    attending: Mapping[ir.Node, Attention],
-) -> _Branch | None:
-    left, right = node.inputs
-    if left is None or right is None or not _same_width(left, right):
-        return None
-    entry, inner = (left, right) if _position(left, order) < _position(right, order) else (right, left)
-    inside = _between(entry, inner, order)
-    within = [by_node[item] for item in inside if item in by_node]
-    if not within:
-        return None
-    return _Branch(
-        entry=entry,
-        output=node.outputs[0],
-        linears=tuple(within),
-        attentions=tuple(attending[item] for item in inside if item in attending),
-        sums=frozenset(item.outputs[0] for item in inside if item.op_type == "Add"),
-    )
-
-
-def _same_width(left: ir.Value, right: ir.Value) -> bool:
-    """Whether both are computed, of one shape, with a last axis of fixed size."""
-    if left.shape is None or right.shape is None or len(left.shape) < 2:
-        return False
-    if left.shape != right.shape or not isinstance(left.shape[-1], int):
-        return False
-    return not is_constant(left) and not is_constant(right)
-
-
-def _position(value: ir.Value, order: Mapping[ir.Node, int]) -> int:
-    node = value.producer()
-    return -1 if node is None else order[node]
-
-
-def _between(entry: ir.Value, inner: ir.Value, order: Mapping[ir.Node, int]) -> list[ir.Node]:
-    """Nodes from ``entry`` to ``inner`` in execution order; none when ``inner`` is independent of it."""
-    first, reached = _position(entry, order), False
-    pending, seen = [inner], set()
-    while pending:
-        value = pending.pop()
-        if value is entry:
-            reached = True
-            continue
-        node = value.producer()
-        if node is None or node in seen or order[node] <= first:
-            continue
-        seen.add(node)
-        pending.extend(operand for operand in node.inputs if operand is not None)
-    return sorted(seen, key=order.__getitem__) if reached else []
-
-
 # ---- streams of branches, and runs of them
 
 
-def _streams(branches: Sequence[_Branch]) -> list[list[_Branch]]:
+def _streams(branches: Sequence[Branch]) -> list[list[Branch]]:
     """Branches that follow each other, with nothing but a normalisation between."""
     outputs = {branch.output: branch for branch in branches}
-    streams: dict[_Branch, list[_Branch]] = {}
+    streams: dict[Branch, list[Branch]] = {}
     for branch in branches:
         before = _stream_before(branch.entry, outputs)
         stream = [] if before is None or streams[before][-1] is not before else streams[before]
@@ -164,7 +73,7 @@ def _streams(branches: Sequence[_Branch]) -> list[list[_Branch]]:
     return list({id(stream): stream for stream in streams.values()}.values())
 
 
-def _stream_before(entry: ir.Value, outputs: Mapping[ir.Value, _Branch]) -> _Branch | None:
+def _stream_before(entry: ir.Value, outputs: Mapping[ir.Value, Branch]) -> Branch | None:
     """The branch whose output alone ``entry`` depends on through a few nodes."""
     pending, seen, found = [entry], set(), {}
     while pending and len(seen) < _LONGEST_NORMALISATION:
@@ -182,10 +91,10 @@ def _stream_before(entry: ir.Value, outputs: Mapping[ir.Value, _Branch]) -> _Bra
     return next(iter(found.values())) if len(found) == 1 and not pending else None
 
 
-def _runs(stream: Sequence[_Branch]) -> Iterator[tuple[list[_Branch], _Branch | None]]:
+def _runs(stream: Sequence[Branch]) -> Iterator[tuple[list[Branch], Branch | None]]:
     """Runs of branches that make a block, each with the branch that follows."""
     forward = any(branch.feeds_forward for branch in stream)
-    run: list[_Branch] = []
+    run: list[Branch] = []
     for branch in stream:
         if run and branch.attentions and (not forward or any(item.feeds_forward for item in run)):
             yield run, branch
@@ -199,9 +108,9 @@ def _runs(stream: Sequence[_Branch]) -> Iterator[tuple[list[_Branch], _Branch | 
 
 
 def _layer(
-    run: Sequence[_Branch],
-    following: _Branch | None,
-    stream: Sequence[_Branch],
+    run: Sequence[Branch],
+    following: Branch | None,
+    stream: Sequence[Branch],
     groups: Sequence[Group],
     number: int,
 ) -> Layer | None:
@@ -221,7 +130,7 @@ def _layer(
     )
 
 
-def _last_exit(last: _Branch, stream: Sequence[_Branch]) -> ir.Value | None:
+def _last_exit(last: Branch, stream: Sequence[Branch]) -> ir.Value | None:
     """Where the last block ends: at its addition, or behind the normalisation when the others end there."""
     entries = [branch.entry for branch in stream[1:]]
     if not entries or any(entry in {branch.output for branch in stream} for entry in entries):

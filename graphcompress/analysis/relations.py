@@ -11,8 +11,6 @@ from graphcompress.model import Model
 
 AVERAGED = "averaged"
 """Mark: a normalisation or a mean runs over it, so that removing a unit is not the same as zeroing it."""
-ADDED = "added"
-"""Mark: two computed values are added along it, as on a residual stream."""
 CONTRACTED = "contracted"
 """Mark: a MatMul of two computed values sums over it."""
 

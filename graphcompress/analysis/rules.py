@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.relations import ADDED, AVERAGED, CONTRACTED, Axes, Relations
+from graphcompress.analysis.relations import AVERAGED, CONTRACTED, Axes, Relations
 from graphcompress.analysis.sizes import Size
 
 Rule = Callable[[Relations, ir.Node], None]
@@ -73,10 +73,6 @@ def _elementwise(relations: Relations, node: ir.Node) -> None:
         out = relations.output(node, output)
         for index in range(len(node.inputs)):
             _broadcast(relations, relations.operand(node, index), out)
-    computed = [value for value in node.inputs if value is not None and not relations.constant(value)]
-    if node.op_type in ("Add", "Sum") and len(computed) > 1:
-        for leaf in relations.fixed_leaves(relations.output(node)):
-            relations.atoms.mark(leaf, ADDED, node.name or "")
 
 
 def _broadcast(relations: Relations, operand: Axes | None, out: Axes | None) -> None:

@@ -1,0 +1,103 @@
+"""The residual stream: additions of a value and of what linears make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from graphcompress.analysis.attention import Attention, attentions
+from graphcompress.analysis.linears import Linear, linears
+from graphcompress.expressions import is_constant
+from graphcompress.model import Model
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """``output = entry + f(entry)`` where f has linears: one step of a residual stream."""
+
+    entry: ir.Value
+    output: ir.Value
+    linears: tuple[Linear, ...]
+    attentions: tuple[Attention, ...]
+    sums: frozenset[ir.Value]
+    """Outputs of the additions inside f."""
+
+    @property
+    def feeds_forward(self) -> bool:
+        """Whether it has linears that belong to no attention."""
+        attending = {
+            linear.node
+            for attention in self.attentions
+            for linear in (*attention.producers, *attention.consumers)
+        }
+        return any(linear.node not in attending for linear in self.linears)
+
+
+def branches(model: Model) -> list[Branch]:
+    """Branches in execution order; one that holds another is not one step of the stream and is left out."""
+    order = {node: position for position, node in enumerate(model.graph)}
+    by_node = {linear.node: linear for linear in linears(model)}
+    attending = {attention.node: attention for attention in attentions(model)}
+    found = [
+        branch
+        for node in model.graph
+        if node.op_type == "Add" and (branch := _branch(node, order, by_node, attending)) is not None
+    ]
+    outputs = {branch.output for branch in found}
+    return [branch for branch in found if not branch.sums & outputs]
+
+
+def _branch(
+    node: ir.Node,
+    order: Mapping[ir.Node, int],
+    by_node: Mapping[ir.Node, Linear],
+    attending: Mapping[ir.Node, Attention],
+) -> Branch | None:
+    left, right = node.inputs
+    if left is None or right is None or not _same_width(left, right):
+        return None
+    entry, inner = (left, right) if _position(left, order) < _position(right, order) else (right, left)
+    inside = _between(entry, inner, order)
+    within = [by_node[item] for item in inside if item in by_node]
+    if not within:
+        return None
+    return Branch(
+        entry=entry,
+        output=node.outputs[0],
+        linears=tuple(within),
+        attentions=tuple(attending[item] for item in inside if item in attending),
+        sums=frozenset(item.outputs[0] for item in inside if item.op_type == "Add"),
+    )
+
+
+def _same_width(left: ir.Value, right: ir.Value) -> bool:
+    """Whether both are computed, of one shape, with a last axis of fixed size."""
+    if left.shape is None or right.shape is None or len(left.shape) < 2:
+        return False
+    if left.shape != right.shape or not isinstance(left.shape[-1], int):
+        return False
+    return not is_constant(left) and not is_constant(right)
+
+
+def _position(value: ir.Value, order: Mapping[ir.Node, int]) -> int:
+    node = value.producer()
+    return -1 if node is None else order[node]
+
+
+def _between(entry: ir.Value, inner: ir.Value, order: Mapping[ir.Node, int]) -> list[ir.Node]:
+    """Nodes from ``entry`` to ``inner`` in execution order; none when ``inner`` is independent of it."""
+    first, reached = _position(entry, order), False
+    pending, seen = [inner], set()
+    while pending:
+        value = pending.pop()
+        if value is entry:
+            reached = True
+            continue
+        node = value.producer()
+        if node is None or node in seen or order[node] <= first:
+            continue
+        seen.add(node)
+        pending.extend(operand for operand in node.inputs if operand is not None)
+    return sorted(seen, key=order.__getitem__) if reached else []
