@@ -24,6 +24,7 @@ from graphcompress.artifact import (
 from graphcompress.base import Context, Pass, Progress, Target, no_progress
 from graphcompress.data import Samples, load_samples, synthetic_samples
 from graphcompress.errors import (
+    DataError,
     InvalidModelError,
     UnsupportedModelError,
     UsageError,
@@ -182,7 +183,7 @@ class _Reference:
         if chosen and held_out:
             metrics.check_columns(chosen, held_out)
         with Runner(model) as runner:
-            self.outputs = [runner(feed) for feed in self.feeds]
+            self.outputs = _first_run(runner, self.feeds)
             self.invariance = batch_invariance(runner, self.samples)
             self._answers = self._answers_of(runner, "evaluate the original")
             self.size = Size(model.parameters, model_bytes(model) or runner.bytes_on_disk, macs(model))
@@ -200,6 +201,18 @@ class _Reference:
         if self._metric is None or self._held_out is None:
             return None
         return metrics.answers(self._metric, run, self._held_out, progress=self._progress, text=text)
+
+
+def _first_run(runner: Runner, feeds: list[Feed]) -> list[dict[str, np.ndarray]]:
+    """Outputs of the model that came in: when it fails here, the samples do not fit it."""
+    try:
+        return [runner(feed) for feed in feeds]
+    except Exception as error:  # the runtime's exceptions share no base class
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds[0].items())
+        raise DataError(
+            f"the model does not run on the samples ({shapes}): {str(error).strip().splitlines()[0][:300]}; "
+            "check that the ids are in the vocabulary and the texts no longer than the model takes"
+        ) from error
 
 
 def session(path: str | Path) -> Run:

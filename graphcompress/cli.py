@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from graphcompress.commands import bench, listing, optimize, verify
+from graphcompress.commands import bench, inspect, listing, optimize, verify
 
 EXIT_CODES = """\
 Exit codes: 0 done · 1 unexpected error · 2 usage · 3 contract or coverage broken · 4 model not supported ·
@@ -24,7 +24,14 @@ app = typer.Typer(
     rich_markup_mode="rich",
     epilog=EXIT_CODES,
 )
-for command in (optimize.optimize, bench.bench, verify.verify, listing.passes, listing.targets):
+for command in (
+    optimize.optimize,
+    inspect.inspect,
+    bench.bench,
+    verify.verify,
+    listing.passes,
+    listing.targets,
+):
     app.command(epilog=EXIT_CODES)(command)
 
 

@@ -73,7 +73,7 @@ def answers(
 ) -> np.ndarray:
     """One answer per sample, in the order of the samples; run in batches of similar length."""
     order = samples.order(by_length=True)
-    found: list[np.ndarray | None] = [None] * len(order)
+    found: list[Any] = [None] * len(order)
     for start in range(0, len(order), BATCH):
         progress(text, start, len(order))
         indices = order[start : start + BATCH]
@@ -81,6 +81,8 @@ def answers(
         for index, answer in zip(indices, chosen.answer(run(feed), feed), strict=True):
             found[index] = answer
     progress(text, len(order), len(order))
+    if any(isinstance(answer, list) for answer in found):
+        return _ragged(found)
     return np.stack([answer for answer in found if answer is not None])
 
 
@@ -138,11 +140,16 @@ def _classes(outputs: Mapping[str, np.ndarray], feed: Feed) -> np.ndarray:
 
 
 def _flat(classes: np.ndarray, feed: Feed) -> np.ndarray:
-    """One object per sample: the classes of its real tokens, as bytes, so that lengths may differ."""
+    """One list per sample: the classes of its real tokens, so that lengths may differ."""
     mask = next((array for name, array in feed.items() if "mask" in name and array.ndim == 2), None)
     rows = [row if mask is None else row[mask[index].astype(bool)] for index, row in enumerate(classes)]
+    return _ragged([row.tolist() for row in rows])
+
+
+def _ragged(rows: Sequence[object]) -> np.ndarray:
     packed = np.empty(len(rows), dtype=object)
-    packed[:] = [row.tolist() for row in rows]
+    for index, row in enumerate(rows):
+        packed[index] = row
     return packed
 
 

@@ -55,4 +55,10 @@ def _load(kind: Kind, name: str) -> object:
     if name not in entries:
         noun = {"passes": "pass", "targets": "target"}[kind]
         raise UsageError(f"unknown {noun} {name!r}: {nearest(name, entries)}")
-    return entries[name].load()
+    try:
+        return entries[name].load()
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"{name!r} is declared as {entries[name].value} but cannot be loaded ({error}); "
+            "install its package again, or what it needs"
+        ) from error

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.errors import UnsupportedModelError
+from graphcompress.errors import DataError, UnsupportedModelError
+from graphcompress.scratch import no_room
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 Feed = Mapping[str, np.ndarray]
 
-_ERRORS_ONLY = 3
+_FATAL_ONLY = 4
+"""Errors are raised with the same text that the runtime would also log."""
 
 
 def session_of(
@@ -34,7 +36,7 @@ def session_of(
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _FATAL_ONLY
     options.intra_op_num_threads = threads
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -42,7 +44,14 @@ def session_of(
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise UnsupportedModelError(f"ONNX Runtime refuses the model: {str(error).strip()[:500]}") from error
+        raise UnsupportedModelError(
+            f"ONNX Runtime refuses the model: {_first_line(error)}; "
+            "it must run there before it can be compressed and checked"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:400].rstrip(". ")
 
 
 class Runner:
@@ -59,6 +68,12 @@ class Runner:
         graph.outputs.extend(extra)
         try:
             model.write(path, external="model.data")
+        except OSError as error:
+            self._folder.cleanup()
+            raise no_room(error, model.weight_bytes) from error
+        except BaseException:
+            self._folder.cleanup()
+            raise
         finally:
             for _ in extra:
                 graph.outputs.pop()
@@ -73,8 +88,20 @@ class Runner:
         ]
 
     def __call__(self, feed: Feed) -> dict[str, np.ndarray]:
-        """Outputs (or the chosen values) by name for one feed."""
-        return dict(zip(self.outputs, self._session.run(self.outputs, dict(feed)), strict=True))
+        """Outputs (or the chosen values) by name for one feed.
+
+        Raises:
+            DataError: the model cannot run on this feed: shapes, types or indices out of range.
+        """
+        try:
+            results = self._session.run(self.outputs, dict(feed))
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
+            raise DataError(
+                f"ONNX Runtime cannot run the model on samples of {shapes}: {_first_line(error)}; "
+                "give samples that fit its inputs"
+            ) from error
+        return dict(zip(self.outputs, results, strict=True))
 
     def __enter__(self) -> Runner:
         return self

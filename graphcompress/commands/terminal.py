@@ -33,13 +33,16 @@ Tokenizer = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="For everything random.")]
 
-SHOW_AFTER_SECONDS = 0.5
-"""Work shorter than this draws no bar."""
+FILE_WIDTH = 200
+"""Columns of a table that does not go to a terminal."""
 
 
 def out() -> Console:
-    """Results, on standard output; lines are never broken by force."""
-    return Console(highlight=False, soft_wrap=True, markup=False)
+    """Results, on standard output; lines are never broken by force, tables only to fit a terminal."""
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
+    return console
 
 
 def print_json(document: object) -> None:

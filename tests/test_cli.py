@@ -1,0 +1,366 @@
+"""The command line, run as a user runs it: a process of its own, its streams and its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+PASSES = "simplify,int8"
+LIMIT = ("--no-bench",)
+HEAVY = {"torch", "onnx_ir", "onnxruntime", "numpy", "transformers"}
+
+
+def run(*arguments, cwd=None, env=None, python=("-m", "graphcompress")):
+    command = [sys.executable, *python, *map(str, arguments)]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_bert_path):
+    """A folder with a model and samples, and an artifact ``small`` made of them."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "model.onnx").write_bytes(tiny_bert_path.read_bytes())
+    rng = np.random.default_rng(0)
+    with (folder / "data.jsonl").open("w") as file:
+        for length in (5, 9, 12, 7, 6, 11, 4, 8):
+            ids = rng.integers(1, 100, length).tolist()
+            row = {"input_ids": ids, "attention_mask": [1] * length, "token_type_ids": [0] * length}
+            file.write(json.dumps(row) + "\n")
+    done = run(
+        "optimize",
+        "model.onnx",
+        "--passes",
+        PASSES,
+        "--data",
+        "data.jsonl",
+        "-o",
+        "small",
+        *LIMIT,
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder / "said.txt").write_text(done.stdout)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+# ---- start-up
+
+
+def test_help_is_quick_and_names_the_exit_codes():
+    best = 10.0
+    for _ in range(3):
+        start = time.perf_counter()
+        done = run("--help")
+        best = min(best, time.perf_counter() - start)
+    assert done.returncode == 0
+    assert "130 interrupted" in done.stdout
+    assert best < 1.0
+
+
+def test_importing_the_package_is_quick_and_light():
+    code = f"import sys, graphcompress; print(*sorted({HEAVY} & set(sys.modules)))"
+    best = 10.0
+    for _ in range(3):
+        start = time.perf_counter()
+        done = run(python=("-c", code))
+        best = min(best, time.perf_counter() - start)
+    assert done.stdout.strip() == ""
+    assert done.returncode == 0
+    assert best < 0.5
+
+
+def test_the_help_of_a_command_loads_no_heavy_module():
+    code = (
+        "import sys\nfrom graphcompress.cli import app\n"
+        "try: app(['optimize', '--help'])\nexcept SystemExit: pass\n"
+        f"print('heavy:', *sorted({HEAVY} & set(sys.modules)))"
+    )
+    assert run(python=("-c", code)).stdout.strip().endswith("heavy:")
+
+
+# ---- optimize
+
+
+def test_optimize_says_what_happened(folder):
+    said = (folder / "said.txt").read_text()
+    for words in ("simplify: ", "int8: touched ", "size  ", "artifact  ", "batches  ", "written to small"):
+        assert words in said
+
+
+def test_the_artifact_is_whole(folder):
+    names = set(contents(folder / "small"))
+    assert {"model.onnx", "graphcompress.json", "recipe.toml", "report.md"} <= names
+    manifest = json.loads((folder / "small" / "graphcompress.json").read_text())
+    assert manifest["recipe"]["passes"] == PASSES
+    assert set(manifest["input"]) == {"model.onnx", "data.jsonl"}
+    assert [record["text"] for record in manifest["passes"]] == PASSES.split(",")
+
+
+def test_the_same_options_give_the_same_bytes(folder):
+    done = run(
+        "optimize",
+        "model.onnx",
+        "--passes",
+        PASSES,
+        "--data",
+        "data.jsonl",
+        "-o",
+        "again",
+        *LIMIT,
+        cwd=folder,
+    )
+    assert done.returncode == 0
+    assert contents(folder / "again") == contents(folder / "small")
+
+
+def test_a_recipe_remakes_the_artifact(folder):
+    done = run("optimize", "--recipe", "small/recipe.toml", "-o", "remade", *LIMIT, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert contents(folder / "remade") == contents(folder / "small")
+
+
+def test_a_recipe_refuses_a_changed_input(folder, tmp_path):
+    (tmp_path / "model.onnx").write_bytes((folder / "model.onnx").read_bytes() + b"\x00")
+    done = run("optimize", "--recipe", folder / "small" / "recipe.toml", cwd=tmp_path)
+    assert done.returncode == 6
+    assert "SHA-256 differs" in done.stderr
+
+
+def test_json_is_one_document(folder):
+    done = run("optimize", "model.onnx", "--passes", "simplify", "-o", "json", "--json", *LIMIT, cwd=folder)
+    document = json.loads(done.stdout)
+    assert document["output"] == "json"
+    assert document["verification"]["artifact"]["sqnr_db"] > 80
+    assert document["latency"] == []
+
+
+def test_a_report_holds_the_measured_times(folder):
+    done = run(
+        "optimize", "model.onnx", "--passes", "simplify", "-o", "timed", "--report", "report.html", cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    assert "latency" in done.stdout
+    page = (folder / "report.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert "as fast as before" in page
+    assert " ms" not in (folder / "timed" / "report.md").read_text()
+
+
+def test_an_existing_folder_is_kept_unless_told(folder):
+    done = run("optimize", "model.onnx", "-o", "small", *LIMIT, cwd=folder)
+    assert done.returncode == 2
+    assert "--overwrite" in done.stderr
+
+
+def test_coverage_fails_closed(folder):
+    done = run(
+        *("optimize", "model.onnx", "--passes", "int8", "--data", "data.jsonl", "-o", "covered"),
+        *("--require-coverage", "1.0", *LIMIT),
+        cwd=folder,
+    )
+    covered = (folder / "covered").exists()
+    assert (done.returncode, covered) in ((0, True), (3, False))
+    if not covered:
+        assert "100.0% are required" in done.stderr
+
+
+# ---- the other commands
+
+
+def test_verify_compares_two_models(folder):
+    done = run("verify", "model.onnx", "small", "--data", "data.jsonl", "--json", cwd=folder)
+    document = json.loads(done.stdout)
+    assert document["difference"]["samples"] == 8
+    assert document["difference"]["sqnr_db"] > 5
+    assert document["batch_invariance"]["a"]["changed"] == 0
+
+
+def test_verify_fails_below_the_wanted_sqnr(folder):
+    done = run("verify", "model.onnx", "small", "--min-sqnr-db", "150", cwd=folder)
+    assert done.returncode == 3
+    assert "150 dB are required" in done.stderr
+
+
+def test_bench_takes_turns(folder):
+    done = run(
+        *("bench", "model.onnx", "small", "--data", "data.jsonl"),
+        *("--shapes", "1xnatural,2x16", "--rounds", "2", "--json"),
+        cwd=folder,
+    )  # fmt: skip
+    shapes = json.loads(done.stdout)["shapes"]
+    assert [shape["shape"] for shape in shapes] == ["1×8 (natural)", "2×16"]
+    assert all(set(shape["times_ms"]) == {"model.onnx", "small"} for shape in shapes)
+    assert all(shape["ratios"]["small"]["median"] > 0 for shape in shapes)
+
+
+def test_bench_says_why_a_shape_was_not_measured(folder):
+    done = run("bench", "model.onnx", "--shapes", "1x999", "--rounds", "1", cwd=folder)
+    assert done.returncode == 0
+    assert "not measured: model.onnx does not run at this shape" in done.stdout
+
+
+def test_inspect_shows_what_is_there(folder):
+    done = run("inspect", "model.onnx", "--passes", "simplify", "--json", cwd=folder)
+    found = json.loads(done.stdout)
+    assert len(found["attentions"]) == 2
+    assert {group["kind"] for group in found["groups"]} >= {"ffn", "head"}
+    assert sum(weight["macs"] for weight in found["weights"]) < found["macs"]
+    assert [item["text"] for item in found["opportunities"]] == ["simplify"]
+
+
+@pytest.mark.parametrize("command", ["passes", "targets"])
+def test_listings_give_defaults_and_contracts(command):
+    entries = json.loads(run(command, "--json").stdout)
+    assert all(entry["summary"] for entry in entries)
+    assert all(option["help"] for entry in entries for option in entry["options"])
+    if command == "passes":
+        assert all(entry["contract"] for entry in entries)
+    assert entries[0]["name"] in run(command, entries[0]["name"]).stdout
+
+
+# ---- errors: one sentence, the documented code, nothing written
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("optimise", "model.onnx"), 2, "optimize"),
+        (("optimize", "model.onnx", "--pases", "int8"), 2, "--passes"),
+        (("optimize",), 2, "no model is given"),
+        (("optimize", "model.onnx", "--passes", "int9"), 2, "did you mean 'int8'"),
+        (("optimize", "model.onnx", "--passes", "int8{bits=4}"), 2, "has no option 'bits'"),
+        (("optimize", "model.onnx", "--target", "cqu"), 2, "did you mean 'cpu'"),
+        (("optimize", "model.onnx", "--metric", "acuracy"), 2, "did you mean 'accuracy'"),
+        (("optimize", "model.onnx", "--metric", "accuracy"), 2, "needs samples"),
+        (("optimize", "model.onnx", "--allow", "krom"), 2, "did you mean 'kron'"),
+        (("optimize", "model.onnx", "--require-coverage", "2"), 2, "between 0 and 1"),
+        (("optimize", "model.onnx", "--report", "r.pdf"), 2, ".md or .html"),
+        (("optimize", "missing.onnx"), 5, "no such file"),
+        (("optimize", "data.jsonl"), 5, "not an ONNX file"),
+        (("optimize", "cut.onnx"), 5, "truncated"),
+        (("optimize", "plain.onnx"), 4, "nothing to compress"),
+        (("optimize", "model.onnx", "--data", "none.jsonl"), 6, "no such data file"),
+        (
+            ("optimize", "model.onnx", "--data", "data.jsonl", "--metric", "accuracy"),
+            6,
+            "needs a column label",
+        ),
+        (("verify", "model.onnx", "elsewhere"), 5, "no such file"),
+        (("bench", "model.onnx", "--shapes", "128"), 2, "expected <batch>x<length>"),
+        (("passes", "krom"), 2, "did you mean 'kron'"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_a_code(folder, arguments, code, words):
+    (folder / "cut.onnx").write_bytes((folder / "model.onnx").read_bytes()[:5000])
+    _write_plain(folder / "plain.onnx")
+    before = set(folder.iterdir())
+    done = run(*arguments, cwd=folder)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert set(folder.iterdir()) == before
+
+
+def _write_plain(path: Path) -> None:
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["x"], ["y"])],
+        "plain",
+        [value("x", 1, [None, 4])],
+        [value("y", 1, [None, 4])],
+    )
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)]), path)
+
+
+def test_an_unexpected_error_is_short_and_debug_shows_it(folder):
+    break_it = (
+        "import sys; import graphcompress.model as m; m.Model.load = None; from graphcompress.cli import main"
+    )
+    code = f"{break_it}; sys.argv = ['graphcompress', *sys.argv[1:]]; main()"
+    done = run("optimize", "model.onnx", "-o", "broken", cwd=folder, python=("-c", code))
+    assert done.returncode == 1
+    assert "--debug" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = run("optimize", "model.onnx", "-o", "broken", "--debug", cwd=folder, python=("-c", code))
+    assert "Traceback" in done.stderr
+
+
+def test_a_full_disk_is_one_sentence(folder):
+    code = (
+        "import errno, sys, graphcompress.model as m\n"
+        "def full(*a, **k): raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "m.Model.write = full\n"
+        "from graphcompress.cli import main\nmain()"
+    )
+    done = run("optimize", "model.onnx", "-o", "full", cwd=folder, python=("-c", code))
+    assert done.returncode == 7
+    assert "the disk is full" in done.stderr
+    assert not (folder / "full").exists()
+
+
+SLOW = """
+import sys, time, graphcompress.targets.cpu as cpu
+def slow(self, model, folder, ctx):
+    (folder / "half.onnx").write_bytes(b"half")
+    print("lowering", flush=True)
+    time.sleep(60)
+cpu.Cpu.lower = slow
+from graphcompress.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_leaves_nothing(folder, tmp_path, number, code):
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    before = set(folder.iterdir())
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            SLOW,
+            "optimize",
+            "model.onnx",
+            "--passes",
+            "simplify",
+            "-o",
+            "cut-off",
+            "--json",
+        ],
+        cwd=folder,
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "lowering\n"
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert "Traceback" not in said
+    assert set(folder.iterdir()) == before
+    assert not any(temporary.iterdir())

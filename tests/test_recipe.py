@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from graphcompress.errors import DataError, UsageError
+from graphcompress.recipe import Recipe, read_recipe
+
+texts = st.text(st.characters(blacklist_categories=("Cs",)), min_size=1, max_size=20)
+
+
+@given(
+    model=texts,
+    passes=st.sampled_from(["int8", "kron{rank=2},prune,int8"]),
+    data=st.none() | texts,
+    seed=st.integers(0, 2**31),
+    allow=st.lists(texts, max_size=3),
+    coverage=st.floats(0, 1),
+    hashes=st.dictionaries(texts, texts, max_size=3),
+)
+def test_a_recipe_survives_its_file(tmp_path_factory, model, passes, data, seed, allow, coverage, hashes):
+    recipe = Recipe(
+        model=model,
+        passes=passes,
+        data=data,
+        seed=seed,
+        allow=tuple(allow),
+        require_coverage=coverage,
+        sha256=hashes,
+    )
+    path = tmp_path_factory.mktemp("recipe") / "recipe.toml"
+    path.write_text(recipe.to_toml(), encoding="utf-8")
+    assert read_recipe(path) == recipe
+
+
+def test_passes_may_be_a_list(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text('passes = ["kron{rank=2}", "int8"]\n')
+    assert read_recipe(path).passes == "kron{rank=2},int8"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('pases = "int8"', "did you mean 'passes'"),
+        ("seed = true", "seed must be a whole number"),
+        ('require_coverage = "much"', "must be a number"),
+        ('allow = "int8"', "a list of texts"),
+        ("passes = 3", "a text"),
+        ("passes = [3]", "a text"),
+        ("sha256 = 3", "a table of texts"),
+        ("passes = ", "not a TOML file"),
+    ],
+)
+def test_a_recipe_that_does_not_read_says_why(tmp_path, text, message):
+    path = tmp_path / "r.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        read_recipe(path)
+
+
+def test_a_recipe_that_is_not_there():
+    with pytest.raises(UsageError, match="cannot be read as a recipe"):
+        read_recipe("nowhere.toml")
+
+
+def test_changed_and_missing_inputs_are_refused(tmp_path):
+    file = tmp_path / "data.jsonl"
+    file.write_text("a")
+    right = "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"
+    Recipe(sha256={str(file): right}).check_inputs()
+    with pytest.raises(DataError, match="not the file that the recipe was made from"):
+        Recipe(sha256={str(file): "0" * 64}).check_inputs()
+    with pytest.raises(DataError, match="needs this file"):
+        Recipe(sha256={str(tmp_path / "gone"): right}).check_inputs()
+
+
+def test_options_without_a_value_are_left_out():
+    assert tomllib.loads(Recipe(model="m.onnx").to_toml()) == {
+        "model": "m.onnx",
+        "target": "cpu",
+        "seed": 0,
+        "require_coverage": 0.0,
+    }

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from graphcompress import reference, report
+from graphcompress.base import Skipped, Touched
+from graphcompress.bench import ShapeResult, shaped_feed
+from graphcompress.build import Build
+from graphcompress.errors import UsageError
+from graphcompress.measure import Measurement
+from graphcompress.metrics import Score
+from graphcompress.pipeline import PassRecord, Size
+from graphcompress.recipe import Recipe
+from graphcompress.verify import Difference, Invariance
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.fixture
+def build(tmp_path):
+    difference = Difference(16, 0.25, 0.031, 0.98, 17.64, 0.9)
+    record = PassRecord(
+        text="kron{rank=2}",
+        touched=(Touched("a|b", 1000, "8x4", {"error": 0.1}),),
+        skipped=(
+            Skipped("x.weight", "factors are not smaller", 10),
+            Skipped("y.weight", "error above max_error", 10, {"error": 0.51}),
+            Skipped("z.weight", "error above max_error", 10, {"error": 0.62}),
+        ),
+        notes=("rank=4 would bring more",),
+        size=Size(22_713_216, 90_830_000, 1_430_000_000),
+        step=difference,
+        total=difference,
+        coverage=0.5,
+        broken="SQNR 17.6 dB, promised at least 20 dB",
+    )
+    return Build(
+        output=tmp_path / "small",
+        recipe=Recipe(model="m.onnx", passes="kron{rank=2}", sha256={"m.onnx": "00"}),
+        before=Size(22_713_216, 90_830_000, 1_430_000_000),
+        after=Size(20_000, 9_083, 999),
+        records=(record,),
+        artifact=difference,
+        invariance=Invariance(16, 0.05, 0.97, 3, 0.01),
+        reference_invariance=Invariance(16, 0.0, 1.0, 0, 0.01),
+        score_before=Score("Spearman", 0.8673, 1500, "pairs"),
+        score_after=Score("Spearman", 0.8650, 1500, "pairs"),
+    )
+
+
+def test_the_line_of_a_pass_says_what_it_touched_left_and_made(build):
+    assert report.pass_line(build.records[0]) == (
+        "kron{rank=2}: touched 1 (1,000 parameters), left 3 alone → 22.71M parameters, 1.43G MACs, 90.83 MB, "
+        "SQNR 17.6 dB against the original"
+    )
+
+
+def test_reasons_are_grouped_with_an_example_the_most_frequent_first(build):
+    assert report.detail_lines(build.records[0]) == [
+        "contract broken, allowed: SQNR 17.6 dB, promised at least 20 dB",
+        "2 × error above max_error (such as y.weight: error 0.51)",
+        "1 × factors are not smaller (such as x.weight)",
+        "rank=4 would bring more",
+    ]
+
+
+def test_the_summary_carries_figures_with_their_counts(build):
+    lines = dict(report.summary_lines(build))
+    assert lines["metric"] == "Spearman 0.8673 → 0.8650 (-0.0023) on 1,500 pairs"
+    assert lines["size"] == "90.83 MB → 9.08 kB (10000.00 × smaller)"
+    assert lines["batches"].startswith("3 of 16 answers change with batch mates or padding")
+
+
+def test_the_manifest_is_plain_data_without_times(build):
+    text = json.dumps(report.manifest(build, {"model.onnx": "11"}), allow_nan=False)
+    document = json.loads(text)
+    assert document["passes"][0]["skipped"][1]["figures"] == {"error": 0.51}
+    assert document["verification"]["metric"]["after"]["value"] == 0.865
+    assert "latency" not in text
+
+
+def test_the_page_lists_everything_and_escapes_cells(build):
+    page = report.markdown(build)
+    assert "| a\\|b | 1,000 | 8x4; error 0.1 |" in page
+    assert all(name in page for name in ("x.weight", "y.weight", "z.weight"))
+
+
+def test_html_is_one_page_and_escapes(build, tmp_path):
+    record = dataclasses.replace(build.records[0], notes=("<script>alert(1)</script>",))
+    report.write_report(tmp_path / "r.html", dataclasses.replace(build, records=(record,)))
+    page = (tmp_path / "r.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert "<table>" in page
+    assert "<script" not in page
+    assert not re.search(r"(src|href)=", page)
+
+
+def test_a_report_of_another_kind_is_refused(build, tmp_path):
+    with pytest.raises(UsageError, match=r"\.md or \.html"):
+        report.write_report(tmp_path / "r.pdf", build)
+
+
+def test_bench_lines_give_ratios_with_their_spread():
+    measured = Measurement({"before": [2.0, 2.0, 4.0], "after": [1.0, 1.0, 1.0]})
+    result = ShapeResult("1×128", "before", measured.timings, {"after": measured.ratio("after", "before")})
+    ((shape, text),) = report.bench_lines([result])
+    assert shape == "1×128"
+    assert text.startswith("before 2.00 ms, after 1.00 ms; after 2.00 (2.00 to 3.60) × as fast as before")
+    assert report.bench_json([result])[0]["ratios"]["after"]["median"] == 2.0
+    assert report.bench_lines([ShapeResult("1×9", "before", skipped="too long")]) == [
+        ("1×9", "not measured: too long")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shape", "label", "size"), [("1xnatural", "1×16 (natural)", (1, 16)), ("8x128", "8×128", (8, 128))]
+)
+def test_shaped_feeds_have_no_padding(tiny_samples, shape, label, size):
+    feed, made = shaped_feed(tiny_samples, shape)
+    assert made == label
+    assert {array.shape for array in feed.values()} == {size}
+    assert feed["attention_mask"].all()
+
+
+@pytest.mark.parametrize("shape", ["128", "0x8", "1x0", "axb"])
+def test_a_shape_that_does_not_read(tiny_samples, shape):
+    with pytest.raises(UsageError, match="expected <batch>x<length>"):
+        shaped_feed(tiny_samples, shape)
+
+
+@pytest.mark.parametrize("kind", ["passes", "targets"])
+def test_the_reference_pages_are_up_to_date(kind):
+    page = DOCS / f"{kind}.md"
+    assert page.read_text(encoding="utf-8") == reference.markdown(kind), "run `make docs`"
+
+
+def test_numbers_are_legible():
+    assert [report.count(n) for n in (7, 9_999, 48_200, 22_713_216, 1.43e9)] == [
+        "7",
+        "9,999",
+        "48.20k",
+        "22.71M",
+        "1.43G",
+    ]
+    assert [report.size(n) for n in (12, 1_500, 90_830_000, 2_100_000_000)] == [
+        "12 bytes",
+        "1.50 kB",
+        "90.83 MB",
+        "2.10 GB",
+    ]
+    assert report.decibels(200.0) == "∞ dB"
