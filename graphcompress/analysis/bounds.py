@@ -1,7 +1,7 @@
 """Value ranges: between which numbers a value lies in every run, proved from the graph and its weights.
 
-Interval arithmetic, one interval per value. A result proves that no NaN and no infinity occurs: a range that cannot be
-shown to stay finite in the value's own type is unknown (None).
+Interval arithmetic, one interval per value. A result proves that no NaN and no infinity occurs: a range
+that cannot be shown to stay finite in the value's own type is unknown (None).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import onnx_ir as ir
 from graphcompress.expressions import is_constant
 
 SLACK = 1.01
-"""Rounding of long sums (MatMul, LayerNormalization, Softmax): far above length · epsilon of any usable model."""
+"""Rounding of long sums (MatMul, LayerNormalization, Softmax): far above length · epsilon of usable models."""
 
 _LARGEST_CONSTANT = 1 << 28
 
@@ -47,10 +47,12 @@ FALSE = Interval(0.0, 0.0)
 class Bounds:
     """Intervals of the values of one graph, computed when asked and remembered until the graph is edited.
 
-    Float inputs of the model are unknown (they may hold NaN); integer inputs hold any number of their type.
+    Integer inputs of the model hold any number of their type. Float inputs are unknown, they may hold NaN, unless
+    ``largest_input`` is given: then they lie in [-largest_input, largest_input].
     """
 
-    def __init__(self) -> None:
+    def __init__(self, largest_input: float | None = None) -> None:
+        self._largest_input = largest_input
         self._known: dict[ir.Value, Interval | None] = {}
 
     def of(self, value: ir.Value | None) -> Interval | None:
@@ -75,6 +77,8 @@ class Bounds:
         if value.const_value is not None and not value.is_graph_input():
             return _of_array(value)
         node = value.producer()
+        if self._largest_input is not None and value.is_graph_input() and value.dtype is not None:
+            return _fit(Interval.around(self._largest_input), value.dtype)
         if node is None or node.domain:
             return _of_type(value.dtype)
         transfer = _TRANSFER.get(node.op_type)
@@ -114,7 +118,7 @@ def _of_type(dtype: ir.DataType | None) -> Interval | None:
 
 
 def _fit(interval: Interval, dtype: ir.DataType | None) -> Interval | None:
-    """``interval`` when it is finite in ``dtype``; an integer that may wrap around can be any number of its type."""
+    """``interval`` when it is finite in ``dtype``; an integer that may wrap around is any number of its type."""
     if math.isnan(interval.low) or math.isnan(interval.high) or dtype is None:
         return None
     if dtype == ir.DataType.BOOL or not dtype.is_floating_point():
@@ -152,6 +156,62 @@ def _corners(combine: Callable[[float, float], float]) -> Transfer:
         return Interval(min(ends), max(ends))
 
     return transfer
+
+
+def _mul(node: ir.Node, operands: Operands) -> Interval | None:
+    """The product; x · 1/√(mean x² + ε), a decomposed RMSNormalization, is at most √n whatever x is."""
+    interval = _corners(lambda x, y: x * y)(node, operands)
+    normalized = _root_mean_square_of(node)
+    if normalized is None or normalized.shape is None or interval is None:
+        return interval
+    size = normalized.shape[-1]
+    largest = math.sqrt(size) * SLACK if isinstance(size, int) else math.inf
+    return Interval.around(min(largest, interval.magnitude))
+
+
+def _root_mean_square_of(node: ir.Node) -> ir.Value | None:
+    """x when ``node`` is x · Reciprocal(Sqrt(Add(ReduceMean(Pow(x, 2), last axis), ε))), float32, ε > 0."""
+    for x, inverse in (node.inputs, reversed(node.inputs)):
+        chain = [inverse]
+        for op_type in ("Reciprocal", "Sqrt", "Add", "ReduceMean", "Pow"):
+            step = None if chain[-1] is None else chain[-1].producer()
+            if step is None or step.domain or step.op_type != op_type:
+                break
+            chain.append(step.inputs[0])
+        else:
+            power, mean = chain[-2].producer(), chain[-3].producer()  # type: ignore[union-attr]
+            epsilon = chain[2].producer().inputs[1]  # type: ignore[union-attr]
+            if chain[-1] is x and _scalar(power.inputs[1]) == 2 and (_scalar(epsilon) or 0) > 0:
+                axes = mean.inputs[1] if len(mean.inputs) > 1 else None
+                listed = mean.attributes.get_ints("axes") or ()
+                if _scalar(axes) == -1 or list(listed) == [-1]:
+                    return x
+    return None
+
+
+def _scalar(value: ir.Value | None) -> float | None:
+    if value is None or value.const_value is None or value.const_value.size != 1 or value.is_graph_input():
+        return None
+    return float(value.const_value.numpy().reshape(()))
+
+
+def _pow(node: ir.Node, operands: Operands) -> Interval | None:
+    x, exponent = operands[0], _scalar(node.inputs[1])
+    if x is None or exponent not in (2.0, 3.0) or x.magnitude > 1e100:
+        return None
+    if exponent == 2.0:
+        return Interval(0.0, x.magnitude**2)
+    return Interval(x.low**3, x.high**3)
+
+
+def _sqrt(node: ir.Node, operands: Operands) -> Interval | None:
+    x = operands[0]
+    return None if x is None or x.low < 0 else Interval(math.sqrt(x.low), math.sqrt(x.high))
+
+
+def _reciprocal(node: ir.Node, operands: Operands) -> Interval | None:
+    x = operands[0]
+    return None if x is None or x.low <= 0 <= x.high else Interval(1 / x.high * 0.999, 1 / x.low * SLACK)
 
 
 def _div(node: ir.Node, operands: Operands) -> Interval | None:
@@ -198,7 +258,19 @@ def _where(node: ir.Node, operands: Operands) -> Interval | None:
         return then
     if condition == FALSE:
         return otherwise
+    if _guards_softmax(node):
+        return _hull([then, UNIT])
     return _hull([then, otherwise])
+
+
+def _guards_softmax(node: ir.Node) -> bool:
+    """Whether ``node`` is Where(IsNaN(x), …, x) with x of a Softmax: what is not NaN lies in [0, 1]."""
+    test = None if node.inputs[0] is None else node.inputs[0].producer()
+    x = node.inputs[2]
+    source = None if x is None else x.producer()
+    if test is None or source is None or test.domain or source.domain:
+        return False
+    return test.op_type == "IsNaN" and test.inputs[0] is x and source.op_type == "Softmax"
 
 
 def _extreme(choose: Callable[[list[float]], float]) -> Transfer:
@@ -225,7 +297,7 @@ def _size(node: ir.Node, operands: Operands) -> Interval | None:
 
 
 def _matmul(node: ir.Node, operands: Operands) -> Interval | None:
-    """|x · W| ≤ max|x| · the largest column sum of |W|; rows that sum to one average; else length · max · max."""
+    """|x · W| ≤ max|x| · the largest column sum of |W|; probabilities average; else length · max · max."""
     a, b = operands[:2]
     x, weight = node.inputs[:2]
     if a is None or b is None or x is None or weight is None:
@@ -244,6 +316,16 @@ def _largest_column_sum(weight: ir.Value) -> float | None:
     if tensor is None or len(tensor.shape) < 2 or tensor.size > _LARGEST_CONSTANT:
         return None
     return float(np.abs(tensor.numpy()).sum(axis=-2, dtype=np.float64).max())
+
+
+def _conv(node: ir.Node, operands: Operands) -> Interval | None:
+    """|x ∗ W + b| ≤ max|x| · the largest sum of one filter's |W| + max|b|."""
+    x, weight = operands[0], node.inputs[1]
+    bias = operands[2] if len(operands) > 2 else FALSE
+    if x is None or bias is None or weight is None or weight.const_value is None or weight.is_graph_input():
+        return None
+    filters = np.abs(weight.const_value.numpy()).reshape(weight.const_value.shape[0], -1)
+    return Interval.around(x.magnitude * float(filters.sum(axis=1).max()) * SLACK + bias.magnitude)
 
 
 def _averages(value: ir.Value) -> bool:
@@ -295,10 +377,18 @@ def _not(node: ir.Node, operands: Operands) -> Interval | None:
     return UNIT if operands[0] is None else Interval(1 - operands[0].high, 1 - operands[0].low)
 
 
+_SAME_RANGE = (
+    *("Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Tile"),
+    *("Gather", "GatherND", "GatherElements", "Slice", "Split", "ReduceMax", "ReduceMin", "ReduceMean"),
+)
+
 _TRANSFER: dict[str, Transfer] = {
     "Add": _corners(lambda x, y: x + y),
     "Sub": _corners(lambda x, y: x - y),
-    "Mul": _corners(lambda x, y: x * y),
+    "Mul": _mul,
+    "Pow": _pow,
+    "Sqrt": _sqrt,
+    "Reciprocal": _reciprocal,
     "Div": _div,
     "Neg": _neg,
     "Abs": _abs,
@@ -317,6 +407,7 @@ _TRANSFER: dict[str, Transfer] = {
     "Shape": _size,
     "Size": _size,
     "MatMul": _matmul,
+    "Conv": _conv,
     "LayerNormalization": _layer_norm,
     "IsNaN": _is_nan,
     "Not": _not,
@@ -327,9 +418,5 @@ _TRANSFER: dict[str, Transfer] = {
     "LessOrEqual": _compare(lambda a, b: a.high <= b.low, lambda a, b: a.low > b.high),
     "Less": _compare(lambda a, b: a.high < b.low, lambda a, b: a.low >= b.high),
     "Concat": lambda node, operands: _hull(operands),
-    **dict.fromkeys(
-        "Cast Gather GatherND GatherElements Reshape Transpose Squeeze Unsqueeze Expand Slice Split Identity Tile "
-        "Flatten ReduceMax ReduceMin ReduceMean".split(),
-        _first,
-    ),
+    **dict.fromkeys(_SAME_RANGE, _first),
 }

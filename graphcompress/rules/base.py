@@ -10,23 +10,25 @@ import onnx_ir as ir
 from graphcompress.rewrite import Rewriter
 
 Dim = int | ir.SymbolicDim
+Sizes = Sequence[Dim] | ir.Shape
 Rule = Callable[[Rewriter, ir.Node], str | None]
-"""Edits the graph around a node of its operator and says what it removed, or returns None and edits nothing."""
+"""Edits the graph around a node and says what it removed, or returns None and edits nothing."""
 
-BROADCASTING = frozenset(
-    "Add Sub Mul Div And Or Xor Equal Greater GreaterOrEqual Less LessOrEqual Where Max Min Mod".split()
-)
-ELEMENTWISE = frozenset("Not Cast Neg Abs Identity Exp Sqrt Tanh Erf IsNaN".split())
+BROADCASTING = {
+    *("Add", "Sub", "Mul", "Div", "Mod", "Min", "Max", "Where", "And", "Or", "Xor"),
+    *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"),
+}
+ELEMENTWISE = {"Not", "Cast", "Neg", "Abs", "Identity", "Exp", "Sqrt", "Tanh", "Erf", "IsNaN"}
 
 
 def same_dim(a: Dim, b: Dim) -> bool:
-    """Whether two sizes are equal in every run: equal numbers or equal expressions; an unknown size equals nothing."""
+    """Whether two sizes are equal in every run (numbers or expressions); an unknown size equals nothing."""
     if isinstance(a, int) or isinstance(b, int):
         return isinstance(a, int) and isinstance(b, int) and a == b
     return a.value is not None and b.value is not None and bool(a == b)
 
 
-def same_shape(a: Sequence[Dim] | None, b: Sequence[Dim] | None) -> bool:
+def same_shape(a: Sizes | None, b: Sizes | None) -> bool:
     """Whether two shapes are known and equal in every run."""
     if a is None or b is None or len(a) != len(b):
         return False
@@ -63,7 +65,7 @@ def only_use(value: ir.Value) -> ir.Node | None:
 
 
 def replaceable(old: ir.Value, new: ir.Value) -> bool:
-    """Whether ``new`` may stand for ``old``: a graph output keeps its name, which an input or weight cannot take."""
+    """Whether ``new`` may stand for ``old``: a graph output keeps its name, which an input cannot take."""
     if old.graph is not new.graph and new.graph is not None:
         return False
     if not old.is_graph_output():
@@ -71,7 +73,7 @@ def replaceable(old: ir.Value, new: ir.Value) -> bool:
     return not (new.is_graph_output() or new.is_graph_input() or new.is_initializer())
 
 
-def broadcast(shapes: Sequence[Sequence[Dim]]) -> list[Dim] | None:
+def broadcast(shapes: Sequence[Sizes]) -> list[Dim] | None:
     """The shape that ``shapes`` broadcast to, or None when a pair of sizes cannot be compared."""
     result: list[Dim] = []
     for offset in range(1, max(map(len, shapes), default=0) + 1):
@@ -83,8 +85,8 @@ def broadcast(shapes: Sequence[Sequence[Dim]]) -> list[Dim] | None:
     return result[::-1]
 
 
-def tolerates(value: ir.Value, shape: Sequence[Dim] | None) -> bool:
-    """Whether every reader of ``value`` computes the same when its shape shrinks to ``shape``, which broadcasts to it.
+def tolerates(value: ir.Value, shape: Sizes | None) -> bool:
+    """Whether every reader of ``value`` computes the same when it shrinks to ``shape``, which broadcasts to it.
 
     True when the sizes that get lost come back by broadcasting against another operand before anything but an
     elementwise operator sees them.
@@ -96,7 +98,7 @@ def tolerates(value: ir.Value, shape: Sequence[Dim] | None) -> bool:
     return all(_tolerates(use.node, value, shape) for use in value.uses())
 
 
-def _tolerates(node: ir.Node, value: ir.Value, shape: Sequence[Dim]) -> bool:
+def _tolerates(node: ir.Node, value: ir.Value, shape: Sizes) -> bool:
     if node.domain or node.op_type not in BROADCASTING | ELEMENTWISE or value.graph is not node.graph:
         return False
     operands = [operand for operand in node.inputs if operand is not None]

@@ -1,4 +1,4 @@
-"""What the libraries clean up: constants, identities, common subexpressions, dead code, decomposed normalisations."""
+"""What the libraries clean up: constants, identities, common subexpressions, dead code, normalisations."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def clean_up(rw: Rewriter) -> bool:
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
     ]
-    return any([rw.apply(step) for step in steps])
+    return sum(rw.apply(step) for step in steps) > 0
 
 
 def fuse_normalizations(rw: Rewriter) -> int:
-    """Decomposed LayerNormalization (opset 17) and RMSNormalization (opset 23) become one node each; how many."""
+    """Decomposed LayerNormalization (opset 17) and RMSNormalization (23) become one node each; how many."""
     rules = []
     if rw.model.opset >= 17:
         rules.append(_layer_norm.layer_normalization_ruleset)
@@ -59,8 +59,8 @@ def fuse_normalizations(rw: Rewriter) -> int:
 def merge_duplicates(rw: Rewriter) -> int:
     """Initializers of equal type, shape and bytes become one; how many went.
 
-    Vectors of floats are kept apart: equal biases and scales of a fresh model are equal by chance, are small, and
-    would be tied from then on.
+    Vectors of floats are kept apart: equal biases and scales of a fresh model are equal by chance, are small,
+    and would be tied from then on.
     """
     kept: dict[tuple[object, ...], ir.Value] = {}
     merged = 0
@@ -81,9 +81,8 @@ def _fingerprints(rw: Rewriter) -> Iterator[tuple[tuple[object, ...], ir.Value]]
         tensor = value.const_value
         if tensor is None or value.is_graph_input() or value.is_graph_output() or not value.uses():
             continue
-        if tensor.dtype == ir.DataType.STRING or (
-            is_weight(value) and tensor.size > 1 and len(tensor.shape) < 2
-        ):
+        vector = is_weight(value) and tensor.size > 1 and len(tensor.shape) < 2
+        if vector or tensor.dtype == ir.DataType.STRING:
             continue
         groups.setdefault((tensor.dtype, tuple(tensor.shape.numpy())), []).append(value)
     for group, values in groups.items():
@@ -94,7 +93,7 @@ def _fingerprints(rw: Rewriter) -> Iterator[tuple[tuple[object, ...], ir.Value]]
 
 
 def _may_fold(node: ir.Node) -> bool | None:
-    """Never fold large tensors here, nor an expression whose result is larger than what it is computed from."""
+    """Never fold large tensors here, nor an expression whose result is larger than its operands."""
     stored = [
         value.const_value for value in node.inputs if value is not None and value.const_value is not None
     ]

@@ -1,4 +1,4 @@
-"""One form for linears: MatMul with a weight [in, out], then Add with a bias [out]; scalar factors written once."""
+"""One form for linears: MatMul with a weight [in, out], then Add with a bias [out]; one scale per product."""
 
 from __future__ import annotations
 
@@ -18,28 +18,26 @@ SMALL_BYTES = 8192
 def fold_weight(rw: Rewriter, node: ir.Node) -> str | None:
     """A constant expression over weights is computed once, unless it is the smaller form of its result.
 
-    Left alone: an expression larger than its leaves (Kronecker factors, low-bit storage), and one whose leaves are
-    read elsewhere too (tied weights), because folding would store them twice.
+    Left alone: an expression larger than its leaves (Kronecker factors, low-bit storage), and one whose leaves
+    are read elsewhere too (tied weights), because folding would store them twice.
     """
     value = node.outputs[0]
     if len(node.outputs) != 1 or not is_constant(value) or value.const_value is not None:
         return None
-    if (
-        value.is_graph_output()
-        or not value.uses()
-        or all(is_constant(use.node.outputs[0]) for use in value.uses())
-    ):
-        return None  # a part of a larger expression, which is looked at as a whole
-    if why_not_fold(value) is not None:
+    if value.is_graph_output() or not is_whole_expression(value) or why_not_fold(value) is not None:
         return None
     name = weight_name(value)
-    folded = rw.constant(
-        evaluate(value), f"{name}.folded" if node.op_type != "Transpose" else f"{name}.transposed"
-    )
+    suffix = "transposed" if node.op_type == "Transpose" else "folded"
+    folded = rw.constant(evaluate(value), f"{name}.{suffix}", value.dtype)
     folded.metadata_props[NAME_KEY] = name
     rw.touch(name, f"{node.op_type} of a weight folded")
     rw.replace(value, folded)
     return f"{node.op_type} of a weight"
+
+
+def is_whole_expression(value: ir.Value) -> bool:
+    """Whether the constant ``value`` is read by something that is not constant: no part of a larger expression."""
+    return any(not is_constant(use.node.outputs[0]) for use in value.uses())
 
 
 def why_not_fold(value: ir.Value) -> str | None:
@@ -60,12 +58,8 @@ def weight_name(value: ir.Value) -> str:
     """What a user calls the weight that the constant ``value`` stands for."""
     stored = leaves(value)
     named = [leaf for leaf in stored if is_weight(leaf)] or stored
-    return (
-        value.metadata_props.get(NAME_KEY)
-        or named[0].metadata_props.get(NAME_KEY)
-        or named[0].name
-        or "weight"
-    )
+    given = (item.metadata_props.get(NAME_KEY) for item in (value, named[0]))
+    return next(filter(None, given), named[0].name) or "weight"
 
 
 def gemm(rw: Rewriter, node: ir.Node) -> str | None:
@@ -122,8 +116,8 @@ def _flatten_bias(rw: Rewriter, node: ir.Node, index: int, width: int | ir.Symbo
 def one_scale(rw: Rewriter, node: ir.Node) -> str | None:
     """Scalar factors on both operands of a product become one on the left (Q·√s times K·√s).
 
-    The factor is not folded into the weight behind it: weights stay those of the checkpoint, tied ones stay tied,
-    and runtimes fuse a scalar into the product for nothing.
+    The factor is not folded into the weight behind it: weights stay those of the checkpoint, tied ones stay
+    tied, and runtimes fuse a scalar into the product for nothing.
     """
     left, right = (producer(value, "Mul") for value in node.inputs)
     if left is None or right is None or any(only_use(side.outputs[0]) is not node for side in (left, right)):
@@ -144,9 +138,10 @@ def _scaled(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None]:
     """The operand and the scalar of a Mul."""
     for index in (1, 0):
         factor, operand = node.inputs[index], node.inputs[1 - index]
+        if factor is None or factor.shape is None or len(factor.shape) != 0:
+            continue
         if scalar(factor) is not None and operand is not None and not is_constant(operand):
-            if factor is not None and factor.shape is not None and len(factor.shape) == 0:
-                return operand, factor
+            return operand, factor
     return None, None
 
 

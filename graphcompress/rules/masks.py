@@ -1,4 +1,4 @@
-"""The arithmetic of attention masks: what is always true, gathers that move nothing, guards that never act."""
+"""The arithmetic of attention masks: what is always true, gathers that move nothing, idle guards."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def decided_logic(rw: Rewriter, node: ir.Node, bounds: Bounds) -> str | None:
 
 
 def decided_where(rw: Rewriter, node: ir.Node, bounds: Bounds) -> str | None:
-    """A Where whose condition never changes is one of its branches: the guard against NaN of attention, for one.
+    """A Where whose condition never changes is one of its branches, such as the guard of attention against NaN.
 
-    Softmax gives NaN only when a row is -inf throughout or holds NaN or +inf; scores that are provably finite, also
-    after the mask was added, cannot.
+    Softmax gives NaN only when a row is -inf throughout or holds NaN or +inf; scores that are provably finite,
+    also after the mask was added, cannot.
     """
     condition, then, otherwise = node.inputs
     decided = bounds.of(condition)
@@ -43,8 +43,8 @@ def decided_where(rw: Rewriter, node: ir.Node, bounds: Bounds) -> str | None:
 def gather_of_coordinates(rw: Rewriter, node: ir.Node) -> str | None:
     """GatherND by a mesh of counting indices, which selects every element of the data once: an Unsqueeze.
 
-    ``data[i, j]`` for i, j counting along axes a < b of the result is the data itself with axes of size 1 inserted;
-    readers broadcast it, or nothing is changed.
+    ``data[i, j]`` for i, j counting along axes a < b of the result is the data itself with axes of size 1
+    inserted; readers broadcast it, or nothing is changed.
     """
     data, indices = node.inputs
     out = node.outputs[0]

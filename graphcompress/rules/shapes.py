@@ -14,6 +14,7 @@ from graphcompress.rules.base import (
     only_use,
     producer,
     replaceable,
+    same_dim,
     same_shape,
     tolerates,
 )
@@ -35,7 +36,7 @@ def known_value(rw: Rewriter, node: ir.Node) -> str | None:
 
 
 def constant_target(rw: Rewriter, node: ir.Node) -> str | None:
-    """The computed target of a Reshape becomes a constant of copies (0) and at most one inferred size (-1)."""
+    """The computed target of a Reshape becomes a constant: copies (0) and at most one inferred size (-1)."""
     data, target = node.inputs
     if data is None or target is None or is_constant(target):
         return None
@@ -61,7 +62,7 @@ def no_op_reshape(rw: Rewriter, node: ir.Node) -> str | None:
 
 
 def reshape_of_reshape(rw: Rewriter, node: ir.Node) -> str | None:
-    """Two Reshapes, the first read by nothing else, become one."""
+    """Two of Reshape, Flatten, Squeeze and Unsqueeze, the first read by nothing else, become one Reshape."""
     first = producer(node.inputs[0], "Reshape", "Flatten", "Squeeze", "Unsqueeze")
     if first is None or only_use(first.outputs[0]) is not node:
         return None
@@ -71,28 +72,12 @@ def reshape_of_reshape(rw: Rewriter, node: ir.Node) -> str | None:
     sizes = reshape_target(list(data.shape), list(out.shape))
     if sizes is None:
         return None
-    _reshape(rw, node, data, sizes)
-    return f"{first.op_type} before Reshape"
-
-
-def unflattened_transpose(rw: Rewriter, node: ir.Node) -> str | None:
-    """Flatten the leading axes, transpose the others, unflatten: one Transpose, as torch exports K of attention."""
-    transpose = producer(node.inputs[0], "Transpose")
-    flatten = producer(transpose.inputs[0], "Reshape") if transpose else None
-    if transpose is None or flatten is None or flatten.inputs[0] is None:
-        return None
-    data, flat, out = flatten.inputs[0], flatten.outputs[0], node.outputs[0]
-    perm = transpose.attributes.get_ints("perm")
-    if data.shape is None or flat.shape is None or out.shape is None or not perm or perm[0] != 0:
-        return None
-    lead = len(data.shape) - len(flat.shape) + 1
-    moved = [*range(lead), *(lead + axis - 1 for axis in perm[1:])]
-    if lead < 2 or len(out.shape) != len(data.shape) or not same_shape(data.shape[lead:], flat.shape[1:]):
-        return None
-    if not same_shape([data.shape[axis] for axis in moved], out.shape):
-        return None
-    rw.supersede(out, rw.node("Transpose", data, before=node, name=f"{out.name}.transposed", perm=moved))
-    return "Reshape pair around a Transpose"
+    if node.op_type == "Reshape":
+        _reshape(rw, node, data, sizes)
+    else:
+        target = rw.constant(np.array(sizes, np.int64), f"{out.name}.shape")
+        rw.supersede(out, rw.node("Reshape", data, target, before=node, name=f"{out.name}.reshaped"))
+    return f"{first.op_type} before {node.op_type}"
 
 
 def transpose_chain(rw: Rewriter, node: ir.Node) -> str | None:
@@ -121,6 +106,22 @@ def expand_before_broadcast(rw: Rewriter, node: ir.Node) -> str | None:
         return None
     rw.replace(out, data)
     return "Expand before broadcasting"
+
+
+def constant_expand(rw: Rewriter, node: ir.Node) -> str | None:
+    """The computed target of an Expand becomes a constant: 1 keeps a size, a number widens one."""
+    data, target = node.inputs
+    out = node.outputs[0]
+    if data is None or target is None or is_constant(target) or data.shape is None or out.shape is None:
+        return None
+    lacking = len(out.shape) - len(data.shape)
+    known = [*([1] * lacking), *data.shape]
+    sizes = [1 if same_dim(a, b) else b for a, b in zip(known, out.shape, strict=True)]
+    if lacking < 0 or not all(isinstance(size, int) for size in sizes):
+        return None
+    table = np.array([int(size) for size in sizes if isinstance(size, int)], np.int64)
+    rw.set_input(node, 1, rw.constant(table, f"{out.name}.shape"))
+    return "Expand target computed at run time"
 
 
 def unsqueeze_of_unsqueeze(rw: Rewriter, node: ir.Node) -> str | None:
@@ -152,6 +153,18 @@ def cast_of_same_type(rw: Rewriter, node: ir.Node) -> str | None:
     return "no-op Cast"
 
 
+def cast_of_cast(rw: Rewriter, node: ir.Node) -> str | None:
+    """A Cast after a Cast that loses nothing becomes one."""
+    inner = producer(node.inputs[0], "Cast")
+    if inner is None or inner.inputs[0] is None or inner.inputs[0].dtype is None:
+        return None
+    narrow, wide = inner.inputs[0].dtype, ir.DataType(inner.attributes.get_int("to", 0))
+    if wide not in _LOSSLESS.get(narrow, ()):
+        return None
+    rw.set_input(node, 0, inner.inputs[0])
+    return "Cast before a Cast"
+
+
 def _reshape(rw: Rewriter, node: ir.Node, data: ir.Value, sizes: list[int]) -> None:
     rw.set_input(node, 0, data)
     rw.set_input(node, 1, rw.constant(np.array(sizes, np.int64), f"{node.outputs[0].name}.shape"))
@@ -167,14 +180,24 @@ def _steps_forward(node: ir.Node) -> bool:
     return array is not None and bool((array > 0).all())
 
 
-RULES: dict[str, tuple[Rule, ...]] = {
-    "Reshape": (no_op_reshape, unflattened_transpose, constant_target, reshape_of_reshape),
-    "Transpose": (transpose_chain,),
-    "Expand": (no_op_reshape, expand_before_broadcast),
-    "Slice": (known_value, no_op_reshape),
-    "Unsqueeze": (known_value, unsqueeze_of_unsqueeze),
-    "Cast": (known_value, cast_of_same_type),
-} | {
-    op: (known_value,) for op in ("Shape", "Size", "Gather", "Concat", "Squeeze", "Mul", "Add", "Sub", "Div")
+_INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)
+_LOSSLESS = {
+    ir.DataType.BOOL: (*_INTEGERS, ir.DataType.FLOAT),
+    ir.DataType.INT32: (ir.DataType.INT64,),
+    ir.DataType.FLOAT16: (ir.DataType.FLOAT,),
 }
+"""Type → the types that hold every number of it."""
+
+_MOVES: dict[str, tuple[Rule, ...]] = {
+    "Reshape": (no_op_reshape, constant_target, reshape_of_reshape),
+    "Transpose": (transpose_chain,),
+    "Expand": (no_op_reshape, expand_before_broadcast, constant_expand),
+    "Slice": (known_value, no_op_reshape),
+    "Unsqueeze": (known_value, unsqueeze_of_unsqueeze, no_op_reshape, reshape_of_reshape),
+    "Squeeze": (known_value, no_op_reshape, reshape_of_reshape),
+    "Cast": (known_value, cast_of_same_type, cast_of_cast),
+}
+_ARITHMETIC = ("Shape", "Size", "Gather", "Concat", "Mul", "Add", "Sub", "Div")
+
+RULES: dict[str, tuple[Rule, ...]] = {**dict.fromkeys(_ARITHMETIC, (known_value,)), **_MOVES}
 """Operator → rules, tried in this order."""
