@@ -169,7 +169,7 @@ class _Cut:
 
     def attention(self, node: ir.Node) -> None:
         """Write the numbers of heads, where they are attributes."""
-        for name, index in (("q_num_heads", 0), ("kv_num_heads", 1)):
+        for name, index in (("q_num_heads", 0), ("kv_num_heads", 1), ("num_heads", 0)):
             heads = node.attributes.get_int(name, 0)
             axes = self.relations.operand(node, index)
             if heads and axes and axes[-1] is not None:
@@ -250,6 +250,7 @@ _EDITS: dict[str, Callable[[_Cut, ir.Node], None]] = {
     "Attention": _Cut.attention,
     "Expand": _Cut.expand,
     "Reshape": _Cut.reshape,
+    "RotaryEmbedding": _Cut.attention,
     "Slice": _Cut.slice,
     "Split": _Cut.split,
 }

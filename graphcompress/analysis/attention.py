@@ -119,7 +119,7 @@ def _operator(
         if value.shape is not None
     )
     size = _last(query.shape) if len(query.shape) == 4 else _last(query.shape) // heads
-    q, k, v = (_origin(value)[0] for value in (query, key, values))
+    (q, _, _), (k, _, repeats), (v, _, _) = _origin(query), _origin(key), _origin(values)
     return Attention(
         node=node,
         scores=None,
@@ -129,7 +129,7 @@ def _operator(
         v=v,
         output=node.outputs[0],
         num_heads=heads,
-        kv_heads=kv_heads,
+        kv_heads=max(kv_heads // repeats, 1),
         head_dim=size,
         scale=node.attributes.get_float("scale", 1 / math.sqrt(size) if size else 1.0),
         producers=_producers((q, k, v), by_output),

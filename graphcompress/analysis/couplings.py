@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.attention import Attention, attentions
+from graphcompress.analysis.extents import block_measured
 from graphcompress.analysis.linears import Linear, embeddings, linears
 from graphcompress.analysis.relations import AVERAGED, CONTRACTED, Axes, Relations, use_key
 from graphcompress.analysis.residual import branches
@@ -84,6 +85,7 @@ def relate(model: Model) -> Relations:
     relations = Relations(model)
     for node in model.graph:
         apply(relations, node)
+    block_measured(relations, model.graph)
     for value in model.graph.inputs:
         relations.block(relations.axes(value), "it is an input of the graph")
     for value in model.graph.outputs:

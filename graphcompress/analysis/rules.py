@@ -286,7 +286,7 @@ def _sliced(
 
 def slice_ranges(node: ir.Node) -> dict[int, tuple[int, int | None, int]] | None:
     """Axis → (start, stop, step) of a Slice with constant bounds (stop None: to the end), or None."""
-    operands = [_integers(node, index) for index in range(1, 5)]
+    operands = [constant_integers(node, index) for index in range(1, 5)]
     given = [index + 1 < len(node.inputs) and node.inputs[index + 1] is not None for index in range(4)]
     if any(want and got is None for want, got in zip(given, operands, strict=True)):
         return None
@@ -303,7 +303,8 @@ def slice_ranges(node: ir.Node) -> dict[int, tuple[int, int | None, int]] | None
     }
 
 
-def _integers(node: ir.Node, index: int) -> list[int] | None:
+def constant_integers(node: ir.Node, index: int) -> list[int] | None:
+    """The numbers of an integer input that is known, or None."""
     value = node.inputs[index] if index < len(node.inputs) else None
     if value is None or value.const_value is None:
         return None
@@ -332,7 +333,7 @@ def _along_axis(relations: Relations, node: ir.Node) -> None:
 def _cumsum(relations: Relations, node: ir.Node) -> None:
     source = relations.operand(node, 0)
     relations.unify(source, relations.output(node))
-    axis = _integers(node, 1)
+    axis = constant_integers(node, 1)
     mixed = source if axis is None else [(source or [])[axis[0]]]
     relations.block(mixed, "CumSum mixes it")
 
@@ -378,7 +379,7 @@ def _reduced_axes(node: ir.Node, rank: int) -> list[int] | None:
     if node.op_type in ("ArgMax", "ArgMin"):
         return [node.attributes.get_int("axis", 0) % rank]
     if len(node.inputs) > 1 and node.inputs[1] is not None:
-        axes = _integers(node, 1)
+        axes = constant_integers(node, 1)
     else:
         axes = list(node.attributes.get_ints("axes", []))
         if not axes and node.attributes.get_int("noop_with_empty_axes", 0) == 1:
@@ -499,6 +500,18 @@ def _grouped_heads(relations: Relations, query: int | None, key: int | None) -> 
         relations.atoms.unify(query, relations.atoms.product([key, relations.atoms.new(repeat)]))
 
 
+def _rotary(relations: Relations, node: ir.Node) -> None:
+    """RotaryEmbedding of opset 23: turns pairs within each head."""
+    relations.unify(relations.operand(node, 0), relations.output(node))
+    heads = _heads_of(relations, relations.output(node), node.attributes.get_int("num_heads", 0))
+    if heads is None:
+        relations.block_node(node, "the heads of a RotaryEmbedding are not known")
+        return
+    relations.block(heads[3:], "RotaryEmbedding turns pairs in it")
+    for index in (1, 2, 3):
+        relations.block(relations.operand(node, index), "RotaryEmbedding reads it by position")
+
+
 def _nothing(relations: Relations, node: ir.Node) -> None:
     """The result does not share dimensions with the operands."""
 
@@ -537,6 +550,7 @@ _RULES: dict[str, Rule] = {
     "RMSNormalization": _layer_norm,
     "Range": _filled,
     "Reshape": _reshape,
+    "RotaryEmbedding": _rotary,
     "Shape": _nothing,
     "Size": _nothing,
     "Slice": _slice,
