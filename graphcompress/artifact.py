@@ -6,9 +6,10 @@ import contextlib
 import errno
 import hashlib
 import json
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ def staged(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
         OutputError: the disk is full or not writable.
     """
     refuse_existing(output, overwrite=overwrite)
+    missing = [parent for parent in output.parents if not parent.exists()]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     except OSError as error:
+        _remove_empty(missing)
         raise OutputError(
             f"{output}: cannot be written ({error.strerror}); choose another folder with -o"
         ) from error
@@ -42,10 +45,12 @@ def staged(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
         if isinstance(error, OutputError):
             raise
         raise OutputError(
-            f"{output}: could not be written ({error.strerror or error}); nothing was left there"
+            f"{output}: could not be written ({error.strerror or error}), nothing was left there; "
+            "free some space or choose another folder with -o"
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        _remove_empty(missing)
 
 
 @contextlib.contextmanager
@@ -71,7 +76,9 @@ def refuse_existing(output: Path, *, overwrite: bool) -> None:
 
     Raises:
         UsageError: ``output`` exists; with ``overwrite``, only when it is not an artifact.
+        OutputError: the folder that is to hold it is not writable.
     """
+    _check_writable(output)
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not overwrite:
@@ -82,19 +89,38 @@ def refuse_existing(output: Path, *, overwrite: bool) -> None:
         )
 
 
+def _check_writable(output: Path) -> None:
+    parent = next(parent for parent in output.absolute().parents if parent.exists())
+    if not parent.is_dir():
+        raise OutputError(f"{output}: cannot be written ({parent} is a file); choose another folder with -o")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"{output}: cannot be written ({parent} is read-only); choose another folder with -o"
+        )
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove the folders, innermost first, that are empty."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
 def _swap(folder: Path, output: Path) -> None:
     if not output.exists():
         folder.rename(output)
         return
-    old = output.with_name(f".{output.name}-old")
-    shutil.rmtree(old, ignore_errors=True)
-    output.rename(old)
+    aside = Path(tempfile.mkdtemp(prefix=f".{output.name}-old-", dir=output.parent))
+    old = aside / output.name
     try:
+        output.rename(old)
         folder.rename(output)
-    except OSError:
-        old.rename(output)
+    except BaseException:  # also an interruption between the two: what was there comes back
+        if old.exists() and not output.exists():
+            old.rename(output)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:

@@ -28,7 +28,7 @@ _FATAL_ONLY = 4
 def session_of(
     model: bytes | str | Path, *, threads: int = 0, optimize: bool = True
 ) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime CPU session over a file or serialized bytes; ``threads`` 0 means the runtime's own choice.
+    """An ONNX Runtime CPU session over a file or serialized bytes; ``threads`` 0 is the runtime's choice.
 
     Raises:
         UnsupportedModelError: the runtime refuses the model; the message is the runtime's own.

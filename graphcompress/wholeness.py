@@ -29,7 +29,9 @@ STANDARD_DOMAINS = ("", "ai.onnx")
 OPSETS = (13, 25)
 """Lowest and highest version of the standard operators that is read."""
 
-_SMALL_BYTES = 1024
+SMALL_BYTES = 1024
+"""Larger weights are not shown to the ONNX checker, which would copy them."""
+
 _FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 
 
@@ -236,7 +238,7 @@ def _check_schema(path: Path, model: onnx.ModelProto) -> None:
     inputs = {value.name for value in source.input}
     for tensor in source.initializer:
         inline = tensor.data_location != onnx.TensorProto.EXTERNAL
-        if inline and tensor.ByteSize() <= _SMALL_BYTES:
+        if inline and tensor.ByteSize() <= SMALL_BYTES:
             graph.initializer.append(tensor)
         elif tensor.name not in inputs:
             graph.input.append(
