@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 
-RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Strengths that are tried on held-out tokens, in units of the mean variance of the features."""
 
 
@@ -106,16 +106,19 @@ def ridge(moments: JointMoments, prior: np.ndarray, strength: float) -> Fit:
     """The W, b of least E|x·W + b - y|² + strength · v · |W - prior|², v the mean variance of the features.
 
     It explains the rows at least as well as ``prior`` with its best bias does; features that never vary keep
-    their prior weight.
+    their prior weight. An infinite strength keeps ``prior`` and corrects the bias alone.
     """
     mean, covariance = moments.mean, moments.covariance
     features = len(covariance)
     target_mean = moments.xy[-1] / max(moments.count, 1)
     cross = moments.xy[:-1] / max(moments.count, 1) - np.outer(mean, target_mean)
     spread = float(np.trace(covariance)) / max(features, 1)
-    system = covariance + (strength * spread + np.finfo(np.float64).tiny) * np.eye(features)
     prior = prior.astype(np.float64)
-    weight = prior if spread <= 0.0 else prior + _solve(system, cross - covariance @ prior)
+    if spread > 0.0 and np.isfinite(strength):
+        system = covariance + strength * spread * np.eye(features)
+        weight = prior + _solve(system, cross - covariance @ prior)
+    else:
+        weight = prior
     return Fit(weight, target_mean - mean @ weight)
 
 

@@ -1,0 +1,240 @@
+"""Pruning of a block: which inputs a unit owns, what samples say of it, and how a refit is stored."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from graphcompress.analysis.couplings import Group
+from graphcompress.analysis.linears import Linear
+from graphcompress.base import Progress
+from graphcompress.calibrate import observe
+from graphcompress.data import Samples
+from graphcompress.expressions import evaluate, leaves
+from graphcompress.model import Model
+from graphcompress.numerics.importance import rows_of, unit_norms
+from graphcompress.numerics.least_squares import Fit, JointMoments
+from graphcompress.rewrite import Rewriter
+
+HELD_OUT = 5
+"""Every fifth sample is held out: settings are chosen and errors stated on tokens that no fit has seen."""
+
+MEMORY_BYTES = 600_000_000
+"""Second moments kept at a time; a larger model runs over the samples once for every portion of blocks."""
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A group of heads or FFN nodes, and the one linear that reads them.
+
+    Attributes:
+        group: what is cut.
+        reader: the linear whose input rows are cut.
+        units: [in] the unit that each input feature of the reader belongs to.
+        rows: [units, r] the same the other way round.
+    """
+
+    group: Group
+    reader: Linear
+    units: np.ndarray
+    rows: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """That of the group."""
+        return self.group.name
+
+    @property
+    def size(self) -> int:
+        """Number of units."""
+        return self.group.size
+
+    @property
+    def linears(self) -> list[Linear]:
+        """All linears that lose columns or rows."""
+        return [*self.group.producers, self.reader]
+
+    @property
+    def can_refit(self) -> bool:
+        """Whether the reader's weight is a stored tensor (and not an expression over some)."""
+        return self.reader.weight.is_initializer()
+
+    def kept_rows(self, keep: np.ndarray) -> np.ndarray:
+        """Input features of the reader that stay when the units of the mask ``keep`` stay."""
+        return np.flatnonzero((self.units < 0) | keep[self.units])
+
+    def bias(self) -> np.ndarray:
+        """[out], zeros where the reader has none."""
+        if self.reader.bias is None:
+            return np.zeros(self.reader.out_features)
+        return evaluate(self.reader.bias).astype(np.float64)
+
+    def norms(self, linears: Sequence[Linear]) -> np.ndarray:
+        """[units] root of the sum of squares of what each unit owns in the weights of ``linears``."""
+        owned = {leaf for linear in linears for leaf in leaves(linear.weight)}
+        total = np.zeros(self.size)
+        for part in self.group.slices:
+            if part.value in owned and part.value.const_value is not None:
+                array = part.value.const_value.numpy()
+                total += unit_norms(array, part.axis, part.units, self.size) ** 2
+        norms: np.ndarray = np.sqrt(total)
+        return norms
+
+
+class Evidence:
+    """What the samples show of a block's units; observers of the reader's input.
+
+    Attributes:
+        fit: moments of the samples that fits are made on.
+        held_out: moments of the others.
+        peaks: [in] largest magnitude of every feature.
+    """
+
+    def __init__(self, features: int) -> None:
+        self.fit = JointMoments(features)
+        self.held_out = JointMoments(features)
+        self.peaks = np.zeros(features)
+
+    @property
+    def all(self) -> JointMoments:
+        """Moments of all samples."""
+        return self.fit + self.held_out
+
+
+class _Watch:
+    """Feeds one half of an :class:`Evidence`."""
+
+    def __init__(self, evidence: Evidence, moments: JointMoments) -> None:
+        self.evidence = evidence
+        self.moments = moments
+
+    def update(self, array: np.ndarray) -> None:
+        """Take in tokens [..., features]."""
+        tokens = array.reshape(-1, array.shape[-1])
+        self.moments.update(tokens)
+        self.evidence.peaks = np.maximum(self.evidence.peaks, np.abs(tokens).max(axis=0, initial=0.0))
+
+
+class Witness:
+    """Runs the model as it is on samples and tells what they show of blocks, in bounded memory."""
+
+    def __init__(self, model: Model, samples: Samples, progress: Progress) -> None:
+        self.model = model
+        self.progress = progress
+        held = range(HELD_OUT - 1, len(samples), HELD_OUT)
+        self.fit_on = _choose(samples, [i for i in range(len(samples)) if i not in held])
+        self.held_out = _choose(samples, list(held)) if len(held) else self.fit_on
+        self._known: dict[Block, Evidence] = {}
+
+    def stream(self, blocks: Sequence[Block]) -> Iterator[tuple[Block, Evidence]]:
+        """Every block with its evidence; what does not fit into memory is gathered again each time."""
+        for portion in _portions(blocks):
+            if any(block not in self._known for block in portion):
+                self._known = self._gather(portion)
+            yield from ((block, self._known[block]) for block in portion)
+
+    def _gather(self, blocks: Sequence[Block]) -> dict[Block, Evidence]:
+        inputs = {block.reader.input: Evidence(block.reader.in_features) for block in blocks}
+        for samples, part in ((self.fit_on, "fit"), (self.held_out, "held_out")):
+            watches = {x: _Watch(evidence, getattr(evidence, part)) for x, evidence in inputs.items()}
+            observe(self.model, watches, samples, progress=self.progress, text="prune: activations")
+        return {block: inputs[block.reader.input] for block in blocks}
+
+
+def blocks_of(rw: Rewriter, groups: Sequence[Group], only: str) -> list[Block]:
+    """Groups of heads and FFN nodes that can be pruned, where a linear's name matches the glob ``only``.
+
+    What cannot is skipped. A weight of factors has several groups along one axis: the finest of them is taken.
+    """
+    blocks: dict[ir.Node, Block] = {}
+    for group in sorted(groups, key=lambda group: -group.size):
+        names = [linear.name for linear in (*group.producers, *group.consumers)]
+        if group.kind not in ("ffn", "head") or not any(fnmatch.fnmatchcase(name, only) for name in names):
+            continue
+        reason = _obstacle(group)
+        if reason is not None:
+            rw.skip(group.name, reason)
+            continue
+        reader = group.consumers[0]
+        units = _units(group, reader)
+        if reader.node in blocks:
+            rw.skip(group.name, "the same features are pruned along another factor of the weight")
+            continue
+        blocks[reader.node] = Block(group, reader, units, rows_of(units))
+    order = {id(group): index for index, group in enumerate(groups)}
+    return sorted(blocks.values(), key=lambda block: order[id(block.group)])
+
+
+def write_fit(rw: Rewriter, block: Block, rows: np.ndarray, fit: Fit) -> None:
+    """Store a refitted weight in the rows of the reader that stay; call it before the cut."""
+    dense = block.reader.dense().astype(np.float64)
+    dense[rows] = fit.weight
+    rw.overwrite(block.reader.weight, dense.T if block.reader.transposed else dense)
+
+
+def write_bias(rw: Rewriter, linear: Linear, bias: np.ndarray) -> None:
+    """Give a linear another bias, or one where it has none."""
+    value = linear.bias
+    if value is not None and value.is_initializer() and len(value.uses()) == 1:
+        rw.overwrite(value, bias)
+        return
+    dtype = linear.output.dtype or ir.DataType.FLOAT
+    new = rw.constant(bias.astype(dtype.numpy()), f"{linear.name}.bias", dtype)
+    if value is not None:
+        node = linear.node if linear.node.op_type == "Gemm" else linear.output.producer()
+        rw.set_input(node, list(node.inputs).index(value), new)  # type: ignore[union-attr, arg-type]
+    elif linear.node.op_type == "Gemm":
+        linear.node.resize_inputs(3)
+        rw.set_input(linear.node, 2, new)
+    else:
+        _add_bias(rw, linear, new)
+
+
+def _add_bias(rw: Rewriter, linear: Linear, bias: ir.Value) -> None:
+    product = linear.node.outputs[0]
+    total = rw.node("Add", product, bias, name=f"{product.name}.sum")
+    rw.replace(product, total)
+    rw.set_input(total.producer(), 0, product)  # type: ignore[arg-type]
+
+
+def _obstacle(group: Group) -> str | None:
+    """Why a group is left alone, or None."""
+    if len(group.consumers) != 1:
+        return f"{len(group.consumers)} linears read it; one is needed to know what a unit contributes"
+    for linear in (*group.producers, *group.consumers):
+        stored = [linear.weight, *leaves(linear.weight)]
+        if any(len(value.uses()) > 1 or value.is_graph_output() for value in stored):
+            return f"weight {linear.name!r} is tied: another part of the model reads it too"
+    units = _units(group, group.consumers[0])
+    sizes = set(np.bincount(units[units >= 0], minlength=group.size).tolist())
+    return None if len(sizes) == 1 else "its units own different numbers of features"
+
+
+def _units(group: Group, reader: Linear) -> np.ndarray:
+    """[in] the unit of every input feature, also where the weight is an expression."""
+    axes = group.relations.axes(reader.weight) or []
+    atom = axes[1 if reader.transposed else 0]
+    if atom is None:
+        return np.full(reader.in_features, -1)
+    return group.relations.atoms.units(atom, group.leaf)
+
+
+def _choose(samples: Samples, indices: Sequence[int]) -> Samples:
+    return Samples([samples.feeds[index] for index in indices], {}, samples.pad, 1, samples.synthetic)
+
+
+def _portions(blocks: Sequence[Block]) -> list[list[Block]]:
+    portions: list[list[Block]] = []
+    room = 0
+    for block in blocks:
+        size = 2 * 8 * (block.reader.in_features + 1) ** 2
+        if not portions or size > room:
+            portions.append([])
+            room = MEMORY_BYTES
+        portions[-1].append(block)
+        room -= size
+    return portions
