@@ -32,7 +32,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-torch: $(VENV)/.installed
-	$(PIP) --retries 1 --extra-index-url $(TORCH_INDEX) torch transformers
+	$(PIP) --retries 1 --extra-index-url $(TORCH_INDEX) --no-deps torch
+	$(PIP) torch transformers
 	touch $@
 
 $(VENV)/.installed-demo: $(VENV)/.installed-torch
