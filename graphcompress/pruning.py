@@ -21,7 +21,13 @@ from graphcompress.numerics.least_squares import Fit, JointMoments
 from graphcompress.rewrite import Rewriter
 
 HELD_OUT = 5
-"""Every fifth sample is held out: settings are chosen and errors stated on tokens that no fit has seen."""
+"""One sample in five is held out: settings are chosen and errors stated on tokens that no fit has seen."""
+
+NEIGHBOURS = 10
+"""Samples are held out in runs, since neighbours in a file are often alike (the two sentences of a pair)."""
+
+ROWS_AT_A_TIME = 1024
+"""Tokens that are gathered before the second moments are brought up to date."""
 
 MEMORY_BYTES = 600_000_000
 """Second moments kept at a time; a larger model runs over the samples once for every portion of blocks."""
@@ -86,7 +92,7 @@ class Block:
 
 
 class Evidence:
-    """What the samples show of a block's units; observers of the reader's input.
+    """What the samples show of the inputs of a block's reader.
 
     Attributes:
         fit: moments of the samples that fits are made on.
@@ -106,17 +112,26 @@ class Evidence:
 
 
 class _Watch:
-    """Feeds one half of an :class:`Evidence`."""
+    """An observer that fills one half of an :class:`Evidence`, many rows at a time."""
 
     def __init__(self, evidence: Evidence, moments: JointMoments) -> None:
         self.evidence = evidence
         self.moments = moments
+        self._rows: list[np.ndarray] = []
 
     def update(self, array: np.ndarray) -> None:
         """Take in tokens [..., features]."""
-        tokens = array.reshape(-1, array.shape[-1])
-        self.moments.update(tokens)
-        self.evidence.peaks = np.maximum(self.evidence.peaks, np.abs(tokens).max(axis=0, initial=0.0))
+        self._rows.append(array.reshape(-1, array.shape[-1]).astype(np.float32))
+        if sum(map(len, self._rows)) >= ROWS_AT_A_TIME:
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring the moments up to date."""
+        if self._rows:
+            rows = np.concatenate(self._rows)
+            self.moments.update(rows)
+            self.evidence.peaks = np.maximum(self.evidence.peaks, np.abs(rows).max(axis=0, initial=0.0))
+            self._rows = []
 
 
 class Witness:
@@ -125,9 +140,10 @@ class Witness:
     def __init__(self, model: Model, samples: Samples, progress: Progress) -> None:
         self.model = model
         self.progress = progress
-        held = range(HELD_OUT - 1, len(samples), HELD_OUT)
-        self.fit_on = _choose(samples, [i for i in range(len(samples)) if i not in held])
-        self.held_out = _choose(samples, list(held)) if len(held) else self.fit_on
+        run = max(1, min(NEIGHBOURS, len(samples) // HELD_OUT))
+        held = [index for index in range(len(samples)) if index // run % HELD_OUT == HELD_OUT - 1]
+        self.fit_on = _choose(samples, [index for index in range(len(samples)) if index not in set(held)])
+        self.held_out = _choose(samples, held) if held else self.fit_on
         self._known: dict[Block, Evidence] = {}
 
     def stream(self, blocks: Sequence[Block]) -> Iterator[tuple[Block, Evidence]]:
@@ -142,13 +158,15 @@ class Witness:
         for samples, part in ((self.fit_on, "fit"), (self.held_out, "held_out")):
             watches = {x: _Watch(evidence, getattr(evidence, part)) for x, evidence in inputs.items()}
             observe(self.model, watches, samples, progress=self.progress, text="prune: activations")
+            for watch in watches.values():
+                watch.flush()
         return {block: inputs[block.reader.input] for block in blocks}
 
 
 def blocks_of(rw: Rewriter, groups: Sequence[Group], only: str) -> list[Block]:
-    """Groups of heads and FFN nodes that can be pruned, where a linear's name matches the glob ``only``.
+    """Groups of heads and FFN nodes that can be pruned, where the name of a linear matches ``only``.
 
-    What cannot is skipped. A weight of factors has several groups along one axis: the finest of them is taken.
+    What cannot is skipped. Factors of a weight make several groups of one axis: the finest of them is taken.
     """
     blocks: dict[ir.Node, Block] = {}
     for group in sorted(groups, key=lambda group: -group.size):

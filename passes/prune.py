@@ -24,6 +24,8 @@ RIDGE = 0.3
 """Strength while units are being chosen; the fit that is written takes what held-out tokens like best."""
 DEAD = 1e-6
 """A unit that the reader weighs below this share of the largest of its block contributes nothing to see."""
+CHOICES = 32
+"""Without a ratio, sizes of a block that are considered."""
 DEEPEST = 0.75
 """Without a ratio, at most this share of a block is removed."""
 
@@ -62,8 +64,8 @@ class _Plan:
 class Prune(Pass):
     """Remove heads, FFN nodes and, on request, whole layers, and refit what remains.
 
-    The weights become smaller matrices: every runtime gains, no sparse kernels are needed. Without options and
-    with samples it removes as many FFN nodes and heads of every block as keeps the block's own output within
+    The weights become smaller matrices: every runtime gains, no sparse kernels are needed. Without options
+    and with samples it removes as many FFN nodes and heads of every block as keeps the block's own output within
     ``max_error``, measured on held-out samples after the refit. Without samples it removes only what is dead.
 
     Importance of a unit:
@@ -75,8 +77,8 @@ class Prune(Pass):
             activations (Fully Quantized Transformer, arXiv:1910.10485 v1); how many differs between layers.
         auto: obs with samples, magnitude without.
 
-    Left alone: tied weights, a block that several linears read, the last unit of a block. A reader whose weight
-    is an expression over factors is cut but not refitted; only its bias is corrected.
+    Left alone: tied weights, a block that several linears read, the last unit of a block. A reader whose
+    weight is an expression over factors is cut but not refitted; only its bias is corrected.
     """
 
     name: ClassVar[str] = "prune"
@@ -167,6 +169,12 @@ class _Planner:
     def _most(self, block: Block, ratio: float) -> int:
         return removable(block.size, ratio, self._round_to(block))
 
+    def _deepest(self, block: Block) -> int:
+        """The most that can be removed under the options, of this block alone."""
+        if self.options.asks and self.options.scope == "layer":
+            return self._most(block, self.options.ratio(block.group.kind) or 0.0)
+        return block.size - 1 if self.options.asks else self._most(block, DEEPEST)
+
     def _counts(self, rankings: dict[Block, _Ranking]) -> dict[Block, int]:
         if self.options.scope == "global":
             return {
@@ -202,7 +210,7 @@ class _Planner:
         if evidence is None or self.measure == "magnitude":
             scores = (block.norms(block.group.producers) * block.norms([block.reader])) ** 2
         elif self.measure == "obs":
-            return self._eliminated(block, evidence, block.size - 1)
+            return self._eliminated(block, evidence, self._deepest(block))
         elif self.measure == "xmax":
             scores = evidence.peaks[block.rows].max(axis=1)
         else:
@@ -235,11 +243,9 @@ class _Planner:
 
     def _within_error(self, block: Block, evidence: Evidence) -> _Plan:
         """As many units as keep the error on held-out tokens below the limit."""
-        most = self._most(block, DEEPEST)
-        ranking = self._eliminated(block, evidence, most) if most else _Ranking(np.arange(0), np.zeros(0))
+        counts = self._choices(block)
+        ranking = self._eliminated(block, evidence, counts[-1] if counts else 0)
         trial = _Trial(block, evidence, self.options.refit)
-        step = self._round_to(block)
-        counts = list(range(most, 0, -step))[::-1]
         low, high = 0, len(counts)
         while low < high:
             middle = (low + high) // 2
@@ -249,6 +255,12 @@ class _Planner:
             else:
                 high = middle
         return self._fitted(_Plan(block, ranking.order[: counts[low - 1] if low else 0]), evidence)
+
+    def _choices(self, block: Block) -> list[int]:
+        """Numbers of units that are tried: up to the most, all that follow the rounding or a few of them."""
+        most, step = self._deepest(block), self._round_to(block)
+        step *= max(1, block.size // (CHOICES * step))
+        return list(range(most, 0, -step))[::-1]
 
 
 class _Trial:

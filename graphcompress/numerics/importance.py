@@ -97,17 +97,28 @@ def eliminate(
     errors: list[float] = []
     while len(order) < count:
         take = min(portion, count - len(order))
-        candidates = alive[np.argsort(_costs(inverse, weight, rows[alive]), kind="stable")[: 2 * take]]
+        candidates = np.argsort(_costs(inverse, weight, rows), kind="stable")[: 2 * take]
         chosen, costs = _greedy(inverse, weight, rows[candidates], take)
-        gone = rows[candidates[chosen]].ravel()
-        solved = np.linalg.solve(inverse[np.ix_(gone, gone)], inverse[gone])
-        weight = weight - solved.T @ weight[gone]
-        inverse = inverse - inverse[:, gone] @ solved
+        gone = candidates[chosen]
         total = errors[-1] if errors else 0.0
         errors.extend((total + np.cumsum(costs)).tolist())
-        order.extend(candidates[chosen].tolist())
-        alive = np.setdiff1d(alive, candidates[chosen])
+        order.extend(alive[gone].tolist())
+        inverse, weight, rows = _without(inverse, weight, rows, gone)
+        alive = np.delete(alive, gone)
     return Elimination(np.array(order, np.int64), np.array(errors))
+
+
+def _without(
+    inverse: np.ndarray, weight: np.ndarray, rows: np.ndarray, gone: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Inverse, refitted weight and rows of what is left without the units ``gone``."""
+    out = rows[gone].ravel()
+    rest = np.delete(np.arange(len(inverse)), out)
+    place = np.full(len(inverse), -1)
+    place[rest] = np.arange(len(rest))
+    across = np.linalg.solve(inverse[np.ix_(out, out)], inverse[np.ix_(out, rest)])
+    smaller = inverse[np.ix_(rest, rest)] - inverse[np.ix_(rest, out)] @ across
+    return smaller, weight[rest] - across.T @ weight[out], place[np.delete(rows, gone, axis=0)]
 
 
 def _greedy(

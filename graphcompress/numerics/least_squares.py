@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 
-RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+RIDGES = (0.1, 0.3, 1.0, 3.0)
 """Strengths that are tried on held-out tokens, in units of the mean variance of the features."""
 
 
 class JointMoments:
-    """Count, means and second moments of rows x [features] with targets y [targets], in float64.
+    """Count, means and second moments of rows x [features] with targets y [targets].
 
     Sums of separate parts of the data are added with ``+``; the order of rows does not matter.
 
@@ -30,16 +30,16 @@ class JointMoments:
         self.yy = 0.0
 
     def update(self, x: np.ndarray, y: np.ndarray | None = None) -> None:
-        """Take in rows [tokens, features] and their targets [tokens, targets]."""
-        x = x.reshape(-1, x.shape[-1]).astype(np.float64)
-        extended = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+        """Take in rows [tokens, features] and their targets [tokens, targets]; many at a time is faster."""
+        x = x.reshape(-1, x.shape[-1])
+        extended = np.concatenate([x, np.ones((len(x), 1), x.dtype)], axis=1)
         self.count += len(x)
         self.xx += extended.T @ extended
         if y is None:
             return
-        y = y.reshape(-1, y.shape[-1]).astype(np.float64)
+        y = y.reshape(-1, y.shape[-1])
         self.xy += extended.T @ y
-        self.yy += float(np.sum(y * y))
+        self.yy += float(np.sum(np.square(y, dtype=np.float64)))
 
     def __add__(self, other: JointMoments) -> JointMoments:
         total = JointMoments(len(self.xx) - 1, self.xy.shape[1])
