@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +12,12 @@ import onnx_ir as ir
 import tokenizers
 
 from graphcompress.analysis.linears import embeddings
-from graphcompress.errors import DataError, nearest
+from graphcompress.errors import DataError
 from graphcompress.model import Model
+from graphcompress.samples import Sample, Samples
+from graphcompress.tables import read_columns
+
+__all__ = ["Pair", "Sample", "Samples", "load_samples", "synthetic_samples"]
 
 Pair = Literal["joint", "separate"]
 TEXT_COLUMNS = (
@@ -28,56 +28,6 @@ TEXT_COLUMNS = (
 )
 SINGLE_TEXT_COLUMNS = ("sentence", "text", "content", "review", "context")
 DEFAULT_MAX_LENGTH = 128
-
-Sample = Mapping[str, np.ndarray]
-"""One sample: input name → array without the batch dimension."""
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Feeds of single samples, with the columns of the data beside them.
-
-    Attributes:
-        feeds: one per sample, arrays without the batch dimension.
-        columns: other columns of the data (labels, scores), one entry per row.
-        pad: input name → value that fills a shorter sample up (0 where not given).
-        per_row: samples per data row: 2 where the two texts of a pair are encoded separately.
-        synthetic: made up from the model's inputs, not a user's data.
-    """
-
-    feeds: Sequence[Sample]
-    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    pad: Mapping[str, int] = field(default_factory=dict)
-    per_row: int = 1
-    synthetic: bool = False
-
-    def __len__(self) -> int:
-        return len(self.feeds)
-
-    def first(self, count: int) -> Samples:
-        """The first ``count`` rows."""
-        columns = {name: values[:count] for name, values in self.columns.items()}
-        return Samples(self.feeds[: count * self.per_row], columns, self.pad, self.per_row, self.synthetic)
-
-    def batches(self, size: int, *, by_length: bool = False) -> Iterator[dict[str, np.ndarray]]:
-        """Feeds of up to ``size`` samples, shorter ones padded at the end; ``by_length`` sorts to pad less."""
-        order = self.order(by_length=by_length)
-        for start in range(0, len(order), size):
-            yield self.batch(order[start : start + size])
-
-    def order(self, *, by_length: bool) -> list[int]:
-        """Indices of the samples, from the shortest to the longest when ``by_length``."""
-        indices = list(range(len(self.feeds)))
-        if by_length:
-            indices.sort(key=lambda index: _length(self.feeds[index]))
-        return indices
-
-    def batch(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """One padded feed of the samples at ``indices``."""
-        chosen = [self.feeds[index] for index in indices]
-        return {
-            name: _stack([sample[name] for sample in chosen], self.pad.get(name, 0)) for name in chosen[0]
-        }
 
 
 def load_samples(
@@ -99,17 +49,15 @@ def load_samples(
         DataError: no such file, no usable columns, or a tokenizer that does not fit the model.
     """
     path = Path(path)
-    columns = _read_columns(path)
-    rows = min((len(values) for values in columns.values()), default=0)
-    if rows == 0:
-        raise DataError(f"{path}: no rows")
-    columns = {name: values[: limit or rows] for name, values in columns.items()}
-    inputs = {
-        value.name or "": value for value in model.graph.inputs if value.name not in model.graph.initializers
-    }
+    columns = {name: values[:limit] for name, values in read_columns(path).items()}
+    inputs = _inputs(model)
     if set(inputs) <= set(columns):
-        return _from_arrays(path, columns, inputs)
-    return _from_text(path, columns, model, inputs, _find_tokenizer(tokenizer, model), pair, max_length)
+        samples = _from_arrays(path, columns, inputs)
+    else:
+        samples = _from_text(
+            path, columns, model, inputs, _find_tokenizer(tokenizer, model), pair, max_length
+        )
+    return dataclasses.replace(samples, fixed=_fixed(inputs))
 
 
 def synthetic_samples(model: Model, *, count: int = 8, length: int = 24, seed: int = 0) -> Samples:
@@ -124,12 +72,18 @@ def synthetic_samples(model: Model, *, count: int = 8, length: int = 24, seed: i
         size = max(2, length - 2 * (index % 8))
         feeds.append(
             {
-                value.name or "": _synthetic(value, rows.get(id(value)), size, rng)
-                for value in model.graph.inputs
-                if value.name not in model.graph.initializers
+                name: _synthetic(value, rows.get(id(value)), size, rng)
+                for name, value in _inputs(model).items()
             }
         )
-    return Samples(feeds, synthetic=True)
+    return Samples(feeds, synthetic=True, fixed=_fixed(_inputs(model)))
+
+
+def _inputs(model: Model) -> dict[str, ir.Value]:
+    """Inputs that a caller must give, by name; one that has an initializer need not be given."""
+    return {
+        value.name or "": value for value in model.graph.inputs if value.name not in model.graph.initializers
+    }
 
 
 def _synthetic(value: ir.Value, rows: int | None, length: int, rng: np.random.Generator) -> np.ndarray:
@@ -149,75 +103,6 @@ def _synthetic(value: ir.Value, rows: int | None, length: int, rng: np.random.Ge
     return rng.integers(0, rows or 2, shape).astype(dtype)
 
 
-# ---- files
-
-
-def _read_columns(path: Path) -> dict[str, list[Any]]:
-    if not path.is_file():
-        raise DataError(f"{path}: no such data file")
-    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    readers = {
-        ".jsonl": _read_jsonl,
-        ".csv": _read_csv,
-        ".tsv": _read_csv,
-        ".npz": _read_npz,
-        ".parquet": _read_parquet,
-    }
-    if suffix not in readers:
-        raise DataError(f"{path}: unknown kind of data file {suffix!r}; {nearest(suffix, readers)}")
-    try:
-        return readers[suffix](path)
-    except (ValueError, KeyError, OSError, EOFError, csv.Error) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: cannot be read as {suffix} ({error})") from error
-
-
-def _text(path: Path) -> io.TextIOBase:
-    return (
-        gzip.open(path, "rt", encoding="utf-8")
-        if path.suffix == ".gz"
-        else path.open(encoding="utf-8", newline="")
-    )  # type: ignore[return-value]
-
-
-def _read_jsonl(path: Path) -> dict[str, list[Any]]:
-    with _text(path) as file:
-        rows = [json.loads(line) for line in file if line.strip()]
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or row.keys() != rows[0].keys():
-            raise DataError(
-                f"{path}: row {number} has other columns than row 1; every line must be one object alike"
-            )
-    return {key: [row[key] for row in rows] for key in rows[0]} if rows else {}
-
-
-def _read_csv(path: Path) -> dict[str, list[Any]]:
-    delimiter = "\t" if ".tsv" in path.suffixes else ","
-    with _text(path) as file:
-        rows = list(
-            csv.DictReader(
-                file, delimiter=delimiter, quoting=csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-            )
-        )
-    return {key: [row[key] for row in rows] for key in rows[0]} if rows else {}
-
-
-def _read_npz(path: Path) -> dict[str, list[Any]]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: list(arrays[name]) for name in arrays.files}
-
-
-def _read_parquet(path: Path) -> dict[str, list[Any]]:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise DataError(
-            f"{path}: reading parquet needs pyarrow: pip install 'graphcompress[parquet]'"
-        ) from error
-    return dict(pyarrow.parquet.read_table(path).to_pydict())
-
-
 # ---- rows to feeds
 
 
@@ -226,15 +111,32 @@ def _from_arrays(path: Path, columns: dict[str, list[Any]], inputs: Mapping[str,
     for index in range(len(next(iter(columns.values())))):
         sample = {}
         for name, value in inputs.items():
-            array = np.asarray(columns[name][index], dtype=value.dtype.numpy() if value.dtype else None)
-            if value.shape is not None and array.ndim != len(value.shape) - 1:
-                raise DataError(
-                    f"{path}: column {name!r} row {index + 1} has shape {list(array.shape)}, "
-                    f"input {name!r} takes {value.shape} with the batch in front"
-                )
+            array = _array(path, name, index, columns[name][index], value)
             sample[name] = array
         feeds.append(sample)
     return Samples(feeds, {name: values for name, values in columns.items() if name not in inputs})
+
+
+def _array(path: Path, name: str, index: int, entry: object, value: ir.Value) -> np.ndarray:
+    where = f"{path}: column {name!r} row {index + 1}"
+    try:
+        array = np.asarray(entry, dtype=value.dtype.numpy() if value.dtype else None)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise DataError(
+            f"{where} is not an array of {value.dtype}, which input {name!r} takes ({error})"
+        ) from error
+    sizes = list(value.shape or [])[1:]
+    if value.shape is not None and array.ndim != len(sizes):
+        raise DataError(
+            f"{where} has shape {list(array.shape)}, input {name!r} takes {value.shape}, batch first; "
+            "give one array per sample, without the batch"
+        )
+    for seen, wanted in zip(array.shape, sizes, strict=False):
+        if isinstance(wanted, int) and seen > wanted:
+            raise DataError(
+                f"{where} has shape {list(array.shape)}, input {name!r} takes at most {wanted}; cut it"
+            )
+    return array
 
 
 def _from_text(
@@ -256,6 +158,7 @@ def _from_text(
         raise DataError(
             f"{path}: texts need a tokenizer; put tokenizer.json beside the model or give --tokenizer"
         )
+    _check_texts(path, columns, texts)
     _check_vocabulary(tokenizer, model, inputs)
     tokenizer.no_padding()
     tokenizer.enable_truncation(_longest(model, inputs, max_length))
@@ -278,6 +181,15 @@ def _text_columns(columns: Mapping[str, Sequence[Any]]) -> tuple[str, ...]:
         if all(name in columns and isinstance(columns[name][0], str) for name in names):
             return names
     return ()
+
+
+def _check_texts(path: Path, columns: Mapping[str, Sequence[Any]], names: Sequence[str]) -> None:
+    for name in names:
+        for number, text in enumerate(columns[name], 1):
+            if not isinstance(text, str):
+                raise DataError(
+                    f"{path}: column {name!r} row {number} is not a text but {text!r}; correct that row"
+                )
 
 
 def _kind(name: str) -> str:
@@ -312,26 +224,44 @@ def _find_tokenizer(tokenizer: str | Path | None, model: Model) -> tokenizers.To
         beside = model.path.parent / "tokenizer.json" if model.path else None
         if beside is None or not beside.is_file():
             return None
-        return tokenizers.Tokenizer.from_file(str(beside))
+        return _read_tokenizer(beside)
     path = Path(tokenizer)
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():
         raise DataError(f"{path}: no such tokenizer; give a tokenizer.json or a folder that holds one")
+    return _read_tokenizer(path)
+
+
+def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
-        raise DataError(f"{path}: not a tokenizer.json ({error})") from error
+        raise DataError(
+            f"{path}: not a tokenizer.json ({error}); give the one that belongs to the model with --tokenizer"
+        ) from error
 
 
 def _check_vocabulary(tokenizer: tokenizers.Tokenizer, model: Model, inputs: Mapping[str, ir.Value]) -> None:
-    size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-    ids = {id(value) for name, value in inputs.items() if _kind(name) == "ids"}
+    size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+    ids = {value for name, value in inputs.items() if _kind(name) == "ids"}
     for embedding in embeddings(model):
-        if id(embedding.indices) in ids and size > embedding.rows:
+        if _source(embedding.indices) in ids and size > embedding.rows:
             raise DataError(
-                f"the tokenizer has {size:,} tokens, the embedding {embedding.name!r} only {embedding.rows:,} rows; "
-                "it belongs to another model"
+                f"the tokenizer has {size:,} tokens, the embedding {embedding.name!r} only "
+                f"{embedding.rows:,} rows, so it is another model's; give the right one with --tokenizer"
             )
+
+
+def _source(value: ir.Value) -> ir.Value:
+    """The value before casts and reshapes, which change no index."""
+    node = value.producer()
+    while node is not None and node.op_type in _SAME_NUMBERS and node.inputs and node.inputs[0] is not None:
+        value = node.inputs[0]
+        node = value.producer()
+    return value
+
+
+_SAME_NUMBERS = frozenset({"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze"})
 
 
 def _longest(model: Model, inputs: Mapping[str, ir.Value], max_length: int) -> int:
@@ -349,13 +279,9 @@ def _pad_id(tokenizer: tokenizers.Tokenizer) -> int:
     return 0
 
 
-def _length(sample: Sample) -> int:
-    return max((array.shape[0] for array in sample.values() if array.ndim), default=0)
-
-
-def _stack(arrays: Sequence[np.ndarray], pad: int) -> np.ndarray:
-    shape = np.max([array.shape for array in arrays], axis=0)
-    stacked = np.full((len(arrays), *shape.astype(int)), pad, arrays[0].dtype)
-    for row, array in zip(stacked, arrays, strict=True):
-        row[tuple(slice(size) for size in array.shape)] = array
-    return stacked
+def _fixed(inputs: Mapping[str, ir.Value]) -> dict[str, tuple[int | None, ...]]:
+    shapes = {name: value.shape for name, value in inputs.items() if value.shape is not None}
+    sizes = {
+        name: tuple(dim if isinstance(dim, int) else None for dim in shape) for name, shape in shapes.items()
+    }
+    return {name: shape for name, shape in sizes.items() if any(shape)}

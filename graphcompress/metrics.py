@@ -74,11 +74,12 @@ def answers(
     """One answer per sample, in the order of the samples; run in batches of similar length."""
     order = samples.order(by_length=True)
     found: list[Any] = [None] * len(order)
-    for start in range(0, len(order), BATCH):
+    size = samples.batch_size(BATCH)
+    for start in range(0, len(order), size):
         progress(text, start, len(order))
-        indices = order[start : start + BATCH]
-        feed = samples.batch(indices)
-        for index, answer in zip(indices, chosen.answer(run(feed), feed), strict=True):
+        indices = order[start : start + size]
+        feed = samples.batch(indices)  # may be filled up to the size that the model fixes
+        for index, answer in zip(indices, chosen.answer(run(feed), feed), strict=False):
             found[index] = answer
     progress(text, len(order), len(order))
     if any(isinstance(answer, list) for answer in found):

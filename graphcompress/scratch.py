@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tempfile
 import weakref
@@ -52,7 +53,8 @@ class Scratch:
 
 def no_room(error: OSError, size_bytes: int) -> OutputError:
     """The error for a temporary file of ``size_bytes`` that could not be written."""
+    full = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error.strerror or error)
     return OutputError(
-        f"{tempfile.gettempdir()}: a temporary file of {size_bytes:,} bytes could not be written "
-        f"({error.strerror or error}); free some space, or set TMPDIR to a folder with room"
+        f"{tempfile.gettempdir()}: no room for a temporary file of {size_bytes:,} bytes ({full}); "
+        "free some space, or set TMPDIR to a folder with room; nothing was written"
     )

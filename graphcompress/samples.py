@@ -1,0 +1,82 @@
+"""Samples: what a model is run on, one by one or in padded batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Sample = Mapping[str, np.ndarray]
+"""One sample: input name → array without the batch dimension."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Feeds of single samples, with the columns of the data beside them.
+
+    Attributes:
+        feeds: one per sample, arrays without the batch dimension.
+        columns: other columns of the data (labels, scores), one entry per row.
+        pad: input name → value that fills a shorter sample up (0 where not given).
+        per_row: samples per data row: 2 where the two texts of a pair are encoded separately.
+        synthetic: made up from the model's inputs, not a user's data.
+        fixed: input name → its sizes, the batch in front; None where the model does not fix one.
+    """
+
+    feeds: Sequence[Sample]
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    pad: Mapping[str, int] = field(default_factory=dict)
+    per_row: int = 1
+    synthetic: bool = False
+    fixed: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.feeds)
+
+    def first(self, count: int) -> Samples:
+        """The first ``count`` rows."""
+        columns = {name: values[:count] for name, values in self.columns.items()}
+        return dataclasses.replace(self, feeds=self.feeds[: count * self.per_row], columns=columns)
+
+    def batch_size(self, size: int) -> int:
+        """``size``, or the batch size that the model fixes when that is smaller."""
+        return min([size, *(shape[0] for shape in self.fixed.values() if shape and shape[0])])
+
+    def batches(self, size: int, *, by_length: bool = False) -> Iterator[dict[str, np.ndarray]]:
+        """Feeds of up to ``size`` samples, padded at the end; ``by_length`` sorts them to pad less."""
+        order, size = self.order(by_length=by_length), self.batch_size(size)
+        for start in range(0, len(order), size):
+            yield self.batch(order[start : start + size])
+
+    def order(self, *, by_length: bool) -> list[int]:
+        """Indices of the samples, from the shortest to the longest when ``by_length``."""
+        indices = list(range(len(self.feeds)))
+        if by_length:
+            indices.sort(key=lambda index: _length(self.feeds[index]))
+        return indices
+
+    def batch(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """One padded feed of the samples at ``indices``; a fixed batch is filled up with the last of them."""
+        chosen = [self.feeds[index] for index in indices]
+        return {
+            name: _stack([sample[name] for sample in chosen], self.pad.get(name, 0), self.fixed.get(name, ()))
+            for name in chosen[0]
+        }
+
+
+def _length(sample: Sample) -> int:
+    return max((array.shape[0] for array in sample.values() if array.ndim), default=0)
+
+
+def _stack(arrays: Sequence[np.ndarray], pad: int, fixed: Sequence[int | None]) -> np.ndarray:
+    """[batch, …]: every array padded at its end to the longest, or to the size that the model fixes."""
+    longest = [len(arrays), *(max(sizes) for sizes in zip(*(array.shape for array in arrays), strict=True))]
+    shape = [max(size, wanted or 0) for size, wanted in itertools.zip_longest(longest, fixed[: len(longest)])]
+    stacked = np.full(shape, pad, arrays[0].dtype)
+    for row, array in itertools.zip_longest(stacked, arrays, fillvalue=arrays[-1]):
+        row[tuple(slice(size) for size in array.shape)] = array
+    return stacked
