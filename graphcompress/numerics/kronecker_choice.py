@@ -27,7 +27,7 @@ class Wish:
         splits: factorisations to choose from.
         rank: number of terms, or None for as many as the rest needs.
         ratio: share of the parameters to remove, or None.
-        max_error: largest relative output error, or None. Without it and ``ratio`` the one split is taken as it is.
+        max_error: largest relative output error, or None: without ``ratio`` a single split is taken as it is.
     """
 
     splits: tuple[Split, ...]
