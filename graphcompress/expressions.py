@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -14,13 +14,20 @@ _NOT_FOLDABLE = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"}
 )
 
+_NATIVE = frozenset(
+    {"FLOAT", "FLOAT16", "DOUBLE", "BOOL"}
+    | {f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)}
+)
+"""Data types that NumPy has, too."""
+
 
 def is_constant(value: ir.Value | None) -> bool:
-    """Whether ``value`` is the same in every run: an initializer, or computed from such by standard operators.
+    """Whether ``value`` is the same in every run: stored, or computed from such by standard operators.
 
     An initializer that is also a graph input can be overridden by the caller, so it is not constant.
     """
-    pending, seen = [value], set()
+    pending: list[ir.Value | None] = [value]
+    seen: set[ir.Value] = set()
     while pending:
         value = pending.pop()
         if value is None or value in seen:
@@ -45,17 +52,22 @@ def is_constant(value: ir.Value | None) -> bool:
 def expression_nodes(value: ir.Value) -> list[ir.Node]:
     """Nodes that compute the constant ``value``, in the order of execution (empty for a stored tensor)."""
     ordered: dict[ir.Node, None] = {}
-
-    def visit(item: ir.Value | None) -> None:
-        node = None if item is None else item.producer()
+    pending = [(_computed_by(value), False)]
+    while pending:
+        node, operands_done = pending.pop()
         if node is None or node in ordered:
-            return
-        for operand in node.inputs:
-            visit(operand)
-        ordered[node] = None
-
-    visit(value)
+            continue
+        if operands_done:
+            ordered[node] = None
+            continue
+        pending.append((node, True))
+        pending.extend((_computed_by(operand), False) for operand in reversed(node.inputs))
     return list(ordered)
+
+
+def _computed_by(value: ir.Value | None) -> ir.Node | None:
+    """The node that makes ``value``; None for a stored tensor."""
+    return None if value is None or value.const_value is not None else value.producer()
 
 
 def leaves(value: ir.Value) -> list[ir.Value]:
@@ -71,25 +83,47 @@ def leaves(value: ir.Value) -> list[ir.Value]:
     return list(dict.fromkeys(found))
 
 
-def evaluate(value: ir.Value) -> np.ndarray:
-    """The array that the constant ``value`` stands for; an expression is computed by ONNX Runtime."""
+def evaluate(value: ir.Value, replaced: Mapping[ir.Value, np.ndarray] | None = None) -> np.ndarray:
+    """The array that the constant ``value`` stands for; an expression is computed by ONNX Runtime.
+
+    ``replaced`` gives other arrays, of the same type and shape, for some of its leaves.
+    """
     if value.const_value is not None:
-        return value.const_value.numpy()
-    nodes = expression_nodes(value)
-    stored = leaves(value)
-    opsets = value.producer().graph.opset_imports  # type: ignore[union-attr]
-    return _compute(nodes, stored, value, opsets[""])
+        return (
+            value.const_value.numpy() if replaced is None else replaced.get(value, value.const_value.numpy())
+        )
+    arrays = {leaf: leaf.const_value.numpy() for leaf in leaves(value) if leaf.const_value is not None}
+    return _compute(value, {**arrays, **(replaced or {})})
 
 
-def _compute(
-    nodes: Sequence[ir.Node], stored: Sequence[ir.Value], result: ir.Value, opset: int
-) -> np.ndarray:
+def _compute(value: ir.Value, stored: Mapping[ir.Value, np.ndarray]) -> np.ndarray:
+    """Run the nodes behind ``value``; formats that NumPy has not go in as tensors and come out as float32."""
+    nodes = [ir.to_proto(node) for node in expression_nodes(value)]
+    foreign = {leaf for leaf in stored if leaf.dtype is not None and leaf.dtype.name not in _NATIVE}
+    result = value.name or ""
+    if value.dtype is not None and value.dtype.name not in _NATIVE:
+        nodes.append(onnx.helper.make_node("Cast", [result], ["as_float"], to=onnx.TensorProto.FLOAT))
+        result = "as_float"
     graph = onnx.helper.make_graph(
-        [ir.to_proto(node) for node in nodes],
+        nodes,
         "expression",
-        [onnx.helper.make_tensor_value_info(v.name, int(v.dtype), list(v.shape)) for v in stored],
-        [onnx.helper.make_empty_tensor_value_info(result.name)],
+        [_info(leaf, array) for leaf, array in stored.items() if leaf not in foreign],
+        [onnx.helper.make_empty_tensor_value_info(result)],
+        [ir.to_proto(_named(leaf, array)) for leaf, array in stored.items() if leaf in foreign],
     )
+    node = value.producer()
+    opset = node.graph.opset_imports[""] if node is not None and node.graph is not None else 18
     proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=10)
     session = session_of(proto.SerializeToString())
-    return session.run(None, {v.name: v.const_value.numpy() for v in stored})[0]
+    feed = {leaf.name: array for leaf, array in stored.items() if leaf not in foreign}
+    computed: np.ndarray = session.run(None, feed)[0]
+    return computed
+
+
+def _info(leaf: ir.Value, array: np.ndarray) -> onnx.ValueInfoProto:
+    kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    return onnx.helper.make_tensor_value_info(leaf.name or "", kind, array.shape)
+
+
+def _named(leaf: ir.Value, array: np.ndarray) -> ir.TensorProtocol:
+    return ir.tensor(array, dtype=leaf.dtype, name=leaf.name)
