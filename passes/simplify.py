@@ -12,7 +12,7 @@ import onnx_ir as ir
 from graphcompress.analysis.bounds import Bounds
 from graphcompress.base import Context, Contract, Exact, Pass
 from graphcompress.expressions import is_constant
-from graphcompress.model import Model
+from graphcompress.model import Model, is_weight
 from graphcompress.options import option
 from graphcompress.rewrite import Rewriter
 from graphcompress.rules import arithmetic, cleanup, guards, heads, linears, masks, shapes
@@ -27,13 +27,14 @@ FAMILIES = (heads.RULES, shapes.RULES, arithmetic.RULES, linears.RULES, masks.RU
 class Simplify(Pass):
     """Remove what an exporter left behind; outputs do not change.
 
-    Folds constants and weight transposes, brings every linear to one form (MatMul with a weight [in, out], then
-    Add with a bias [out]), turns shape arithmetic into constants, merges duplicates, and removes what never
-    acts: no-op Cast, Identity and Dropout, Reshape and Transpose chains, mask arithmetic that is always true,
-    and the guard against NaN after Softmax where the ranges of all values prove that there is none.
+    Folds constants and weight transposes, brings every linear to one form (MatMul with a weight [in, out],
+    then Add with a bias [out]), turns shape arithmetic into constants, merges duplicates, and removes what
+    never acts: no-op Cast, Identity and Dropout, Reshape and Transpose chains, mask arithmetic that is always
+    true, and the guard against NaN after Softmax where the ranges of all values prove that there is none. A
+    guard that may act, on rows masked with -inf throughout, becomes a flag per row with the same result.
 
-    Left alone: weights that are smaller as an expression than folded (Kronecker factors), tied weights, guards
-    that may act, initializers that are also inputs, custom operators, subgraphs, GELU.
+    Left alone: weights that are smaller as an expression than folded (Kronecker factors), tied weights,
+    guards that may act, initializers that are also inputs, custom operators, subgraphs, GELU.
     """
 
     name: ClassVar[str] = "simplify"
@@ -100,7 +101,7 @@ def _report_what_stays(rw: Rewriter) -> None:
         if value.const_value is not None or not is_constant(value) or not linears.is_whole_expression(value):
             continue
         reason = linears.why_not_fold(value)
-        if reason is not None:
+        if reason is not None and is_weight(value):
             rw.skip(linears.weight_name(value), reason)
     guards = [node for node in rw.model.graph if node.op_type == "IsNaN" and not node.domain]
     for node in guards:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from graphcompress.expressions import is_constant
 
 SLACK = 1.01
-"""Rounding of long sums (MatMul, LayerNormalization, Softmax): far above length · epsilon of usable models."""
+"""Rounding of long sums (MatMul, LayerNormalization, Softmax): far above length · epsilon."""
 
 _LARGEST_CONSTANT = 1 << 28
 
@@ -47,8 +47,8 @@ FALSE = Interval(0.0, 0.0)
 class Bounds:
     """Intervals of the values of one graph, computed when asked and remembered until the graph is edited.
 
-    Integer inputs of the model hold any number of their type. Float inputs are unknown, they may hold NaN, unless
-    ``largest_input`` is given: then they lie in [-largest_input, largest_input].
+    Integer inputs of the model hold any number of their type. Float inputs are unknown, they may hold NaN,
+    unless ``largest_input`` is given: then they lie in [-largest_input, largest_input].
     """
 
     def __init__(self, largest_input: float | None = None) -> None:
@@ -118,7 +118,7 @@ def _of_type(dtype: ir.DataType | None) -> Interval | None:
 
 
 def _fit(interval: Interval, dtype: ir.DataType | None) -> Interval | None:
-    """``interval`` when it is finite in ``dtype``; an integer that may wrap around is any number of its type."""
+    """``interval`` when it is finite in ``dtype``; an integer that may wrap around is any of its type."""
     if math.isnan(interval.low) or math.isnan(interval.high) or dtype is None:
         return None
     if dtype == ir.DataType.BOOL or not dtype.is_floating_point():
@@ -170,7 +170,7 @@ def _mul(node: ir.Node, operands: Operands) -> Interval | None:
 
 
 def _root_mean_square_of(node: ir.Node) -> ir.Value | None:
-    """x when ``node`` is x · Reciprocal(Sqrt(Add(ReduceMean(Pow(x, 2), last axis), ε))), float32, ε > 0."""
+    """The x when ``node`` is x · Reciprocal(Sqrt(Add(ReduceMean(Pow(x, 2), last axis), ε))) with ε > 0."""
     for x, inverse in (node.inputs, reversed(node.inputs)):
         chain = [inverse]
         for op_type in ("Reciprocal", "Sqrt", "Add", "ReduceMean", "Pow"):
@@ -319,7 +319,7 @@ def _largest_column_sum(weight: ir.Value) -> float | None:
 
 
 def _conv(node: ir.Node, operands: Operands) -> Interval | None:
-    """|x ∗ W + b| ≤ max|x| · the largest sum of one filter's |W| + max|b|."""
+    """|x * W + b| ≤ max|x| · the largest sum of one filter's |W| + max|b|."""
     x, weight = operands[0], node.inputs[1]
     bias = operands[2] if len(operands) > 2 else FALSE
     if x is None or bias is None or weight is None or weight.const_value is None or weight.is_graph_input():
@@ -348,7 +348,7 @@ def _layer_norm(node: ir.Node, operands: Operands) -> Interval | None:
     bias = operands[2] if len(operands) > 2 else Interval(0.0, 0.0)
     data = node.inputs[0]
     axis = node.attributes.get_int("axis", -1)
-    if x is None or scale is None or bias is None or data is None or data.shape is None or x.magnitude > 1e18:
+    if x is None or scale is None or bias is None or data is None or data.shape is None or x.magnitude > 1e15:
         return None
     sizes = list(data.shape)[axis:]
     if data.dtype != ir.DataType.FLOAT or not all(isinstance(size, int) for size in sizes):

@@ -11,7 +11,7 @@ _NEUTRAL = {"Add": 0.0, "Sub": 0.0, "Mul": 1.0, "Div": 1.0, "Pow": 1.0}
 
 
 def neutral(rw: Rewriter, node: ir.Node) -> str | None:
-    """x + 0, x - 0, x · 1, x / 1 and x ** 1 are x (a zero may change its sign)."""
+    """Adding 0, multiplying or dividing by 1 changes nothing (but the sign of a zero)."""
     sides = ((0, 1), (1, 0)) if node.op_type in ("Add", "Mul") else ((0, 1),)
     for kept, other in sides:
         value, out = node.inputs[kept], node.outputs[0]

@@ -86,7 +86,7 @@ def broadcast(shapes: Sequence[Sizes]) -> list[Dim] | None:
 
 
 def tolerates(value: ir.Value, shape: Sizes | None) -> bool:
-    """Whether every reader of ``value`` computes the same when it shrinks to ``shape``, which broadcasts to it.
+    """Whether every reader of ``value`` computes the same when it shrinks to ``shape``, which broadcasts.
 
     True when the sizes that get lost come back by broadcasting against another operand before anything but an
     elementwise operator sees them.

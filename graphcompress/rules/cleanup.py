@@ -15,7 +15,7 @@ from graphcompress.model import is_weight
 from graphcompress.rewrite import Rewriter
 
 FOLDED_ELEMENTS = 1024
-"""Tensors above this size are folded only as weights (:func:`graphcompress.rules.linears.fold_weight`)."""
+"""Integer tables above this size are left alone."""
 
 
 def clean_up(rw: Rewriter) -> bool:
@@ -93,16 +93,13 @@ def _fingerprints(rw: Rewriter) -> Iterator[tuple[tuple[object, ...], ir.Value]]
 
 
 def _may_fold(node: ir.Node) -> bool | None:
-    """Never fold large tensors here, nor an expression whose result is larger than its operands."""
-    stored = [
-        value.const_value for value in node.inputs if value is not None and value.const_value is not None
-    ]
-    if any(tensor.size > FOLDED_ELEMENTS for tensor in stored):
+    """Weights are folded by :func:`graphcompress.rules.linears.fold_weight`, which keeps their names."""
+    if is_weight(node.outputs[0]) and not _is_single(node.outputs[0]):
         return False
-    out = node.outputs[0]
-    if out.dtype is None or out.shape is None or not out.shape.is_static():
-        return None
-    bytes_after = math.prod(out.shape.numpy()) * out.dtype.itemsize
-    if is_weight(out) and bytes_after > sum(tensor.nbytes for tensor in stored):
-        return False
-    return None
+    stored = [value.const_value for value in node.inputs if value is not None]
+    large = any(tensor is not None and tensor.size > FOLDED_ELEMENTS for tensor in stored)
+    return False if large else None
+
+
+def _is_single(value: ir.Value) -> bool:
+    return value.shape is not None and value.shape.is_static() and math.prod(value.shape.numpy()) == 1

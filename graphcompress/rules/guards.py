@@ -1,10 +1,11 @@
-"""The guard of attention against rows without a visible position, in a cheaper form that gives the same numbers.
+"""The guard of attention against rows without a visible position, in a cheaper form with the same numbers.
 
-An exporter writes ``probs = Softmax(scores + Where(visible, 0, -inf)); Where(IsNaN(probs), 0, probs) · V``: two passes
-over [batch, heads, s, s] in every layer for rows that are masked throughout. With the lowest finite number in place of
--inf no NaN arises: a masked position still gets exactly 0 (its exponential underflows, scores being of provably small
-size), and a row without any visible position gets some average of V, which is multiplied by 0 after the product, on
-[batch, heads, s, d]. The flag, whether a row has a visible position, is computed once for all layers.
+An exporter writes ``probs = Softmax(scores + Where(visible, 0, -inf)); Where(IsNaN(probs), 0, probs) · V``:
+two passes over [batch, heads, s, s] in every layer for rows that are masked throughout. With the lowest finite
+number in place of -inf no NaN arises: a masked position still gets exactly 0 (its exponential underflows, as
+scores are provably small), and a row without any visible position gets some average of V, which is multiplied
+by 0 after the product, on [batch, heads, s, d]. The flag, whether a row has a visible position, is computed
+once for all layers.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class _Guard:
 
 
 def row_flag(rw: Rewriter, node: ir.Node, bounds: Bounds) -> str | None:
-    """Multiply what attention gives by whether the row sees anything, instead of searching NaN in every layer."""
+    """Multiply what attention gives by whether the row sees anything, instead of searching for NaN."""
     guard = _find(node, bounds)
     if guard is None:
         return None
@@ -77,7 +78,7 @@ def _find(node: ir.Node, bounds: Bounds) -> _Guard | None:
 
 
 def _mask_of(scores: ir.Value, bounds: Bounds) -> tuple[ir.Node, int] | None:
-    """The Where that puts -inf on hidden positions, and the place of its -inf; its other branch is provably small."""
+    """The Where that puts -inf on hidden positions, and the place of its -inf; the rest is provably small."""
     added = producer(scores, "Add")
     pairs = [(added.inputs[0], added.inputs[1]), (added.inputs[1], added.inputs[0])] if added else []
     for mask, other in [*pairs, (scores, None)]:

@@ -1,4 +1,4 @@
-"""Batched products that an exporter wrote over flattened axes, [batch·heads, s, d], written over [batch, heads, s, d]."""
+"""Batched products over flattened axes [batch·heads, s, d] become products over [batch, heads, s, d]."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Build = Callable[[], ir.Value]
 
 
 def unflattened(rw: Rewriter, node: ir.Node) -> str | None:
-    """Flatten leading axes, multiply, scale or transpose the others, unflatten: the same without both Reshapes.
+    """Flatten leading axes, multiply, scale or transpose, unflatten: the same without both Reshapes.
 
     Found from the Reshape that unflattens, upwards; nothing is built unless every operand is flattened alike.
     """

@@ -9,17 +9,17 @@ from graphcompress.analysis.linears import NAME_KEY, linears
 from graphcompress.expressions import evaluate, expression_nodes, is_constant, leaves
 from graphcompress.model import is_weight
 from graphcompress.rewrite import Rewriter
-from graphcompress.rules.base import Rule, constant, only_use, producer, scalar
+from graphcompress.rules.base import Rule, constant, only_use, producer, same_shape, scalar
 
-SMALL_BYTES = 8192
-"""Results up to this size may be folded by the library's own folding."""
+SMALL_BYTES = 64
+"""Results up to this size are folded even when the expression is smaller."""
 
 
 def fold_weight(rw: Rewriter, node: ir.Node) -> str | None:
     """A constant expression over weights is computed once, unless it is the smaller form of its result.
 
-    Left alone: an expression larger than its leaves (Kronecker factors, low-bit storage), and one whose leaves
-    are read elsewhere too (tied weights), because folding would store them twice.
+    Left alone: an expression larger than its leaves (Kronecker factors, low-bit storage), and one whose
+    leaves are read elsewhere too (tied weights), because folding would store them twice.
     """
     value = node.outputs[0]
     if len(node.outputs) != 1 or not is_constant(value) or value.const_value is not None:
@@ -36,7 +36,7 @@ def fold_weight(rw: Rewriter, node: ir.Node) -> str | None:
 
 
 def is_whole_expression(value: ir.Value) -> bool:
-    """Whether the constant ``value`` is read by something that is not constant: no part of a larger expression."""
+    """Whether the constant ``value`` is read by something that is not constant."""
     return any(not is_constant(use.node.outputs[0]) for use in value.uses())
 
 
@@ -47,7 +47,9 @@ def why_not_fold(value: ir.Value) -> str | None:
     nodes = set(expression_nodes(value))
     stored = leaves(value)
     bytes_after = int(np.prod(value.shape.numpy()) * value.dtype.itemsize)
-    if bytes_after > sum(leaf.const_value.nbytes for leaf in stored if leaf.const_value is not None):
+    if bytes_after > SMALL_BYTES and bytes_after > sum(
+        leaf.const_value.nbytes for leaf in stored if leaf.const_value is not None
+    ):
         return "the expression is smaller than its result"
     if any(use.node not in nodes for leaf in stored if is_weight(leaf) for use in leaf.uses()):
         return "tied: the stored tensor has other readers, folding would store it twice"
@@ -138,9 +140,9 @@ def _scaled(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None]:
     """The operand and the scalar of a Mul."""
     for index in (1, 0):
         factor, operand = node.inputs[index], node.inputs[1 - index]
-        if factor is None or factor.shape is None or len(factor.shape) != 0:
+        if scalar(factor) is None or operand is None or is_constant(operand):
             continue
-        if scalar(factor) is not None and operand is not None and not is_constant(operand):
+        if same_shape(operand.shape, node.outputs[0].shape):
             return operand, factor
     return None, None
 

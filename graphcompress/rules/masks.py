@@ -26,10 +26,10 @@ def decided_logic(rw: Rewriter, node: ir.Node, bounds: Bounds) -> str | None:
 
 
 def decided_where(rw: Rewriter, node: ir.Node, bounds: Bounds) -> str | None:
-    """A Where whose condition never changes is one of its branches, such as the guard of attention against NaN.
+    """A Where whose condition never changes is one of its branches: the guard of attention against NaN.
 
-    Softmax gives NaN only when a row is -inf throughout or holds NaN or +inf; scores that are provably finite,
-    also after the mask was added, cannot.
+    Softmax gives NaN only when a row is -inf throughout or holds NaN or +inf; scores that are provably
+    finite, also after the mask was added, cannot.
     """
     condition, then, otherwise = node.inputs
     decided = bounds.of(condition)
