@@ -1,15 +1,16 @@
-"""Runs a graph on samples and hands chosen values to observers that keep streaming statistics in bounded memory."""
+"""Runs a graph on samples and hands chosen values to observers that keep statistics in bounded memory."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
 
 from graphcompress.base import Progress, no_progress
-from graphcompress.data import Samples
+from graphcompress.data import Sample, Samples
 from graphcompress.model import Model
 from graphcompress.runtime import Feed, Runner
 
@@ -22,7 +23,7 @@ class Observer(Protocol):
     """Keeps statistics of one value."""
 
     def update(self, array: np.ndarray) -> None:
-        """Take in the value of one batch: [tokens, features] for a value [batch, sequence, features], else as it is."""
+        """Take in the value of one batch: [tokens, features] where it was [batch, sequence, features]."""
 
 
 def observe(
@@ -33,33 +34,58 @@ def observe(
     progress: Progress = no_progress,
     text: str = "calibrate",
 ) -> None:
-    """Run ``model`` on all ``samples`` and update the observer of every value; padded positions are left out.
+    """Run ``model`` on all ``samples`` and update the observer of every value; padding never counts.
 
-    Batches are made of samples of similar length. Statistics are the same whatever else is observed.
+    A batch is made of samples of equal length, so nothing is padded here; positions that a mask in the
+    samples marks as padding are left out. Statistics are the same whatever else is observed.
     """
     portions = _portions(list(observers))
-    order = samples.order(by_length=True)
-    starts = range(0, len(order), BATCH)
+    batches = list(equal_batches(samples))
+    total = len(portions) * len(batches)
     for number, values in enumerate(portions):
         with Runner(model, values) as runner:
-            for step, start in enumerate(starts):
-                progress(text, number * len(starts) + step, len(portions) * len(starts))
-                feed = samples.batch(order[start : start + BATCH])
+            for step, indices in enumerate(batches):
+                progress(text, number * len(batches) + step, total)
+                feed = samples.batch(indices)
                 for value, array in zip(values, runner(feed).values(), strict=True):
                     observers[value].update(real_tokens(array, feed))
-    progress(text, len(portions) * len(starts), len(portions) * len(starts))
+    progress(text, total, total)
+
+
+def equal_batches(samples: Samples) -> Iterator[list[int]]:
+    """Indices of at most ``BATCH`` samples whose arrays have equal shapes, the shortest first."""
+
+    def shapes(index: int) -> tuple[tuple[int, ...], ...]:
+        return _shapes(samples.feeds[index])
+
+    order = sorted(samples.order(by_length=True), key=lambda index: (max(shapes(index)), shapes(index)))
+    for _, group in groupby(order, key=shapes):
+        indices = list(group)
+        size = samples.batch_size(BATCH)
+        for start in range(0, len(indices), size):
+            yield indices[start : start + size]
 
 
 def real_tokens(array: np.ndarray, feed: Feed) -> np.ndarray:
-    """[batch, sequence, …] without the positions that the feed's attention mask marks as padding: [tokens, …].
+    """[batch, sequence, …] without the positions that the feed's mask marks as padding: [tokens, …].
 
-    Without a mask, or for a value of another layout, batch and sequence are merely joined (3-D) or the array is
-    returned as it is.
+    Also understood are [sequence, batch, …] and [batch · sequence, features]. Without a mask, or for a
+    value of another layout, batch and sequence are merely joined (3-D) or the array is returned as it is.
     """
     mask = next((m for name, m in feed.items() if "mask" in name and m.ndim == 2), None)
-    if mask is not None and array.ndim >= 3 and array.shape[:2] == mask.shape:
-        return array[mask.astype(bool)]
+    if mask is None or mask.all():
+        return array.reshape(-1, array.shape[-1]) if array.ndim == 3 else array
+    real = mask.astype(bool)
+    for layout in (real, real.T):
+        if array.ndim >= 3 and array.shape[:2] == layout.shape:
+            return np.asarray(array[layout])
+    if array.ndim == 2 and len(array) == real.size > len(real):
+        return np.asarray(array[real.ravel()])
     return array.reshape(-1, array.shape[-1]) if array.ndim == 3 else array
+
+
+def _shapes(sample: Sample) -> tuple[tuple[int, ...], ...]:
+    return tuple(array.shape for array in sample.values())
 
 
 def _portions(values: Sequence[ir.Value]) -> list[list[ir.Value]]:

@@ -1,52 +1,71 @@
-"""Writes quantised forms into a graph: Q/DQ around linears, dynamic quantisation, int8 tables and int8 factors."""
+"""Writes quantised forms into a graph: Q/DQ around linears, dynamic quantisation, int8 tables and factors."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.linears import Embedding, Linear
-from graphcompress.numerics.quantise import Affine, QuantisedArray, quantise_symmetric
-from graphcompress.rewrite import Rewriter
+from graphcompress.lowbit import Leaf, LowBitWeight
+from graphcompress.numerics.quantise import Affine, QuantisedArray
+from graphcompress.rewrite import AttributeValue, Rewriter
 
 
 class QdqWriter:
-    """Edits one graph through a rewriter; what can be shared between consumers is written once."""
+    """Edits one graph through a rewriter; what consumers can share is written once."""
 
     def __init__(self, rewriter: Rewriter) -> None:
         self.rw = rewriter
-        self._activations: dict[ir.Value, tuple[ir.Value, ...]] = {}
-        self._weights: dict[ir.Value, tuple[ir.Value, ...]] = {}
+        self._activations: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
+        self._weights: dict[tuple[ir.Value, bool], tuple[ir.Value, ir.Value, ir.Value]] = {}
 
     # ---- linears
 
-    def static(self, linear: Linear, activation: Affine, weight: QuantisedArray) -> None:
+    def static(self, linear: Linear, activation: Affine, weight: LowBitWeight) -> None:
         """Input → QuantizeLinear → DequantizeLinear → MatMul with DequantizeLinear(int8 weight).
 
-        All consumers share the QuantizeLinear; each has its own DequantizeLinear, which ONNX Runtime wants for fusion.
+        All consumers share the QuantizeLinear; each has a DequantizeLinear of its own, as ONNX Runtime's
+        fusion wants.
         """
-        quantised, scale, zero_point = self._quantised_input(linear, activation)
-        values, weight_scale, weight_zero = self._stored_weight(linear, weight)
-        product = self._normalised(linear, self._dequantised(linear, values, weight_scale, weight_zero, axis=1))
-        dequantised = self.rw.node(
-            "DequantizeLinear", quantised, scale, zero_point, before=product, name=f"{linear.input.name}.dequantised"
+        quantised, scale, zero_point = self._static_input(linear, activation)
+        dequantised = self._node(
+            linear, "DequantizeLinear", *self._weight(linear, weight), name="dequantised", axis=1
         )
-        self.rw.set_input(product, 0, dequantised)
+        product = self._as_matmul(linear, dequantised)
+        x = self.rw.node(
+            "DequantizeLinear",
+            quantised,
+            scale,
+            zero_point,
+            before=product,
+            name=f"{linear.input.name}.dequantised",
+        )
+        self.rw.set_input(product, 0, x)
 
-    def dynamic(self, linear: Linear, weight: QuantisedArray) -> None:
+    def dynamic(self, linear: Linear, weight: LowBitWeight) -> None:
         """DynamicQuantizeLinear → MatMulInteger → Cast → Mul by both scales, in place of the MatMul."""
-        values, weight_scale, weight_zero = self._stored_weight(linear, weight)
-        product = self._normalised(linear, linear.weight)
-        node, name = product, product.outputs[0].name
-        quantised, scale, zero_point = self._dynamic_input(linear.input, node)
+        values, weight_scale, weight_zero = self._weight(linear, weight)
+        product = self._as_matmul(linear, linear.weight)
+        quantised, scale, zero_point = self._dynamic_input(linear.input, product)
+        out = product.outputs[0]
         integers = self.rw.node(
-            "MatMulInteger", quantised, values, zero_point, weight_zero, before=node, name=f"{name}.int32"
+            "MatMulInteger",
+            quantised,
+            values,
+            zero_point,
+            weight_zero,
+            before=product,
+            name=f"{out.name}.int32",
         )
-        floats = self.rw.node("Cast", integers, before=node, name=f"{name}.float", to=int(ir.DataType.FLOAT))
-        scales = self.rw.node("Mul", scale, weight_scale, before=node, name=f"{name}.scale")
-        self.rw.replace(product.outputs[0], self.rw.node("Mul", floats, scales, before=node, name=f"{name}.scaled"))
+        floats = self.rw.node(
+            "Cast", integers, before=product, name=f"{out.name}.float", to=int(ir.DataType.FLOAT)
+        )
+        scales = self.rw.node("Mul", scale, weight_scale, before=product, name=f"{out.name}.scale")
+        self.rw.replace(out, self.rw.node("Mul", floats, scales, before=product, name=f"{out.name}.scaled"))
 
-    def _quantised_input(self, linear: Linear, activation: Affine) -> tuple[ir.Value, ...]:
+    def _static_input(self, linear: Linear, activation: Affine) -> tuple[ir.Value, ir.Value, ir.Value]:
         x = linear.input
         if x not in self._activations:
             dtype = np.int8 if activation.signed else np.uint8
@@ -58,77 +77,100 @@ class QdqWriter:
             self._activations[x] = (quantised, scale, zero_point)
         return self._activations[x]
 
-    def _dynamic_input(self, x: ir.Value, before: ir.Node) -> tuple[ir.Value, ...]:
+    def _dynamic_input(self, x: ir.Value, before: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:
         if x not in self._activations:
-            quantised = self.rw.node(
+            first = self.rw.node(
                 "DynamicQuantizeLinear", x, before=before, name=f"{x.name}.quantised", outputs=3
             )
-            node = quantised.producer()
-            self._activations[x] = tuple(node.outputs) if node is not None else ()
+            node: ir.Node = first.producer()  # type: ignore[assignment]
+            self._activations[x] = (node.outputs[0], node.outputs[1], node.outputs[2])
         return self._activations[x]
 
-    def _stored_weight(self, linear: Linear, weight: QuantisedArray) -> tuple[ir.Value, ...]:
-        """Values, scale and zero point; for a weight that stays an expression, values are quantised from it."""
-        if linear.weight not in self._weights:
-            scale = self.rw.constant(weight.scale, f"{linear.name}.scale")
-            zero_point = self.rw.constant(np.zeros(weight.scale.shape, np.int8), f"{linear.name}.zero_point")
-            values = self.rw.constant(weight.values, f"{linear.name}.quantised")
-            self._weights[linear.weight] = (values, scale, zero_point)
-        return self._weights[linear.weight]
+    def _weight(self, linear: Linear, weight: LowBitWeight) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """int8 values [in, out], scale [out], zero point [out]; written once for a weight used twice."""
+        key = (linear.weight, linear.transposed)
+        if key not in self._weights:
+            scale = self.rw.constant(weight.quantised.scale, f"{linear.name}.scale")
+            zeros = np.zeros(weight.quantised.scale.shape, np.int8)
+            zero_point = self.rw.constant(zeros, f"{linear.name}.zero_point")
+            values = self._values(linear, weight, scale, zero_point)
+            self._weights[key] = (values, scale, zero_point)
+        return self._weights[key]
 
-    def _dequantised(self, linear: Linear, *quantised: ir.Value, axis: int) -> ir.Value:
-        return self.rw.node(
-            "DequantizeLinear", *quantised, before=linear.node, name=f"{linear.name}.dequantised", axis=axis
-        )
+    def _values(
+        self, linear: Linear, weight: LowBitWeight, scale: ir.Value, zero_point: ir.Value
+    ) -> ir.Value:
+        if not weight.is_expression:
+            return self.rw.constant(weight.quantised.values, f"{linear.name}.quantised")
+        self.leaves(weight.leaves, linear.node)
+        expression = linear.weight
+        if linear.transposed:
+            expression = self._node(linear, "Transpose", expression, name="transposed", perm=[1, 0])
+        return self._node(linear, "QuantizeLinear", expression, scale, zero_point, name="quantised", axis=1)
 
-    def _normalised(self, linear: Linear, weight: ir.Value) -> ir.Node:
+    def _node(
+        self, linear: Linear, op_type: str, *inputs: ir.Value, name: str, **attributes: AttributeValue
+    ) -> ir.Value:
+        return self.rw.node(op_type, *inputs, before=linear.node, name=f"{linear.name}.{name}", **attributes)
+
+    def _as_matmul(self, linear: Linear, weight: ir.Value) -> ir.Node:
         """The MatMul node of ``linear`` with ``weight`` [in, out], whatever node it was."""
-        self.rw.set_weight(linear, weight)
         if linear.node.op_type == "MatMul":
+            self.rw.set_weight(linear, weight)
             return linear.node
-        return next(node for node, index in weight.uses() if node.op_type == "MatMul" and index == 1)
+        known = {node for node, _ in weight.uses()}
+        self.rw.set_weight(linear, weight)
+        return next(node for node, _ in weight.uses() if node not in known)
+
+    # ---- expressions
+
+    def leaves(self, forms: Mapping[ir.Value, Leaf], before: ir.Node) -> None:
+        """Store leaves of expressions as Cast(float16), or as Reshape(Mul(Cast(int8 blocks), scale)).
+
+        Cast and Mul are folded when a session is made; a DequantizeLinear would not be.
+        """
+        for leaf, form in forms.items():
+            name = leaf.name or "leaf"
+            stored = form.values if isinstance(form, QuantisedArray) else form
+            value = self.rw.node(
+                "Cast",
+                self.rw.constant(stored, f"{name}.quantised"),
+                before=before,
+                name=f"{name}.float",
+                to=int(ir.DataType.FLOAT),
+            )
+            if isinstance(form, QuantisedArray):
+                scale = self.rw.constant(form.scale, f"{name}.scale")
+                value = self.rw.node("Mul", value, scale, before=before, name=f"{name}.scaled")
+            shape = list(leaf.shape.numpy()) if leaf.shape is not None else []
+            if list(stored.shape) != shape:
+                target = self.rw.constant(np.array(shape, np.int64), f"{name}.shape")
+                value = self.rw.node("Reshape", value, target, before=before, name=f"{name}.restored")
+            self.rw.replace(leaf, value)
 
     # ---- embeddings
 
-    def embedding_by_column(self, embedding: Embedding, table: QuantisedArray) -> None:
-        """Gather from the int8 table, then DequantizeLinear with one scale per column."""
-        scale = self.rw.constant(table.scale, f"{embedding.name}.scale")
-        zero_point = self.rw.constant(np.zeros(table.scale.shape, np.int8), f"{embedding.name}.zero_point")
-        rows = self._gathered(embedding, table)
-        self.rw.replace(
-            embedding.output,
-            self.rw.node(
-                "DequantizeLinear",
-                rows,
-                scale,
-                zero_point,
-                before=embedding.node,
-                name=f"{embedding.output.name}.dequantised",
-                axis=-1,
-            ),
-        )
-
-    def embedding_by_row(self, embedding: Embedding, table: QuantisedArray) -> None:
-        """Gather from the int8 table and from its scales per row, then Cast and Mul."""
-        scale = self.rw.constant(table.scale, f"{embedding.name}.scale")
-        rows = self._gathered(embedding, table)
-        name = embedding.output.name
-        steps = self.rw.node("Gather", scale, embedding.indices, before=embedding.node, name=f"{name}.scale", axis=0)
-        floats = self.rw.node(
-            "Cast", rows, before=embedding.node, name=f"{name}.float", to=int(ir.DataType.FLOAT)
-        )
-        self.rw.replace(
-            embedding.output,
-            self.rw.node("Mul", floats, steps, before=embedding.node, name=f"{name}.dequantised"),
-        )
-
-    def _gathered(self, embedding: Embedding, table: QuantisedArray) -> ir.Value:
+    def embedding(self, embedding: Embedding, table: QuantisedArray) -> None:
+        """Gather from the int8 table and multiply by its scales: per column [width], or per row [rows, 1]."""
         values = self.rw.constant(table.values, f"{embedding.name}.quantised")
-        return self.rw.node(
-            "Gather",
-            values,
-            embedding.indices,
-            before=embedding.node,
-            name=f"{embedding.output.name}.int8",
-            axis=0,
-        )
+        scale = self.rw.constant(table.scale, f"{embedding.name}.scale")
+        self.embedding_from(embedding, values, scale)
+
+    def embedding_from(self, embedding: Embedding, values: ir.Value, scale: ir.Value) -> None:
+        """As :meth:`embedding`, from a stored table and its scales."""
+        node, name = embedding.node, embedding.output.name
+        rows = self.rw.node("Gather", values, embedding.indices, before=node, name=f"{name}.int8", axis=0)
+        if scale.shape is not None and len(scale.shape) == 1:
+            zero_point = self.rw.constant(
+                np.zeros(scale.shape.numpy(), np.int8), f"{embedding.name}.zero_point"
+            )
+            out = self.rw.node(
+                "DequantizeLinear", rows, scale, zero_point, before=node, name=f"{name}.dequantised", axis=-1
+            )
+        else:
+            steps = self.rw.node(
+                "Gather", scale, embedding.indices, before=node, name=f"{name}.scale", axis=0
+            )
+            floats = self.rw.node("Cast", rows, before=node, name=f"{name}.float", to=int(ir.DataType.FLOAT))
+            out = self.rw.node("Mul", floats, steps, before=node, name=f"{name}.dequantised")
+        self.rw.replace(embedding.output, out)

@@ -1,4 +1,4 @@
-"""Streaming statistics of activations in bounded memory; the result does not depend on how the data was cut up."""
+"""Streaming statistics of activations in bounded memory; how the data was cut up does not matter."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ MSE_STEPS = 40
 class Histogram:
     """Counts of values in bins of one width, a power of two that grows with the largest magnitude.
 
-    Bin i holds [i · width, (i + 1) · width). When a value does not fit, bins are merged in twos, which moves no edge:
-    the counts are those of one pass over all values with the final width. Values that are not finite are left out.
+    Bin i holds [i · width, (i + 1) · width). When a value does not fit, bins are merged in twos, which moves
+    no edge: the counts are those of one pass over all values with the final width. Values that are not finite
+    are left out.
 
     Attributes:
         low, high: smallest and largest value seen (0 before any).
@@ -72,7 +73,7 @@ class Histogram:
         return counts
 
     def quantile(self, share: float) -> float:
-        """The value below which ``share`` (0-1) of the values lie, linear within a bin, inside [low, high]."""
+        """The value below which ``share`` (0-1) of the values lie, linear within a bin, in [low, high]."""
         if self.width == 0.0:
             return 0.0
         cumulative = np.concatenate([[0], np.cumsum(self.bins)])
@@ -85,7 +86,9 @@ class Histogram:
             self.width = needed
         while self.width < needed:
             merged = self.counts.reshape(-1, 2).sum(axis=1)
-            self.counts = np.concatenate([np.zeros(BINS // 2, np.int64), merged, np.zeros(BINS // 2, np.int64)])
+            self.counts = np.concatenate(
+                [np.zeros(BINS // 2, np.int64), merged, np.zeros(BINS // 2, np.int64)]
+            )
             self.width *= 2.0
 
 
@@ -144,8 +147,8 @@ def quantisation(
 ) -> Affine:
     """Quantisation of the values that ``histogram`` has seen.
 
-    ``minmax`` covers all of them; ``percentile`` covers that share (in %), half of the rest cut at each end; ``mse``
-    cuts each end where the squared error of quantising all values is smallest.
+    ``minmax`` covers all of them; ``percentile`` covers that share (in %), half of the rest cut at each
+    end; ``mse`` cuts each end where the squared error of quantising all values is smallest.
     """
     if method == "minmax":
         return affine(histogram.low, histogram.high, signed=signed)
@@ -156,7 +159,7 @@ def quantisation(
 
 
 def _least_squares(histogram: Histogram, *, signed: bool) -> Affine:
-    """Search both ends of the range in turn; the error of a bin is that of its middle plus that of its width."""
+    """Search both ends of the range in turn, for the least error of the middles of the bins."""
     filled = np.flatnonzero(histogram.bins)
     counts = histogram.bins[filled].astype(np.float64)
     middles = (filled - BINS + 0.5) * histogram.width

@@ -10,14 +10,14 @@ import numpy as np
 WeightRange = Literal["8bit", "7bit", "pairs"]
 """Which int8 values a weight uses.
 
-``8bit``: -127 … 127. ``7bit``: -63 … 63. ``pairs``: -127 … 127 where two neighbours in the input axis (rows 0 and 1,
-2 and 3, …) never add up to more than 128, so that u8·s8 + u8·s8 fits the 16 bits that x86 without VNNI adds them in:
-255 · 128 < 2¹⁵. It costs about 0.4 bits where ``7bit`` costs 1.
+``8bit``: -127 … 127. ``7bit``: -63 … 63. ``pairs``: -127 … 127 where two neighbours in the input axis (rows
+0 and 1, 2 and 3, …) never add up to more than 128, so that u8·s8 + u8·s8 fits the 16 bits in which x86
+without VNNI adds them: 255 · 128 < 2¹⁵. It costs about 0.4 bits where ``7bit`` costs 1.
 """
 
 _TINY = 1e-12
 _SLACK = 1.0 + 1e-5
-"""A weight that is computed again elsewhere may differ in its last digits; the largest must still not be cut."""
+"""A weight computed again elsewhere may differ in its last digits; the largest must still not be cut."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Affine:
         """Round half to even, saturate: float array → int32 array of the same shape."""
         low, high = self.limits
         steps = np.rint(np.asarray(array, np.float32) / np.float32(self.scale))
-        return np.clip(steps + self.zero_point, low, high).astype(np.int32)
+        return np.asarray(np.clip(steps + self.zero_point, low, high).astype(np.int32))
 
     def dequantise(self, quantised: np.ndarray) -> np.ndarray:
         """Integers → float32."""
@@ -76,7 +76,8 @@ def weight_scale(weight: np.ndarray, kind: WeightRange = "8bit") -> np.ndarray:
     """Scale per output channel [out] for a weight [in, out] under which no value is cut."""
     peak = _pair_peak(weight) if kind == "pairs" else np.abs(weight).max(axis=0, initial=0.0)
     largest = 63 if kind == "7bit" else 127
-    return _positive(peak.astype(np.float64) * _SLACK / largest).astype(np.float32)
+    scale: np.ndarray = _positive(peak.astype(np.float64) * _SLACK / largest).astype(np.float32)
+    return scale
 
 
 def quantise_weight(weight: np.ndarray, kind: WeightRange = "8bit") -> QuantisedArray:
@@ -97,10 +98,20 @@ def quantise_columns(table: np.ndarray) -> QuantisedArray:
     return QuantisedArray(quantise_symmetric(table, scale), scale)
 
 
+def quantise_blocks(array: np.ndarray) -> QuantisedArray | None:
+    """Quantise an array of any shape with one scale per block of up to 128 neighbours: [blocks, block].
+
+    None where its size has no divisor between 32 and 128, so that blocks would be too small to pay for
+    their scales.
+    """
+    block = next((size for size in range(128, 31, -1) if array.size % size == 0), None)
+    return None if block is None or array.size == 0 else quantise_rows(array.reshape(-1, block))
+
+
 def quantise_symmetric(array: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Round half to even to -127 … 127: int8 values of ``array / scale``."""
     steps = np.rint(np.asarray(array, np.float32) / scale)
-    return np.clip(steps, -127, 127).astype(np.int8)
+    return np.asarray(np.clip(steps, -127, 127), np.int8)
 
 
 def _pair_peak(weight: np.ndarray) -> np.ndarray:
