@@ -26,9 +26,12 @@ _FATAL_ONLY = 4
 
 
 def session_of(
-    model: bytes | str | Path, *, threads: int = 0, optimize: bool = True
+    model: bytes | str | Path, *, threads: int = 0, optimize: bool = True, spin_us: int | None = None
 ) -> onnxruntime.InferenceSession:
     """An ONNX Runtime CPU session over a file or serialized bytes; ``threads`` 0 is the runtime's choice.
+
+    ``spin_us`` is how long idle threads spin before they sleep; by default some 50 ms, during which they slow
+    down whatever else runs.
 
     Raises:
         UnsupportedModelError: the runtime refuses the model; the message is the runtime's own.
@@ -38,6 +41,8 @@ def session_of(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
     options.intra_op_num_threads = threads
+    if spin_us is not None:
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin_us))
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     source = model if isinstance(model, bytes) else os.fspath(model)
@@ -60,7 +65,14 @@ class Runner:
     Use as a context manager: the model is written to a temporary folder for as long as the session lives.
     """
 
-    def __init__(self, model: Model, values: Sequence[ir.Value] = (), *, optimize: bool = True) -> None:
+    def __init__(
+        self,
+        model: Model,
+        values: Sequence[ir.Value] = (),
+        *,
+        optimize: bool = True,
+        spin_us: int | None = None,
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="graphcompress-")
         path = Path(self._folder.name) / "model.onnx"
         graph = model.graph
@@ -79,7 +91,7 @@ class Runner:
                 graph.outputs.pop()
         self.bytes_on_disk = sum(file.stat().st_size for file in Path(self._folder.name).iterdir())
         try:
-            self._session = session_of(path, optimize=optimize)
+            self._session = session_of(path, optimize=optimize, spin_us=spin_us)
         except BaseException:
             self._folder.cleanup()
             raise

@@ -13,16 +13,21 @@ import numpy as np
 
 from graphcompress.base import Capabilities, Context, Target
 from graphcompress.errors import UsageError
+from graphcompress.forms.attention import Attention
 from graphcompress.forms.cache import MeasurementCache, cpu_flags
 from graphcompress.forms.choice import Shape, choose_forms
 from graphcompress.forms.gelu import Gelu
+from graphcompress.forms.integer import IntegerLinear
+from graphcompress.forms.kronecker import Kronecker
+from graphcompress.forms.linear import Packed
 from graphcompress.forms.normalisation import Residual
 from graphcompress.model import Model
 from graphcompress.options import option
 from graphcompress.runtime import session_of
 
 MODEL_FILE = "model.onnx"
-FAMILIES = (Residual(), Gelu())
+FAMILIES = (Kronecker(), IntegerLinear(), Packed(), Residual(), Gelu(), Attention())
+"""In this order: a family sees the forms that were chosen before it."""
 
 _VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 _SHAPE = re.compile(r"([1-9]\d*)x([1-9]\d*)")

@@ -10,14 +10,14 @@ import logging
 import os
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _LOG = logging.getLogger(__name__)
 _CPUINFO = Path("/proc/cpuinfo")
 
-Times = Mapping[str, float]
-"""Form name → milliseconds."""
+Times = Mapping[str, Sequence[float]]
+"""Form name → milliseconds at every shape."""
 
 
 def cache_folder() -> Path:
@@ -64,13 +64,14 @@ class MeasurementCache:
 
     def put(self, key: str, times: Times) -> None:
         """Keep ``times`` unless the key has some; what another process wrote meanwhile is kept too."""
-        self._entries = {key: dict(times), **self._entries, **self._read()}
+        fresh = {key: {form: list(ms) for form, ms in times.items()}}
+        self._entries = {**fresh, **self._entries, **self._read()}
         try:
             self._write()
         except OSError as error:
             _LOG.warning("measurements could not be kept in %s (%s)", self.path, error.strerror)
 
-    def _read(self) -> dict[str, dict[str, float]]:
+    def _read(self) -> dict[str, dict[str, list[float]]]:
         try:
             entries = json.loads(self.path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -97,9 +98,11 @@ class MeasurementCache:
 
 
 def _is_times(times: object) -> bool:
-    return isinstance(times, dict) and all(
-        isinstance(ms, (int, float)) and not isinstance(ms, bool) and ms > 0 for ms in times.values()
-    )
+    return isinstance(times, dict) and all(isinstance(row, list) and _positive(row) for row in times.values())
+
+
+def _positive(row: Sequence[object]) -> bool:
+    return all(isinstance(ms, float) and ms > 0 for ms in row)
 
 
 def _cpu_model() -> str:

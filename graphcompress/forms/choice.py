@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,8 +11,7 @@ import numpy as np
 
 from graphcompress.base import Context, Progress, no_progress
 from graphcompress.data import synthetic_samples
-from graphcompress.errors import UnsupportedModelError
-from graphcompress.forms.cache import MeasurementCache
+from graphcompress.forms.cache import MeasurementCache, Times
 from graphcompress.forms.family import UNCHANGED, Family, Site
 from graphcompress.measure import interleaved
 from graphcompress.model import Model
@@ -22,12 +21,17 @@ from graphcompress.runtime import Feed, Runner
 _LOG = logging.getLogger(__name__)
 
 MARGIN = 1.03
-"""A form other than the default is taken when it is at least this many times as fast."""
+"""A form other than the default is taken when it is at least this many times as fast, over all shapes."""
+
+FLOOR = 0.95
+"""… and at no shape less than this many times as fast."""
 
 TOLERANCE = 1e-4
 """Largest difference between two forms of a site, in units of the largest output."""
 
-ROUNDS = 5
+ROUNDS = 7
+_SPIN_US = 1000
+"""Threads that wait longer than a node takes go to sleep, and the next session can be timed at once."""
 
 Shape = tuple[int, int]
 """Batch and sequence length."""
@@ -41,13 +45,13 @@ class Choice:
         family: of forms.
         form: its name.
         sites: how many.
-        times_ms: form → milliseconds, geometric mean over the shapes; empty when nothing was measured.
+        times_ms: form → milliseconds at every shape; empty when nothing was measured.
     """
 
     family: str
     form: str
     sites: int
-    times_ms: Mapping[str, float]
+    times_ms: Times
 
 
 def choose_forms(
@@ -93,22 +97,31 @@ def _choose_family(
     return choices
 
 
-def fastest(times_ms: Mapping[str, float], default: str) -> str:
-    """The fastest form; the default when nothing was measured, or when no other is faster by the margin."""
+def fastest(times_ms: Times, default: str) -> str:
+    """The form that is fastest on the whole and nowhere slower than the default.
+
+    The default when nothing was measured or no other form is faster by the margin; the form that a site has
+    already, where the default is refused or not the same.
+    """
     if not times_ms:
         return default
     standing = default if default in times_ms else UNCHANGED
-    best = min(times_ms, key=lambda form: (times_ms[form], form))
-    return best if times_ms[standing] >= MARGIN * times_ms[best] else standing
+    reference = np.array(times_ms[standing])
+    speeds = {form: reference / np.array(ms) for form, ms in sorted(times_ms.items())}
+    gains = {
+        form: float(np.exp(np.log(speed).mean())) for form, speed in speeds.items() if speed.min() >= FLOOR
+    }
+    best = max(gains, key=lambda form: gains[form])
+    return best if gains[best] >= MARGIN else standing
 
 
 def _times(
     model: Model, family: Family, signature: str, site: Site, feeds: Sequence[Feed], cache: MeasurementCache
-) -> Mapping[str, float]:
+) -> Times:
     shapes = ",".join("x".join(map(str, next(iter(feed.values())).shape)) for feed in feeds)
     key = f"{family.name} {signature} {shapes}"
     kept = cache.get(key)
-    if kept is not None and set(kept) <= {UNCHANGED, *family.forms} and UNCHANGED in kept:
+    if kept is not None and _fits(kept, family, len(feeds)):
         return kept
     with Runner(model, site.inputs) as runner:
         inside = [runner(feed) for feed in feeds]
@@ -117,56 +130,60 @@ def _times(
     return times
 
 
-def measure_forms(alone: Model, family: Family, feeds: Sequence[Feed]) -> dict[str, float]:
-    """Milliseconds of every form of the site that is the whole of ``alone``: geometric mean over ``feeds``.
+def _fits(times: Times, family: Family, shapes: int) -> bool:
+    known = {UNCHANGED, *family.forms}
+    return UNCHANGED in times and set(times) <= known and all(len(row) == shapes for row in times.values())
+
+
+def measure_forms(alone: Model, family: Family, feeds: Sequence[Feed]) -> dict[str, list[float]]:
+    """Milliseconds, for each of ``feeds``, of every form of the site that is the whole of ``alone``.
 
     Forms that are refused by the runtime or give other outputs are left out.
     """
-    candidates: dict[str, Runner] = {UNCHANGED: Runner(alone)}
-    try:
-        expected = [candidates[UNCHANGED](feed) for feed in feeds]
-        for name in family.forms:
-            runner = _candidate(alone, family, name)
-            if runner is None:
+    with contextlib.ExitStack() as stack:
+        unchanged = stack.enter_context(Runner(alone, spin_us=_SPIN_US))
+        expected = [unchanged(feed) for feed in feeds]
+        candidates = {UNCHANGED: unchanged}
+        for form in family.forms:
+            try:
+                runner = stack.enter_context(Runner(_rewritten(alone, family, form), spin_us=_SPIN_US))
+                seen = [runner(feed) for feed in feeds]
+            except Exception as error:  # onnxruntime's exceptions share no base class
+                _LOG.info("form %s of %s is refused by the runtime: %s", form, family.name, error)
                 continue
-            candidates[name] = runner
-            if not _same(expected, [runner(feed) for feed in feeds]):
-                _LOG.warning("form %s of %s gives other outputs and is not taken", name, family.name)
-                del candidates[name]
-        return _geometric_means(candidates, feeds)
-    finally:
-        for runner in candidates.values():
-            runner.__exit__()
+            if same_outputs(expected, seen):
+                candidates[form] = runner
+            else:
+                _LOG.warning("form %s of %s gives other outputs and is not taken", form, family.name)
+        return _times_ms(candidates, feeds)
 
 
-def _candidate(alone: Model, family: Family, form: str) -> Runner | None:
+def _rewritten(alone: Model, family: Family, form: str) -> Model:
     twin = alone.clone()
     with Rewriter(twin, Context()) as rw:
         for site in family.sites(twin):
             family.forms[form](rw, site)
-    try:
-        return Runner(twin)
-    except UnsupportedModelError as error:
-        _LOG.info("form %s of %s is refused: %s", form, family.name, error)
-        return None
+    return twin
 
 
-def _geometric_means(candidates: Mapping[str, Runner], feeds: Sequence[Feed]) -> dict[str, float]:
-    logs = dict.fromkeys(candidates, 0.0)
+def _times_ms(candidates: Mapping[str, Runner], feeds: Sequence[Feed]) -> dict[str, list[float]]:
+    """Ratios to the unchanged form are taken per round, so that a busy moment does not decide."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
     for feed in feeds:
         runs = {name: _run(runner, feed) for name, runner in candidates.items()}
         measurement = interleaved(runs, rounds=ROUNDS, warmup=2)
+        reference_ms = measurement.timings[UNCHANGED].median_ms
         for name in candidates:
-            relative = 1.0 / measurement.ratio(name, to=UNCHANGED).median
-            logs[name] += math.log(relative * measurement.timings[UNCHANGED].median_ms)
-    return {name: round(math.exp(total / len(feeds)), 5) for name, total in logs.items()}
+            times[name].append(round(reference_ms / measurement.ratio(name, to=UNCHANGED).median, 5))
+    return times
 
 
 def _run(runner: Runner, feed: Feed) -> Callable[[], object]:
     return lambda: runner(feed)
 
 
-def _same(expected: Sequence[Feed], seen: Sequence[Feed]) -> bool:
+def same_outputs(expected: Sequence[Feed], seen: Sequence[Feed]) -> bool:
+    """Whether all outputs are equal up to ``TOLERANCE``."""
     for before, after in zip(expected, seen, strict=True):
         for name, array in before.items():
             other = after[name]

@@ -15,6 +15,9 @@ from graphcompress.expressions import is_constant
 from graphcompress.model import Model
 from graphcompress.rewrite import Rewriter
 
+CONTRIB = "com.microsoft"
+"""ONNX Runtime's own operators."""
+
 UNCHANGED = "unchanged"
 """Name of the form that a site has already."""
 

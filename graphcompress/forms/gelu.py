@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from graphcompress.expressions import is_constant
 from graphcompress.forms.family import (
+    CONTRIB,
     Family,
     Rewrite,
     Site,
@@ -23,7 +24,6 @@ from graphcompress.forms.family import (
 from graphcompress.model import Model
 from graphcompress.rewrite import Rewriter
 
-_CONTRIB = "com.microsoft"
 _TOLERANCE = 1e-4
 
 
@@ -143,7 +143,7 @@ def _as_gelu(rw: Rewriter, site: Site) -> None:
         return
     last = site.nodes[-1]
     x = site.nodes[0].outputs[0] if site.bias is not None else site.x
-    rw.replace(last.outputs[0], rw.node("Gelu", x, before=last, name=site.name, domain=_CONTRIB))
+    rw.replace(last.outputs[0], rw.node("Gelu", x, before=last, name=site.name, domain=CONTRIB))
 
 
 def _as_bias_gelu(rw: Rewriter, site: Site) -> None:
@@ -151,7 +151,7 @@ def _as_bias_gelu(rw: Rewriter, site: Site) -> None:
         _as_gelu(rw, site)
         return
     last = site.nodes[-1]
-    value = rw.node("BiasGelu", site.x, site.bias, before=last, name=site.name, domain=_CONTRIB)
+    value = rw.node("BiasGelu", site.x, site.bias, before=last, name=site.name, domain=CONTRIB)
     rw.replace(last.outputs[0], value)
 
 

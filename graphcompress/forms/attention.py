@@ -1,0 +1,222 @@
+"""Attention with heads split and merged by Reshape and Transpose, and as one operator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from graphcompress.forms.family import (
+    CONTRIB,
+    UNCHANGED,
+    Family,
+    Rewrite,
+    Site,
+    disjoint,
+    is_standard,
+    only_reader,
+    scalar,
+)
+from graphcompress.model import Model
+from graphcompress.rewrite import Rewriter
+
+_SPLIT = (0, 2, 1, 3)
+_IDENTITY = (0, 1, 2, 3)
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionSite(Site):
+    """``merge(softmax(scale · split(q) · split(k)ᵀ + mask) · split(v))``; all [batch, tokens, width]."""
+
+    q: ir.Value
+    k: ir.Value
+    v: ir.Value
+    mask: ir.Value | None
+    heads: int
+    scale: float
+
+
+class Attention(Family):
+    """Attention of as many key heads as query heads, over whole sequences."""
+
+    name: ClassVar[str] = "attention"
+    default: ClassVar[str] = UNCHANGED
+
+    @property
+    def forms(self) -> Mapping[str, Rewrite]:
+        """``multi_head``: MultiHeadAttention of com.microsoft, which splits and merges heads itself."""
+        return {"multi_head": _as_multi_head}
+
+    def sites(self, model: Model) -> list[Site]:
+        """Every Softmax between two products whose operands are the heads of one value each."""
+        return disjoint(site for node in model.graph if (site := _at(node)) is not None)
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """[batch, tokens, heads, size] of ``source``, its axes permuted by ``order``, times ``scale``."""
+
+    source: ir.Value
+    heads: int
+    size: int
+    order: tuple[int, ...]
+    scale: float
+    nodes: tuple[ir.Node, ...]
+
+
+def _at(softmax: ir.Node) -> AttentionSite | None:
+    if not is_standard(softmax, "Softmax") or softmax.attributes.get_int("axis", -1) not in (-1, 3):
+        return None
+    before, after = _scores(softmax.inputs[0]), _context(softmax.outputs[0])
+    if before is None or after is None:
+        return None
+    (product, scale, mask, inner), (context, outer) = before, after
+    q, k, v = _heads(product.inputs[0]), _heads(product.inputs[1]), _heads(context.inputs[1])
+    if q is None or k is None or v is None:
+        return None
+    transposed = (0, 2, 3, 1)
+    if (q.order, k.order, v.order) != (_SPLIT, transposed, _SPLIT) or v.scale != 1.0:
+        return None
+    if not q.heads == k.heads == v.heads or q.size != k.size or not _broadcasts(mask):
+        return None
+    nodes = dict.fromkeys((*q.nodes, *k.nodes, *v.nodes, product, *inner, softmax, context, *outer))
+    scale *= q.scale * k.scale
+    return AttentionSite(tuple(nodes), q.source, k.source, v.source, mask, q.heads, scale)
+
+
+def _scores(value: ir.Value | None) -> tuple[ir.Node, float, ir.Value | None, tuple[ir.Node, ...]] | None:
+    """The product of queries and keys behind the Softmax, a scale and a mask in between."""
+    mask: ir.Value | None = None
+    nodes: list[ir.Node] = []
+    node = value.producer() if value is not None else None
+    if is_standard(node, "Add") and node is not None:
+        nodes.append(node)
+        sides = [_scaled_product(side) for side in node.inputs]
+        found = next((index for index, side in enumerate(sides) if side is not None), None)
+        if found is None:
+            return None
+        mask, value = node.inputs[1 - found], node.inputs[found]
+    step = _scaled_product(value)
+    if step is None:
+        return None
+    product, scale, inner = step
+    return product, scale, mask, (*inner, *nodes)
+
+
+def _scaled_product(value: ir.Value | None) -> tuple[ir.Node, float, tuple[ir.Node, ...]] | None:
+    scale, nodes = 1.0, []
+    while value is not None and (factor := _factor(value.producer())) is not None:
+        nodes.insert(0, value.producer())
+        scale, value = scale * factor[1], factor[0]
+    node = value.producer() if value is not None else None
+    if node is None or not is_standard(node, "MatMul"):
+        return None
+    return node, scale, tuple(item for item in nodes if item is not None)
+
+
+def _factor(node: ir.Node | None) -> tuple[ir.Value, float] | None:
+    """The value that a Mul or Div scales by a stored number, and the number."""
+    if node is None or not (is_standard(node, "Mul") or is_standard(node, "Div")):
+        return None
+    left, right = node.inputs
+    number = scalar(right)
+    if left is not None and number:
+        return left, number if node.op_type == "Mul" else 1.0 / number
+    number = scalar(left) if node.op_type == "Mul" else None
+    return (right, number) if right is not None and number is not None else None
+
+
+def _heads(value: ir.Value | None) -> _Heads | None:
+    """Follow transposes and scales back to the Reshape that splits a value into heads."""
+    order, scale = _IDENTITY, 1.0
+    nodes: list[ir.Node] = []
+    while value is not None and (node := value.producer()) is not None and not node.domain:
+        factor = _factor(node)
+        if factor is not None:
+            scale, following = scale * factor[1], factor[0]
+        elif node.op_type == "Transpose" and len(perm := node.attributes.get_ints("perm", ())) == 4:
+            order, following = tuple(perm[axis] for axis in order), node.inputs[0]  # type: ignore[assignment]
+        else:
+            break
+        nodes.insert(0, node)
+        value = following
+    node = value.producer() if value is not None else None
+    if node is None or not is_standard(node, "Reshape") or value is None:
+        return None
+    source, shape = node.inputs[0], value.shape
+    if source is None or source.shape is None or len(source.shape) != 3 or shape is None or len(shape) != 4:
+        return None
+    heads, size, width = shape[2], shape[3], source.shape[2]
+    if not (isinstance(heads, int) and isinstance(size, int)) or heads * size != width:
+        return None
+    return _Heads(source, heads, size, order, scale, (node, *nodes))
+
+
+def _context(value: ir.Value) -> tuple[ir.Node, tuple[ir.Node, ...]] | None:
+    """The product of probabilities and values, and the Transpose and Reshape that merge the heads."""
+    product = only_reader(value)
+    if product is None or not is_standard(product, "MatMul") or product.inputs[0] is not value:
+        return None
+    moved = only_reader(product.outputs[0])
+    if moved is None or not is_standard(moved, "Transpose"):
+        return None
+    merged = only_reader(moved.outputs[0])
+    if merged is None or not is_standard(merged, "Reshape"):
+        return None
+    shape = merged.outputs[0].shape
+    if tuple(moved.attributes.get_ints("perm", ())) != _SPLIT or shape is None or len(shape) != 3:
+        return None
+    return product, (moved, merged)
+
+
+def _broadcasts(mask: ir.Value | None) -> bool:
+    """Whether the operator can take the mask: none, or [batch or 1, heads or 1, queries or 1, keys]."""
+    return mask is None or (mask.shape is not None and len(mask.shape) == 4 and mask.shape[3] != 1)
+
+
+def _as_multi_head(rw: Rewriter, site: Site) -> None:
+    if not isinstance(site, AttentionSite):
+        return
+    last = site.nodes[-1]
+    mask = None if site.mask is None else _whole_mask(rw, site, last)
+    operands = (site.q, site.k, site.v, None, None, mask)
+    value = rw.node(
+        "MultiHeadAttention",
+        *(operands if mask is not None else operands[:3]),
+        before=last,
+        name=site.name,
+        domain=CONTRIB,
+        num_heads=site.heads,
+        scale=site.scale,
+    )
+    rw.replace(last.outputs[0], value)
+
+
+def _whole_mask(rw: Rewriter, site: AttentionSite, before: ir.Node) -> ir.Value:
+    """The mask with a row for every query, which the operator wants; attentions of the same length share it."""
+    mask = site.mask
+    if mask is None or mask.shape is None or mask.shape[2] != 1:
+        return mask  # type: ignore[return-value]
+    name = f"{mask.name}.rows"
+    for reader in mask.consumers():
+        if reader.outputs[0].name == name and _queries(reader) == _queries_of(site):
+            return reader.outputs[0]
+    rows = rw.node("Shape", site.q, before=before, name=f"{mask.name}.queries", start=1, end=2)
+    ones = rw.constant(np.ones(1, np.int64), f"{mask.name}.ones")
+    target = rw.node("Concat", ones, ones, rows, ones, before=before, name=f"{mask.name}.target", axis=0)
+    return rw.node("Expand", mask, target, before=before, name=name)
+
+
+def _queries(expand: ir.Node) -> object:
+    """Number of queries, by size or symbol, that an Expand written by :func:`_whole_mask` was made for."""
+    target = expand.inputs[1].producer() if expand.inputs[1] is not None else None
+    rows = target.inputs[2].producer() if target is not None and target.inputs[2] is not None else None
+    source = rows.inputs[0] if rows is not None else None
+    return source.shape[1] if source is not None and source.shape is not None else None
+
+
+def _queries_of(site: AttentionSite) -> object:
+    return site.q.shape[1] if site.q.shape is not None else object()
