@@ -6,13 +6,12 @@ import dataclasses
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-
 from graphcompress import registry
 from graphcompress.analysis.cost import macs
 from graphcompress.analysis.linears import embeddings, linears
 from graphcompress.base import Context, Pass, Skipped, Touched, parameters_of
 from graphcompress.data import Samples, synthetic_samples
-from graphcompress.errors import ContractError, CoverageError, UsageError
+from graphcompress.errors import ContractError, CoverageError, UsageError, nearest
 from graphcompress.model import Model
 from graphcompress.options import build, split_calls
 from graphcompress.runtime import Runner
@@ -24,7 +23,7 @@ CHECK_BATCH = 8
 
 @dataclass(frozen=True)
 class Size:
-    """Size of a model: stored parameters, bytes on disk, multiply-accumulates for one sample of 128 tokens."""
+    """Size of a model: parameters, bytes on disk, multiply-accumulates for one sample of 128 tokens."""
 
     parameters: int
     bytes_on_disk: int
@@ -94,12 +93,14 @@ class Pipeline:
     ) -> list[PassRecord]:
         """Run every pass on ``model``, in place, and check structure, outputs and coverage after each.
 
-        ``allow`` names passes whose broken contract is accepted; ``require_coverage`` (0–1) applies to lossy passes.
+        ``allow`` names passes whose broken contract is accepted; ``require_coverage`` (0–1) is for lossy ones.
 
         Raises:
             ContractError: a pass changed the outputs by more than it promised, or broke the graph.
             CoverageError: a lossy pass touched a smaller share of the parameters than required.
+            UsageError: ``allow`` names a pass that is not in the pipeline, or the coverage is no share.
         """
+        self._check_request(allow, require_coverage)
         check = _Checker(model, ctx)
         records = []
         for number, step in enumerate(self.passes):
@@ -107,13 +108,24 @@ class Pipeline:
             record = _run_pass(step, model, ctx, check, allow)
             records.append(record)
             on_record(record)
+            model.release()
             if record.touched and record.coverage < require_coverage:
                 raise CoverageError(
-                    f"{step} touched {record.coverage:.1%} of the parameters, {require_coverage:.1%} are required; "
-                    f"it left alone: {_reasons(record.skipped)}"
+                    f"{step} touched {record.coverage:.1%} of the parameters, {require_coverage:.1%} are "
+                    f"required; it left alone: {_reasons(record.skipped)}"
                 )
         ctx.progress("passes", len(self.passes), len(self.passes))
         return records
+
+    def _check_request(self, allow: Collection[str], require_coverage: float) -> None:
+        if not 0.0 <= require_coverage <= 1.0:
+            raise UsageError(f"the coverage {require_coverage} is no share; give a number between 0 and 1")
+        known = {step.name for step in self.passes}
+        for name in allow:
+            if name not in known:
+                raise UsageError(
+                    f"--allow {name}: the pipeline {self} has no such pass; {nearest(name, known)}"
+                )
 
 
 class _Checker:
@@ -168,7 +180,9 @@ def _run_pass(step: Pass, model: Model, ctx: Context, check: _Checker, allow: Co
 
 def weight_parameters(model: Model) -> int:
     """Stored parameters of all linears and embeddings."""
-    return sum(item.parameters for item in (*linears(model), *embeddings(model)))
+    return sum(item.parameters for item in linears(model)) + sum(
+        item.parameters for item in embeddings(model)
+    )
 
 
 def _reasons(skipped: Sequence[Skipped]) -> str:

@@ -1,4 +1,4 @@
-"""Every edit of a graph goes through a Rewriter, so that what changed, and what was left alone and why, is known."""
+"""Every edit of a graph goes through a Rewriter, so that what changed, and why not, is known."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ AttributeValue = int | float | str | list[int] | list[float]
 class Rewriter:
     """Edits one model for one pass and keeps the record of it in the context.
 
-    Use as a context manager: on leaving, dead nodes and weights are removed, the nodes are sorted and shapes are
-    inferred again, when anything was modified.
+    Use as a context manager: on leaving, when anything was modified, dead nodes and weights are removed, the
+    nodes are sorted and shapes are inferred again.
     """
 
     def __init__(self, model: Model, ctx: Context) -> None:
@@ -39,7 +39,7 @@ class Rewriter:
     # ---- the record
 
     def touch(self, subject: Subject, detail: str = "", **figures: float) -> None:
-        """Record that ``subject`` is being rewritten; call it before the edit, while its parameters can be counted."""
+        """Record that ``subject`` is rewritten; call it before the edit, while it can be counted."""
         self.ctx.touched.append(Touched(_name(subject), _parameters(subject), detail, figures))
 
     def skip(self, subject: Subject, reason: str, **figures: float) -> None:
@@ -57,7 +57,7 @@ class Rewriter:
         tensor = self.model.store(array, dtype)
         value = ir.Value(
             name=self.fresh_name(name),
-            shape=ir.Shape(tensor.shape),
+            shape=ir.Shape(tensor.shape.numpy()),
             type=ir.TensorType(tensor.dtype),
             const_value=tensor,
         )
@@ -82,11 +82,8 @@ class Rewriter:
         """
         made = ir.node(op_type, list(inputs), attributes, domain=domain, num_outputs=outputs)
         for index, value in enumerate(made.outputs):
-            value.name = (
-                self.fresh_name(name or f"{op_type.lower()}")
-                if index == 0
-                else self.fresh_name(f"{name}.{index}")
-            )
+            first = name or op_type.lower()
+            value.name = self.fresh_name(first if index == 0 else f"{first}.{index}")
         made.name = f"node_{made.outputs[0].name}"
         if before is None:
             self.model.graph.append(made)
@@ -108,8 +105,12 @@ class Rewriter:
     # ---- changing
 
     def replace(self, old: ir.Value, new: ir.Value) -> None:
-        """Let every use of ``old`` (also as a graph output, which keeps its name) read ``new``."""
+        """Let every use of ``old`` (also as a graph output, which keeps its name) read ``new``.
+
+        A node that makes ``new`` from ``old`` goes on reading ``old``, so that a value can be wrapped.
+        """
         if old.is_graph_output():
+            new = self._nameable(new)
             name = old.name
             old.name = self.fresh_name(f"{name}.before")
             new.name = name
@@ -118,12 +119,27 @@ class Rewriter:
             ]
             new.shape, new.type = old.shape, old.type
         for node, index in tuple(old.uses()):
-            node.replace_input_with(index, new)
+            if node is not new.producer():
+                node.replace_input_with(index, new)
         self.modified = True
+
+    def _nameable(self, value: ir.Value) -> ir.Value:
+        """``value``, or a copy of one whose name belongs to the caller: an input, an output or a weight."""
+        if value.is_graph_input() or value.is_graph_output() or value.const_value is not None:
+            return self.node("Identity", value)
+        return value
 
     def set_input(self, node: ir.Node, index: int, value: ir.Value | None) -> None:
         """Let one input of ``node`` read ``value``."""
         node.replace_input_with(index, value)
+        self.modified = True
+
+    def overwrite(self, value: ir.Value, array: np.ndarray) -> None:
+        """Give an initializer other numbers; its name, its type and its readers stay."""
+        dtype = value.dtype or ir.DataType.FLOAT
+        tensor = self.model.store(array.astype(dtype.numpy()), dtype)
+        tensor.name = value.name
+        value.const_value, value.shape = tensor, ir.Shape(array.shape)
         self.modified = True
 
     def set_attribute(self, node: ir.Node, name: str, value: AttributeValue | None) -> None:
@@ -135,7 +151,7 @@ class Rewriter:
         self.modified = True
 
     def supersede(self, old: ir.Value, new: ir.Value) -> None:
-        """As :meth:`replace`, for a ``new`` that was made to be ``old``: it takes over name and metadata too."""
+        """As :meth:`replace`, for a ``new`` made to be ``old``: it takes over name and metadata too."""
         self.replace(old, new)
         new.metadata_props.update(old.metadata_props)
         if not new.is_graph_output():
@@ -156,9 +172,8 @@ class Rewriter:
             self._as_matmul(subject, weight)
 
     def _as_matmul(self, linear: Linear, weight: ir.Value) -> None:
-        out = self.node(
-            "MatMul", linear.input, weight, before=linear.node, name=f"{linear.output.name}.product"
-        )
+        x = linear.node.inputs[0]  # linear.input may be out of date: an earlier edit can have replaced it
+        out = self.node("MatMul", x, weight, before=linear.node, name=f"{linear.output.name}.product")
         if linear.bias is not None:
             out = self.node("Add", out, linear.bias, before=linear.node, name=f"{linear.output.name}.sum")
         self.replace(linear.output, out)

@@ -28,7 +28,7 @@ def macs(model: Model, *, batch: int = BATCH, length: int = LENGTH) -> int:
 
 
 def node_costs(model: Model, *, batch: int = BATCH, length: int = LENGTH) -> list[NodeCost]:
-    """MACs of every linear and every batched MatMul, in execution order; constant expressions cost nothing."""
+    """MACs of every linear and every batched MatMul, in execution order; a constant expression is free."""
     bindings = _bindings(model, batch, length)
     named = {linear.node: linear.name for linear in linears(model)}
     costs = []
@@ -62,4 +62,5 @@ def _sizes(value: ir.Value | None, bindings: dict[str, int]) -> list[int] | None
     if value is None or value.shape is None:
         return None
     dims = [dim if isinstance(dim, int) else dim.evaluate(bindings) for dim in value.shape]
-    return [int(dim) for dim in dims] if all(isinstance(dim, int) for dim in dims) else None
+    known = [int(dim) for dim in dims if isinstance(dim, int)]
+    return known if len(known) == len(dims) else None

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.expressions import evaluate, is_constant, leaves
-from graphcompress.model import Model, is_weight
+from graphcompress.model import Model, is_weight, number_of_parameters
 
 _ANONYMOUS = re.compile(r"(val_\d+|onnx::\w+_\d+|_?\d+|.*MatMul_\d+|t_\d+|.*Transpose.*)$")
 
@@ -26,7 +26,7 @@ class Linear:
         weight: the node's weight operand: a stored tensor, or a constant expression over stored tensors.
         bias: [out], or None.
         output: [..., out], after the bias.
-        name: what a user calls it: the weight's name, or the module's where the exporter named the weight ``val_83``.
+        name: what a user calls it: the weight's name, or the module's where an exporter wrote ``val_83``.
         in_features, out_features: sizes.
         transposed: the operand is stored [out, in].
     """
@@ -43,7 +43,7 @@ class Linear:
 
     @property
     def parameters(self) -> int:
-        """Stored parameters of the weight (of its factors, when it is an expression); the bias is not counted."""
+        """Stored parameters of the weight, or of its factors when it is an expression; without the bias."""
         return stored_parameters(self.weight)
 
     def dense(self) -> np.ndarray:
@@ -96,7 +96,7 @@ def embeddings(model: Model, layers: str = "*") -> list[Embedding]:
 
 def stored_parameters(weight: ir.Value) -> int:
     """Number of parameters stored for a weight: its own, or those of the leaves of its expression."""
-    return sum(int(np.prod(leaf.shape.numpy())) for leaf in leaves(weight) if is_weight(leaf))
+    return sum(number_of_parameters(leaf) for leaf in leaves(weight))
 
 
 def _find_linears(model: Model) -> Iterator[Linear]:
@@ -130,7 +130,8 @@ def _matmul(node: ir.Node) -> Linear | None:
     if shape is None or len(shape) != 2:
         return None
     bias, output = _added_bias(node.outputs[0], shape[1])
-    return Linear(node, x, weight, bias, output, _display_name(weight, bias), *shape, transposed=False)
+    name = _display_name(weight, bias)
+    return Linear(node, x, weight, bias, output, name, shape[0], shape[1], transposed=False)
 
 
 def _gemm(node: ir.Node) -> Linear | None:
@@ -153,7 +154,7 @@ _VIEWS = {"MatMul": _matmul, "Gemm": _gemm}
 
 def _added_bias(product: ir.Value, width: int) -> tuple[ir.Value | None, ir.Value]:
     """The bias added to ``product`` and the sum, when its only use is that addition."""
-    uses = product.uses()
+    uses = list(product.uses())
     if len(uses) != 1 or product.is_graph_output():
         return None, product
     node, index = uses[0]
@@ -168,7 +169,7 @@ def _added_bias(product: ir.Value, width: int) -> tuple[ir.Value | None, ir.Valu
 def _constant_shape(value: ir.Value) -> list[int] | None:
     if not is_constant(value) or value.shape is None or not value.shape.is_static():
         return None
-    return [int(size) for size in value.shape]
+    return [int(size) for size in value.shape.numpy()]
 
 
 def _display_name(weight: ir.Value, bias: ir.Value | None) -> str:

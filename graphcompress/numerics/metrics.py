@@ -10,7 +10,7 @@ SQNR_CEILING_DB = 200.0
 
 
 def sqnr_db(reference: np.ndarray, actual: np.ndarray) -> float:
-    """Signal-to-quantisation-noise ratio 10·log10(Σ reference² / Σ (reference - actual)²) in dB, at most 200."""
+    """Signal-to-quantisation-noise ratio 10·log10(Σ reference² / Σ (reference - actual)²), at most 200 dB."""
     noise = float(np.sum(np.square(np.asarray(actual, np.float64) - reference)))
     signal = float(np.sum(np.square(np.asarray(reference, np.float64))))
     return ratio_db(signal, noise)
@@ -28,7 +28,8 @@ def ratio_db(signal: float, noise: float) -> float:
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Cosine similarity along the last axis: [..., n], [..., n] → [...]."""
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    return np.sum(a * b, axis=-1) / np.maximum(norms, 1e-12)
+    cosines: np.ndarray = np.sum(a * b, axis=-1) / np.maximum(norms, 1e-12)
+    return cosines
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
