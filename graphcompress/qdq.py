@@ -10,7 +10,7 @@ import onnx_ir as ir
 from graphcompress.analysis.linears import Embedding, Linear
 from graphcompress.lowbit import Leaf, LowBitWeight
 from graphcompress.numerics.quantise import Affine, QuantisedArray
-from graphcompress.rewrite import AttributeValue, Rewriter
+from graphcompress.rewrite import Rewriter
 
 
 class QdqWriter:
@@ -30,8 +30,9 @@ class QdqWriter:
         fusion wants.
         """
         quantised, scale, zero_point = self._static_input(linear, activation)
-        dequantised = self._node(
-            linear, "DequantizeLinear", *self._weight(linear, weight), name="dequantised", axis=1
+        values = self._weight(linear, weight)
+        dequantised = self.rw.node(
+            "DequantizeLinear", *values, before=linear.node, name=f"{linear.name}.dequantised", axis=1
         )
         product = self._as_matmul(linear, dequantised)
         x = self.rw.node(
@@ -103,15 +104,20 @@ class QdqWriter:
         if not weight.is_expression:
             return self.rw.constant(weight.quantised.values, f"{linear.name}.quantised")
         self.leaves(weight.leaves, linear.node)
-        expression = linear.weight
+        node, expression = linear.node, linear.weight
         if linear.transposed:
-            expression = self._node(linear, "Transpose", expression, name="transposed", perm=[1, 0])
-        return self._node(linear, "QuantizeLinear", expression, scale, zero_point, name="quantised", axis=1)
-
-    def _node(
-        self, linear: Linear, op_type: str, *inputs: ir.Value, name: str, **attributes: AttributeValue
-    ) -> ir.Value:
-        return self.rw.node(op_type, *inputs, before=linear.node, name=f"{linear.name}.{name}", **attributes)
+            expression = self.rw.node(
+                "Transpose", expression, before=node, name=f"{linear.name}.transposed", perm=[1, 0]
+            )
+        return self.rw.node(
+            "QuantizeLinear",
+            expression,
+            scale,
+            zero_point,
+            before=node,
+            name=f"{linear.name}.quantised",
+            axis=1,
+        )
 
     def _as_matmul(self, linear: Linear, weight: ir.Value) -> ir.Node:
         """The MatMul node of ``linear`` with ``weight`` [in, out], whatever node it was."""

@@ -76,8 +76,8 @@ def weight_scale(weight: np.ndarray, kind: WeightRange = "8bit") -> np.ndarray:
     """Scale per output channel [out] for a weight [in, out] under which no value is cut."""
     peak = _pair_peak(weight) if kind == "pairs" else np.abs(weight).max(axis=0, initial=0.0)
     largest = 63 if kind == "7bit" else 127
-    scale: np.ndarray = _positive(peak.astype(np.float64) * _SLACK / largest).astype(np.float32)
-    return scale
+    scale = _positive(np.asarray(peak, np.float64) * (_SLACK / largest))
+    return np.asarray(scale, np.float32)
 
 
 def quantise_weight(weight: np.ndarray, kind: WeightRange = "8bit") -> QuantisedArray:
