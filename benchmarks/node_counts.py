@@ -2,9 +2,9 @@
 
     python benchmarks/node_counts.py --zoo FOLDER [model.onnx …]
 
-``--zoo`` exports small models with random weights of several architectures into FOLDER once (needs torch
-and transformers); files named on the command line are measured too. A tool that raises or changes an output is
-shown with its error.
+``--zoo`` exports small models with random weights of several architectures into FOLDER once (needs
+torch and transformers); files named on the command line are measured too. A tool that raises or
+changes an output is shown with its error.
 """
 
 from __future__ import annotations

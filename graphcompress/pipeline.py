@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from graphcompress import registry
 from graphcompress.analysis.cost import macs
 from graphcompress.analysis.linears import embeddings, linears
-from graphcompress.base import Context, Pass, Skipped, Touched, parameters_of
+from graphcompress.base import Context, Lossy, Pass, Skipped, Touched, parameters_of
 from graphcompress.data import Samples, synthetic_samples
 from graphcompress.errors import ContractError, CoverageError, UsageError, nearest
 from graphcompress.model import Model
@@ -109,7 +109,8 @@ class Pipeline:
             records.append(record)
             on_record(record)
             model.release()
-            if record.touched and record.coverage < require_coverage:
+            lossy = isinstance(step.contract, Lossy)
+            if lossy and record.touched and record.coverage < require_coverage:
                 raise CoverageError(
                     f"{step} touched {record.coverage:.1%} of the parameters, {require_coverage:.1%} are "
                     f"required; it left alone: {_reasons(record.skipped)}"

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-from onnxscript.optimizer._constant_folding import FoldConstantsPass
-from onnxscript.rewriter.rules.fusion import _layer_norm, _rms_normalization
 
 from graphcompress.model import is_weight
 from graphcompress.rewrite import Rewriter
@@ -20,6 +18,8 @@ FOLDED_ELEMENTS = 1024
 
 def clean_up(rw: Rewriter) -> bool:
     """Run the libraries' passes; whether anything was modified."""
+    from onnxscript.optimizer._constant_folding import FoldConstantsPass  # takes a second to import
+
     steps = [
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         FoldConstantsPass(
@@ -37,6 +37,8 @@ def clean_up(rw: Rewriter) -> bool:
 
 def fuse_normalizations(rw: Rewriter) -> int:
     """Decomposed LayerNormalization (opset 17) and RMSNormalization (23) become one node each; how many."""
+    from onnxscript.rewriter.rules.fusion import _layer_norm, _rms_normalization
+
     rules = []
     if rw.model.opset >= 17:
         rules.append(_layer_norm.layer_normalization_ruleset)

@@ -1,10 +1,10 @@
 """The guard of attention against rows without a visible position, in a cheaper form with the same numbers.
 
-An exporter writes ``probs = Softmax(scores + Where(visible, 0, -inf)); Where(IsNaN(probs), 0, probs) · V``:
-two passes over [batch, heads, s, s] in every layer for rows that are masked throughout. With the lowest finite
-number in place of -inf no NaN arises: a masked position still gets exactly 0 (its exponential underflows, as
-scores are provably small), and a row without any visible position gets some average of V, which is multiplied
-by 0 after the product, on [batch, heads, s, d]. The flag, whether a row has a visible position, is computed
+An exporter writes ``probs = Softmax(scores + Where(visible, 0, -inf)); Where(IsNaN(probs), 0, probs) ·
+V``, two passes over [batch, heads, s, s] in every layer for rows that are masked throughout. With the
+lowest finite number in place of -inf no NaN arises. A masked position still gets exactly 0: its
+exponential underflows, as scores are provably small. A row without any visible position gets some
+average of V, which is multiplied by 0 after the product, on [batch, heads, s, d]; the flag is computed
 once for all layers.
 """
 
