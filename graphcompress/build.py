@@ -11,7 +11,6 @@ import numpy as np
 
 from graphcompress import metrics, registry, report
 from graphcompress.analysis.cost import macs
-from graphcompress.analysis.linears import embeddings, linears
 from graphcompress.artifact import (
     MANIFEST,
     disk_errors,
@@ -26,7 +25,6 @@ from graphcompress.data import Samples, load_samples, synthetic_samples
 from graphcompress.errors import (
     DataError,
     InvalidModelError,
-    UnsupportedModelError,
     UsageError,
 )
 from graphcompress.inputs import copy_tokenizer, folder_bytes, input_hashes, model_bytes, path_text
@@ -36,11 +34,8 @@ from graphcompress.options import build, split_calls
 from graphcompress.pipeline import CHECK_BATCH, CHECK_SAMPLES, PassRecord, Pipeline, Size
 from graphcompress.recipe import RECIPE, Recipe
 from graphcompress.runtime import Feed, Runner, session_of
+from graphcompress.support import refuse_unsupported
 from graphcompress.verify import Difference, Invariance, Run, batch_invariance, compare
-
-QUANTISED_OPS = frozenset(
-    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearMatMul", "MatMulInteger"}
-)
 
 
 @dataclass(frozen=True)
@@ -262,24 +257,6 @@ def parse_target(text: str) -> Target:
         raise UsageError(f"expected one target, got {text!r}; known: {', '.join(registry.names('targets'))}")
     name, options = calls[0]
     return build(registry.target_class(name), name, options)
-
-
-def refuse_unsupported(model: Model) -> None:
-    """Refuse a model on which no pass could do anything.
-
-    Raises:
-        UnsupportedModelError: it has no linear maps or embeddings, or is quantised already.
-    """
-    quantised = next((node for node in model.graph if node.op_type in QUANTISED_OPS), None)
-    if quantised is not None:
-        raise UnsupportedModelError(
-            f"the model is quantised already (node {quantised.name!r} is a {quantised.op_type}); "
-            "start from the floating-point model"
-        )
-    if not linears(model) and not embeddings(model):
-        raise UnsupportedModelError(
-            "the model has no linear maps and no embeddings: there is nothing to compress"
-        )
 
 
 def _pipeline(passes: str | Collection[Pass]) -> Pipeline:

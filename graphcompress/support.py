@@ -1,0 +1,65 @@
+"""Which models are refused before any work starts, and why."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from graphcompress.analysis.linears import embeddings, linears
+from graphcompress.errors import UnsupportedModelError
+from graphcompress.expressions import is_constant
+from graphcompress.model import Model
+
+QUANTISED_OPS = frozenset(
+    {
+        "ConvInteger",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "DynamicQuantizeLSTM",
+        "DynamicQuantizeMatMul",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "MatMulNBits",
+        "QAttention",
+        "QEmbedLayerNormalization",
+        "QGemm",
+        "QLinearConv",
+        "QLinearMatMul",
+        "QuantizeLinear",
+    }
+)
+"""Operators, in any domain, that a quantised model has and a floating-point one has not."""
+
+FUSED_DOMAIN = "com.microsoft"
+
+
+def refuse_unsupported(model: Model) -> None:
+    """Refuse a model on which no pass could do anything. Custom operators are kept and passed around.
+
+    Raises:
+        UnsupportedModelError: it is quantised already, has weights inside operators that ONNX Runtime fused, or
+            has neither linear maps nor embeddings.
+    """
+    where = model.path or "the model"
+    for node in model.graph:
+        if node.op_type in QUANTISED_OPS:
+            raise UnsupportedModelError(
+                f"{where} is quantised already (node {node.name!r} is a {node.op_type}); "
+                "start from the floating-point model"
+            )
+        if node.domain == FUSED_DOMAIN and any(_is_matrix(value) for value in node.inputs):
+            raise UnsupportedModelError(
+                f"{where} was fused by ONNX Runtime already (node {node.name!r}, a {node.op_type}, holds weights "
+                "that no pass can see); start from the model before it was optimised"
+            )
+    if not linears(model) and not embeddings(model):
+        raise UnsupportedModelError(
+            f"{where} has no linear maps and no embeddings in standard operators: there is nothing to compress; "
+            "give an exported Transformer"
+        )
+
+
+def _is_matrix(value: ir.Value | None) -> bool:
+    """Whether ``value`` is a weight of two or more dimensions."""
+    if value is None or value.shape is None or value.dtype is None or not is_constant(value):
+        return False
+    return value.dtype.is_floating_point() and len(value.shape) >= 2
