@@ -18,6 +18,7 @@ from graphcompress.forms.family import (
     disjoint,
     is_standard,
     only_reader,
+    put_in_place,
     scalar,
 )
 from graphcompress.model import Model
@@ -107,14 +108,16 @@ def _scores(value: ir.Value | None) -> tuple[ir.Node, float, ir.Value | None, tu
 
 
 def _scaled_product(value: ir.Value | None) -> tuple[ir.Node, float, tuple[ir.Node, ...]] | None:
-    scale, nodes = 1.0, []
-    while value is not None and (factor := _factor(value.producer())) is not None:
-        nodes.insert(0, value.producer())
-        scale, value = scale * factor[1], factor[0]
+    scale = 1.0
+    nodes: list[ir.Node] = []
     node = value.producer() if value is not None else None
+    while node is not None and (factor := _factor(node)) is not None:
+        nodes.insert(0, node)
+        scale *= factor[1]
+        node = factor[0].producer()
     if node is None or not is_standard(node, "MatMul"):
         return None
-    return node, scale, tuple(item for item in nodes if item is not None)
+    return node, scale, tuple(nodes)
 
 
 def _factor(node: ir.Node | None) -> tuple[ir.Value, float] | None:
@@ -192,11 +195,11 @@ def _as_multi_head(rw: Rewriter, site: Site) -> None:
         num_heads=site.heads,
         scale=site.scale,
     )
-    rw.replace(last.outputs[0], value)
+    put_in_place(rw, last.outputs[0], value)
 
 
 def _whole_mask(rw: Rewriter, site: AttentionSite, before: ir.Node) -> ir.Value:
-    """The mask with a row for every query, which the operator wants; attentions of the same length share it."""
+    """The mask with a row for every query, which the operator wants; attentions of one length share it."""
     mask = site.mask
     if mask is None or mask.shape is None or mask.shape[2] != 1:
         return mask  # type: ignore[return-value]

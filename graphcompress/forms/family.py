@@ -110,6 +110,16 @@ def disjoint(sites: Iterable[Site]) -> list[Site]:
     return kept
 
 
+def put_in_place(rw: Rewriter, old: ir.Value, new: ir.Value) -> None:
+    """Let ``new`` be ``old`` for all readers, with its name, type and shape.
+
+    Shapes behind ONNX Runtime's own operators are not inferred by everything that reads the model.
+    """
+    new.type = old.type
+    new.shape = None if old.shape is None else old.shape.copy()
+    rw.supersede(old, new)
+
+
 def only_reader(value: ir.Value) -> ir.Node | None:
     """The node that reads ``value``, when there is one alone and the value is not an output of the graph."""
     uses = tuple(value.uses())

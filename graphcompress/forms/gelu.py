@@ -19,6 +19,7 @@ from graphcompress.forms.family import (
     is_standard,
     only_reader,
     operand_beside,
+    put_in_place,
     scalar,
 )
 from graphcompress.model import Model
@@ -143,7 +144,7 @@ def _as_gelu(rw: Rewriter, site: Site) -> None:
         return
     last = site.nodes[-1]
     x = site.nodes[0].outputs[0] if site.bias is not None else site.x
-    rw.replace(last.outputs[0], rw.node("Gelu", x, before=last, name=site.name, domain=CONTRIB))
+    put_in_place(rw, last.outputs[0], rw.node("Gelu", x, before=last, name=site.name, domain=CONTRIB))
 
 
 def _as_bias_gelu(rw: Rewriter, site: Site) -> None:
@@ -152,7 +153,7 @@ def _as_bias_gelu(rw: Rewriter, site: Site) -> None:
         return
     last = site.nodes[-1]
     value = rw.node("BiasGelu", site.x, site.bias, before=last, name=site.name, domain=CONTRIB)
-    rw.replace(last.outputs[0], value)
+    put_in_place(rw, last.outputs[0], value)
 
 
 def _near(value: float | None, wanted: float) -> bool:

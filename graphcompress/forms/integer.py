@@ -9,7 +9,16 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from graphcompress.expressions import is_constant
-from graphcompress.forms.family import CONTRIB, Family, Rewrite, Site, disjoint, is_standard, only_reader
+from graphcompress.forms.family import (
+    CONTRIB,
+    Family,
+    Rewrite,
+    Site,
+    disjoint,
+    is_standard,
+    only_reader,
+    put_in_place,
+)
 from graphcompress.model import Model
 from graphcompress.rewrite import Rewriter
 
@@ -142,4 +151,4 @@ def _as_integer_to_float(rw: Rewriter, site: Site) -> None:
     while operands[-1] is None:
         operands.pop()
     value = rw.node("MatMulIntegerToFloat", *operands, before=last, name=site.name, domain=CONTRIB)
-    rw.replace(last.outputs[0], value)
+    put_in_place(rw, last.outputs[0], value)

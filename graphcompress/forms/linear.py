@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from graphcompress.analysis.linears import linears
 from graphcompress.expressions import evaluate, is_constant
-from graphcompress.forms.family import CONTRIB, UNCHANGED, Family, Rewrite, Site, disjoint
+from graphcompress.forms.family import CONTRIB, UNCHANGED, Family, Rewrite, Site, disjoint, put_in_place
 from graphcompress.model import Model
 from graphcompress.rewrite import Rewriter
 
@@ -102,7 +102,7 @@ def _as_packed(rw: Rewriter, site: Site) -> None:
     )
     split = part.producer()
     for old, new in zip(site.results, split.outputs if split is not None else (), strict=True):
-        rw.replace(old, new)
+        put_in_place(rw, old, new)
 
 
 def _packed_integers(

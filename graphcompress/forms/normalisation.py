@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from graphcompress.expressions import is_constant
-from graphcompress.forms.family import Family, Rewrite, Site, disjoint, is_standard
+from graphcompress.forms.family import Family, Rewrite, Site, disjoint, is_standard, put_in_place
 from graphcompress.model import Model
 from graphcompress.rewrite import Rewriter
 
@@ -44,4 +44,4 @@ def _at(node: ir.Node) -> Site | None:
 def _as_sum(rw: Rewriter, site: Site) -> None:
     add = site.nodes[0]
     total = rw.node("Sum", *add.inputs, before=add, name=f"{add.outputs[0].name}.sum")
-    rw.replace(add.outputs[0], total)
+    put_in_place(rw, add.outputs[0], total)
