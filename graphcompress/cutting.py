@@ -71,7 +71,7 @@ class _Cut:
 
     # ---- what changes
 
-    def changes(self, axes: Axes | None) -> bool:
+    def changes(self, axes: Iterable[int | None] | None) -> bool:
         """Whether any of the axes loses units."""
         return any(atom is not None and self.index(atom) is not None for atom in axes or ())
 
@@ -182,17 +182,41 @@ class _Cut:
         return heads if index is None else len(np.unique(index // size))
 
     def _patch(self, node: ir.Node, after: Sequence[Dim]) -> None:
-        """Put fixed sizes into a target that is computed at run time."""
+        """Put fixed sizes into a target that is computed at run time, and scale such as 12·batch."""
         target = node.inputs[1]
         fixed = np.array([isinstance(dim, int) for dim in after])
-        numbers = np.array([dim if isinstance(dim, int) else 1 for dim in after], dtype=np.int64)
+        numbers = self._numbers([dim if isinstance(dim, int) else 1 for dim in after], node)
         if fixed.all():
-            self.rw.set_input(node, 1, self._numbers(numbers.tolist(), node))
+            self.rw.set_input(node, 1, numbers)
             return
-        mask = self.rw.constant(fixed, f"{node.outputs[0].name}.fixed")
-        values = self._numbers(numbers.tolist(), node)
         name = f"{node.outputs[0].name}.target"
-        self.rw.set_input(node, 1, self.rw.node("Where", mask, values, target, before=node, name=name))
+        scaled = self._scaled(node, target, name)
+        mask = self.rw.constant(fixed, f"{name}.fixed")
+        self.rw.set_input(node, 1, self.rw.node("Where", mask, numbers, scaled, before=node, name=name))
+
+    def _scaled(self, node: ir.Node, target: ir.Value | None, name: str) -> ir.Value | None:
+        """The target with its variable sizes brought from before the cut to after it; 0 and -1 stay."""
+        factors = [
+            self._factor(node, axis, atom) for axis, atom in enumerate(self.relations.output(node) or ())
+        ]
+        if target is None or all(old == new for old, new in factors):
+            return target
+        old, new = (self._numbers(list(numbers), node) for numbers in zip(*factors, strict=True))
+        parts = self.rw.node("Div", target, old, before=node, name=f"{name}.parts")
+        product = self.rw.node("Mul", parts, new, before=node, name=f"{name}.product")
+        zero = self.rw.constant(np.array([0], dtype=np.int64), f"{name}.zero")
+        given = self.rw.node("Greater", target, zero, before=node, name=f"{name}.given")
+        return self.rw.node("Where", given, product, target, before=node, name=f"{name}.scaled")
+
+    def _factor(self, node: ir.Node, axis: int, atom: int | None) -> tuple[int, int]:
+        """The number in a variable size before and after; (1, 1) where the graph measures it anew."""
+        atoms = self.relations.atoms
+        if atom is None or atoms.size(atom).fixed or not self.changes([atom]):
+            return 1, 1
+        elements = self.relations.measured.get(node.inputs[1]) if node.inputs[1] is not None else None
+        if elements is not None and axis < len(elements) and self.changes(sorted(elements[axis])):
+            return 1, 1
+        return atoms.size(atom).number, atoms.size_after(atom, self.sizes).number
 
     def _numbers(self, numbers: Sequence[int], node: ir.Node) -> ir.Value:
         return self.rw.constant(np.array(numbers, dtype=np.int64), f"{node.outputs[0].name}.sizes")

@@ -15,6 +15,7 @@ from graphcompress.analysis.linears import Linear, embeddings, linears
 from graphcompress.analysis.relations import AVERAGED, CONTRACTED, Axes, Relations, use_key
 from graphcompress.analysis.residual import branches
 from graphcompress.analysis.rules import apply
+from graphcompress.expressions import expression_nodes
 from graphcompress.model import Model
 
 Use = tuple[ir.Node, int]
@@ -52,7 +53,7 @@ class Group:
         size: number of units that can be removed one by one.
         exact: removing a unit equals zeroing its weights (false where a normalisation averages over units).
         slices: every stored axis that it cuts: weights, biases, scales, factors, normalisation parameters.
-        producers: linears whose output columns are cut.
+        producers: linears whose output columns are cut (none for the rank of a factorised weight).
         consumers: linears whose input rows are cut.
         relations, leaf: the analysis that it comes from and its atom there; for the cut.
     """
@@ -106,6 +107,7 @@ class _Survey:
     heads: set[int] = field(default_factory=set)
     attended: set[int] = field(default_factory=set)
     residual: set[int] = field(default_factory=set)
+    inner: set[int] = field(default_factory=set)
 
     @classmethod
     def of(cls, model: Model, relations: Relations) -> _Survey:
@@ -127,9 +129,9 @@ class _Survey:
             return False
         if self.relations.is_blocked(leaf) or not self.slices[leaf]:
             return False
-        return bool(self.consumers[leaf]) or (
-            CONTRACTED in known.marks(leaf) and len(self.producers[leaf]) > 1
-        )
+        if self.consumers[leaf]:
+            return True
+        return CONTRACTED in known.marks(leaf) and (bool(self.producers[leaf]) or leaf in self.inner)
 
     def group(self, leaf: int) -> Group:
         """The group of a leaf."""
@@ -184,6 +186,15 @@ class _Survey:
             self.consumers[leaf].append(linear)
         for leaf in self._leaves(axes, out):
             self.producers[leaf].append(linear)
+            self.made.setdefault(leaf, linear.name)
+        for node in expression_nodes(linear.weight):
+            if node.op_type == "MatMul":
+                self._inner(linear, node)
+
+    def _inner(self, linear: Linear, node: ir.Node) -> None:
+        """The dimension over which a factorised weight is summed."""
+        for leaf in self._leaves(self.relations.operand(node, 0), -1):
+            self.inner.add(leaf)
             self.made.setdefault(leaf, linear.name)
 
     def _leaves(self, axes: Axes | None, axis: int) -> list[int]:

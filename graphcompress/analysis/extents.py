@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from graphcompress.analysis.relations import Relations
+from graphcompress.analysis.relations import Elements, Relations
 from graphcompress.analysis.rules import constant_integers, slice_ranges
 
 _SAME = frozenset({"Identity", "Squeeze", "Unsqueeze", "Reshape", "Cast"})
@@ -15,13 +15,10 @@ _MIXED = frozenset(
 )
 _TARGETS = {"Reshape": (1,), "Expand": (1,), "ConstantOfShape": (0,), "Slice": (1, 2), "Split": (1,)}
 
-Elements = list[frozenset[int]]
-"""For every element of an integer vector (one for a scalar) the atoms whose sizes it is made from."""
-
 
 def block_measured(relations: Relations, nodes: Iterable[ir.Node]) -> None:
     """Block what the graph measures and uses as a number, not as a shape: a cut would change the number."""
-    known: dict[ir.Value, Elements] = {}
+    known = relations.measured
     for node in nodes:
         found = _measured(relations, node, known)
         if found is not None:

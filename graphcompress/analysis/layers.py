@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -19,6 +20,8 @@ from graphcompress.model import Model
 _NORMALISATIONS = frozenset({"LayerNormalization", "RMSNormalization"})
 _LONGEST_NORMALISATION = 24
 """Nodes that a normalisation written out in elementary operators may have."""
+_SHAPED = frozenset({"Reshape", "Expand"})
+"""Operators whose second operand is a shape."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +29,7 @@ class Layer:
     """A transformer block: removing it means that ``entry`` takes the place of ``exit``.
 
     Attributes:
-        name: longest common prefix of its linears' names, or ``layer.<n>``.
+        name: common prefix of its linears' names, or ``layer.<n>`` where they have none.
         entry: residual value that goes in.
         exit: residual value that comes out, same shape as ``entry``.
         attentions: attentions inside.
@@ -55,7 +58,18 @@ def layers(model: Model, groups: Sequence[Group] | None = None) -> list[Layer]:
             layer = _layer(run, following, stream, groups, len(found))
             if layer is not None:
                 found.append(layer)
-    return found
+    return _with_distinct_names(found)
+
+
+def _with_distinct_names(found: Sequence[Layer]) -> list[Layer]:
+    """Blocks that share their weights share a name too: tell them apart by a number."""
+    seen: Counter[str] = Counter()
+    named = []
+    for layer in found:
+        seen[layer.name] += 1
+        number = seen[layer.name]
+        named.append(layer if number == 1 else replace(layer, name=f"{layer.name}.{number}"))
+    return named
 
 
 # ---- streams of branches, and runs of them
@@ -75,7 +89,8 @@ def _streams(branches: Sequence[Branch]) -> list[list[Branch]]:
 
 def _stream_before(entry: ir.Value, outputs: Mapping[ir.Value, Branch]) -> Branch | None:
     """The branch whose output alone ``entry`` depends on through a few nodes."""
-    pending, seen, found = [entry], set(), {}
+    pending, found = [entry], dict[ir.Value, Branch]()
+    seen = set[ir.Value]()
     while pending and len(seen) < _LONGEST_NORMALISATION:
         value = pending.pop()
         if value in outputs:
@@ -87,7 +102,8 @@ def _stream_before(entry: ir.Value, outputs: Mapping[ir.Value, Branch]) -> Branc
         node = value.producer()
         if node is None:
             return None
-        pending.extend(operand for operand in node.inputs if operand is not None)
+        operands = node.inputs[:1] if node.op_type in _SHAPED else node.inputs
+        pending.extend(operand for operand in operands if operand is not None)
     return next(iter(found.values())) if len(found) == 1 and not pending else None
 
 
@@ -116,8 +132,9 @@ def _layer(
 ) -> Layer | None:
     entry = run[0].entry
     leave = following.entry if following is not None else _last_exit(run[-1], stream)
+    leave = _in_shape_of(entry, leave)
     found = tuple(attention for branch in run for attention in branch.attentions)
-    if leave is None or not found or entry.shape is None or entry.shape != leave.shape:
+    if leave is None or not found or entry.shape is None:
         return None
     inside = tuple(linear for branch in run for linear in branch.linears)
     return Layer(
@@ -132,11 +149,25 @@ def _layer(
 
 def _last_exit(last: Branch, stream: Sequence[Branch]) -> ir.Value | None:
     """Where the last block ends: at its addition, or behind the normalisation when the others end there."""
-    entries = [branch.entry for branch in stream[1:]]
+    entries = [_before_reshape(branch.entry) for branch in stream[1:]]
     if not entries or any(entry in {branch.output for branch in stream} for entry in entries):
         return last.output
     normalised = [node for node in last.output.consumers() if node.op_type in _NORMALISATIONS]
     return normalised[0].outputs[0] if len(normalised) == 1 else None
+
+
+def _before_reshape(value: ir.Value) -> ir.Value:
+    node = value.producer()
+    reshaped = node.inputs[0] if node is not None and node.op_type == "Reshape" else None
+    return value if reshaped is None else reshaped
+
+
+def _in_shape_of(entry: ir.Value, leave: ir.Value | None) -> ir.Value | None:
+    """``leave``, or what a Reshape makes of it when only that has the shape of ``entry``."""
+    if leave is None or leave.shape == entry.shape:
+        return leave
+    reshaped = [node.outputs[0] for node in leave.consumers() if node.op_type == "Reshape"]
+    return next((value for value in reshaped if value.shape == entry.shape), None)
 
 
 def _is_inside(group: Group, inside: Sequence[Linear]) -> bool:

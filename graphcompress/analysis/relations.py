@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnx_ir as ir
 
 from graphcompress.analysis.atoms import BLOCKED, Atoms
@@ -12,10 +14,13 @@ from graphcompress.model import Model
 AVERAGED = "averaged"
 """Mark: a normalisation or a mean runs over it, so that removing a unit is not the same as zeroing it."""
 CONTRACTED = "contracted"
-"""Mark: a MatMul of two computed values sums over it."""
+"""Mark: a MatMul of two computed values, or of two constants (the rank of a factorisation), sums over it."""
 
 Axes = list[int | None]
 """One atom for every axis of a value; None for an axis of size 1."""
+
+Elements = list[frozenset[int]]
+"""For every element of an integer vector (one for a scalar) the atoms whose sizes it is made from."""
 
 
 class Relations:
@@ -28,6 +33,8 @@ class Relations:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.atoms = Atoms()
+        self.measured: dict[ir.Value, Elements] = {}
+        """Integer values that the graph computes from the sizes of atoms."""
         self._axes: dict[ir.Value | tuple[ir.Value, ir.Node, int], Axes | None] = {}
         self._constant: dict[ir.Value, bool] = {}
 
@@ -54,7 +61,7 @@ class Relations:
             self._constant[value] = is_constant(value)
         return self._constant[value]
 
-    def block(self, axes: Axes | None, reason: str) -> None:
+    def block(self, axes: Iterable[int | None] | None, reason: str) -> None:
         """Say that nothing may be cut from ``axes``."""
         self.atoms.block(axes or (), reason)
 
@@ -70,7 +77,7 @@ class Relations:
         for one, other in zip(left or (), right or (), strict=True):
             self.atoms.unify(one, other)
 
-    def fixed_leaves(self, atoms: Axes | None) -> list[int]:
+    def fixed_leaves(self, atoms: Iterable[int | None] | None) -> list[int]:
         """Leaf atoms of fixed size in ``atoms``, from left to right."""
         found: dict[int, None] = {}
         for atom in atoms or ():

@@ -116,7 +116,8 @@ def _product(relations: Relations, node: ir.Node, left_index: int, right_index: 
 
 def _contract(relations: Relations, node: ir.Node, left: int | None, right: int | None) -> None:
     relations.atoms.unify(left, right)
-    if left is not None and not any(relations.constant(value) for value in node.inputs[:2]):
+    constant = [relations.constant(value) for value in node.inputs[:2]]
+    if left is not None and constant[0] == constant[1]:
         relations.atoms.mark(left, CONTRACTED, node.name or "")
 
 
@@ -193,6 +194,19 @@ def _transpose(relations: Relations, node: ir.Node) -> None:
 
 def _expand(relations: Relations, node: ir.Node) -> None:
     _broadcast(relations, relations.operand(node, 0), relations.output(node))
+
+
+def _gather_elements(relations: Relations, node: ir.Node) -> None:
+    """Along every other axis, indices select from data at their own position."""
+    data, indices = relations.operand(node, 0) or [], relations.operand(node, 1) or []
+    axis = _axis(node, len(data), 0)
+    relations.unify(indices, relations.output(node))
+    relations.block([data[axis]], "it is selected from by index")
+    for other, (one, index) in enumerate(zip(data, indices, strict=True)):
+        if other != axis and (one is None) != (index is None):
+            relations.block([one, index], "GatherElements reads a part of it")
+        elif other != axis:
+            relations.atoms.unify(one, index)
 
 
 def _tile(relations: Relations, node: ir.Node) -> None:
@@ -540,6 +554,7 @@ _RULES: dict[str, Rule] = {
     "Expand": _expand,
     "Flatten": _reshape,
     "Gather": _gather,
+    "GatherElements": _gather_elements,
     "Gemm": _gemm,
     "LayerNormalization": _layer_norm,
     "MatMul": _matmul,

@@ -94,4 +94,5 @@ def _bare(factor: str) -> str:
 
 
 def _grouped(symbol: str) -> str:
-    return f"({symbol})" if any(character in symbol for character in "+-/% ") else symbol
+    factors = _factors(symbol)
+    return symbol if factors is not None and len(factors) == 1 else f"({symbol})"

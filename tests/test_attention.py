@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import texts
+
+from graphcompress.analysis.attention import attentions
+
+
+def test_attentions_of_bert(tiny_bert):
+    found = attentions(tiny_bert)
+    assert len(found) == 2
+    first = found[0]
+    module = "encoder.layer.0.attention"
+    assert (first.num_heads, first.kv_heads, first.head_dim) == (4, 4, 8)
+    assert first.scale == pytest.approx(1 / math.sqrt(8))
+    assert first.scores.name == f"{module}.scores"
+    assert first.probabilities.name == f"{module}.probabilities"
+    assert first.output.name == f"{module}.context"
+    assert [value.name for value in (first.q, first.k, first.v)] == [
+        f"{module}.self.{part}" for part in ("query", "key", "value")
+    ]
+    assert [linear.name for linear in first.producers] == [
+        f"{module}.self.{part}.weight_t" for part in ("query", "key", "value")
+    ]
+    assert [linear.name for linear in first.consumers] == [f"{module}.output.dense.weight_t"]
+
+
+def test_packed_queries_keys_and_values():
+    (found,) = attentions(texts.model_of(texts.PACKED))
+    assert [value.name for value in (found.q, found.k, found.v)] == ["q", "k", "v"]
+    assert [linear.name for linear in found.producers] == ["qkv"]
+    assert (found.num_heads, found.kv_heads, found.scale) == (4, 4, 0.5)
+    assert found.scores.name == "scores"
+
+
+def test_grouped_keys():
+    (found,) = attentions(texts.model_of(texts.GROUPED))
+    assert (found.num_heads, found.kv_heads, found.head_dim) == (4, 2, 8)
+    assert [linear.name for linear in found.producers] == ["q_proj", "k_proj", "v_proj"]
+
+
+def test_attention_operator():
+    (found,) = attentions(texts.model_of(texts.OPERATOR, opset=23))
+    assert (found.num_heads, found.kv_heads, found.head_dim) == (4, 2, 8)
+    assert found.scale == pytest.approx(1 / math.sqrt(8))
+    assert found.scores is None
+    assert found.probabilities is None
+    assert [linear.name for linear in found.consumers] == ["out"]
+
+
+def test_scale_that_the_graph_computes_from_a_fixed_size():
+    (found,) = attentions(texts.model_of(texts.MEASURED_SCALE))
+    assert found.scale == pytest.approx(0.5)
+
+
+def test_softmax_that_is_no_attention():
+    assert attentions(texts.model_of(texts.MLP.replace("Gelu(b)", "Softmax <axis = -1> (b)"))) == []

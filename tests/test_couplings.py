@@ -1,0 +1,377 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import hypothesis.strategies as st
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import texts
+from hypothesis import given
+
+from graphcompress.analysis.atoms import Atoms
+from graphcompress.analysis.couplings import FFN, HEAD, HIDDEN, OTHER, Group, couplings
+from graphcompress.analysis.linears import linears
+from graphcompress.analysis.reshape import reshape_target
+from graphcompress.analysis.sizes import Size, size_of
+from graphcompress.base import Context
+from graphcompress.cutting import cut
+from graphcompress.model import Model
+from graphcompress.rewrite import Rewriter
+
+TOLERANCE = 1e-5
+"""Of the output's range: zeroed and cut differ by the order of additions alone."""
+
+Keeps = Mapping[str, np.ndarray]
+
+
+# ---- oracle: zeroing a unit everywhere equals cutting it
+
+
+def kinds(model: Model) -> dict[tuple[str, int], int]:
+    counts: dict[tuple[str, int], int] = {}
+    for group in couplings(model):
+        counts[group.kind, group.size] = counts.get((group.kind, group.size), 0) + 1
+    return counts
+
+
+def some_of(groups: list[Group], seed: int = 0) -> dict[str, np.ndarray]:
+    """A random mask for every group: at least one unit stays and at least one goes."""
+    rng = np.random.default_rng(seed)
+    keeps = {}
+    for group in groups:
+        keep = rng.random(group.size) < 0.6
+        stays, goes = rng.choice(group.size, 2, replace=False)
+        keep[stays], keep[goes] = True, False
+        keeps[group.name] = keep
+    return keeps
+
+
+def zeroed(model: Model, keeps: Keeps) -> Model:
+    twin = model.clone()
+    for group in couplings(twin):
+        if group.name not in keeps:
+            continue
+        for part in group.slices:
+            for node, index in part.uses:
+                array = node.inputs[index].const_value.numpy().copy()
+                gone = (part.units >= 0) & ~keeps[group.name][part.units]
+                array[(slice(None),) * part.axis + (gone,)] = 0
+                node.replace_input_with(index, Rewriter(twin, Context()).constant(array, "zeroed"))
+    return twin
+
+
+def narrowed(model: Model, keeps: Keeps) -> Model:
+    twin = model.clone()
+    groups = {group.name: group for group in couplings(twin)}
+    with Rewriter(twin, Context()) as rw:
+        cut(rw, {groups[name]: keep for name, keep in keeps.items()})
+    return twin
+
+
+def outputs(model: Model, feed: Mapping[str, np.ndarray], folder: Path) -> np.ndarray:
+    session = ort.InferenceSession(model.save(folder / "model.onnx"))
+    return session.run(None, feed)[0]
+
+
+def feeds(model: Model) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(7)
+    made = []
+    for batch, length in ((1, 5), (3, 9)):
+        sizes = {"batch": batch, "sequence": length}
+        feed = {}
+        for value in model.graph.inputs:
+            shape = [dim if isinstance(dim, int) else sizes[dim.value] for dim in value.shape]
+            if value.dtype == ir.DataType.FLOAT:
+                feed[value.name] = rng.standard_normal(shape).astype(np.float32)
+            elif value.dtype == ir.DataType.BOOL:
+                feed[value.name] = np.arange(length).reshape(1, 1, 1, -1).repeat(batch, 0) < length - 1
+            else:
+                ones = "mask" in value.name
+                feed[value.name] = np.ones(shape, np.int64) if ones else rng.integers(0, 2, shape)
+        made.append(feed)
+    return made
+
+
+def assert_cut_equals_zeroed(model: Model, folder: Path, groups: list[Group]) -> Model:
+    keeps = some_of(groups)
+    zero, narrow = zeroed(model, keeps), narrowed(model, keeps)
+    for feed in feeds(model):
+        before, expected, found = (outputs(item, feed, folder) for item in (model, zero, narrow))
+        width = float(np.ptp(expected))
+        np.testing.assert_allclose(found, expected, atol=TOLERANCE * width, rtol=0)
+        assert np.abs(before - expected).max() > 100 * TOLERANCE * width
+    assert narrow.parameters < model.parameters
+    return narrow
+
+
+FORMS = {
+    "mlp": (texts.MLP, 20, {(FFN, 24): 1}),
+    "shared bias": (texts.SHARED_BIAS, 18, {(FFN, 24): 2}),
+    "gated": (texts.GATED, 18, {(FFN, 24): 1}),
+    "packed": (texts.PACKED, 18, {(HEAD, 4): 1, (OTHER, 4): 2}),
+    "packed slices": (texts.PACKED_SLICES, 18, {(HEAD, 4): 1, (OTHER, 4): 2}),
+    "grouped": (texts.GROUPED, 18, {(HEAD, 2): 1, (OTHER, 2): 1, (OTHER, 8): 2}),
+    "operator": (texts.OPERATOR, 23, {(HEAD, 2): 1, (OTHER, 2): 1, (OTHER, 8): 1}),
+    "measured scale": (texts.MEASURED_SCALE, 18, {(HEAD, 4): 1, (OTHER, 4): 1}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_groups_of_every_form(form):
+    text, opset, expected = FORMS[form]
+    assert kinds(texts.model_of(text, opset=opset)) == expected
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_cut_equals_zeroed(form, tmp_path):
+    text, opset, _ = FORMS[form]
+    model = texts.model_of(text, opset=opset)
+    assert_cut_equals_zeroed(model, tmp_path, couplings(model))
+
+
+@pytest.mark.parametrize("kind", [FFN, HEAD, OTHER])
+def test_cut_of_bert_equals_zeroed(kind, tiny_bert, tmp_path):
+    groups = [group for group in couplings(tiny_bert) if group.kind == kind]
+    assert_cut_equals_zeroed(tiny_bert, tmp_path, groups)
+
+
+def test_groups_of_bert(tiny_bert):
+    assert kinds(tiny_bert) == {(FFN, 64): 2, (HEAD, 4): 2, (OTHER, 8): 4}
+    ffn = next(group for group in couplings(tiny_bert) if group.kind == FFN)
+    assert [linear.name for linear in ffn.producers] == [ffn.name]
+    assert ffn.name.startswith("encoder.layer.0.intermediate.dense.weight")
+    assert [linear.name.split(".w")[0] for linear in ffn.consumers] == ["encoder.layer.0.output.dense"]
+    assert {part.value.name.rsplit(".", 1)[0] for part in ffn.slices} == {
+        "encoder.layer.0.intermediate.dense",
+        "encoder.layer.0.output.dense",
+    }
+
+
+def test_hidden_width_is_a_group_when_it_is_not_an_output(tiny_bert, tmp_path):
+    with Rewriter(tiny_bert, Context()) as rw:
+        weight = rw.constant(np.random.default_rng(0).standard_normal((32, 3)).astype(np.float32), "classes")
+        tiny_bert.graph.outputs[0] = rw.node("MatMul", tiny_bert.graph.outputs[0], weight, name="logits")
+        tiny_bert.graph.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    hidden = [group for group in couplings(tiny_bert) if group.kind == HIDDEN]
+    assert [(group.size, group.exact) for group in hidden] == [(32, False)]
+    narrow = narrowed(tiny_bert, some_of(hidden))
+    assert outputs(narrow, feeds(narrow)[1], tmp_path).shape == (3, 9, 3)
+    assert narrow.parameters < tiny_bert.parameters
+
+
+def test_cut_twice_composes_what_was_kept(tmp_path):
+    model = texts.model_of(texts.MLP, opset=20)
+    first = np.arange(24) % 2 == 0
+    second = np.arange(12) % 3 == 0
+    once = narrowed(model, {"up": first})
+    twice = narrowed(once, {"up": second})
+    kept = np.flatnonzero(first)[second]
+    np.testing.assert_array_equal(twice.kept["up"][1], kept)
+    np.testing.assert_array_equal(twice.kept["c"][2], kept)
+    at_once = narrowed(model, {"up": np.isin(np.arange(24), kept)})
+    feed = feeds(model)[0]
+    np.testing.assert_array_equal(outputs(twice, feed, tmp_path), outputs(at_once, feed, tmp_path))
+
+
+def test_cut_of_nothing_edits_nothing():
+    model = texts.model_of(texts.MLP, opset=20)
+    rw = Rewriter(model, Context())
+    cut(rw, {couplings(model)[0]: np.ones(24, bool)})
+    assert not rw.modified
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"), [(np.ones(3, bool), "24 units"), (np.zeros(24, bool), "at least one")]
+)
+def test_cut_refuses_a_mask_that_does_not_fit(keep, message):
+    model = texts.model_of(texts.MLP, opset=20)
+    with pytest.raises(ValueError, match=message):
+        cut(Rewriter(model, Context()), {couplings(model)[0]: keep})
+
+
+def test_unknown_operator_blocks():
+    model = texts.model_of(texts.MLP.replace("Gelu(b)", "com.example.Mystery(b)"))
+    assert couplings(model) == []
+
+
+def test_softmax_over_nodes_blocks():
+    model = texts.model_of(texts.MLP.replace("Gelu(b)", "Softmax <axis = -1> (b)"))
+    assert couplings(model) == []
+
+
+# ---- weights that are expressions
+
+
+def with_kronecker(model: Model, rank: int = 3) -> Model:
+    """``up`` [16, 24] as a sum of Kronecker products of [2, 4] and [8, 6]."""
+    rng = np.random.default_rng(5)
+    linear = next(linear for linear in linears(model) if linear.name == "up")
+    with Rewriter(model, Context()) as rw:
+        a = rw.constant((0.3 * rng.standard_normal((8, rank))).astype(np.float32), "left")
+        b = rw.constant((0.3 * rng.standard_normal((rank, 48))).astype(np.float32), "right")
+        grid = rw.constant(np.array([2, 4, 8, 6]), "grid")
+        sizes = rw.constant(np.array([16, 24]), "sizes")
+        before = linear.node
+        value = rw.node("MatMul", a, b, before=before, name="terms")
+        value = rw.node("Reshape", value, grid, before=before, name="grid_of_terms")
+        value = rw.node("Transpose", value, before=before, perm=[0, 2, 1, 3], name="turned")
+        value = rw.node("Reshape", value, sizes, before=before, name="dense")
+        rw.set_weight(linear, value)
+    return model
+
+
+def test_kronecker_weight_has_an_atom_per_factor_and_its_rank(tmp_path):
+    model = with_kronecker(texts.model_of(texts.MLP, opset=20))
+    assert kinds(model) == {(FFN, 4): 1, (FFN, 6): 1, (OTHER, 3): 1}
+    narrow = assert_cut_equals_zeroed(model, tmp_path, couplings(model))
+    stored = {value.name: list(value.shape) for value in narrow.initializers()}
+    assert stored["left"][0] == 2 * (stored["up_bias"][0] // (stored["right"][1] // 8))
+
+
+# ---- reshape targets
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (["batch", "sequence", 48], ["batch", "sequence", 4, 12], [0, 0, 4, 12]),
+        (["batch", 12, "sequence", 4], ["12*batch", "sequence", 4], None),
+        (["batch", 12, "sequence", 4], ["batch", "12*sequence", 4], [0, -1, 4]),
+        (["batch", "sequence", 48], ["batch*sequence", 48], [-1, 48]),
+        (["a", "b"], ["b", "a"], None),
+        (["a", 0], [0], None),
+    ],
+)
+def test_reshape_target(before, after, expected):
+    shapes = [
+        [size if isinstance(size, int) else ir.SymbolicDim(size) for size in s] for s in (before, after)
+    ]
+    assert reshape_target(*shapes) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("12*batch", Size(12, ("batch",))),
+        ("batch*sequence", Size(1, ("batch", "sequence"))),
+        ("2*(sequence + 1)", Size(2, ("sequence + 1",))),
+        ("sequence + 1", Size(1, ("sequence + 1",))),
+        ("Min(512, 2*n)", Size(1, ("Min(512, 2*n)",))),
+    ],
+)
+def test_size_of_a_symbol(text, size):
+    assert size_of(ir.SymbolicDim(text)) == size
+    assert size_of(size.dim()) == size
+
+
+# ---- the unification, against index arithmetic
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> tuple[list[int], list[tuple[str, list[int]]]]:
+    """A shape, and Reshapes and Transposes that follow from it."""
+    factors = draw(st.lists(st.sampled_from([2, 3, 4, 6]), min_size=2, max_size=4))
+    shape, steps = list(factors), []
+    for _ in range(draw(st.integers(1, 5))):
+        if draw(st.booleans()):
+            order = draw(st.permutations(range(len(shape))))
+            shape = [shape[axis] for axis in order]
+            steps.append(("transpose", list(order)))
+        else:
+            shape = draw(regroupings(shape))
+            steps.append(("reshape", shape))
+    return factors, steps
+
+
+@st.composite
+def regroupings(draw: st.DrawFn, shape: list[int]) -> list[int]:
+    """Another shape of as many elements: neighbours joined, or axes split."""
+    primes = [prime for size in shape for prime in draw(st.permutations(primes_of(size)))]
+    groups = [[primes[0]]] if primes else [[]]
+    for prime in primes[1:]:
+        if draw(st.booleans()):
+            groups.append([])
+        groups[-1].append(prime)
+    return [int(np.prod(group)) for group in groups]
+
+
+def primes_of(number: int) -> list[int]:
+    for prime in (2, 3):
+        if number % prime == 0:
+            return [prime, *primes_of(number // prime)]
+    return []
+
+
+@given(chains())
+def test_units_agree_with_index_arithmetic(chain):
+    """A unit of a leaf at the end of a chain is the same set of elements as at its beginning."""
+    start, steps = chain
+    atoms = Atoms()
+    first = [atoms.new(Size(size)) for size in start]
+    axes, array = list(first), np.arange(int(np.prod(start))).reshape(start)
+    for name, argument in steps:
+        if name == "transpose":
+            axes, array = [axes[axis] for axis in argument], array.transpose(argument)
+        else:
+            after = [atoms.new(Size(size)) for size in argument]
+            atoms.match(axes, after)
+            axes, array = after, array.reshape(argument)
+    elements = np.arange(array.size).reshape(start)
+    for leaf in {leaf for atom in first for leaf in atoms.leaves(atom)}:
+        if atoms.marks(leaf) or atoms.size(leaf).number == 1:
+            continue
+        for unit in range(atoms.size(leaf).number):
+            before = element_set(atoms, first, elements, leaf, unit)
+            assert before
+            assert before == element_set(atoms, axes, array, leaf, unit)
+
+
+def element_set(atoms: Atoms, axes: list[int], array: np.ndarray, leaf: int, unit: int) -> set[int]:
+    found = set()
+    for axis, atom in enumerate(axes):
+        picked = np.flatnonzero(atoms.units(atom, leaf) == unit)
+        found.update(np.take(array, picked, axis=axis).reshape(-1).tolist())
+    return found
+
+
+@given(
+    st.lists(st.integers(1, 6), min_size=1, max_size=5), st.lists(st.integers(1, 6), min_size=1, max_size=5)
+)
+def test_segments_of_two_concatenations_agree(left, right):
+    """Cutting one axis in two ways leaves pieces that lie at the same indices in both."""
+    missing = sum(left) - sum(right)
+    (right if missing > 0 else left).append(abs(missing) or 1)
+    if missing == 0:
+        right.append(1)
+    atoms = Atoms()
+    one, other = (atoms.concat([atoms.new(Size(size)) for size in sizes]) for sizes in (left, right))
+    atoms.unify(one, other)
+    borders = set(np.cumsum(left)) | set(np.cumsum(right))
+    assert [atoms.size(leaf).number for leaf in atoms.leaves(one)] == np.diff([0, *sorted(borders)]).tolist()
+    for leaf in atoms.leaves(one):
+        np.testing.assert_array_equal(atoms.units(one, leaf), atoms.units(other, leaf))
+
+
+def test_segments_are_matched_with_a_product():
+    """[3·4·5] = concatenation of three 20s, each 4·5: the 3 is cut, the 4 and the 5 are shared."""
+    atoms = Atoms()
+    packed = atoms.product([atoms.new(Size(size)) for size in (3, 4, 5)])
+    parts = [atoms.new(Size(20)) for _ in range(3)]
+    atoms.unify(packed, atoms.concat(parts))
+    sizes = [
+        [atoms.size(leaf).number for leaf in atoms.leaves(part) if atoms.size(leaf).number > 1]
+        for part in parts
+    ]
+    assert sizes == [[4, 5]] * 3
+    assert len({leaf for part in parts for leaf in atoms.leaves(part) if atoms.size(leaf).number > 1}) == 2
+
+
+def test_what_does_not_match_is_blocked():
+    atoms = Atoms()
+    left = [atoms.new(Size(size)) for size in (4, 9)]
+    right = [atoms.new(Size(size)) for size in (6, 6)]
+    atoms.match(left, right)
+    assert all(atoms.marks(leaf) for atom in (*left, *right) for leaf in atoms.leaves(atom))

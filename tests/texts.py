@@ -1,0 +1,185 @@
+"""Small models written as ONNX text: declared values that no node computes become random weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import numpy_helper
+
+from graphcompress.model import Model
+
+HEADER = '<ir_version: 10, opset_import: ["" : {opset}, "com.example" : 1]>'
+
+
+def model_of(text: str, *, opset: int = 18, seed: int = 0) -> Model:
+    """The model of a graph's text; weights are random float32."""
+    proto = onnx.parser.parse_model(HEADER.format(opset=opset) + text)
+    rng = np.random.default_rng(seed)
+    for value in proto.graph.value_info:
+        shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        array = (0.4 * rng.standard_normal(shape)).astype(np.float32)
+        proto.graph.initializer.append(numpy_helper.from_array(array, value.name))
+    del proto.graph.value_info[:]
+    return Model(ir.from_proto(proto))
+
+
+MLP = """
+g (float[batch, sequence, 16] x) => (float[batch, sequence, 16] y)
+<float[16, 24] up, float[24] up_bias, float[24, 16] down, float[16] down_bias>
+{
+  a = MatMul(x, up)
+  b = Add(a, up_bias)
+  c = Gelu(b)
+  d = MatMul(c, down)
+  e = Add(d, down_bias)
+  y = Add(x, e)
+}
+"""
+
+SHARED_BIAS = """
+g (float[batch, sequence, 16] x) => (float[batch, sequence, 16] y)
+<float[16, 24] up0, float[24] bias, float[24, 16] down0, float[16, 24] up1, float[24, 16] down1>
+{
+  a = MatMul(x, up0)
+  b = Add(a, bias)
+  c = Sigmoid(b)
+  d = MatMul(c, down0)
+  r = Add(x, d)
+  e = MatMul(r, up1)
+  f = Add(e, bias)
+  h = Sigmoid(f)
+  i = MatMul(h, down1)
+  y = Add(r, i)
+}
+"""
+
+GATED = """
+g (float[batch, sequence, 16] x) => (float[batch, sequence, 16] y)
+<float[16, 48] both, float[24, 16] down>
+{
+  a = MatMul(x, both)
+  gate, value = Split <axis = -1, num_outputs = 2> (a)
+  s = Sigmoid(gate)
+  m = Mul(s, value)
+  d = MatMul(m, down)
+  y = Add(x, d)
+}
+"""
+
+PACKED = """
+g (float[batch, sequence, 16] x, bool[batch, 1, 1, sequence] mask) => (float[batch, sequence, 16] y)
+<float[16, 48] qkv, float[48] qkv_bias, float[16, 16] out,
+ int64[3] sizes = {16, 16, 16}, int64[4] heads = {0, 0, 4, 4}, int64[3] joined = {0, 0, 16},
+ float zero = {0.0}, float lowest = {-10000.0}, float root = {2.0}>
+{
+  product = MatMul(x, qkv)
+  packed = Add(product, qkv_bias)
+  q, k, v = Split <axis = 2> (packed, sizes)
+  q4 = Reshape(q, heads)
+  k4 = Reshape(k, heads)
+  v4 = Reshape(v, heads)
+  qt = Transpose <perm = [0, 2, 1, 3]> (q4)
+  kt = Transpose <perm = [0, 2, 3, 1]> (k4)
+  vt = Transpose <perm = [0, 2, 1, 3]> (v4)
+  raw = MatMul(qt, kt)
+  scores = Div(raw, root)
+  masked = Where(mask, scores, lowest)
+  soft = Softmax <axis = -1> (masked)
+  context = MatMul(soft, vt)
+  ct = Transpose <perm = [0, 2, 1, 3]> (context)
+  c = Reshape(ct, joined)
+  o = MatMul(c, out)
+  y = Add(x, o)
+}
+"""
+
+PACKED_SLICES = (
+    PACKED.replace(
+        "q, k, v = Split <axis = 2> (packed, sizes)",
+        """
+  q = Slice(packed, n0, n16, n2)
+  k = Slice(packed, n16, n32, n2)
+  v = Slice(packed, n32, end, n2)
+""",
+    )
+    .replace("int64[3] sizes = {16, 16, 16},", "int64[1] n0 = {0}, int64[1] n16 = {16}, int64[1] n32 = {32},")
+    .replace("int64[4] heads", "int64[1] n2 = {2}, int64[1] end = {9223372036854775807}, int64[4] heads")
+)
+
+GROUPED = """
+g (float[batch, sequence, 16] x) => (float[batch, sequence, 16] y)
+<float[16, 32] q_proj, float[16, 16] k_proj, float[16, 16] v_proj, float[32, 16] out,
+ int64[4] query_heads = {0, 0, 4, 8}, int64[4] key_heads = {0, 0, 2, 8}, int64[1] axis2 = {2},
+ int64[1] two = {2}, int64[1] n4 = {4}, int64[1] n8 = {8}, int64[3] joined = {0, 0, 32}>
+{
+  size0 = Shape <start = 0, end = 1> (x)
+  size1 = Shape <start = 1, end = 2> (x)
+  q = MatMul(x, q_proj)
+  k = MatMul(x, k_proj)
+  v = MatMul(x, v_proj)
+  q4 = Reshape(q, query_heads)
+  k4 = Reshape(k, key_heads)
+  v4 = Reshape(v, key_heads)
+  qt = Transpose <perm = [0, 2, 1, 3]> (q4)
+  kt = Transpose <perm = [0, 2, 1, 3]> (k4)
+  vt = Transpose <perm = [0, 2, 1, 3]> (v4)
+  wide = Concat <axis = 0> (size0, two, two, size1, n8)
+  flat = Concat <axis = 0> (size0, n4, size1, n8)
+  k5 = Unsqueeze(kt, axis2)
+  v5 = Unsqueeze(vt, axis2)
+  ke = Expand(k5, wide)
+  ve = Expand(v5, wide)
+  kr = Reshape(ke, flat)
+  vr = Reshape(ve, flat)
+  kx = Transpose <perm = [0, 1, 3, 2]> (kr)
+  scores = MatMul(qt, kx)
+  soft = Softmax <axis = -1> (scores)
+  context = MatMul(soft, vr)
+  ct = Transpose <perm = [0, 2, 1, 3]> (context)
+  c = Reshape(ct, joined)
+  o = MatMul(c, out)
+  y = Add(x, o)
+}
+"""
+
+OPERATOR = """
+g (float[batch, sequence, 16] x) => (float[batch, sequence, 16] y)
+<float[16, 32] q_proj, float[16, 16] k_proj, float[16, 16] v_proj, float[32, 16] out>
+{
+  q = MatMul(x, q_proj)
+  k = MatMul(x, k_proj)
+  v = MatMul(x, v_proj)
+  context = Attention <q_num_heads = 4, kv_num_heads = 2> (q, k, v)
+  o = MatMul(context, out)
+  y = Add(x, o)
+}
+"""
+
+MEASURED_SCALE = """
+g (float[batch, sequence, 16] x) => (float[batch, sequence, 16] y)
+<float[16, 16] q_proj, float[16, 16] k_proj, float[16, 16] v_proj, float[16, 16] out,
+ int64[4] heads = {0, 0, 4, 4}, int64[3] joined = {0, 0, 16}>
+{
+  q = MatMul(x, q_proj)
+  k = MatMul(x, k_proj)
+  v = MatMul(x, v_proj)
+  q4 = Reshape(q, heads)
+  k4 = Reshape(k, heads)
+  v4 = Reshape(v, heads)
+  qt = Transpose <perm = [0, 2, 1, 3]> (q4)
+  kt = Transpose <perm = [0, 2, 3, 1]> (k4)
+  vt = Transpose <perm = [0, 2, 1, 3]> (v4)
+  size = Shape <start = 3> (qt)
+  number = Cast <to = 1> (size)
+  root = Sqrt(number)
+  scaled = Div(qt, root)
+  scores = MatMul(scaled, kt)
+  soft = Softmax <axis = -1> (scores)
+  context = MatMul(soft, vt)
+  ct = Transpose <perm = [0, 2, 1, 3]> (context)
+  c = Reshape(ct, joined)
+  o = MatMul(c, out)
+  y = Add(x, o)
+}
+"""
