@@ -3,72 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import onnx_ir as ir
 
 from graphcompress.analysis.couplings import FFN, HEAD, couplings
+from graphcompress.analysis.layers import Layer, layers
 from graphcompress.base import Context, Contract, Lossy, Pass
+from graphcompress.calibrate import BATCH, real_tokens
 from graphcompress.cutting import cut
+from graphcompress.data import Samples, synthetic_samples
 from graphcompress.errors import UsageError
 from graphcompress.model import Model
-from graphcompress.numerics.importance import contribution, eliminate, rarely_active
-from graphcompress.numerics.least_squares import Fit, JointMoments, best_ridge, mean_squared_error, ridge
+from graphcompress.numerics.metrics import cosine
 from graphcompress.options import option
-from graphcompress.pruning import Block, Evidence, Witness, blocks_of, write_bias, write_fit
+from graphcompress.planning import KINDS, Plan, Planner, Request
+from graphcompress.pruning import Block, blocks_of, write_bias, write_fit
 from graphcompress.rewrite import Rewriter
-
-KINDS = {FFN: "FFN nodes", HEAD: "heads"}
-RIDGE = 0.3
-"""Strength while units are being chosen; the fit that is written takes what held-out tokens like best."""
-DEAD = 1e-6
-"""A unit that the reader weighs below this share of the largest of its block contributes nothing to see."""
-CHOICES = 32
-"""Without a ratio, sizes of a block that are considered."""
-DEEPEST = 0.75
-"""Without a ratio, at most this share of a block is removed."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Ranking:
-    """Units in the order in which they would go.
-
-    Attributes:
-        order: [at most size] units.
-        costs: of each, as a share of what the block gives in all; comparable between blocks.
-    """
-
-    order: np.ndarray
-    costs: np.ndarray
-
-
-@dataclass
-class _Plan:
-    """What happens to one block."""
-
-    block: Block
-    removed: np.ndarray
-    fit: Fit | None = None
-    error: float | None = None
-    figures: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def keep(self) -> np.ndarray:
-        keep = np.ones(self.block.size, bool)
-        keep[self.removed] = False
-        return keep
+from graphcompress.runtime import Runner
 
 
 @dataclass(frozen=True)
 class Prune(Pass):
     """Remove heads, FFN nodes and, on request, whole layers, and refit what remains.
 
-    The weights become smaller matrices: every runtime gains, no sparse kernels are needed. Without options
-    and with samples it removes as many FFN nodes and heads of every block as keeps the block's own output within
-    ``max_error``, measured on held-out samples after the refit. Without samples it removes only what is dead.
+    The weights become smaller matrices: every runtime gains, no sparse kernels are needed. Without options,
+    as many FFN nodes and heads go as keep the output of each block within ``max_error``, measured on held-out
+    samples after the refit. Without samples only what is dead goes, unless a ratio is asked for.
 
-    Importance of a unit:
+    Importance of a unit (a head or an FFN node):
         magnitude: its producers' weights times its reader's, in norms.
         activation: the energy that it adds to the block's output on the samples.
         obs: what is lost after the other weights are refitted, with every removal taken into account (optimal
@@ -77,8 +42,8 @@ class Prune(Pass):
             activations (Fully Quantized Transformer, arXiv:1910.10485 v1); how many differs between layers.
         auto: obs with samples, magnitude without.
 
-    Left alone: tied weights, a block that several linears read, the last unit of a block. A reader whose
-    weight is an expression over factors is cut but not refitted; only its bias is corrected.
+    Left alone: tied weights, a block that several linears read, the last unit of a block, the last layer. A
+    reader whose weight is an expression over factors is cut but not refitted: only its bias is corrected.
     """
 
     name: ClassVar[str] = "prune"
@@ -90,9 +55,7 @@ class Prune(Pass):
     importance: str = option(
         "auto", "what ranks units", choices=("auto", "magnitude", "activation", "obs", "xmax")
     )
-    scope: str = option(
-        "layer", "a ratio holds for every layer or for all together", choices=("layer", "global")
-    )
+    scope: str = option("layer", "a ratio holds in every layer or over all", choices=("layer", "global"))
     round_to: int = option(8, "FFN nodes that stay in a layer are a multiple of it", unit="nodes", minimum=1)
     refit: bool = option(True, "refit what remains by least squares; needs samples")
     max_error: float = option(
@@ -102,219 +65,174 @@ class Prune(Pass):
     only: str = option("*", "glob over weight names")
 
     def run(self, model: Model, ctx: Context) -> None:
-        """Choose, refit and cut."""
+        """Remove layers, choose units, refit, cut.
+
+        Raises:
+            UsageError: an importance that needs samples, and there are none.
+        """
         if ctx.samples is None and self.importance in ("activation", "obs", "xmax"):
             raise UsageError(f"{self}: importance {self.importance} needs samples; give them with --data")
         with Rewriter(model, ctx) as rw:
-            blocks = [block for block in blocks_of(rw, couplings(model), self.only) if self._wants(block)]
-            plans = _Planner(self, rw, ctx).plans(blocks)
+            if self.layers:
+                _remove_layers(rw, self.layers)
+            blocks = [block for block in blocks_of(rw, couplings(model), self.only) if self._wants(rw, block)]
+            plans = Planner(model, ctx, self._request(ctx)).plans(blocks)
+            self._tell(rw, plans)
             _carry_out(rw, [plan for plan in plans if len(plan.removed)])
-
-    def ratio(self, kind: str) -> float | None:
-        """The share of units of this kind that was asked for."""
-        return self.ffn if kind == FFN else self.heads
 
     @property
     def asks(self) -> bool:
         """Whether anything particular was asked for."""
         return self.ffn is not None or self.heads is not None or self.layers > 0
 
-    def _wants(self, block: Block) -> bool:
-        return not self.asks or bool(self.ratio(block.group.kind))
+    def _request(self, ctx: Context) -> Request:
+        auto = "obs" if ctx.samples else "magnitude"
+        return Request(
+            ratios={FFN: self.ffn or 0.0, HEAD: self.heads or 0.0} if self.asks else None,
+            importance=auto if self.importance == "auto" else self.importance,
+            pooled=self.scope == "global",
+            round_to=self.round_to,
+            refit=self.refit,
+            max_error=self.max_error,
+            z=self.z,
+        )
+
+    def _wants(self, rw: Rewriter, block: Block) -> bool:
+        head = block.group.kind == HEAD
+        if self.asks and not (self.heads if head else self.ffn):
+            return False
+        if head and self.importance == "xmax":
+            rw.skip(block.name, "importance xmax is a rule for FFN nodes")
+            return False
+        if not self.asks and _is_cut(rw.model, block):
+            rw.skip(block.name, "it is pruned already; ask for a ratio to go on")
+            return False
+        return True
+
+    # ---- what the user is told
+
+    def _tell(self, rw: Rewriter, plans: Sequence[Plan]) -> None:
+        for plan in plans:
+            if not len(plan.removed):
+                rw.skip(plan.block.name, self._why_nothing(plan, rw.ctx), **_outlook(plan))
+        fixed = [plan for plan in plans if len(plan.removed) and not plan.block.can_refit]
+        if fixed and self.refit and rw.ctx.samples:
+            rw.note(
+                f"{len(fixed)} blocks are cut without a refit: the weight that reads them is an expression"
+            )
+        if rw.ctx.samples is None:
+            rw.note(self._without_samples())
+        elif not self.asks:
+            rw.note(_stronger(plans, self.max_error))
+
+    def _why_nothing(self, plan: Plan, ctx: Context) -> str:
+        kind = KINDS[plan.block.group.kind]
+        if self.asks:
+            return f"no {kind} can go at this ratio (rounding, or the rule finds none)"
+        if ctx.samples is None:
+            return f"no {kind} are dead, and without samples the error of removing others is not known"
+        return f"removing {kind} costs more than max_error"
+
+    def _without_samples(self) -> str:
+        if not self.asks:
+            return (
+                "without samples only dead units go; with --data as many go as max_error allows, and a ratio "
+                "(ffn=0.25 heads=0.25) removes that share"
+            )
+        return (
+            "without samples units go by magnitude and nothing is refitted; with --data the same costs less"
+        )
 
 
-def removable(size: int, ratio: float, round_to: int) -> int:
-    """How many of ``size`` units may go: at most the ratio, at least one stays, what stays is a multiple."""
-    kept = max(1, size - int(np.floor(size * ratio + 1e-9)))
-    return max(0, size - -(-kept // round_to) * round_to)
+# ---- whole layers
 
 
-class _Planner:
-    """Chooses what goes."""
+def _remove_layers(rw: Rewriter, count: int) -> None:
+    """Let the residual stream pass by the layers that change it least."""
+    found = layers(rw.model)
+    allowed = min(count, len(found) - 1)
+    if allowed < count:
+        rw.skip("layers", f"{count} layers are to go, the model has {len(found)} and one must stay")
+    if allowed < 1:
+        return
+    samples = rw.ctx.samples or synthetic_samples(rw.model, seed=rw.ctx.seed)
+    changes = layer_changes(rw.model, found, samples)
+    stands_for: dict[ir.Value, ir.Value] = {}
+    chosen = sorted(np.argsort(changes, kind="stable")[:allowed].tolist())
+    for layer in (found[index] for index in chosen):
+        for linear in layer.linears:
+            rw.touch(linear, f"removed with layer {layer.name}")
+        entry = stands_for.get(layer.entry, layer.entry)
+        if layer.exit.is_graph_output() or entry.is_graph_output():
+            entry = rw.node("Identity", entry, name=f"{layer.name}.passed")
+        rw.replace(layer.exit, entry)
+        stands_for[layer.exit] = entry
+    rw.clean()
+    figures = ", ".join(f"{layer.name} {change:.3f}" for layer, change in zip(found, changes, strict=True))
+    origin = "on the samples" if rw.ctx.samples else "on made-up inputs (give --data to choose by yours)"
+    rw.note(f"change of the residual stream by each layer {origin}, 1 - cosine: {figures}")
 
-    def __init__(self, options: Prune, rw: Rewriter, ctx: Context) -> None:
-        self.options = options
-        self.rw = rw
-        self.ctx = ctx
-        self.measure = options.importance
-        if self.measure == "auto":
-            self.measure = "obs" if ctx.samples else "magnitude"
-        self.witness = Witness(rw.model, ctx.samples, ctx.progress) if ctx.samples else None
 
-    def plans(self, blocks: Sequence[Block]) -> list[_Plan]:
-        """One plan for each block."""
-        if self.witness is None:
-            return self._without_samples(blocks)
-        if not self.options.asks:
-            return [self._within_error(block, evidence) for block, evidence in self.witness.stream(blocks)]
-        rankings = {b: self._rank(b, evidence) for b, evidence in self.witness.stream(blocks)}
-        counts = self._counts(rankings)
-        return [
-            self._fitted(_Plan(block, rankings[block].order[: counts[block]]), evidence)
-            for block, evidence in self.witness.stream(blocks)
-        ]
-
-    def _without_samples(self, blocks: Sequence[Block]) -> list[_Plan]:
-        if not self.options.asks:
-            return [_Plan(block, _dead(block)) for block in blocks]
-        rankings = {block: self._rank(block, None) for block in blocks}
-        counts = self._counts(rankings)
-        return [_Plan(block, rankings[block].order[: counts[block]]) for block in blocks]
-
-    # ---- how many
-
-    def _round_to(self, block: Block) -> int:
-        return self.options.round_to if block.group.kind == FFN else 1
-
-    def _most(self, block: Block, ratio: float) -> int:
-        return removable(block.size, ratio, self._round_to(block))
-
-    def _deepest(self, block: Block) -> int:
-        """The most that can be removed under the options, of this block alone."""
-        if self.options.asks and self.options.scope == "layer":
-            return self._most(block, self.options.ratio(block.group.kind) or 0.0)
-        return block.size - 1 if self.options.asks else self._most(block, DEEPEST)
-
-    def _counts(self, rankings: dict[Block, _Ranking]) -> dict[Block, int]:
-        if self.options.scope == "global":
-            return {
-                block: count
-                for kind in KINDS
-                for block, count in self._pooled(
-                    {b: r for b, r in rankings.items() if b.group.kind == kind},
-                    self.options.ratio(kind) or 0.0,
-                ).items()
+def layer_changes(model: Model, found: Sequence[Layer], samples: Samples) -> list[float]:
+    """1 - mean cosine between what enters and what leaves each layer."""
+    ends = list(dict.fromkeys(value for layer in found for value in (layer.entry, layer.exit)))
+    sums, tokens = np.zeros(len(found)), 0
+    with Runner(model, ends) as runner:
+        for feed in samples.batches(BATCH, by_length=True):
+            values = {
+                end: real_tokens(array, feed) for end, array in zip(ends, runner(feed).values(), strict=True)
             }
-        return {
-            block: min(len(ranking.order), self._most(block, self.options.ratio(block.group.kind) or 0.0))
-            for block, ranking in rankings.items()
-        }
-
-    def _pooled(self, rankings: dict[Block, _Ranking], ratio: float) -> dict[Block, int]:
-        """The cheapest removals of all blocks together; in a block a unit goes only after those before it."""
-        budget = int(np.floor(sum(block.size for block in rankings) * ratio + 1e-9))
-        offers = sorted(
-            (cost, number, index)
-            for number, ranking in enumerate(rankings.values())
-            for index, cost in enumerate(np.maximum.accumulate(ranking.costs))
-        )[:budget]
-        counts = np.bincount([number for _, number, _ in offers], minlength=len(rankings))
-        return {
-            block: self._most(block, int(count) / block.size)
-            for block, count in zip(rankings, counts, strict=True)
-        }
-
-    # ---- which
-
-    def _rank(self, block: Block, evidence: Evidence | None) -> _Ranking:
-        if evidence is None or self.measure == "magnitude":
-            scores = (block.norms(block.group.producers) * block.norms([block.reader])) ** 2
-        elif self.measure == "obs":
-            return self._eliminated(block, evidence, self._deepest(block))
-        elif self.measure == "xmax":
-            scores = evidence.peaks[block.rows].max(axis=1)
-        else:
-            moments = evidence.all
-            second = moments.xx[:-1, :-1] / max(moments.count, 1)
-            scores = contribution(second, block.reader.dense(), block.units, block.size)
-        order = np.argsort(scores, kind="stable")[: block.size - 1]
-        if self.measure == "xmax":
-            order = order[rarely_active(scores, self.options.z)[order]]
-        return _Ranking(order, scores[order] / max(float(scores.sum()), np.finfo(np.float64).tiny))
-
-    def _eliminated(self, block: Block, evidence: Evidence, count: int) -> _Ranking:
-        moments, weight = evidence.all, block.reader.dense()
-        done = eliminate(moments.covariance, weight, block.rows, count, RIDGE)
-        energy = max(moments.aimed_at(weight, block.bias()).energy, np.finfo(np.float64).tiny)
-        return _Ranking(done.order, np.diff(done.errors, prepend=0.0) / energy)
-
-    # ---- refit and error
-
-    def _fitted(self, plan: _Plan, evidence: Evidence) -> _Plan:
-        """Add the refit and the error that the block has with it on held-out tokens."""
-        if not len(plan.removed):
-            return plan
-        trial = _Trial(plan.block, evidence, self.options.refit)
-        rows = plan.block.kept_rows(plan.keep)
-        strength = trial.strength(rows)
-        plan.error = trial.error(rows, strength)
-        plan.fit = trial.fit(trial.all, rows, strength) if self.options.refit else None
-        return plan
-
-    def _within_error(self, block: Block, evidence: Evidence) -> _Plan:
-        """As many units as keep the error on held-out tokens below the limit."""
-        counts = self._choices(block)
-        ranking = self._eliminated(block, evidence, counts[-1] if counts else 0)
-        trial = _Trial(block, evidence, self.options.refit)
-        low, high = 0, len(counts)
-        while low < high:
-            middle = (low + high) // 2
-            plan = _Plan(block, ranking.order[: counts[middle]])
-            if trial.error(block.kept_rows(plan.keep), RIDGE) <= self.options.max_error:
-                low = middle + 1
-            else:
-                high = middle
-        return self._fitted(_Plan(block, ranking.order[: counts[low - 1] if low else 0]), evidence)
-
-    def _choices(self, block: Block) -> list[int]:
-        """Numbers of units that are tried: up to the most, all that follow the rounding or a few of them."""
-        most, step = self._deepest(block), self._round_to(block)
-        step *= max(1, block.size // (CHOICES * step))
-        return list(range(most, 0, -step))[::-1]
+            angles = [cosine(values[layer.entry], values[layer.exit]).ravel() for layer in found]
+            sums += [float(angle.sum()) for angle in angles]
+            tokens += len(angles[0])
+    return [1.0 - float(total) / max(tokens, 1) for total in sums]
 
 
-class _Trial:
-    """Fits of one block's reader to what it gave before."""
-
-    def __init__(self, block: Block, evidence: Evidence, refit: bool) -> None:
-        self.weight, self.bias = block.reader.dense().astype(np.float64), block.bias()
-        self.refit = refit
-        self.can_refit = block.can_refit
-        self.fit_on = evidence.fit.aimed_at(self.weight, self.bias)
-        self.held_out = evidence.held_out.aimed_at(self.weight, self.bias)
-
-    @property
-    def all(self) -> JointMoments:
-        return self.fit_on + self.held_out
-
-    def fit(self, moments: JointMoments, rows: np.ndarray, strength: float) -> Fit:
-        if not self.refit:
-            return Fit(self.weight[rows], self.bias)
-        return ridge(moments.of(rows), self.weight[rows], strength)
-
-    def strength(self, rows: np.ndarray) -> float:
-        if not (self.refit and self.can_refit):
-            return np.inf
-        return best_ridge(self.fit_on.of(rows), self.held_out.of(rows), self.weight[rows])
-
-    def error(self, rows: np.ndarray, strength: float) -> float:
-        """Error on held-out tokens, as a share of the spread of the block's output."""
-        fit = self.fit(self.fit_on, rows, strength if self.can_refit else np.inf)
-        energy = max(self.held_out.energy, np.finfo(np.float64).tiny)
-        return float(np.sqrt(mean_squared_error(fit, self.held_out.of(rows)) / energy))
+# ---- units
 
 
-def _dead(block: Block) -> np.ndarray:
-    """Units that the reader does not listen to."""
-    norms = block.norms([block.reader])
-    return np.flatnonzero(norms <= DEAD * norms.max(initial=0.0))[: block.size - 1]
+def _is_cut(model: Model, block: Block) -> bool:
+    axis = 1 if block.reader.transposed else 0
+    return axis in model.kept.get(block.reader.weight.name or "", {})
 
 
-def _carry_out(rw: Rewriter, plans: Sequence[_Plan]) -> None:
+def _carry_out(rw: Rewriter, plans: Sequence[Plan]) -> None:
     for plan in plans:
         _record(rw, plan)
     for plan in plans:
         if plan.fit is not None and plan.block.can_refit:
-            write_fit(rw, plan.block, plan.block.kept_rows(plan.keep), plan.fit)
+            write_fit(rw, plan.block, plan.rows, plan.fit)
     cut(rw, {plan.block.group: plan.keep for plan in plans})
     for plan in plans:
         if plan.fit is not None:
             write_bias(rw, plan.block.reader, plan.fit.bias)
 
 
-def _record(rw: Rewriter, plan: _Plan) -> None:
-    kind = KINDS[plan.block.group.kind]
-    detail = f"{len(plan.removed)} of {plan.block.size} {kind} removed"
+def _record(rw: Rewriter, plan: Plan) -> None:
+    detail = f"{len(plan.removed)} of {plan.block.size} {KINDS[plan.block.group.kind]} removed"
     figures = {} if plan.error is None else {"error": plan.error}
     for linear in plan.block.linears:
         rw.touch(linear, detail, **figures)
+
+
+def _outlook(plan: Plan) -> dict[str, float]:
+    return {f"error_at_{ratio}": error for ratio, error in plan.outlook.items()}
+
+
+def _stronger(plans: Sequence[Plan], max_error: float) -> str:
+    """What was done without a ratio, and what ratios would cost."""
+    parts = []
+    for kind, noun in KINDS.items():
+        option_name = "ffn" if kind == FFN else "heads"
+        mine = [plan for plan in plans if plan.block.group.kind == kind]
+        if not mine:
+            continue
+        gone, total = sum(len(plan.removed) for plan in mine), sum(plan.block.size for plan in mine)
+        part = f"{gone} of {total} {noun} go within max_error={max_error:g}"
+        for ratio in (0.25, 0.5):
+            errors = [plan.outlook[ratio] for plan in mine]
+            part += (
+                f"; {option_name}={ratio:g} would leave block errors of {min(errors):.2f}-{max(errors):.2f}"
+            )
+        parts.append(part)
+    return "; ".join(parts) or "nothing to prune"

@@ -60,6 +60,16 @@ def test_portions_stay_close_to_one_by_one():
     assert (np.diff(done.errors) >= 0).all()
 
 
+def test_what_never_varies_goes_first_and_for_nothing_whatever_the_ridge():
+    x, weight = problem(features=8)
+    x[:, [2, 5]] = 0.0
+    weight[[2, 5]] = 50.0
+    done = eliminate(x.T @ x / len(x), weight, np.arange(8)[:, None], 3, 0.3)
+    assert set(done.order[:2].tolist()) == {2, 5}
+    np.testing.assert_allclose(done.errors[:2], 0.0, atol=1e-8)
+    assert done.errors[2] > 1e-3
+
+
 def test_a_constant_layer_loses_nothing():
     done = eliminate(np.zeros((4, 4)), np.ones((4, 2)), np.arange(4)[:, None], 3, 0.1)
     np.testing.assert_array_equal(done.errors, 0.0)

@@ -76,7 +76,8 @@ def eliminate(
 
     The cost of removing unit g while all remaining weights are refitted is tr(W_gᵀ · (H⁻¹_gg)⁻¹ · W_g), and
     weights and inverse are brought up to date after it (optimal brain surgeon, Hassibi and Stork 1993; for
-    structures ZipLM, arXiv:2302.04089). Units go in portions; inside one the choice is exact.
+    structures ZipLM, arXiv:2302.04089). The ridge holds back what is refitted, not what is removed: its share
+    in the removed weights is taken off. Units go in portions; inside one the choice is exact.
 
     Args:
         covariance: [features, features] of the linear's inputs about their mean (the bias is refitted too).
@@ -91,17 +92,19 @@ def eliminate(
         return Elimination(np.arange(count), np.zeros(count))
     inverse = np.linalg.inv(covariance + ridge * spread * np.eye(features))
     weight = weight.astype(np.float64)
+    free = ridge * spread * np.sum(weight[rows] ** 2, axis=(1, 2))
     alive = np.arange(len(rows))
     portion = max(1, len(rows) // PORTIONS)
     order: list[int] = []
     errors: list[float] = []
     while len(order) < count:
         take = min(portion, count - len(order))
-        candidates = np.argsort(_costs(inverse, weight, rows), kind="stable")[: 2 * take]
-        chosen, costs = _greedy(inverse, weight, rows[candidates], take)
+        costs = _costs(inverse, weight, rows) - free[alive]
+        candidates = np.argsort(costs, kind="stable")[: 2 * take]
+        chosen, paid = _greedy(inverse, weight, rows[candidates], free[alive[candidates]], take)
         gone = candidates[chosen]
         total = errors[-1] if errors else 0.0
-        errors.extend((total + np.cumsum(costs)).tolist())
+        errors.extend((total + np.cumsum(paid)).tolist())
         order.extend(alive[gone].tolist())
         inverse, weight, rows = _without(inverse, weight, rows, gone)
         alive = np.delete(alive, gone)
@@ -122,7 +125,7 @@ def _without(
 
 
 def _greedy(
-    inverse: np.ndarray, weight: np.ndarray, rows: np.ndarray, take: int
+    inverse: np.ndarray, weight: np.ndarray, rows: np.ndarray, free: np.ndarray, take: int
 ) -> tuple[list[int], list[float]]:
     """Choose ``take`` of the units in ``rows`` one by one; only the block of their features matters."""
     flat = rows.ravel()
@@ -133,7 +136,7 @@ def _greedy(
     paid: list[float] = []
     for _ in range(take):
         left = np.flatnonzero(alive)
-        costs = _costs(block, part, local[left])
+        costs = _costs(block, part, local[left]) - free[left]
         best = int(np.argmin(costs))
         gone = local[left[best]]
         solved = np.linalg.solve(block[np.ix_(gone, gone)], block[gone])

@@ -1,0 +1,476 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from bert import Bert
+from conftest import random_samples
+from graphcompress.passes.prune import Prune, layer_changes
+from hypothesis import given
+from hypothesis import strategies as st
+
+from graphcompress.analysis.couplings import couplings
+from graphcompress.analysis.layers import layers
+from graphcompress.analysis.linears import linears
+from graphcompress.base import Context
+from graphcompress.errors import UsageError
+from graphcompress.model import Model
+from graphcompress.pipeline import Pipeline
+from graphcompress.planning import removable
+from graphcompress.pruning import Witness, blocks_of
+from graphcompress.rewrite import Rewriter
+from graphcompress.runtime import Runner
+
+FFN_IN, FFN_OUT = "encoder.layer.{}.intermediate.dense", "encoder.layer.{}.output.dense"
+ATTENTION = "encoder.layer.{}.attention.self.{}"
+
+
+def pruned(model, samples=None, **options):
+    ctx = Context(samples=samples)
+    Prune(**options).run(model, ctx)
+    return ctx
+
+
+def outputs(model, samples, batch=8):
+    with Runner(model) as runner:
+        return [runner(feed)["last_hidden_state"] for feed in samples.batches(batch)]
+
+
+def distance(a, b):
+    """Relative error over all real and padded positions."""
+    return np.sqrt(
+        sum(np.sum((x - y) ** 2) for x, y in zip(a, b, strict=True)) / sum(np.sum(x**2) for x in a)
+    )
+
+
+def sizes(model, kind):
+    return [group.size for group in couplings(model) if group.kind == kind]
+
+
+def weight(model, name):
+    return next(linear for linear in linears(model) if linear.name.startswith(name))
+
+
+def edit(model, name, array):
+    value = model.graph.initializers[name]
+    with Rewriter(model, Context()) as rw:
+        rw.overwrite(value, array)
+
+
+def stored(model, name):
+    return model.graph.initializers[name].const_value.numpy().copy()
+
+
+def bert(tmp_path, **changes):
+    path = tmp_path / "model.onnx"
+    onnx.save(Bert(**changes).model(), path)
+    return Model.load(path)
+
+
+# ---- zeroed = removed
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+def test_ffn_nodes_that_nothing_reads_are_removed_without_a_trace(tmp_path, opset):
+    model = bert(tmp_path, opset=opset) if opset >= 18 else bert(tmp_path)
+    samples = random_samples(12)
+    for layer, dead in ((0, range(5, 29)), (1, range(0, 64, 2))):
+        rows = stored(model, FFN_OUT.format(layer) + ".weight_t")
+        rows[list(dead)] = 0.0
+        edit(model, FFN_OUT.format(layer) + ".weight_t", rows)
+    before = outputs(model, samples)
+    ctx = pruned(model)
+    assert sizes(model, "ffn") == [40, 32]
+    assert distance(before, outputs(model, samples)) < 1e-5
+    assert {touched.detail for touched in ctx.touched} == {
+        "24 of 64 FFN nodes removed",
+        "32 of 64 FFN nodes removed",
+    }
+
+
+def test_an_ffn_node_without_input_leaves_what_gelu_makes_of_its_bias(tiny_bert, tiny_samples):
+    columns = stored(tiny_bert, FFN_IN.format(0) + ".weight_t")
+    bias = stored(tiny_bert, FFN_IN.format(0) + ".bias")
+    columns[:, :8], bias[:8] = 0.0, 2.0
+    edit(tiny_bert, FFN_IN.format(0) + ".weight_t", columns)
+    edit(tiny_bert, FFN_IN.format(0) + ".bias", bias)
+    before = outputs(tiny_bert, tiny_samples)
+    pruned(tiny_bert)
+    assert sizes(tiny_bert, "ffn") == [56, 64]
+    assert distance(before, outputs(tiny_bert, tiny_samples)) < 1e-5
+
+
+def test_with_samples_a_constant_node_goes_first_and_is_folded(tiny_bert, tiny_samples):
+    columns = stored(tiny_bert, FFN_IN.format(1) + ".weight_t")
+    bias = stored(tiny_bert, FFN_IN.format(1) + ".bias")
+    columns[:, 16:24], bias[16:24] = 0.0, 1.5
+    edit(tiny_bert, FFN_IN.format(1) + ".weight_t", columns)
+    edit(tiny_bert, FFN_IN.format(1) + ".bias", bias)
+    before = outputs(tiny_bert, tiny_samples)
+    pruned(tiny_bert, tiny_samples, ffn=0.125, only="encoder.layer.1.*")
+    assert sizes(tiny_bert, "ffn") == [64, 56]
+    assert distance(before, outputs(tiny_bert, tiny_samples)) < 1e-5
+
+
+def test_a_head_that_nothing_reads_is_removed_without_a_trace(tiny_bert, tiny_samples):
+    name = "encoder.layer.1.attention.output.dense.weight_t"
+    rows = stored(tiny_bert, name)
+    rows[8:16] = 0.0
+    edit(tiny_bert, name, rows)
+    before = outputs(tiny_bert, tiny_samples)
+    pruned(tiny_bert)
+    assert sizes(tiny_bert, "head") == [4, 3]
+    assert distance(before, outputs(tiny_bert, tiny_samples)) < 1e-5
+    assert weight(tiny_bert, ATTENTION.format(1, "key")).out_features == 24
+
+
+def test_removing_equals_zeroing_the_readers_rows(tiny_bert, tiny_path_twin, tiny_samples):
+    pruned(tiny_bert, ffn=0.5, heads=0.25)
+    for group in couplings(tiny_path_twin):
+        if group.kind not in ("ffn", "head"):
+            continue
+        reader = group.consumers[0]
+        kept = tiny_bert.kept[reader.weight.name][0]
+        rows = reader.dense().copy()
+        rows[np.setdiff1d(np.arange(len(rows)), kept)] = 0.0
+        edit(tiny_path_twin, reader.weight.name, rows)
+    assert distance(outputs(tiny_path_twin, tiny_samples), outputs(tiny_bert, tiny_samples)) < 1e-5
+
+
+@pytest.fixture
+def tiny_path_twin(tiny_bert_path):
+    return Model.load(tiny_bert_path)
+
+
+# ---- how many
+
+
+@given(st.integers(1, 300), st.floats(0, 1), st.integers(1, 16))
+def test_removable_keeps_its_promises(size, ratio, round_to):
+    gone = removable(size, ratio, round_to)
+    assert 0 <= gone <= ratio * size + 1e-6
+    assert gone < size
+    assert gone == 0 or (size - gone) % round_to == 0
+
+
+def test_a_ratio_holds_in_every_layer(tiny_bert, tiny_samples):
+    pruned(tiny_bert, tiny_samples, ffn=0.3, heads=0.5, round_to=4)
+    assert sizes(tiny_bert, "ffn") == [48, 48]
+    assert sizes(tiny_bert, "head") == [2, 2]
+
+
+@pytest.mark.parametrize("importance", ["obs", "activation", "magnitude"])
+def test_a_global_ratio_holds_over_all(tiny_bert, tiny_samples, importance):
+    name = FFN_OUT.format(0) + ".weight_t"
+    edit(tiny_bert, name, stored(tiny_bert, name) * np.linspace(0.01, 1.0, 64)[:, None] ** 3)
+    pruned(tiny_bert, tiny_samples, ffn=0.4, heads=0.25, scope="global", importance=importance)
+    nodes, heads = sizes(tiny_bert, "ffn"), sizes(tiny_bert, "head")
+    assert nodes[0] < nodes[1]
+    assert 0.6 * 128 <= sum(nodes) < 128
+    assert all(size % 8 == 0 for size in nodes)
+    assert sum(heads) >= 6
+    assert min(heads) >= 1
+
+
+def test_all_heads_are_never_removed(tiny_bert, tiny_samples):
+    before = outputs(tiny_bert, tiny_samples)
+    pruned(tiny_bert, tiny_samples, heads=1.0, ffn=1.0, round_to=1)
+    assert sizes(tiny_bert, "head") == []
+    assert [g.size for g in couplings(tiny_bert) if g.kind == "ffn"] == []
+    assert {weight(tiny_bert, FFN_IN.format(i)).out_features for i in range(2)} == {1}
+    assert {weight(tiny_bert, ATTENTION.format(i, "value")).out_features for i in range(2)} == {8}
+    assert [a.shape for a in outputs(tiny_bert, tiny_samples)] == [a.shape for a in before]
+
+
+def test_a_ratio_below_the_rounding_removes_nothing_and_says_so(tiny_bert, tiny_samples):
+    ctx = pruned(tiny_bert, tiny_samples, ffn=0.1, round_to=16)
+    assert sizes(tiny_bert, "ffn") == [64, 64]
+    assert not ctx.touched
+    assert {item.reason for item in ctx.skipped} == {
+        "no FFN nodes can go at this ratio (rounding, or the rule finds none)"
+    }
+
+
+def test_only_what_matches_the_glob_is_touched(tiny_bert, tiny_samples):
+    ctx = pruned(tiny_bert, tiny_samples, ffn=0.5, heads=0.5, only="encoder.layer.0.*")
+    assert sizes(tiny_bert, "ffn") == [32, 64]
+    assert sizes(tiny_bert, "head") == [2, 4]
+    assert all(item.name.startswith("encoder.layer.0.") for item in ctx.touched)
+
+
+# ---- which
+
+
+def test_xmax_removes_what_is_never_active_and_differs_between_layers(tiny_bert, tiny_samples):
+    for layer, quiet in ((0, 8), (1, 24)):
+        columns = stored(tiny_bert, FFN_IN.format(layer) + ".weight_t")
+        bias = stored(tiny_bert, FFN_IN.format(layer) + ".bias")
+        columns[:, :quiet], bias[:quiet] = columns[:, :quiet] * 1e-4, 0.0
+        edit(tiny_bert, FFN_IN.format(layer) + ".weight_t", columns)
+        edit(tiny_bert, FFN_IN.format(layer) + ".bias", bias)
+    before = outputs(tiny_bert, tiny_samples)
+    ctx = pruned(tiny_bert, tiny_samples, ffn=0.9, heads=0.5, importance="xmax")
+    assert sizes(tiny_bert, "ffn") == [56, 40]
+    assert sizes(tiny_bert, "head") == [4, 4]
+    assert distance(before, outputs(tiny_bert, tiny_samples)) < 1e-3
+    assert "importance xmax is a rule for FFN nodes" in {item.reason for item in ctx.skipped}
+
+
+@pytest.mark.parametrize("importance", ["activation", "obs", "xmax"])
+def test_an_importance_that_needs_samples_says_so(tiny_bert, importance):
+    with pytest.raises(UsageError, match=rf"importance {importance} needs samples.*--data"):
+        pruned(tiny_bert, ffn=0.5, importance=importance)
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "activation", "obs"])
+def test_measured_importance_loses_less_than_its_reverse(tiny_bert_path, tiny_samples, importance):
+    model = Model.load(tiny_bert_path)
+    before = outputs(model, tiny_samples)
+    pruned(model, tiny_samples, ffn=0.5, importance=importance, refit=False)
+    kept = model.kept[weight(model, FFN_OUT.format(0)).weight.name][0]
+    chosen = distance(before, outputs(model, tiny_samples))
+    reverse = Model.load(tiny_bert_path)
+    for layer in range(2):
+        name = FFN_OUT.format(layer) + ".weight_t"
+        rows = stored(reverse, name)
+        rows[model.kept[name][0]] = 0.0
+        edit(reverse, name, rows)
+    assert len(kept) == 32
+    assert chosen < 0.8 * distance(before, outputs(reverse, tiny_samples))
+
+
+# ---- refit
+
+
+def block_error(model, reference, samples, layer):
+    """Error of one reader's output against the original's, on the samples."""
+    name = FFN_OUT.format(layer)
+    values = [next(li.output for li in linears(m) if li.name.startswith(name)) for m in (reference, model)]
+    total = 0.0
+    with Runner(reference, values[:1]) as original, Runner(model, values[1:]) as now:
+        for feed in samples.batches(1):
+            (a,), (b,) = original(feed).values(), now(feed).values()
+            total += float(np.sum((a - b) ** 2))
+    return total
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.75])
+def test_a_refit_never_loses_more_on_the_calibration_samples(tiny_bert_path, tiny_samples, ratio):
+    errors = {}
+    for refit in (True, False):
+        model = Model.load(tiny_bert_path)
+        pruned(model, tiny_samples, ffn=ratio, refit=refit, only="encoder.layer.0.*", importance="obs")
+        errors[refit] = block_error(model, Model.load(tiny_bert_path), tiny_samples, 0)
+    assert 0 < errors[True] < 0.7 * errors[False]
+
+
+def test_the_refit_is_the_least_squares_optimum_of_the_explicit_matrices(
+    tiny_bert, tiny_path_twin, tiny_samples
+):
+    with Rewriter(tiny_path_twin, Context()) as rw:
+        block = next(b for b in blocks_of(rw, couplings(tiny_path_twin), "*") if b.group.kind == "ffn")
+    ((_, evidence),) = Witness(tiny_path_twin, tiny_samples, Context().progress).stream([block])
+    rows = []
+    with Runner(tiny_path_twin, [block.reader.input]) as runner:
+        for feed in tiny_samples.batches(1):
+            rows.append(next(iter(runner(feed).values()))[0])
+    x = np.concatenate(rows).astype(np.float64)
+    assert evidence.all.count == len(x)
+    np.testing.assert_allclose(evidence.all.mean, x.mean(0), rtol=1e-4, atol=1e-5)
+    pruned(tiny_bert, tiny_samples, ffn=0.5, only="encoder.layer.0.*")
+    now = weight(tiny_bert, FFN_OUT.format(0))
+    kept = tiny_bert.kept[now.weight.name][0]
+    target = x @ block.reader.dense() + block.bias()
+    spread = np.mean(x[:, kept].var(0))
+    candidates = []
+    for strength in (0.1, 0.3, 1.0, 3.0):
+        pull = np.sqrt(strength * spread * len(x)) * np.eye(len(kept))
+        centred = x[:, kept] - x[:, kept].mean(0)
+        right = np.r_[target - target.mean(0), pull @ block.reader.dense()[kept]]
+        candidates.append(np.linalg.lstsq(np.r_[centred, pull], right, rcond=None)[0])
+    assert min(np.abs(now.dense() - candidate).max() for candidate in candidates) < 1e-4
+    bias = target.mean(0) - x[:, kept].mean(0) @ now.dense()
+    np.testing.assert_allclose(now.bias.const_value.numpy(), bias, atol=1e-4)
+
+
+def test_without_samples_a_ratio_goes_by_magnitude_and_leaves_weights_as_they_are(tiny_bert, tiny_path_twin):
+    ctx = pruned(tiny_bert, ffn=0.5)
+    now, before = weight(tiny_bert, FFN_OUT.format(0)), weight(tiny_path_twin, FFN_OUT.format(0))
+    columns = weight(tiny_path_twin, FFN_IN.format(0)).dense()
+    scores = np.linalg.norm(columns, axis=0) * np.linalg.norm(before.dense(), axis=1)
+    np.testing.assert_array_equal(tiny_bert.kept[now.weight.name][0], np.sort(np.argsort(scores)[32:]))
+    np.testing.assert_array_equal(now.dense(), before.dense()[np.sort(np.argsort(scores)[32:])])
+    assert any("by magnitude" in note for note in ctx.notes)
+
+
+# ---- without options
+
+
+def test_without_a_ratio_every_block_stays_within_max_error(tiny_bert, tiny_samples):
+    ctx = pruned(tiny_bert, tiny_samples, max_error=0.4)
+    assert ctx.touched
+    assert all(item.figures["error"] <= 0.45 for item in ctx.touched)
+    assert any("would leave block errors" in note for note in ctx.notes)
+
+
+def test_a_looser_limit_removes_more(tiny_bert_path, tiny_samples):
+    left = []
+    for limit in (0.1, 0.4, 0.8):
+        model = Model.load(tiny_bert_path)
+        pruned(model, tiny_samples, max_error=limit)
+        left.append(model.parameters)
+    assert left[0] > left[1] > left[2]
+
+
+def test_without_options_and_samples_a_model_without_dead_units_is_left_alone(tiny_bert):
+    before = tiny_bert.parameters
+    ctx = pruned(tiny_bert)
+    assert tiny_bert.parameters == before
+    assert not ctx.touched
+    assert len(ctx.skipped) == 4
+    assert all("without samples" in item.reason for item in ctx.skipped)
+
+
+def test_a_second_run_without_options_leaves_it_alone(tiny_bert, tiny_samples):
+    pruned(tiny_bert, tiny_samples, max_error=0.5)
+    before = tiny_bert.parameters, outputs(tiny_bert, tiny_samples)
+    ctx = pruned(tiny_bert, tiny_samples, max_error=0.5)
+    assert tiny_bert.parameters == before[0]
+    assert distance(before[1], outputs(tiny_bert, tiny_samples)) == 0.0
+    assert any("pruned already" in item.reason for item in ctx.skipped)
+
+
+def test_a_second_run_with_a_ratio_takes_that_share_of_what_is_left(tiny_bert, tiny_samples):
+    for expected in (32, 16):
+        pruned(tiny_bert, tiny_samples, ffn=0.5)
+        assert sizes(tiny_bert, "ffn") == [expected, expected]
+
+
+# ---- layers
+
+
+def test_the_layer_that_changes_least_goes(tmp_path):
+    model, samples = bert(tmp_path, layers=3), random_samples(8)
+    for name in ("attention.output.dense", "output.dense"):
+        for part in ("weight_t", "bias"):
+            key = f"encoder.layer.1.{name}.{part}"
+            edit(model, key, 1e-3 * stored(model, key))
+    changes = layer_changes(model, layers(model), samples)
+    assert np.argmin(changes) == 1
+    before = outputs(model, samples)
+    ctx = pruned(model, samples, layers=1)
+    assert len(layers(model)) == 2
+    assert not any(linear.name.startswith("encoder.layer.1.") for linear in linears(model))
+    assert len(ctx.touched) == 6
+    assert all(item.name.startswith("encoder.layer.1.") for item in ctx.touched)
+    assert distance(before, outputs(model, samples)) < 0.5
+
+
+def test_the_last_layer_may_go_and_the_output_keeps_its_name(tmp_path):
+    model, samples = bert(tmp_path, layers=2), random_samples(8)
+    for name in ("attention.output.dense", "output.dense"):
+        for part in ("weight_t", "bias"):
+            key = f"encoder.layer.1.{name}.{part}"
+            edit(model, key, 1e-3 * stored(model, key))
+    shapes = [a.shape for a in outputs(model, samples)]
+    pruned(model, samples, layers=1)
+    assert [a.shape for a in outputs(model, samples)] == shapes
+    assert {linear.name.split(".")[2] for linear in linears(model)} == {"0"}
+
+
+def test_one_layer_stays_whatever_is_asked(tmp_path):
+    model = bert(tmp_path, layers=3)
+    ctx = pruned(model, random_samples(6), layers=5)
+    assert len(layers(model)) == 1
+    assert any("one must stay" in item.reason for item in ctx.skipped)
+
+
+def test_layers_and_ratios_go_together(tmp_path):
+    model, samples = bert(tmp_path, layers=3), random_samples(10)
+    pruned(model, samples, layers=1, ffn=0.5, heads=0.25)
+    assert sizes(model, "ffn") == [32, 32]
+    assert sizes(model, "head") == [3, 3]
+    outputs(model, samples)
+
+
+# ---- the contract with the rest
+
+
+def test_tied_weights_are_left_alone_with_the_reason(tmp_path):
+    writer = Bert()
+    proto = writer.model()
+    for node in proto.graph.node:
+        for index, name in enumerate(node.input):
+            if name == "encoder.layer.1.output.dense.weight_t":
+                node.input[index] = "encoder.layer.0.output.dense.weight_t"
+    onnx.save(proto, tmp_path / "tied.onnx")
+    model = Model.load(tmp_path / "tied.onnx")
+    ctx = pruned(model, random_samples(8), ffn=0.5)
+    assert sizes(model, "ffn") in ([64, 64], [64])
+    assert weight(model, FFN_OUT.format(0)).in_features == 64
+    assert not any("output.dense" in item.name for item in ctx.touched)
+
+
+def test_the_pruned_model_runs_at_other_batch_sizes_and_lengths(tiny_bert, tiny_samples):
+    pruned(tiny_bert, tiny_samples, ffn=0.5, heads=0.5)
+    with Runner(tiny_bert) as runner:
+        for batch, length in ((1, 1), (1, 64), (7, 13)):
+            ids = np.ones((batch, length), np.int64)
+            feed = {"input_ids": ids, "attention_mask": ids, "token_type_ids": 0 * ids}
+            assert runner(feed)["last_hidden_state"].shape == (batch, length, 32)
+
+
+def test_the_same_bytes_twice(tiny_bert_path, tiny_samples, tmp_path):
+    files = []
+    for number in range(2):
+        model = Model.load(tiny_bert_path)
+        pruned(model, tiny_samples, ffn=0.5, heads=0.25)
+        files.append(model.save(tmp_path / f"{number}.onnx").read_bytes())
+    assert files[0] == files[1]
+
+
+def test_the_pipeline_checks_and_records_it(tiny_bert, tiny_samples):
+    pipeline = Pipeline.parse("prune{ffn=0.25 heads=0.25}")
+    (record,) = pipeline.run(tiny_bert, Context(samples=tiny_samples), allow=("prune",))
+    assert record.coverage > 0.5
+    assert record.step.sqnr_db > 0
+    assert all("error" in item.figures for item in record.touched)
+
+
+@given(
+    st.one_of(st.none(), st.floats(0, 1)),
+    st.one_of(st.none(), st.floats(0, 1)),
+    st.integers(0, 9),
+    st.sampled_from(["auto", "magnitude", "activation", "obs", "xmax"]),
+    st.booleans(),
+    st.integers(1, 64),
+)
+def test_the_text_of_the_pass_makes_it_again(ffn, heads, count, importance, refit, round_to):
+    step = Prune(ffn=ffn, heads=heads, layers=count, importance=importance, refit=refit, round_to=round_to)
+    assert Pipeline.parse(str(step)).passes == (step,)
+
+
+@pytest.mark.parametrize(
+    "text", ["prune{ffn=1.5}", "prune{heads=-0.1}", "prune{importance=obx}", "prune{round_to=0}"]
+)
+def test_options_out_of_range_are_refused(text):
+    with pytest.raises(UsageError, match="prune"):
+        Pipeline.parse(text)
+
+
+def test_a_reader_without_a_bias_gets_one(tmp_path, tiny_samples):
+    proto = Bert().model()
+    by_output = {node.output[0]: node for node in proto.graph.node}
+    add = by_output["encoder.layer.0.output.dense"]
+    product = by_output[add.input[0]]
+    product.output[0] = add.output[0]
+    proto.graph.node.remove(add)
+    onnx.save(proto, tmp_path / "m.onnx")
+    model, reference = Model.load(tmp_path / "m.onnx"), Model.load(tmp_path / "m.onnx")
+    assert weight(model, FFN_OUT.format(0)).bias is None
+    pruned(model, tiny_samples, ffn=0.25, only="encoder.layer.0.*")
+    plain = Model.load(tmp_path / "m.onnx")
+    pruned(plain, tiny_samples, ffn=0.25, only="encoder.layer.0.*", refit=False, importance="obs")
+    before = outputs(reference, tiny_samples)
+    assert weight(model, FFN_OUT.format(0)).bias is not None
+    assert distance(before, outputs(model, tiny_samples)) < distance(before, outputs(plain, tiny_samples))
