@@ -62,15 +62,16 @@ def write_expression(
 def read_expression(weight: ir.Value) -> KroneckerWeight | None:
     """The factors of a weight that :func:`write_expression` wrote (whatever constants they are), or None."""
     sizes = _sizes(weight)
-    product, terms = weight, None
+    product: ir.Value | None = weight
+    terms: ir.Value | None = None
     if _is(product, "Reshape"):
-        product = _first(product)
+        product = _operand(product, 0)
     if _is(product, "Transpose"):
-        terms = _first(product)
-        product = _first(terms) if terms is not None and _is(terms, "Reshape") else weight
+        terms = _operand(product, 0)
+        product = _operand(terms, 0) if _is(terms, "Reshape") else None
     if sizes is None or len(sizes) != 2 or not _is(product, "MatMul") or not is_constant(product):
         return None
-    a, b = product.producer().inputs  # type: ignore[union-attr]
+    a, b = _operand(product, 0), _operand(product, 1)
     left, right = (None, None) if a is None or b is None else (_sizes(a), _sizes(b))
     if a is None or b is None or left is None or right is None or len(left) != 2 or len(right) != 2:
         return None
@@ -150,12 +151,12 @@ def _is(value: ir.Value | None, op_type: str) -> bool:
     return node is not None and not node.domain and node.op_type == op_type
 
 
-def _first(value: ir.Value) -> ir.Value | None:
-    node = value.producer()
-    return None if node is None else node.inputs[0]
+def _operand(value: ir.Value | None, index: int) -> ir.Value | None:
+    node = None if value is None else value.producer()
+    return None if node is None else node.inputs[index]
 
 
 def _sizes(value: ir.Value) -> list[int] | None:
     if value.shape is None or not value.shape.is_static():
         return None
-    return [int(size) for size in value.shape]
+    return [int(size) for size in value.shape.numpy()]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,6 +34,9 @@ MAX_ERROR = 0.05
 MOMENT_BYTES = 400_000_000
 """Most memory for second moments at a time; a larger model is calibrated in portions, front to back."""
 
+WORKERS = min(4, os.cpu_count() or 1)
+"""Weights that are looked at side by side; each needs memory of a few times its own size."""
+
 CALIBRATION_ROWS = 300
 """Rows of the data that are used; more make the second moments no better and the run longer."""
 
@@ -56,9 +61,9 @@ class Kron(Pass):
     factors are fitted to the output of the layer (second moment of its input), without them to the weight.
 
     Without options a weight is factored when the relative error of its layer's output, ‖X(W - Ŵ)‖ / ‖XW‖,
-    stays within 0.05 and the factors are smaller; the others are listed with the error they would have at
-    half the size. With ``ratio``: the factors with the least error that remove that share. With ``shape`` or
-    ``preset``: these factors, whatever the error, unless ``max_error`` bounds it.
+    stays within 0.05 while at least a quarter of its parameters goes; the others are listed with the error
+    they would have at half the size. With ``ratio``: the factors with the least error that remove that share.
+    With ``shape`` or ``preset``: these factors, whatever the error, unless ``max_error`` bounds it.
 
     The presets are the configurations of KroneckerBERT. As A [n1, m1] ⊗ B [n2, m2] for W [in, out], k8 has
     B 2×2 in attention, A 2×8 and 8×2 in the FFN, and n = 8 in the word embedding A [v, d/n] ⊗ B [1, n]; k21
@@ -105,15 +110,14 @@ class Kron(Pass):
             total, done = len(jobs) + len(tables), 0
             for portion in _portions(jobs):
                 moments = _moments(model, ctx, portion)
-                for job in portion:
-                    ctx.progress(str(self), done, total)
-                    _apply(rw, job, _choose_linear(job, moments))
+                for job, choice in zip(portion, _choose_linears(portion, moments), strict=True):
+                    _apply(rw, job, choice)
                     done += 1
+                    ctx.progress(str(self), done, total)
             for job in tables:
-                ctx.progress(str(self), done, total)
                 _apply(rw, job, _choose_table(job, ctx))
                 done += 1
-            ctx.progress(str(self), total, total)
+                ctx.progress(str(self), done, total)
             self._advise(rw, ctx)
 
     # ---- what is looked at
@@ -192,13 +196,17 @@ class Kron(Pass):
             rw.note(f"max_error={median + 0.005:.2f} would halve {(len(left) + 1) // 2} more weights")
 
 
+def _choose_linears(jobs: Sequence[_Job], moments: dict[ir.Value, SecondMoment]) -> Iterator[Choice]:
+    """Choices in the order of ``jobs``: many small problems, so one thread for each and several at a time."""
+    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(WORKERS) as pool:
+        yield from pool.map(lambda job: _choose_linear(job, moments), jobs)
+
+
 def _choose_linear(job: _Job, moments: dict[ir.Value, SecondMoment]) -> Choice:
-    first = job.uses[0]
-    values = {use.node.inputs[0] for use in job.uses}
+    values = dict.fromkeys(use.node.inputs[0] for use in job.uses)
     matrices = [moments[value].matrix() for value in values if value in moments]
     gram = np.sum(matrices, axis=0) if matrices else None
-    with threadpool_limits(limits=1, user_api="blas"):
-        return choose_linear(first.dense(), gram, job.wish)
+    return choose_linear(job.uses[0].dense(), gram, job.wish)
 
 
 def _choose_table(job: _Job, ctx: Context) -> Choice:

@@ -158,7 +158,9 @@ def energies(weight: np.ndarray, split: Split) -> np.ndarray:
 
 def small_gram(arranged: np.ndarray) -> np.ndarray:
     """R·Rᵀ or Rᵀ·R, whichever is smaller."""
-    return arranged @ arranged.T if arranged.shape[0] <= arranged.shape[1] else arranged.T @ arranged
+    wide = arranged.shape[0] <= arranged.shape[1]
+    gram: np.ndarray = arranged @ arranged.T if wide else arranged.T @ arranged
+    return gram
 
 
 def relative_error(weight: np.ndarray, approximation: np.ndarray, gram: np.ndarray | None = None) -> float:

@@ -16,6 +16,9 @@ from graphcompress.numerics.kronecker_search import Estimate, Found, ranks_withi
 REPORTED_RATIO = 0.5
 """A weight that is left alone is reported with its error at this share removed."""
 
+LEAST_RATIO = 0.25
+"""Factors that are chosen for their error remove at least this share: less is not worth any error."""
+
 Solve = Callable[[Split, int], Fit]
 
 
@@ -39,6 +42,11 @@ class Wish:
         """Most parameters of the factors of a weight of ``size``."""
         ratio = REPORTED_RATIO if self.ratio is None else self.ratio
         return min(size - 1, int(size * (1 - ratio)))
+
+    @staticmethod
+    def limit(size: int) -> int:
+        """Most parameters of factors that are chosen for their error."""
+        return min(size - 1, int(size * (1 - LEAST_RATIO)))
 
     @property
     def decided(self) -> bool:
@@ -70,8 +78,10 @@ def choose_linear(weight: np.ndarray, gram: np.ndarray | None, wish: Wish) -> Ch
         gram,
         wish.splits,
         budget=wish.budget(weight.size),
+        limit=wish.limit(weight.size),
         max_error=wish.max_error if wish.ratio is None else None,
         rank=wish.rank,
+        keep=(2, 1) if wish.ratio is None else (1, 3),
     )
     return _choose(weight.size, wish, found, solve)
 
@@ -82,12 +92,12 @@ def choose_embedding(table: np.ndarray, counts: np.ndarray | None, wish: Wish) -
     if wish.decided:
         return _as_told(table.size, wish, problem.solve)
     budget = wish.budget(table.size)
-    found = Found(keep=3)
+    found = Found(keep_within=2, keep_best=3)
     for split in wish.splits:
         errors = problem.errors(split)
         if useful := ranks_within(split, budget, wish.rank):
             found.add_best(Estimate(float(errors[useful - 1]), split, useful))
-        smaller = ranks_within(split, table.size - 1, wish.rank)
+        smaller = ranks_within(split, wish.limit(table.size), wish.rank)
         if wish.max_error is not None and wish.ratio is None and smaller:
             found.add_smallest(split, errors, smaller, wish.max_error, wish.rank)
     return _choose(table.size, wish, found, problem.solve)
@@ -121,7 +131,7 @@ def _smallest(size: int, wish: Wish, found: Found, solve: Solve) -> Fit | None:
     for estimate in found.within:
         rank = estimate.rank
         for _ in range(3):
-            limit = (size if best is None else best.factors.parameters) - 1
+            limit = wish.limit(size) if best is None else best.factors.parameters - 1
             if ranks_within(estimate.split, limit, rank) == 0:
                 break
             solved = solve(estimate.split, rank)

@@ -101,7 +101,8 @@ def separable_roots(gram: np.ndarray, split: Split) -> tuple[np.ndarray, np.ndar
 def whiten(weight: np.ndarray, split: Split, left1: np.ndarray, left2: np.ndarray) -> np.ndarray:
     """(L1ᵀ ⊗ L2ᵀ) · W, in whose plain norm the weighted problem is an ordinary one."""
     half = left2.T @ weight.reshape(split.n1, split.n2, -1)
-    return (left1.T @ half.reshape(split.n1, -1)).reshape(weight.shape)
+    white: np.ndarray = left1.T @ half.reshape(split.n1, -1)
+    return white.reshape(weight.shape)
 
 
 def _cholesky(matrix: np.ndarray) -> np.ndarray:
@@ -165,5 +166,6 @@ def _step(normal: np.ndarray, right: np.ndarray, start: np.ndarray) -> np.ndarra
     """
     ridge = RIDGE * max(float(np.trace(normal)) / len(normal), 1e-300)
     held = normal + ridge * np.eye(len(normal))
-    change: np.ndarray = scipy.linalg.solve(held, right - normal @ start, assume_a="pos", check_finite=False)
-    return start + change
+    change = scipy.linalg.solve(held, right - normal @ start, assume_a="pos", check_finite=False)
+    moved: np.ndarray = start + change
+    return moved

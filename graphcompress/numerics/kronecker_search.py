@@ -41,23 +41,25 @@ class Found:
     """What a search returns.
 
     Attributes:
-        within: estimates within the wanted error, fewest parameters first; at most ``keep``.
-        best: estimates within the wanted number of parameters, smallest error first; at most ``keep``.
+        keep_within, keep_best: most estimates kept of each kind; keeping few saves work.
+        within: estimates within the wanted error, fewest parameters first.
+        best: estimates within the wanted number of parameters, smallest error first.
     """
 
-    keep: int
+    keep_within: int
+    keep_best: int
     within: list[Estimate] = field(default_factory=list)
     best: list[Estimate] = field(default_factory=list)
 
     def add_within(self, estimate: Estimate) -> None:
         """Keep ``estimate`` when it is among those with the fewest parameters."""
         bisect.insort(self.within, estimate, key=lambda each: (each.parameters, each))
-        del self.within[self.keep :]
+        del self.within[self.keep_within :]
 
     def add_best(self, estimate: Estimate) -> None:
         """Keep ``estimate`` when it is among those with the smallest error."""
         bisect.insort(self.best, estimate)
-        del self.best[self.keep :]
+        del self.best[self.keep_best :]
 
     def add_smallest(
         self, split: Split, errors: np.ndarray, largest: int, max_error: float, rank: int | None
@@ -72,12 +74,12 @@ class Found:
     @property
     def worst_kept_error(self) -> float:
         """Above this an estimate cannot be among the best."""
-        return self.best[-1].error if len(self.best) == self.keep else np.inf
+        return self.best[-1].error if len(self.best) == self.keep_best else np.inf
 
     @property
     def most_kept_parameters(self) -> float:
         """From this on an estimate cannot be among the smallest."""
-        return self.within[-1].parameters if len(self.within) == self.keep else np.inf
+        return self.within[-1].parameters if len(self.within) == self.keep_within else np.inf
 
 
 def search(
@@ -86,23 +88,26 @@ def search(
     candidates: Iterable[Split],
     *,
     budget: int,
+    limit: int,
     max_error: float | None,
     rank: int | None = None,
-    keep: int = 3,
+    keep: tuple[int, int] = (3, 3),
 ) -> Found:
     """The smallest factors within ``max_error``, and the best ones of at most ``budget`` parameters.
+
+    The smallest ones have at most ``limit`` parameters. ``keep`` estimates of the two kinds are returned.
 
     ``gram`` [in, in] is the second moment of the input (None: all directions count alike). ``rank`` is fixed
     when given; ``max_error`` None asks for the best only. Low rank comes first, since a good first find saves
     work.
     """
-    found = Found(keep)
+    found = Found(*keep)
     ordered = sorted(candidates, key=lambda split: (split.n2 * split.m1, split))
     white: dict[int, np.ndarray] = {}
     for split in ordered:
         if split.n1 not in white:
             white[split.n1] = _whitened(weight, gram, split)
-        _look_at(found, white[split.n1], split, budget, max_error, rank)
+        _look_at(found, white[split.n1], split, budget, limit, max_error, rank)
     return found
 
 
@@ -136,11 +141,17 @@ def _whitened(weight: np.ndarray, gram: np.ndarray | None, split: Split) -> np.n
 
 
 def _look_at(
-    found: Found, white: np.ndarray, split: Split, budget: int, max_error: float | None, rank: int | None
+    found: Found,
+    white: np.ndarray,
+    split: Split,
+    budget: int,
+    limit: int,
+    max_error: float | None,
+    rank: int | None,
 ) -> None:
     allowed = 0.0 if max_error is None else max_error * (1.0 if 1 in (split.n1, split.n2) else SLACK)
-    limit = min(white.size, found.most_kept_parameters) - 1
-    smaller = 0 if max_error is None else ranks_within(split, limit, rank)
+    most = min(limit, found.most_kept_parameters - 1)
+    smaller = 0 if max_error is None else ranks_within(split, most, rank)
     useful = ranks_within(split, budget, rank)
     if smaller == 0 and useful == 0:
         return
