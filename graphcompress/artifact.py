@@ -153,7 +153,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise UsageError(f"{folder} is not an artifact of graphcompress (no readable {MANIFEST})") from error
+        raise UsageError(
+            f"{folder} is not an artifact of graphcompress (no readable {MANIFEST}); "
+            "give a folder that optimize wrote"
+        ) from error
     if not isinstance(manifest, dict):
         raise UsageError(f"{folder / MANIFEST}: expected an object, got {type(manifest).__name__}")
     return manifest

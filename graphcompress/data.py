@@ -13,6 +13,7 @@ import tokenizers
 
 from graphcompress.analysis.linears import embeddings
 from graphcompress.errors import DataError
+from graphcompress.lengths import longest_sample
 from graphcompress.model import Model
 from graphcompress.samples import Sample, Samples
 from graphcompress.tables import read_columns
@@ -61,11 +62,14 @@ def load_samples(
 
 
 def synthetic_samples(model: Model, *, count: int = 8, length: int = 24, seed: int = 0) -> Samples:
-    """Made-up samples that fit the model's inputs: random token ids, masks of ones, normal floats.
+    """Made-up samples that fit the model: random token ids, masks of ones, normal floats.
+
+    The longest has ``length`` tokens, or as many as the model has positions when that is less.
 
     Enough to compare two forms of one model; no substitute for data when activations are calibrated.
     """
     rng = np.random.default_rng(seed)
+    length = min(length, longest_sample(model) or length)
     rows = {id(item.indices): item.rows for item in embeddings(model)}
     feeds = []
     for index in range(count):
@@ -268,7 +272,8 @@ def _longest(model: Model, inputs: Mapping[str, ir.Value], max_length: int) -> i
     fixed = [
         dim for name, value in inputs.items() if _kind(name) == "ids" for dim in list(value.shape or [])[1:]
     ]
-    return min([max_length, *(dim for dim in fixed if isinstance(dim, int))])
+    positions = longest_sample(model) or max_length
+    return min([max_length, positions, *(dim for dim in fixed if isinstance(dim, int))])
 
 
 def _pad_id(tokenizer: tokenizers.Tokenizer) -> int:
