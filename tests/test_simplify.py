@@ -123,6 +123,22 @@ def test_low_bit_storage_stays_low_bit() -> None:
     assert result.weight_bytes < 64 * 64 * 2
 
 
+def test_a_dequantized_bias_stays_quantised_though_it_is_no_smaller() -> None:
+    model = model_of(
+        """g (float[b, s, 6] x) => (float[b, s, 90] y) {
+            p = MatMul(x, w)
+            c = DequantizeLinear(q, scale)
+            y = Add(p, c)
+        }""",
+        w=normal(6, 90),
+        q=np.arange(90, dtype=np.int32),
+        scale=np.float32(0.01),
+    )
+    result, ctx = simplified(model, *x_feeds(3))
+    assert ops(result)["DequantizeLinear"] == 1
+    assert "quantised" in ctx.skipped[0].reason
+
+
 def test_gather_of_kept_rows_is_folded_because_it_is_smaller() -> None:
     model = model_of(
         """g (float[b, s, 6] x) => (float[b, s, 90] y) {
@@ -291,6 +307,26 @@ def test_batched_products_over_flattened_heads_are_unflattened() -> None:
     feed = {"q": normal(2, 4, 3, 5), "k": normal(2, 4, 3, 5, seed=1)}
     result, _ = simplified(model, feed)
     assert ops(result) == {"Transpose": 1, "Div": 1, "MatMul": 1}
+
+
+def test_flattened_products_with_another_reader_are_not_computed_twice() -> None:
+    model = model_of(
+        """g (float[b, 4, s, 5] q) => (float[b, 4, s, 5] y, float[n, s, 5] z) {
+            n = Shape <start = 2, end = 3> (q)
+            flat = Concat <axis = 0> (minus, n, five)
+            qf = Reshape(q, flat)
+            p = MatMul(qf, w)
+            back = Concat <axis = 0> (minus, four, n, five)
+            y = Reshape(p, back)
+            z = Neg(p)
+        }""",
+        five=np.array([5]),
+        four=np.array([4]),
+        minus=np.array([-1]),
+        w=normal(5, 5),
+    )
+    result, _ = simplified(model, {"q": normal(2, 4, 3, 5)})
+    assert ops(result)["MatMul"] == 1
 
 
 def test_flattened_heads_of_another_grouping_stay() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from graphcompress.rewrite import Rewriter
-from graphcompress.rules.base import Dim, Rule, producer, same_shape, scalar
+from graphcompress.rules.base import Dim, Rule, only_use, producer, same_shape, scalar
 
 Build = Callable[[], ir.Value]
 
@@ -33,8 +33,8 @@ def unflattened(rw: Rewriter, node: ir.Node) -> str | None:
 def _lift(rw: Rewriter, before: ir.Node, value: ir.Value, lead: list[Dim]) -> Build | None:
     """How to compute ``value`` with its first axis split into ``lead``, or None."""
     node = producer(value, "Reshape", "Transpose", "Mul", "Div", "MatMul")
-    if node is None or value.shape is None:
-        return None
+    if node is None or value.shape is None or (node.op_type != "Reshape" and only_use(value) is None):
+        return None  # a result that others read too would be computed twice
     return _LIFTS[node.op_type](rw, before, node, lead)
 
 

@@ -18,8 +18,9 @@ SMALL_BYTES = 64
 def fold_weight(rw: Rewriter, node: ir.Node) -> str | None:
     """A constant expression over weights is computed once, unless it is the smaller form of its result.
 
-    Left alone: an expression larger than its leaves (Kronecker factors, low-bit storage), and one whose
-    leaves are read elsewhere too (tied weights), because folding would store them twice.
+    Left alone: an expression whose result is larger than its leaves (Kronecker factors, low-bit storage),
+    anything behind a DequantizeLinear, and an expression whose leaves are read elsewhere too (tied weights),
+    because folding would store them twice.
     """
     value = node.outputs[0]
     if len(node.outputs) != 1 or not is_constant(value) or value.const_value is not None:
@@ -45,6 +46,8 @@ def why_not_fold(value: ir.Value) -> str | None:
     if value.shape is None or not value.shape.is_static() or value.dtype is None:
         return "its shape is not known"
     nodes = set(expression_nodes(value))
+    if any(node.op_type == "DequantizeLinear" for node in nodes):
+        return "quantised: runtimes look for its DequantizeLinear"
     stored = leaves(value)
     bytes_after = int(np.prod(value.shape.numpy()) * value.dtype.itemsize)
     if bytes_after > SMALL_BYTES and bytes_after > sum(
