@@ -165,7 +165,7 @@ def manifest(build: Build, files: Mapping[str, str]) -> dict[str, Any]:
                 "after": rounded(dataclasses.asdict(build.score_after)) if build.score_after else None,
             },
         },
-        "lowering": dict(build.lowering),
+        "lowering": without_times(rounded(build.lowering)),
     }
 
 
@@ -182,6 +182,15 @@ def rounded(value: Any) -> Any:  # noqa: ANN401 - plain data
         return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [rounded(item) for item in value]
+    return value
+
+
+def without_times(value: Any) -> Any:  # noqa: ANN401 - plain data
+    """Plain data without the keys that end in ``_ms``: measured times differ from run to run."""
+    if isinstance(value, Mapping):
+        return {key: without_times(item) for key, item in value.items() if not str(key).endswith("_ms")}
+    if isinstance(value, (list, tuple)):
+        return [without_times(item) for item in value]
     return value
 
 

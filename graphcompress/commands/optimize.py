@@ -138,7 +138,7 @@ def _run(
     wanted.check_inputs()
     return build(
         wanted.model or "",
-        wanted.passes or DEFAULT_PASSES,
+        DEFAULT_PASSES if wanted.passes is None else wanted.passes,
         target=wanted.target,
         data=wanted.data,
         tokenizer=wanted.tokenizer,
@@ -183,6 +183,7 @@ def _print_summary(build: Build, benched: list[ShapeResult]) -> None:
 
 def _document(build: Build, benched: list[ShapeResult]) -> dict[str, Any]:
     from graphcompress.artifact import read_manifest
-    from graphcompress.report import bench_json
+    from graphcompress.report import bench_json, rounded
 
-    return {**read_manifest(build.output), "output": str(build.output), "latency": bench_json(benched)}
+    measured = {"lowering": rounded(build.lowering), "latency": bench_json(benched)}
+    return {**read_manifest(build.output), **measured, "output": str(build.output)}
