@@ -1,0 +1,390 @@
+"""int8: emitted graphs against exact integer arithmetic, fusion in the runtime, what is left alone and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from graphcompress.passes.int8 import Int8
+from hypothesis import given
+from onnx import TensorProto, helper, numpy_helper
+from strategies import instances
+
+from graphcompress.analysis.linears import linears
+from graphcompress.base import Capabilities, Context
+from graphcompress.data import Samples, synthetic_samples
+from graphcompress.equalise import Equalisable, divide, equalisable
+from graphcompress.errors import UsageError
+from graphcompress.lowbit import LowBitWeight
+from graphcompress.model import Model
+from graphcompress.numerics.metrics import sqnr_db
+from graphcompress.numerics.quantise import Affine, affine, quantise_weight
+from graphcompress.pipeline import Pipeline
+from graphcompress.qdq import QdqWriter
+from graphcompress.rewrite import Rewriter
+from graphcompress.runtime import Runner
+from graphcompress.verify import batch_invariance
+
+SATURATES = Capabilities(int8_weight_bits=7)
+RNG = np.random.default_rng(0)
+Arrays = dict[str, np.ndarray]
+
+
+def model_of(
+    path: Path,
+    nodes: Sequence[onnx.NodeProto],
+    arrays: Arrays,
+    features: int = 32,
+    outputs: Sequence[str] = ("y",),
+) -> Model:
+    """A model of one input x [batch, sequence, features]."""
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "sequence", features])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(proto, path)
+    return Model.load(path)
+
+
+def weight(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def floats(features: int = 32, count: int = 12) -> Samples:
+    return Samples([{"x": weight(5 + index % 3, features)} for index in range(count)])
+
+
+def node(op_type: str, inputs: str, output: str, **attributes: object) -> onnx.NodeProto:
+    return helper.make_node(op_type, inputs.split(), [output], name=f"node_{output}", **attributes)
+
+
+def run(step: Int8, model: Model, samples: Samples | None, target: Capabilities = SATURATES) -> Context:
+    ctx = Context(samples=samples, capabilities=target)
+    step.run(model, ctx)
+    return ctx
+
+
+def ops(model: Model) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph)
+
+
+def fused_ops(model: Model, folder: Path) -> Counter[str]:
+    """Operators of the graph that ONNX Runtime makes of ``model`` at its default level."""
+    source, result = folder / "source.onnx", folder / "fused.onnx"
+    model.save(source)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(result)
+    onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(result).graph.node)
+
+
+@pytest.fixture
+def one_linear(tmp_path: Path) -> Callable[..., Model]:
+    """y = x · w + b."""
+
+    def make(array: np.ndarray, op: str = "MatMul") -> Model:
+        arrays = {"w": array, "b": weight(array.shape[1])}
+        nodes = [node("MatMul", "x w", "p"), node("Add", "p b", "y")]
+        if op == "Gemm":
+            arrays["w"] = np.ascontiguousarray(array.T)
+            arrays["rows"] = np.array([-1, array.shape[0]])
+            nodes = [node("Reshape", "x rows", "flat"), node("Gemm", "flat w b", "y", transB=1)]
+        return model_of(tmp_path / f"{op}.onnx", nodes, arrays, array.shape[0])
+
+    return make
+
+
+# ---- the emitted graph is integer arithmetic
+
+
+def integer_product(x: np.ndarray, range_: Affine, low: LowBitWeight, bias: np.ndarray) -> np.ndarray:
+    """What an exact kernel computes: int32 sums, then one multiplication by both scales."""
+    sums = (range_.quantise(x) - range_.zero_point) @ low.quantised.values.astype(np.int32)
+    return sums.astype(np.float64) * range_.scale * low.quantised.scale + bias
+
+
+@pytest.mark.parametrize("optimize", [False, True])
+@pytest.mark.parametrize("op", ["MatMul", "Gemm"])
+@pytest.mark.parametrize("kind", ["pairs", "7bit"])
+@pytest.mark.parametrize("rows", [1, 2, 37])
+@pytest.mark.parametrize("worst", [False, True])
+def test_static_form_is_exact_also_where_products_would_saturate(one_linear, optimize, op, kind, rows, worst):
+    array = weight(65, 48)
+    if worst:
+        array = np.repeat(np.sign(weight(33, 48)), 2, axis=0)[:65]
+    model = one_linear(array, op)
+    bias = model.graph.initializers["b"].const_value.numpy()
+    range_ = affine(0.0 if worst else -2.0, 2.0, signed=False)
+    (linear,) = linears(model)
+    low = LowBitWeight(quantise_weight(linear.dense(), kind))
+    with Rewriter(model, Context()) as rw:
+        QdqWriter(rw).static(linear, range_, low)
+    x = np.full((1, rows, 65), 2.0, np.float32) if worst else weight(1, rows, 65)
+    with Runner(model, optimize=optimize) as runner:
+        (actual,) = runner({"x": x}).values()
+    expected = integer_product(x, range_, low, bias).reshape(actual.shape)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("optimize", [False, True])
+@pytest.mark.parametrize("op", ["MatMul", "Gemm"])
+def test_dynamic_form_is_integer_arithmetic(one_linear, optimize, op):
+    model = one_linear(weight(64, 48), op)
+    dense = linears(model)[0].dense()
+    bias = model.graph.initializers["b"].const_value.numpy()
+    run(Int8(scheme="dynamic"), model, None)
+    x = weight(1, 7, 64)
+    range_ = affine(float(x.min()), float(x.max()), signed=False)
+    low = LowBitWeight(quantise_weight(dense, "pairs"))
+    with Runner(model, optimize=optimize) as runner:
+        (actual,) = runner({"x": x}).values()
+    expected = integer_product(x, range_, low, bias).reshape(actual.shape)
+    assert sqnr_db(expected, actual) > 55
+    assert ops(model)["MatMul"] == ops(model)["Gemm"] == 0
+
+
+def test_signed_activations_have_zero_points_of_zero(one_linear):
+    model = one_linear(weight(32, 32))
+    run(Int8(), model, floats(), Capabilities(int8_activations="int8"))
+    zero_points = [n.inputs[2].const_value.numpy() for n in model.graph if n.op_type == "QuantizeLinear"]
+    assert [(z.dtype, int(z)) for z in zero_points] == [(np.int8, 0)]
+
+
+# ---- a whole model
+
+
+@pytest.mark.parametrize("scheme", ["static", "dynamic"])
+def test_every_linear_of_a_bert_becomes_one_integer_kernel(tiny_bert, tiny_samples, tmp_path, scheme):
+    count = len(linears(tiny_bert))
+    inputs = len({linear.input for linear in linears(tiny_bert)})
+    ctx = run(Int8(scheme=scheme, min_sqnr_db=-200), tiny_bert, tiny_samples)
+    assert sum("embeddings" not in item.name for item in ctx.touched) == count
+    assert ops(tiny_bert)["QuantizeLinear"] + ops(tiny_bert)["DynamicQuantizeLinear"] == inputs
+    fused = fused_ops(tiny_bert, tmp_path)
+    assert fused["MatMulIntegerToFloat"] + fused["QLinearMatMul"] + fused["DynamicQuantizeMatMul"] == count
+    assert fused["MatMulInteger"] == fused["Gemm"] == 0
+
+
+def test_static_answers_do_not_depend_on_batch_mates_and_dynamic_ones_are_said_to(tiny_bert, tiny_samples):
+    dynamic, note = tiny_bert.clone(), "changes a little with its batch mates"
+    assert not any(note in text for text in run(Int8(), tiny_bert, tiny_samples).notes)
+    assert any(note in text for text in run(Int8(), dynamic, None).notes)
+    moved = []
+    for model in (tiny_bert, dynamic):
+        with Runner(model) as runner:
+            moved.append(batch_invariance(runner, tiny_samples, tolerance=0.02))
+    assert moved[0].changed == 0
+    assert moved[1].max_relative_error > moved[0].max_relative_error
+
+
+def test_the_contract_holds_and_attention_is_listed(tiny_bert, tiny_samples):
+    ctx = Context(samples=tiny_samples, capabilities=SATURATES)
+    (record,) = Pipeline([Int8()]).run(tiny_bert, ctx)
+    assert record.broken is None
+    assert any("products of two activations" in note for note in record.notes)
+    assert all(item.figures["sqnr_db"] > 20 for item in record.touched)
+    assert record.size.bytes_on_disk < Model.load(tiny_bert.path).weight_bytes
+
+
+def test_the_same_input_gives_the_same_bytes(tiny_bert, tiny_samples, tmp_path):
+    twin = tiny_bert.clone()
+    for name, model in (("a", tiny_bert), ("b", twin)):
+        run(Int8(), model, tiny_samples)
+        model.save(tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_applied_twice_it_changes_nothing(tiny_bert, tiny_samples, tmp_path):
+    run(Int8(), tiny_bert, tiny_samples)
+    tiny_bert.save(tmp_path / "once")
+    again = run(Int8(), tiny_bert, tiny_samples)
+    tiny_bert.save(tmp_path / "twice")
+    assert again.touched == []
+    assert {item.reason for item in again.skipped} == {
+        "it is quantised already",
+        "smaller than 4,096 parameters",
+    }
+    assert (tmp_path / "once").read_bytes() == (tmp_path / "twice").read_bytes()
+
+
+# ---- what is left alone, and why
+
+
+def test_narrow_linears_stay(one_linear):
+    ctx = run(Int8(), one_linear(weight(64, 8)), floats(64))
+    assert [item.reason for item in ctx.skipped] == ["narrower than 16: an int8 product would not be faster"]
+
+
+def test_a_linear_below_the_wanted_sqnr_stays_and_says_its_figure(one_linear):
+    model = one_linear(weight(32, 32))
+    (skipped,) = run(Int8(min_sqnr_db=90), model, floats()).skipped
+    assert "90 dB" in skipped.reason
+    assert 20 < skipped.figures["sqnr_db"] < 90
+    assert ops(model) == {"MatMul": 1, "Add": 1}
+
+
+def test_layers_are_chosen_by_name(tiny_bert, tiny_samples):
+    ctx = run(Int8(layers="*query*", embeddings=False), tiny_bert, tiny_samples)
+    assert len(ctx.touched) == 2
+    assert all("query" in item.name for item in ctx.touched)
+
+
+def test_a_weight_that_something_else_reads_stays(tmp_path):
+    nodes = [node("MatMul", "x w", "p"), node("ReduceSum", "w", "s"), node("Add", "p s", "y")]
+    ctx = run(Int8(), model_of(tmp_path / "m", nodes, {"w": weight(32, 32)}), floats())
+    assert [item.reason for item in ctx.skipped] == [
+        "its weight is also read by a ReduceSum, which needs it in float"
+    ]
+
+
+def test_without_samples_static_is_refused_and_auto_is_dynamic(tiny_bert):
+    with pytest.raises(UsageError, match="--data"):
+        run(Int8(scheme="static"), tiny_bert, None)
+    with pytest.raises(UsageError, match="cannot compute scales"):
+        run(Int8(), tiny_bert, None, Capabilities(int8_dynamic=False))
+    run(Int8(), tiny_bert, synthetic_samples(tiny_bert))
+    assert ops(tiny_bert)["DynamicQuantizeLinear"] > 0
+
+
+# ---- weights used twice, embeddings, expressions
+
+
+def test_a_weight_used_by_two_linears_is_stored_once(tmp_path):
+    nodes = [node("MatMul", "x w", "h"), node("Relu", "h", "r"), node("MatMul", "r w", "y")]
+    model = model_of(tmp_path / "m", nodes, {"w": weight(32, 32)})
+    assert len(run(Int8(), model, floats()).touched) == 2
+    assert [v.shape for v in model.initializers() if v.dtype.name == "INT8" and len(v.shape) == 2] == [
+        (32, 32)
+    ]
+    assert ops(model)["DequantizeLinear"] == 4
+
+
+@pytest.mark.parametrize("spread", [1.0, 100.0])
+def test_embeddings_are_gathered_in_int8(tmp_path, spread):
+    table = RNG.uniform(-1, 1, (300, 32)).astype(np.float32)
+    table *= np.linspace(1, spread, 300, dtype=np.float32)[:, None]
+    nodes = [node("Cast", "x", "i", to=TensorProto.INT64), node("Gather", "t i", "y")]
+    model = model_of(tmp_path / "m", nodes, {"t": table}, 3)
+    (touched,) = run(Int8(), model, None).touched
+    feed = {"x": RNG.integers(0, 300, (2, 5, 3)).astype(np.float32)}
+    with Runner(model) as runner:
+        (rows,) = runner(feed).values()
+    expected = table[feed["x"].astype(int)]
+    assert touched.detail == ("one scale per row" if spread > 1 else "one scale per column")
+    assert sqnr_db(expected, rows) == pytest.approx(touched.figures["sqnr_db"], abs=2)
+    assert touched.figures["sqnr_db"] > 36
+    assert model.weight_bytes < table.nbytes / 3
+
+
+@pytest.mark.parametrize("scheme", ["static", "dynamic"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_an_expression_keeps_small_leaves_and_runs_as_one_kernel(tmp_path, scheme, transposed):
+    arrays = {"a": weight(128, 16), "b": weight(16, 64)}
+    nodes = [node("MatMul", "a b", "w"), node("MatMul", "x w", "y")]
+    if transposed:
+        arrays = {"a": weight(64, 16), "b": weight(16, 128), "rows": np.array([-1, 128])}
+        nodes = [
+            node("MatMul", "a b", "w"),
+            node("Reshape", "x rows", "f"),
+            node("Gemm", "f w", "y", transB=1),
+        ]
+    model = model_of(tmp_path / "m", nodes, arrays, 128)
+    samples = floats(128)
+    feed = samples.batch([0])
+    with Runner(model) as runner:
+        (before,) = runner(feed).values()
+    (touched,) = run(Int8(scheme=scheme), model, samples).touched
+    with Runner(model) as runner:
+        (after,) = runner(feed).values()
+    assert touched.detail == "stays an expression"
+    assert sqnr_db(before, after) > 28
+    assert model.weight_bytes < 1.5 * (arrays["a"].size + arrays["b"].size)
+    fused = fused_ops(model, tmp_path)
+    assert fused["MatMul"] == fused["MatMulInteger"] == fused["Mul"] == 0
+    assert fused["MatMulIntegerToFloat"] + fused["DynamicQuantizeMatMul"] == 1
+
+
+def test_an_expression_that_is_no_smaller_becomes_a_dense_weight(tmp_path):
+    arrays = {"w": weight(32, 64), "kept": np.arange(0, 64, 2)}
+    nodes = [node("Gather", "w kept", "half", axis=1), node("MatMul", "x half", "y")]
+    model = model_of(tmp_path / "m", nodes, arrays)
+    run(Int8(), model, floats())
+    assert ops(model)["Gather"] == 0
+    assert max(len(v.shape) and int(np.prod(v.shape.numpy())) for v in model.initializers()) == 32 * 32
+
+
+def test_an_expression_stays_in_float_where_the_target_folds_none(tmp_path):
+    nodes = [node("MatMul", "a b", "w"), node("MatMul", "x w", "y")]
+    model = model_of(tmp_path / "m", nodes, {"a": weight(32, 2), "b": weight(2, 32)})
+    (skipped,) = run(Int8(), model, floats(), Capabilities(constant_expressions=False)).skipped
+    assert skipped.reason == "its weight is an expression, which the target does not fold"
+
+
+# ---- smoothing
+
+
+def normalised(path: Path, *, residual: bool) -> Model:
+    """LayerNormalization with an outlier feature → two linears (→ + its input: not exact to smooth)."""
+    gain = np.ones(32, np.float32)
+    gain[5] = 60.0
+    arrays = {"g": gain, "s": weight(32), "w1": weight(32, 32), "w2": weight(32, 32)}
+    nodes = [
+        node("LayerNormalization", "x g s", "n"),
+        node("MatMul", "n w1", "h1"),
+        node("MatMul", "n w2", "h2"),
+        node("Add", "h1 h2", "h"),
+        node("Add", "h n", "y") if residual else node("Relu", "h", "y"),
+    ]
+    return model_of(path, nodes, arrays)
+
+
+def test_smoothing_is_exact(tmp_path):
+    model = normalised(tmp_path / "m", residual=False)
+    readers = linears(model)
+    item = equalisable(readers[0].input, readers)
+    assert isinstance(item, Equalisable)
+    feed = floats().batch([0])
+    with Runner(model) as runner:
+        before = runner(feed)["y"]
+    with Rewriter(model, Context()) as rw:
+        divide(rw, item, np.linspace(0.1, 9, 32, dtype=np.float32))
+    with Runner(model) as runner:
+        np.testing.assert_allclose(runner(feed)["y"], before, rtol=1e-4, atol=1e-3)
+
+
+def test_smoothing_lowers_the_error_where_it_is_exact(tmp_path):
+    feed, errors = floats(count=40), {}
+    for smooth in (False, True):
+        model = normalised(tmp_path / "m", residual=False)
+        with Runner(model) as runner:
+            before = runner(feed.batch([0]))["y"]
+        ctx = run(Int8(smooth=smooth, calibrate="minmax"), model, feed)
+        assert any("were moved into the weights" in note for note in ctx.notes) == smooth
+        with Runner(model) as runner:
+            errors[smooth] = sqnr_db(before, runner(feed.batch([0]))["y"])
+    assert errors[True] > errors[False] + 2
+
+
+def test_smoothing_is_left_out_where_the_residual_path_reads_the_activation(tmp_path):
+    model = normalised(tmp_path / "m", residual=True)
+    notes = run(Int8(), model, floats()).notes
+    assert any("residual path" in note for note in notes)
+    assert "g" in model.graph.initializers
+
+
+# ---- options
+
+
+@given(step=instances(Int8))
+def test_options_round_trip(step):
+    assert Pipeline.parse(str(step)).passes == (step,)
