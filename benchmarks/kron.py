@@ -4,8 +4,8 @@ Usage: python benchmarks/kron.py MODEL.onnx --data FOLDER [--only "k8*"] [--laye
 
 MODEL.onnx is a sentence encoder with tokenizer.json beside it. FOLDER (or GRAPHCOMPRESS_DATA) holds
 stsb/train.jsonl.gz, whose first sentences the factors are fitted to, and stsb/validation.jsonl.gz, whose
-1,500 pairs are scored: Spearman of the cosine of mean-pooled outputs. Every way runs in a process of its own, whose
-time and largest memory are printed. ``--layers`` lists the error of every layer's output on validation
+1,500 pairs are scored: Spearman of the cosine of mean-pooled outputs. Every way runs in a process of its own,
+whose time and largest memory are printed. ``--layers`` lists the error of every layer's output on validation
 sentences, for factors of the same sizes fitted to the weight and to the output.
 """
 
