@@ -19,6 +19,7 @@ from graphcompress.forms.choice import Shape, choose_forms
 from graphcompress.forms.gelu import Gelu
 from graphcompress.forms.integer import IntegerLinear
 from graphcompress.forms.kronecker import Kronecker
+from graphcompress.forms.legal import legalise
 from graphcompress.forms.linear import Packed
 from graphcompress.forms.normalisation import Residual
 from graphcompress.model import Model
@@ -66,12 +67,14 @@ class Cpu(Target):
     def lower(self, model: Model, folder: Path, ctx: Context) -> Mapping[str, Any]:
         """Write ``model.onnx`` in the fastest forms; ``model`` itself is not changed."""
         lowered = model.clone()
+        newer = legalise(lowered, ctx)
         cache = MeasurementCache() if self.measure else None
         choices = choose_forms(
             lowered, FAMILIES, parse_shapes(self.shapes), ctx, cache=cache, progress=ctx.progress
         )
         lowered.save(folder / MODEL_FILE)
-        return {"forms": [dataclasses.asdict(choice) for choice in choices]}
+        record = {"opset": lowered.opset, "forms": [dataclasses.asdict(choice) for choice in choices]}
+        return record if newer is None else {**record, "opset_reason": newer}
 
     def session(self, folder: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """Run ``model.onnx`` on the CPU provider."""

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from graphcompress.expressions import is_constant
@@ -22,7 +21,7 @@ UNCHANGED = "unchanged"
 """Name of the form that a site has already."""
 
 _SMALL = 64
-"""Integer constants of up to this many elements (axes, shapes) are part of a site's signature."""
+"""Axes and shapes of up to this many elements are part of a site's signature."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +156,6 @@ def _described(value: ir.Value | None, numbers: dict[ir.Value, int]) -> str:
     if not is_constant(value):
         return f"#{numbers.setdefault(value, len(numbers))}{text}"
     stored = value.const_value
-    if stored is None or stored.size > _SMALL or not np.issubdtype(stored.numpy().dtype, np.integer):
+    if stored is None or stored.size > _SMALL or stored.dtype != ir.DataType.INT64:
         return f"constant{text}"
     return f"{stored.numpy().tolist()}{text}"
