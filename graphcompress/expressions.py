@@ -24,7 +24,8 @@ _NATIVE = frozenset(
 def is_constant(value: ir.Value | None) -> bool:
     """Whether ``value`` is the same in every run: stored, or computed from such by standard operators.
 
-    An initializer that is also a graph input can be overridden by the caller, so it is not constant.
+    An initializer that is also a graph input can be overridden by the caller, so it is not constant. A value
+    of variable size depends on the inputs: that ends the search early in all that is computed per sample.
     """
     pending: list[ir.Value | None] = [value]
     seen: set[ir.Value] = set()
@@ -39,6 +40,8 @@ def is_constant(value: ir.Value | None) -> bool:
             continue
         node = value.producer()
         if node is None or node.domain or node.op_type in _NOT_FOLDABLE:
+            return False
+        if value.shape is not None and not value.shape.is_static():
             return False
         if any(
             attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)

@@ -155,7 +155,7 @@ class Atoms:
 
     def unify(self, left: int | None, right: int | None) -> None:
         """Say that two axes are the same, index by index (None: an axis of size 1, which says nothing)."""
-        if left is None or right is None:
+        if left is None or right is None or self.root(left) == self.root(right):
             return
         if self.size(left) != self.size(right):
             self.block((left, right), "sizes that do not agree meet")
