@@ -19,7 +19,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p graphcompress
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m graphcompress.reference docs
