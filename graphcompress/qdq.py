@@ -10,16 +10,22 @@ import onnx_ir as ir
 from graphcompress.analysis.linears import Embedding, Linear
 from graphcompress.lowbit import Leaf, LowBitWeight
 from graphcompress.numerics.quantise import Affine, QuantisedArray
+from graphcompress.quantisable import tied_table
 from graphcompress.rewrite import Rewriter
 
 
 class QdqWriter:
-    """Edits one graph through a rewriter; what consumers can share is written once."""
+    """Edits one graph through a rewriter; what consumers can share is written once.
+
+    Attributes:
+        tables: int8 values and scales per row of the tables that a quantised linear shares with an embedding.
+    """
 
     def __init__(self, rewriter: Rewriter) -> None:
         self.rw = rewriter
         self._activations: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
         self._weights: dict[tuple[ir.Value, bool], tuple[ir.Value, ir.Value, ir.Value]] = {}
+        self.tables: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
 
     # ---- linears
 
@@ -101,6 +107,9 @@ class QdqWriter:
     def _values(
         self, linear: Linear, weight: LowBitWeight, scale: ir.Value, zero_point: ir.Value
     ) -> ir.Value:
+        table = tied_table(linear)
+        if table is not None:
+            return self._transposed_table(table, linear, weight)
         if not weight.is_expression:
             return self.rw.constant(weight.quantised.values, f"{linear.name}.quantised")
         self.leaves(weight.leaves, linear.node)
@@ -117,6 +126,15 @@ class QdqWriter:
             before=node,
             name=f"{linear.name}.quantised",
             axis=1,
+        )
+
+    def _transposed_table(self, table: ir.Value, linear: Linear, weight: LowBitWeight) -> ir.Value:
+        """The int8 table that an embedding shares, stored once [out, in]; its Transpose is folded at load."""
+        values = self.rw.constant(np.ascontiguousarray(weight.quantised.values.T), f"{linear.name}.quantised")
+        scale = self.rw.constant(weight.quantised.scale[:, None], f"{linear.name}.row_scale")
+        self.tables[table] = (values, scale)
+        return self.rw.node(
+            "Transpose", values, before=linear.node, name=f"{linear.name}.transposed", perm=[1, 0]
         )
 
     def _as_matmul(self, linear: Linear, weight: ir.Value) -> ir.Node:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx_ir as ir
 
 from graphcompress.analysis.linears import Embedding, Linear
@@ -18,8 +20,13 @@ SMALLEST_TABLE = 4096
 _QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger"})
 
 
-def linear_reason(linear: Linear, nodes: set[ir.Node], target: Capabilities) -> str | None:
-    """Why a linear stays in float, or None."""
+def linear_reason(
+    linear: Linear, nodes: Collection[ir.Node], tables: Collection[ir.Value], target: Capabilities
+) -> str | None:
+    """Why a linear stays in float, or None.
+
+    ``nodes`` are those of all linears, ``tables`` those of the embeddings that are to be quantised.
+    """
     producer = linear.input.producer()
     made = [*expression_nodes(linear.weight), *([producer] if producer is not None else [])]
     if any(node.op_type in _QUANTISED for node in made):
@@ -30,13 +37,26 @@ def linear_reason(linear: Linear, nodes: set[ir.Node], target: Capabilities) -> 
         return f"it computes in {linear.input.dtype}, int8 starts from FLOAT"
     if stays_expression(linear) and not target.constant_expressions:
         return "its weight is an expression, which the target does not fold"
-    if linear.weight.const_value is not None:
-        others = [node for node, _ in linear.weight.uses() if node not in nodes and not _is_lookup(node)]
-        if others:
-            return f"its weight is also read by a {others[0].op_type}, which needs it in float"
-    if any(_is_lookup(node) for leaf in leaves(linear.weight) for node, _ in leaf.uses()):
-        return "its weight is the table of an embedding; an int8 copy of its own would be stored beside it"
+    others = [node for node, _ in linear.weight.uses() if node not in nodes and not _is_lookup(node)]
+    if linear.weight.const_value is not None and others:
+        return f"its weight is also read by a {others[0].op_type}, which needs it in float"
+    looked_up = [leaf for leaf in leaves(linear.weight) if any(_is_lookup(node) for node, _ in leaf.uses())]
+    if not looked_up:
+        return None
+    if tied_table(linear) not in tables or not target.constant_expressions:
+        return "its weight is the table of an embedding that stays in float"
     return None
+
+
+def tied_table(linear: Linear) -> ir.Value | None:
+    """The stored table [out, in] of an embedding that ``linear`` reads transposed; None for others."""
+    table = linear.weight if linear.transposed else None
+    node = linear.weight.producer()
+    if not linear.transposed and node is not None and node.op_type == "Transpose":
+        table = node.inputs[0]
+    if table is None or table.const_value is None:
+        return None
+    return table if any(_is_lookup(user) for user, _ in table.uses()) else None
 
 
 def table_reason(table: Embedding, target: Capabilities) -> str | None:
@@ -51,7 +71,7 @@ def table_reason(table: Embedding, target: Capabilities) -> str | None:
         if not target.constant_expressions:
             return "its table is an expression, which the target does not fold"
         return None if low_bit_leaves(table.weight) else "the leaves of its table are small or shared"
-    others = [node for leaf in leaves(table.weight) for node, _ in leaf.uses() if not _is_lookup(node)]
+    others = [node for node, _ in table.weight.uses() if not _is_lookup(node)]
     if table.weight.const_value is not None and others:
         return f"its table is also read by a {others[0].op_type}, which needs it in float"
     return None

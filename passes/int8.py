@@ -92,7 +92,6 @@ class Int8(Pass):
             seen = _observe(model, chosen, samples, ctx) if samples else {}
             if samples and self.smooth:
                 chosen = self._smooth(rw, chosen, seen, samples, signed)
-            tables = self._tables(rw)
             writer = QdqWriter(rw)
             done = 0
             ranges: dict[ir.Value, Affine] = {}
@@ -105,8 +104,7 @@ class Int8(Pass):
                 done += self._linear(
                     rw, writer, linear, weight, seen.get(linear.input), ranges.get(linear.input)
                 )
-            for table in tables:
-                _embedding(rw, writer, table)
+            self._tables(rw, writer)
             ctx.progress("int8", len(chosen), len(chosen))
             self._notes(rw, model, done, static=samples is not None)
 
@@ -148,19 +146,27 @@ class Int8(Pass):
     def _admissible(self, rw: Rewriter) -> list[Linear]:
         candidates = linears(rw.model, self.layers)
         nodes = {linear.node for linear in candidates}
-        reasons = [linear_reason(linear, nodes, rw.ctx.capabilities) for linear in candidates]
+        tables = {table.weight for table in self._lookups(rw.model)}
+        reasons = [linear_reason(linear, nodes, tables, rw.ctx.capabilities) for linear in candidates]
         for linear, reason in zip(candidates, reasons, strict=True):
             if reason:
                 rw.skip(linear, reason)
         return [linear for linear, reason in zip(candidates, reasons, strict=True) if not reason]
 
-    def _tables(self, rw: Rewriter) -> list[Embedding]:
-        candidates = embeddings(rw.model, self.layers) if self.embeddings else []
-        reasons = [table_reason(table, rw.ctx.capabilities) for table in candidates]
-        for table, reason in zip(candidates, reasons, strict=True):
+    def _lookups(self, model: Model) -> list[Embedding]:
+        return embeddings(model, self.layers) if self.embeddings else []
+
+    def _tables(self, rw: Rewriter, writer: QdqWriter) -> None:
+        for table in self._lookups(rw.model):
+            if table.weight in writer.tables:
+                rw.touch(table, "shared with a linear")
+                writer.embedding_from(table, *writer.tables[table.weight])
+                continue
+            reason = table_reason(table, rw.ctx.capabilities)
             if reason:
                 rw.skip(table, reason)
-        return [table for table, reason in zip(candidates, reasons, strict=True) if not reason]
+            else:
+                _embedding(rw, writer, table)
 
     # ---- smoothing
 

@@ -1,4 +1,4 @@
-"""int8: emitted graphs against exact integer arithmetic, fusion in the runtime, what is left alone and why."""
+"""int8: emitted graphs against exact integer arithmetic, fusion in the runtime, reasons for what is left."""
 
 from __future__ import annotations
 
@@ -312,6 +312,34 @@ def test_an_expression_keeps_small_leaves_and_runs_as_one_kernel(tmp_path, schem
     fused = fused_ops(model, tmp_path)
     assert fused["MatMul"] == fused["MatMulInteger"] == fused["Mul"] == 0
     assert fused["MatMulIntegerToFloat"] + fused["DynamicQuantizeMatMul"] == 1
+
+
+@pytest.mark.parametrize("gemm", [False, True])
+def test_a_table_shared_with_a_linear_is_stored_once(tmp_path, gemm):
+    nodes = [
+        node("Cast", "x", "i", to=TensorProto.INT64),
+        node("Gather", "t i", "g"),
+        node("ReduceMean", "g axes", "h", keepdims=0),
+        node("Transpose", "t", "w", perm=[1, 0]),
+        node("MatMul", "h w", "y"),
+    ]
+    if gemm:
+        nodes[3:] = [node("Reshape", "h rows", "f"), node("Gemm", "f t", "y", transB=1)]
+    arrays = {"t": weight(300, 32), "axes": np.array([2]), "rows": np.array([-1, 32])}
+    model = model_of(tmp_path / "m", nodes, arrays, 3)
+    samples = Samples([{"x": RNG.integers(0, 300, (5, 3)).astype(np.float32)} for _ in range(9)])
+    with Runner(model) as runner:
+        before = runner(samples.batch([0]))["y"]
+    untouched = model.clone()
+    assert len(run(Int8(), model, samples).touched) == 2
+    with Runner(model) as runner:
+        assert sqnr_db(before, runner(samples.batch([0]))["y"]) > 30
+    assert model.weight_bytes < 1.4 * 300 * 32
+    assert fused_ops(model, tmp_path)["MatMulIntegerToFloat"] == 1
+    skipped = run(Int8(embeddings=False), untouched, samples).skipped
+    assert [item.reason for item in skipped] == [
+        "its weight is the table of an embedding that stays in float"
+    ]
 
 
 def test_an_expression_that_is_no_smaller_becomes_a_dense_weight(tmp_path):
