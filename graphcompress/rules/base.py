@@ -58,6 +58,12 @@ def scalar(value: ir.Value | None) -> float | None:
     return None if array is None else float(array.reshape(()))
 
 
+def unmap(value: ir.Value) -> None:
+    """Let go of the memory of a stored tensor that was read from disk; it is mapped again when touched."""
+    if isinstance(value.const_value, ir.ExternalTensor):
+        value.const_value.release()
+
+
 def only_use(value: ir.Value) -> ir.Node | None:
     """The one node that reads ``value`` once, when nothing else does."""
     uses = value.uses()

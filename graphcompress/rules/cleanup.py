@@ -11,6 +11,7 @@ import onnx_ir.passes.common as common
 
 from graphcompress.model import is_weight
 from graphcompress.rewrite import Rewriter
+from graphcompress.rules.base import unmap
 
 FOLDED_ELEMENTS = 1024
 """Integer tables above this size are left alone."""
@@ -91,7 +92,9 @@ def _fingerprints(rw: Rewriter) -> Iterator[tuple[tuple[object, ...], ir.Value]]
         if len(values) == 1:
             continue
         for value in values:
-            yield (*group, hashlib.sha256(value.const_value.tobytes()).digest()), value  # type: ignore[union-attr]
+            digest = hashlib.sha256(value.const_value.tobytes()).digest()  # type: ignore[union-attr]
+            unmap(value)
+            yield (*group, digest), value
 
 
 def _may_fold(node: ir.Node) -> bool | None:
