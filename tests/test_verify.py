@@ -1,0 +1,159 @@
+"""Differences are measured as defined; what cannot be compared is never called equal."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from graphcompress.base import Context, Exact, Lossy
+from graphcompress.data import Samples
+from graphcompress.errors import ContractError
+from graphcompress.rewrite import Rewriter
+from graphcompress.runtime import Runner
+from graphcompress.verify import batch_invariance, check_structure, compare, interface
+
+FEED = {"x": np.zeros((4, 1), np.float32)}
+
+
+def difference(expected: np.ndarray, actual: np.ndarray, feed=FEED):
+    return compare([{"y": expected}], lambda feed: {"y": actual}, [feed])
+
+
+def noise(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@given(st.integers(0, 99))
+def test_the_same_outputs_have_no_difference(seed) -> None:
+    y = noise(seed, 4, 7)
+    found = difference(y, y.copy())
+    assert (found.sqnr_db, found.max_error, found.max_relative_error) == (200.0, 0.0, 0.0)
+    assert (found.min_cosine, found.argmax_agreement, found.samples) == (1.0, 1.0, 4)
+
+
+@given(st.integers(0, 99), st.floats(-20, 80))
+def test_noise_of_known_power_gives_that_sqnr(seed, wanted_db) -> None:
+    y, n = noise(seed, 4, 500).astype(np.float64), noise(seed + 1, 4, 500).astype(np.float64)
+    n *= np.sqrt(np.sum(y**2) / np.sum(n**2)) * 10 ** (-wanted_db / 20)
+    assert difference(y, y + n).sqnr_db == pytest.approx(wanted_db, abs=1e-6)
+
+
+@given(st.integers(0, 99), st.floats(1e-3, 1e3))
+def test_figures_do_not_depend_on_the_unit(seed, scale) -> None:
+    a, b = noise(seed, 4, 9).astype(np.float64), noise(seed + 1, 4, 9).astype(np.float64)
+    one, other = difference(a, b), difference(a * scale, b * scale)
+    assert one.sqnr_db == pytest.approx(other.sqnr_db, abs=1e-6)
+    assert one.max_relative_error == pytest.approx(other.max_relative_error)
+    assert one.argmax_agreement == other.argmax_agreement
+
+
+@given(st.integers(0, 99))
+def test_error_and_agreement_are_symmetric(seed) -> None:
+    a, b = noise(seed, 4, 9), noise(seed + 1, 4, 9)
+    one, other = difference(a, b), difference(b, a)
+    assert one.max_error == other.max_error
+    assert one.min_cosine == pytest.approx(other.min_cosine)
+    assert one.argmax_agreement == other.argmax_agreement
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_number_lost_is_the_largest_error(wrong) -> None:
+    y = noise(0, 4, 7)
+    broken = y.copy()
+    broken[1, 2] = wrong
+    found = difference(y, broken)
+    assert found.max_error == np.inf
+    assert found.sqnr_db == -200.0
+    assert Exact().broken_by(found)
+    assert Lossy(min_sqnr_db=-100).broken_by(found)
+
+
+def test_the_same_infinity_is_no_difference() -> None:
+    y = noise(0, 4, 7)
+    y[0, 0], y[1, 1] = -np.inf, np.nan
+    found = difference(y, y.copy())
+    assert (found.max_error, found.sqnr_db, found.min_cosine) == (0.0, 200.0, 1.0)
+    assert Exact().broken_by(found) is None
+
+
+def test_labels_count_entry_by_entry() -> None:
+    y = np.array([1, 2, 3, 4])
+    assert difference(y, y).argmax_agreement == 1.0
+    found = difference(y, np.array([1, 2, 3, 5]))
+    assert found.argmax_agreement == 0.75
+    assert Exact().broken_by(found)
+
+
+def test_padding_is_not_looked_at() -> None:
+    feed = {"attention_mask": np.array([[1, 1, 0], [1, 0, 0]])}
+    y = noise(0, 2, 3, 5)
+    other = y.copy()
+    other[feed["attention_mask"] == 0] = 99.0
+    assert difference(y, other, feed).sqnr_db == 200.0
+    other[0, 0] = 99.0
+    assert difference(y, other, feed).sqnr_db < 0.0
+
+
+@pytest.mark.parametrize("actual", [{}, {"y": np.zeros((4, 6))}])
+def test_a_missing_or_reshaped_output_breaks_any_contract(actual) -> None:
+    with pytest.raises(ContractError, match="output 'y': expected shape"):
+        compare([{"y": np.zeros((4, 7))}], lambda feed: actual, [FEED])
+
+
+# ---- batch invariance
+
+
+def ragged(count: int) -> Samples:
+    return Samples([{"x": np.full(index + 1, index + 1.0)} for index in range(count)])
+
+
+def test_an_answer_of_its_own_is_invariant() -> None:
+    found = batch_invariance(lambda feed: {"y": feed["x"] * 2}, ragged(11), batch=4)
+    assert (found.samples, found.changed, found.max_relative_error) == (11, 0, 0.0)
+
+
+def test_an_answer_that_looks_at_batch_mates_is_found() -> None:
+    found = batch_invariance(lambda feed: {"y": feed["x"] + feed["x"].max()}, ragged(8), batch=4)
+    assert found.changed == 6  # the largest of each batch keeps its answer
+    assert found.max_relative_error > 0.1
+
+
+def test_outputs_of_nothing_but_zeros_are_invariant() -> None:
+    assert batch_invariance(lambda feed: {"y": feed["x"] * 0}, ragged(3)).changed == 0
+
+
+def test_a_fixed_batch_is_compared_as_well() -> None:
+    samples = Samples([{"x": np.ones(3) * index} for index in range(5)], fixed={"x": (2, 3)})
+    assert batch_invariance(lambda feed: {"y": feed["x"] * 2}, samples).changed == 0
+    assert batch_invariance(lambda feed: {"y": feed["x"] + feed["x"].max()}, samples).changed == 2
+
+
+def test_bert_is_invariant(tiny_bert, tiny_samples) -> None:
+    with Runner(tiny_bert) as run:
+        assert batch_invariance(run, tiny_samples).changed == 0
+
+
+# ---- structure
+
+
+def test_a_whole_model_passes(tiny_bert) -> None:
+    before = interface(tiny_bert)
+    tiny_bert.infer_shapes()
+    assert check_structure(tiny_bert, before) is None
+
+
+def test_a_renamed_output_is_found(tiny_bert) -> None:
+    before = interface(tiny_bert)
+    tiny_bert.graph.outputs[0].name = "other"
+    with pytest.raises(ContractError, match="outputs changed"):
+        check_structure(tiny_bert, before)
+
+
+def test_what_the_checker_refuses_is_found(tiny_bert) -> None:
+    before = interface(tiny_bert)
+    rw = Rewriter(tiny_bert, Context())
+    rw.node("Frobnicate", tiny_bert.graph.inputs[0])
+    with pytest.raises(ContractError, match="ONNX checker refuses the result"):
+        check_structure(tiny_bert, before)
