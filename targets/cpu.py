@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,8 +43,9 @@ class Cpu(Target):
     Measurements are kept in the user's cache folder: a second build takes the same forms without measuring.
 
     ``isa`` names the processors that int8 weights are made for. On x86 without VNNI or AMX, ONNX Runtime's
-    u8×s8 products saturate; weights must leave room (``avx2``), and such artifacts run everywhere. ``auto``
-    is ``vnni`` or ``arm`` only when this machine is one; give ``avx2`` for an artifact that travels.
+    u8×s8 products saturate, so weights must leave room; ``avx2`` does that, and such an artifact answers the
+    same everywhere. ``vnni`` and ``arm`` use all 8 bits, for artifacts that never meet an older x86; ``auto``
+    is what this machine is.
     """
 
     name: ClassVar[str] = "cpu"
@@ -51,7 +53,7 @@ class Cpu(Target):
     measure: bool = option(True, "measure the operator forms on this machine; false takes the default forms")
     shapes: str = option("1x16,1x128,8x128", "batch x sequence length to measure at", unit="samples x tokens")
     isa: str = option(
-        "auto", "processors that int8 weights are made for", choices=("auto", "avx2", "vnni", "arm")
+        "avx2", "processors that int8 weights are made for", choices=("auto", "avx2", "vnni", "arm")
     )
 
     def __post_init__(self) -> None:
@@ -106,7 +108,6 @@ def parse_shapes(text: str) -> list[Shape]:
 
 def detected_isa() -> str:
     """``vnni``, ``arm`` or ``avx2``, by what this processor says; ``avx2``, safe everywhere, when unknown."""
-    flags = cpu_flags()
-    if flags & _VNNI:
-        return "vnni"
-    return "arm" if "asimddp" in flags else "avx2"
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        return "arm"
+    return "vnni" if cpu_flags() & _VNNI else "avx2"

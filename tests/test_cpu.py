@@ -1,0 +1,275 @@
+"""Target cpu: what it writes, that it writes it again, and what it says that processors can do."""
+
+import json
+import logging
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from graphcompress.targets.cpu import Cpu, detected_isa, parse_shapes
+
+from graphcompress.base import Context
+from graphcompress.errors import UsageError
+from graphcompress.forms import cache as cache_module
+from graphcompress.forms.cache import MeasurementCache, cache_folder
+from graphcompress.forms.choice import FLOOR, MARGIN, fastest
+from graphcompress.model import Model
+from graphcompress.pipeline import Pipeline
+from graphcompress.runtime import Runner, session_of
+from graphcompress.verify import interface
+
+SHAPES = "1x4,2x8"
+
+
+@pytest.fixture(autouse=True)
+def quick_measurements_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("graphcompress.forms.choice.ROUNDS", 1)
+    monkeypatch.setattr("graphcompress.measure._TURN_SECONDS", 0.0)
+
+
+@pytest.fixture
+def simplified(tiny_bert):
+    Pipeline.parse("simplify").run(tiny_bert, Context())
+    return tiny_bert
+
+
+@pytest.fixture
+def quantised(tiny_bert, tiny_samples):
+    context = Context(samples=tiny_samples, capabilities=Cpu().capabilities)
+    Pipeline.parse("simplify,int8").run(tiny_bert, context, allow=("int8",))
+    return tiny_bert
+
+
+def lower(model, folder, **options):
+    folder.mkdir()
+    return Cpu(shapes=SHAPES, **options).lower(model, folder, Context())
+
+
+def outputs(path, samples):
+    session = session_of(path)
+    return [session.run(None, feed)[0] for feed in samples.batches(5)]
+
+
+def optimised_ops(path, folder):
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(path), options)
+    return [node.op_type for node in onnx.load(folder / "optimised.onnx").graph.node]
+
+
+# ---- lowering
+
+
+@pytest.mark.parametrize("measure", [True, False])
+def test_lowered_model_gives_the_same_outputs(simplified, tiny_samples, tmp_path, measure):
+    simplified.save(tmp_path / "before.onnx")
+    lower(simplified, tmp_path / "out", measure=measure)
+    before = outputs(tmp_path / "before.onnx", tiny_samples)
+    after = outputs(tmp_path / "out" / "model.onnx", tiny_samples)
+    for expected, seen in zip(before, after, strict=True):
+        assert np.abs(seen - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_inputs_outputs_and_dynamic_sizes_stay(simplified, tmp_path):
+    before = interface(simplified)
+    lower(simplified, tmp_path / "out", measure=False)
+    assert interface(Model.load(tmp_path / "out" / "model.onnx")) == before
+    assert "batch" in before["outputs"][0]
+
+
+def test_the_model_itself_is_not_changed(simplified, tmp_path):
+    before = [(node.op_type, [v.name for v in node.outputs]) for node in simplified.graph]
+    lower(simplified, tmp_path / "out", measure=False)
+    assert [(node.op_type, [v.name for v in node.outputs]) for node in simplified.graph] == before
+
+
+def test_default_forms_reach_the_runtime(simplified, tmp_path):
+    record = lower(simplified, tmp_path / "out", measure=False)
+    ops = optimised_ops(tmp_path / "out" / "model.onnx", tmp_path)
+    assert "SkipLayerNormalization" not in ops
+    assert "Erf" not in ops
+    taken = {choice["family"]: (choice["form"], choice["sites"]) for choice in record["forms"]}
+    assert taken["residual"] == ("sum", 4)
+    assert taken["gelu"] == ("gelu", 2)
+    assert all(choice["times_ms"] == {} for choice in record["forms"])
+
+
+@pytest.mark.parametrize("measure", [True, False])
+def test_all_int8_linears_multiply_integers(quantised, tmp_path, measure):
+    lower(quantised, tmp_path / "out", measure=measure)
+    ops = optimised_ops(tmp_path / "out" / "model.onnx", tmp_path)
+    assert ops.count("MatMul") + ops.count("FusedMatMul") <= 4, (
+        "only products of two activations stay in float"
+    )
+    assert "Gemm" not in ops
+    integer = [op for op in ops if op in ("MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul")]
+    assert 8 <= len(integer) <= 12
+
+
+def test_session_runs_what_was_written(simplified, tiny_samples, tmp_path):
+    lower(simplified, tmp_path / "out", measure=False)
+    feed = tiny_samples.batch([0, 1])
+    seen = Cpu().session(tmp_path / "out")(feed)
+    with Runner(simplified) as runner:
+        expected = runner(feed)
+    assert seen.keys() == expected.keys()
+    assert np.allclose(seen["last_hidden_state"], expected["last_hidden_state"], atol=1e-4)
+
+
+# ---- repeating a build
+
+
+def test_second_lowering_writes_the_same_bytes_and_record(simplified, tmp_path, monkeypatch):
+    first = lower(simplified, tmp_path / "first")
+
+    def no_measuring(*_, **__):
+        raise AssertionError("measured although it is in the cache")
+
+    monkeypatch.setattr("graphcompress.forms.choice.interleaved", no_measuring)
+    second = lower(simplified, tmp_path / "second")
+    assert json.dumps(first, sort_keys=True) == json.dumps(second, sort_keys=True)
+    assert (tmp_path / "first/model.onnx").read_bytes() == (tmp_path / "second/model.onnx").read_bytes()
+
+
+def test_other_shapes_are_measured_anew(simplified, tmp_path):
+    lower(simplified, tmp_path / "first")
+    kept = set(MeasurementCache()._entries)
+    (tmp_path / "second").mkdir()
+    Cpu(shapes="1x5").lower(simplified, tmp_path / "second", Context())
+    assert len(MeasurementCache()._entries) == 2 * len(kept)
+
+
+# ---- the choice
+
+
+def test_ties_and_small_gains_go_to_the_default():
+    assert fastest({}, "sum") == "sum"
+    assert fastest({"unchanged": [1.0], "sum": [1.0]}, "sum") == "sum"
+    assert fastest({"unchanged": [1.0], "sum": [MARGIN - 0.005]}, "sum") == "sum"
+    assert fastest({"unchanged": [MARGIN - 0.005], "packed": [1.0]}, "unchanged") == "unchanged"
+
+
+def test_a_default_that_is_slower_is_not_taken():
+    assert fastest({"unchanged": [1.0, 1.0], "sum": [1.2, 1.2]}, "sum") == "unchanged"
+
+
+def test_a_form_that_is_slower_somewhere_is_not_taken():
+    fast = {"unchanged": [1.0, 1.0, 1.0], "packed": [0.5, 0.5, 1.01 / FLOOR]}
+    assert fastest(fast, "unchanged") == "unchanged"
+    assert fastest({**fast, "packed": [0.5, 0.5, 0.99 / FLOOR]}, "unchanged") == "packed"
+
+
+def test_a_default_that_the_runtime_refuses_is_not_taken():
+    assert fastest({"unchanged": [1.0]}, "gelu") == "unchanged"
+
+
+# ---- the cache
+
+
+def test_cache_keeps_the_first_measurement_and_what_others_wrote():
+    one, two = MeasurementCache(), MeasurementCache()
+    one.put("a", {"unchanged": [1.0]})
+    two.put("b", {"unchanged": [2.0]})
+    two.put("a", {"unchanged": [3.0]})
+    fresh = MeasurementCache()
+    assert fresh.get("a") == {"unchanged": [1.0]}
+    assert fresh.get("b") == {"unchanged": [2.0]}
+    assert fresh.get("c") is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", '{"a": 3}', '{"a": {"x": [0]}}', '{"a": {"x": [-1.0]}}', '{"a": {"x": 1.0}}']
+)
+def test_damaged_cache_is_measured_again_with_a_warning(text, caplog):
+    cache = MeasurementCache()
+    cache.put("a", {"unchanged": [1.0]})
+    cache.path.write_text(text)
+    with caplog.at_level(logging.WARNING):
+        damaged = MeasurementCache()
+    assert damaged.get("a") is None
+    assert "measuring again" in caplog.text
+    damaged.put("a", {"unchanged": [2.0]})
+    assert MeasurementCache().get("a") == {"unchanged": [2.0]}
+    assert [file.name for file in cache.path.parent.iterdir()] == [cache.path.name]
+
+
+def test_cache_that_cannot_be_written_is_only_a_warning(tmp_path, caplog):
+    (tmp_path / "file").write_text("in the way")
+    cache = MeasurementCache(tmp_path / "file" / "below")
+    cache.put("a", {"unchanged": [1.0]})
+    assert "could not be kept" in caplog.text
+    assert cache.get("a") == {"unchanged": [1.0]}
+
+
+def test_entry_of_another_version_is_measured_again(simplified, tmp_path):
+    lower(simplified, tmp_path / "first")
+    cache = MeasurementCache()
+    forms = {key: {"unchanged": [1.0, 1.0], "gone": [0.1, 0.1]} for key in cache._entries}
+    cache.path.write_text(json.dumps(forms))
+    record = lower(simplified, tmp_path / "second")
+    assert "gone" not in {choice["form"] for choice in record["forms"]}
+
+
+def test_cache_folder_follows_the_environment(tmp_path, monkeypatch):
+    assert cache_folder() == tmp_path / "cache" / "graphcompress"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "graphcompress"
+
+
+# ---- options and capabilities
+
+
+@pytest.mark.parametrize(
+    ("line", "isa", "bits"),
+    [
+        ("flags\t\t: fpu avx2 fma", "avx2", 7),
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni", "vnni", 8),
+        ("flags\t\t: fpu avx2 avx_vnni", "vnni", 8),
+        ("flags\t\t: fpu sse4_2", "avx2", 7),
+        ("nothing known", "avx2", 7),
+    ],
+)
+def test_capabilities_follow_the_processor(line, isa, bits, tmp_path, monkeypatch):
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{line}\n")
+    monkeypatch.setattr(cache_module, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    cache_module.cpu_flags.cache_clear()
+    try:
+        assert detected_isa() == isa
+        assert Cpu(isa="auto").capabilities.int8_weight_bits == bits
+    finally:
+        cache_module.cpu_flags.cache_clear()
+
+
+def test_arm_does_not_saturate(monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    assert detected_isa() == "arm"
+    assert Cpu(isa="auto").capabilities.int8_weight_bits == 8
+
+
+def test_default_leaves_room_for_the_oldest_processors():
+    assert Cpu().capabilities.int8_weight_bits == 7
+
+
+@pytest.mark.parametrize(("isa", "bits"), [("avx2", 7), ("vnni", 8), ("arm", 8)])
+def test_named_isa_wins(isa, bits):
+    assert Cpu(isa=isa).capabilities.int8_weight_bits == bits
+
+
+def test_shapes_are_read():
+    assert parse_shapes("1x16, 8x128") == [(1, 16), (8, 128)]
+
+
+@pytest.mark.parametrize("text", ["", "128", "0x5", "1x", "1x2;3x4", "axb"])
+def test_wrong_shapes_are_refused_at_once(text):
+    with pytest.raises(UsageError, match="batch x length"):
+        Cpu(shapes=text)
+
+
+def test_unknown_isa_is_refused():
+    with pytest.raises(UsageError, match="avx2"):
+        Cpu(isa="avx3")

@@ -1,0 +1,434 @@
+"""Operator forms: each computes what the original computes, and refuses what it does not match."""
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnx_ir as ir
+import pytest
+
+from graphcompress.base import Context
+from graphcompress.forms.attention import Attention
+from graphcompress.forms.choice import measure_forms, same_outputs
+from graphcompress.forms.family import UNCHANGED
+from graphcompress.forms.gelu import Gelu
+from graphcompress.forms.integer import IntegerLinear
+from graphcompress.forms.kronecker import Kronecker
+from graphcompress.forms.legal import legalise
+from graphcompress.forms.linear import Packed
+from graphcompress.forms.normalisation import Residual
+from graphcompress.kronecker_forms import write_expression
+from graphcompress.model import Model
+from graphcompress.numerics.kronecker import Factors, Split
+from graphcompress.rewrite import Rewriter
+from graphcompress.runtime import Runner
+
+HEADER = '<ir_version: 10, opset_import: ["" : {opset}, "com.microsoft" : 1]>\n'
+
+
+def model_of(text, weights=None, opset=20):
+    proto = onnx.parser.parse_model(HEADER.format(opset=opset) + text)
+    for name, array in (weights or {}).items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
+    return Model(ir.from_proto(proto))
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def run(model, **feed):
+    with Runner(model) as runner:
+        return runner(feed)
+
+
+def applied(model, family, form):
+    twin = model.clone()
+    with Rewriter(twin, Context()) as rw:
+        for site in family.sites(twin):
+            family.forms[form](rw, site)
+    return twin
+
+
+def ops(model):
+    return [node.op_type for node in model.graph]
+
+
+def check_forms(model, family, sites, **feed):
+    """Every form of ``family`` gives what ``model`` gives, also when it is applied twice."""
+    assert len(family.sites(model)) == sites
+    expected = run(model, **feed)
+    for form in family.forms:
+        twin = applied(model, family, form)
+        assert same_outputs([expected], [run(twin, **feed)]), form
+        assert ops(twin) != ops(model), form
+        assert [v.name for v in twin.graph.outputs] == [v.name for v in model.graph.outputs]
+        again = applied(twin, family, form)
+        assert same_outputs([expected], [run(again, **feed)]), form
+
+
+# ---- residual
+
+RESIDUAL = """
+g (float[b,s,8] x, float[b,s,8] y) => (float[b,s,8] out) {{
+  z = {op}(x, y) out = LayerNormalization(z, g, h)
+}}
+"""
+
+
+def norm_weights():
+    return {"g": 1 + random(8), "h": random(8, seed=1)}
+
+
+def test_residual_sum_is_the_sum():
+    model = model_of(RESIDUAL.format(op="Add"), norm_weights())
+    check_forms(model, Residual(), 1, x=random(2, 3, 8), y=random(2, 3, 8, seed=2))
+    assert ops(applied(model, Residual(), "sum")) == ["Sum", "LayerNormalization"]
+
+
+def test_runtime_does_not_fuse_the_sum(tmp_path):
+    import onnxruntime
+
+    def optimised(model):
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+        options.log_severity_level = 3
+        model.save(tmp_path / "model.onnx")
+        onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), options)
+        return [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+
+    model = model_of(RESIDUAL.format(op="Add"), norm_weights())
+    assert "SkipLayerNormalization" in optimised(model)
+    assert optimised(applied(model, Residual(), "sum")) == ["Sum", "LayerNormalization"]
+
+
+@pytest.mark.parametrize("op", ["Mul", "Sub"])
+def test_only_sums_are_residuals(op):
+    assert Residual().sites(model_of(RESIDUAL.format(op=op), norm_weights())) == []
+
+
+def test_adding_a_constant_is_no_residual():
+    text = "g (float[b,s,8] x) => (float[b,s,8] out) { z = Add(x, h) out = LayerNormalization(z, g, h) }"
+    assert Residual().sites(model_of(text, norm_weights())) == []
+
+
+# ---- GELU
+
+ROOT, ONE, HALF = np.float32(np.sqrt(2)), np.float32(1), np.float32(0.5)
+GELU_ORDERS = {
+    "x_times_halved": "d = Div(x, r) e = Erf(d) a = Add(e, one) h = Mul(half, a) out = Mul(x, h)",
+    "half_last": "d = Div(x, r) e = Erf(d) a = Add(one, e) m = Mul(x, a) out = Mul(m, half)",
+    "half_of_x_first": "i = Mul(x, half) d = Div(x, r) e = Erf(d) a = Add(e, one) out = Mul(i, a)",
+    "inverse_root": "d = Mul(x, q) e = Erf(d) a = Add(e, one) m = Mul(a, x) out = Mul(half, m)",
+    "operator": "out = Gelu(x)",
+}
+
+
+def gelu_model(body, prefix="", **weights):
+    constants = {"r": ROOT, "q": 1 / ROOT, "one": ONE, "half": HALF, **weights}
+    used = {
+        name: value for name, value in constants.items() if f"{name}" in (prefix + body).replace(",", " ")
+    }
+    source = "w" if prefix else "x"
+    return model_of(f"g (float[b,s,8] {source}) => (float[b,s,8] out) {{ {prefix} {body} }}", used)
+
+
+@pytest.mark.parametrize("order", GELU_ORDERS)
+def test_gelu_in_every_order(order):
+    model = gelu_model(GELU_ORDERS[order])
+    feed = {"x": 3 * random(2, 5, 8)}
+    expected = run(model, **feed)
+    assert len(Gelu().sites(model)) == 1
+    for form in Gelu().forms:
+        twin = applied(model, Gelu(), form)
+        assert ops(twin) == ["Gelu"]
+        assert twin.graph.node(0).domain == "com.microsoft"
+        assert same_outputs([expected], [run(twin, **feed)])
+
+
+@pytest.mark.parametrize("order", GELU_ORDERS)
+def test_gelu_with_its_bias(order):
+    model = gelu_model(GELU_ORDERS[order], "x = Add(w, bias)", bias=random(8))
+    feed = {"w": 3 * random(2, 5, 8, seed=3)}
+    expected = run(model, **feed)
+    assert ops(applied(model, Gelu(), "gelu")) == ["Add", "Gelu"]
+    assert ops(applied(model, Gelu(), "bias_gelu")) == ["BiasGelu"]
+    for form in Gelu().forms:
+        assert same_outputs([expected], [run(applied(model, Gelu(), form), **feed)])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "d = Div(x, one) e = Erf(d) a = Add(e, one) h = Mul(half, a) out = Mul(x, h)",
+        "d = Div(x, r) e = Erf(d) a = Add(e, half) h = Mul(half, a) out = Mul(x, h)",
+        "d = Div(x, r) e = Erf(d) a = Add(e, one) h = Mul(one, a) out = Mul(x, h)",
+        'out = Gelu <approximate = "tanh"> (x)',
+        "d = Div(x, r) out = Erf(d)",
+    ],
+)
+def test_what_is_not_the_exact_gelu_is_left_alone(body):
+    assert Gelu().sites(gelu_model(body)) == []
+
+
+# ---- int8 linears
+
+
+def quantised_weight(rows, columns, seed=0):
+    dense = random(rows, columns, seed=seed)
+    scale = np.abs(dense).max(0) / 63
+    return np.round(dense / scale).astype(np.int8), scale.astype(np.float32)
+
+
+def static_model(columns=6, bias=True, count=1, per_channel=True):
+    """Linears over one quantised input, between DequantizeLinear pairs."""
+    body, outs = ["q = QuantizeLinear(x, xs, xz)"], []
+    weights = {"xs": np.float32(0.03), "xz": np.uint8(120)}
+    for i in range(count):
+        values, scale = quantised_weight(16, columns + i, seed=i)
+        scale = scale if per_channel else scale.max()
+        weights |= {f"w{i}": values, f"s{i}": scale, f"z{i}": np.zeros(np.shape(scale), np.int8)}
+        axis = "<axis = 1>" if per_channel else ""
+        last = "m" if bias else "out"
+        body += [f"d{i} = DequantizeLinear(q, xs, xz)", f"v{i} = DequantizeLinear {axis} (w{i}, s{i}, z{i})"]
+        body += [f"{last}{i} = MatMul(d{i}, v{i})"]
+        if bias:
+            weights[f"b{i}"] = random(columns + i, seed=9 + i)
+            body += [f"out{i} = Add(b{i}, m{i})"]
+        outs.append(f"float[b,s,{columns + i}] out{i}")
+    return model_of(f"g (float[b,s,16] x) => ({', '.join(outs)}) {{ {' '.join(body)} }}", weights)
+
+
+def dynamic_model():
+    values, scale = quantised_weight(16, 6)
+    text = (
+        "g (float[b,s,16] x) => (float[b,s,6] out) { q, xs, xz = DynamicQuantizeLinear(x) "
+        "i = MatMulInteger(q, w, xz, z) f = Cast <to = 1> (i) t = Mul(xs, ws) m = Mul(f, t) out = Add(m, b) }"
+    )
+    return model_of(text, {"w": values, "ws": scale, "z": np.zeros(6, np.int8), "b": random(6, seed=4)})
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_static_int8_linear(bias, per_channel):
+    model = static_model(bias=bias, per_channel=per_channel)
+    check_forms(model, IntegerLinear(), 1, x=random(2, 3, 16, seed=5))
+    assert ops(applied(model, IntegerLinear(), "integer_to_float")) == [
+        "QuantizeLinear",
+        "MatMulIntegerToFloat",
+    ]
+
+
+def test_dynamic_int8_linear():
+    model = dynamic_model()
+    check_forms(model, IntegerLinear(), 1, x=random(2, 3, 16, seed=5))
+    twin = applied(model, IntegerLinear(), "integer_to_float")
+    assert ops(twin) == ["DynamicQuantizeLinear", "MatMulIntegerToFloat"]
+
+
+def test_float_linear_and_wrong_axis_are_no_int8_linears():
+    text = "g (float[b,16] x) => (float[b,6] out) { out = MatMul(x, w) }"
+    assert IntegerLinear().sites(model_of(text, {"w": random(16, 6)})) == []
+    values, _ = quantised_weight(16, 6)
+    text = (
+        "g (float[b,16] x) => (float[b,6] out) { q = QuantizeLinear(x, xs, xz) "
+        "d = DequantizeLinear(q, xs, xz) v = DequantizeLinear <axis = 0> (w, s, z) out = MatMul(d, v) }"
+    )
+    weights = {"xs": np.float32(0.03), "xz": np.uint8(9), "w": values}
+    weights |= {"s": np.abs(random(16)) + 1, "z": np.zeros(16, np.int8)}
+    assert IntegerLinear().sites(model_of(text, weights)) == []
+
+
+# ---- linears of one input
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_packed_int8_linears(bias):
+    model = applied(static_model(count=3, bias=bias), IntegerLinear(), "integer_to_float")
+    check_forms(model, Packed(), 1, x=random(2, 3, 16, seed=5))
+    twin = applied(model, Packed(), "packed")
+    assert ops(twin) == ["QuantizeLinear", "MatMulIntegerToFloat", "Split"]
+    assert twin.weight_bytes <= model.weight_bytes + 64
+
+
+def test_packed_float_linears_one_without_bias():
+    text = (
+        "g (float[b,s,16] x) => (float[b,s,4] q, float[b,s,5] k) "
+        "{ m = MatMul(x, w) q = Add(m, c) k = MatMul(x, v) }"
+    )
+    model = model_of(text, {"w": random(16, 4), "v": random(16, 5, seed=1), "c": random(4, seed=2)})
+    check_forms(model, Packed(), 1, x=random(2, 3, 16))
+    assert ops(applied(model, Packed(), "packed")) == ["MatMul", "Add", "Split"]
+
+
+def test_linears_of_different_inputs_are_not_packed():
+    text = (
+        "g (float[b,16] x, float[b,16] y) => (float[b,4] p, float[b,4] q) "
+        "{ p = MatMul(x, w) q = MatMul(y, w) }"
+    )
+    assert Packed().sites(model_of(text, {"w": random(16, 4)})) == []
+
+
+# ---- Kronecker weights
+
+
+def test_kronecker_products_are_the_expanded_weight():
+    model = model_of(
+        "g (float[b,s,12] x) => (float[b,s,20] out) { out = MatMul(x, w) }", {"w": random(12, 20)}
+    )
+    split = Split(3, 5, 4, 4)
+    factors = Factors(split, random(split.n1 * split.m1, 2), random(2, split.n2 * split.m2, seed=1))
+    with Rewriter(model, Context()) as rw:
+        node = model.graph.node(0)
+        rw.set_input(node, 1, write_expression(rw, factors, "w", ir.DataType.FLOAT, node))
+    check_forms(model, Kronecker(), 1, x=random(2, 3, 12))
+
+
+def test_dense_weights_are_no_kronecker_sites():
+    model = model_of("g (float[b,12] x) => (float[b,20] out) { out = MatMul(x, w) }", {"w": random(12, 20)})
+    assert Kronecker().sites(model) == []
+
+
+# ---- attention
+
+ATTENTION = """
+g (float[b,s,8] q, float[b,s,8] k, float[b,s,8] v, float[b,1,{rows},s] mask) => (float[b,s,8] out) {{
+  qr = Reshape(q, heads)  qt = Transpose <perm = [0, 2, 1, 3]> (qr)  qs = Mul(qt, scale)
+  kr = Reshape(k, heads)  kt = Transpose <perm = [0, 2, {key}]> (kr)  ks = Mul(scale, kt)
+  vr = Reshape(v, heads)  vt = Transpose <perm = [0, 2, 1, 3]> (vr)
+  p = MatMul(qs, ks)  a = Add(p, mask)  soft = Softmax <axis = {axis}> (a)  {guard}
+  c = MatMul(soft{guarded}, vt)  t = Transpose <perm = [0, 2, 1, 3]> (c)  out = Reshape(t, whole)
+}}
+"""
+
+
+def attention_model(rows="1", key="3, 1", axis=-1, guard=""):
+    text = ATTENTION.format(rows=rows, key=key, axis=axis, guard=guard, guarded="ed" if guard else "")
+    weights = {"heads": np.array([0, 0, 2, 4]), "whole": np.array([0, 0, 8]), "scale": np.float32(0.6)}
+    return model_of(text, weights)
+
+
+def attention_feed(rows=1):
+    mask = np.zeros((2, 1, rows, 5), np.float32)
+    mask[0, :, :, 3:] = -1e4
+    return {name: random(2, 5, 8, seed=i) for i, name in enumerate("qkv")} | {"mask": mask}
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_multi_head_attention(rows):
+    model = attention_model(rows="1" if rows == 1 else "s")
+    check_forms(model, Attention(), 1, **attention_feed(rows))
+    assert "Softmax" not in ops(applied(model, Attention(), "multi_head"))
+
+
+def test_multi_head_attention_at_many_lengths():
+    model = attention_model()
+    twin = applied(model, Attention(), "multi_head")
+    with Runner(model) as before, Runner(twin) as after:
+        for length in (1, 2, 3, 31, 32, 33, 64):
+            feed = {name: random(2, length, 8, seed=i) for i, name in enumerate("qkv")}
+            feed["mask"] = np.where(random(2, 1, 1, length, seed=7) > 1, -1e4, 0).astype(np.float32)
+            assert same_outputs([before(feed)], [after(feed)]), length
+
+
+def test_a_guard_after_the_softmax_or_another_axis_is_not_matched():
+    guarded = "n = IsNaN(soft) zero = Sub(soft, soft) softed = Where(n, zero, soft)"
+    assert Attention().sites(attention_model(guard=guarded)) == []
+    assert Attention().sites(attention_model(axis=2)) == []
+
+
+# ---- choice
+
+
+def test_a_form_that_computes_something_else_is_not_taken(caplog):
+    class Wrong(Residual):
+        @property
+        def forms(self):
+            def as_maximum(rw, site):
+                add = site.nodes[0]
+                rw.replace(add.outputs[0], rw.node("Max", *add.inputs, before=add))
+
+            return {"max": as_maximum, **super().forms}
+
+    model = model_of(RESIDUAL.format(op="Add"), norm_weights())
+    times = measure_forms(model, Wrong(), [{"x": random(2, 3, 8), "y": random(2, 3, 8, seed=2)}])
+    assert set(times) == {UNCHANGED, "sum"}
+    assert "gives other outputs" in caplog.text
+
+
+def test_a_form_that_the_runtime_refuses_is_not_taken():
+    class Refused(Residual):
+        @property
+        def forms(self):
+            def as_nothing_known(rw, site):
+                add = site.nodes[0]
+                rw.replace(add.outputs[0], rw.node("NoSuchOperator", *add.inputs, before=add))
+
+            return {"unknown": as_nothing_known}
+
+    model = model_of(RESIDUAL.format(op="Add"), norm_weights())
+    times = measure_forms(model, Refused(), [{"x": random(2, 3, 8), "y": random(2, 3, 8, seed=2)}])
+    assert set(times) == {UNCHANGED}
+
+
+def test_signature_ignores_weights_and_names_but_not_sizes_and_attributes():
+    def signature(model):
+        return IntegerLinear().sites(model)[0].signature()
+
+    assert signature(static_model()) == signature(static_model())
+    assert signature(static_model()) != signature(static_model(columns=7))
+    assert signature(static_model()) != signature(static_model(bias=False))
+    first, second = (site.signature() for site in IntegerLinear().sites(static_model(columns=6, count=2)))
+    assert first != second
+
+
+# ---- legalise
+
+OPERATOR = """
+g (float[b,2,s,4] q, float[b,2,s,4] k, float[b,2,s,4] v, {kind}[b,1,s,s] mask) => (float[b,2,s,4] out) {{
+  out = Attention <{attributes}> (q, k, v, mask)
+}}
+"""
+
+
+def operator_model(kind="bool", attributes="scale = 0.3"):
+    return model_of(OPERATOR.format(kind=kind, attributes=attributes), opset=23)
+
+
+@pytest.mark.parametrize("kind", ["bool", "float"])
+def test_attention_operator_is_written_out(kind):
+    model = operator_model(kind)
+    feed = {name: random(2, 2, 5, 4, seed=i) for i, name in enumerate("qkv")}
+    mask = np.tril(np.ones((2, 1, 5, 5), bool))
+    feed["mask"] = mask if kind == "bool" else np.where(mask, 0, -1e4).astype(np.float32)
+    expected = run(model, **feed)
+    assert legalise(model, Context()) is None
+    assert "Attention" not in ops(model)
+    assert model.opset == 21
+    assert same_outputs([expected], [run(model, **feed)])
+
+
+def test_attention_operator_over_three_dimensions():
+    text = (
+        "g (float[b,s,8] q, float[b,s,8] k, float[b,s,8] v) => (float[b,s,8] out) "
+        "{ out = Attention <q_num_heads = 2, kv_num_heads = 2> (q, k, v) }"
+    )
+    model = model_of(text, opset=23)
+    feed = {name: random(2, 5, 8, seed=i) for i, name in enumerate("qkv")}
+    expected = run(model, **feed)
+    assert legalise(model, Context()) is None
+    assert same_outputs([expected], [run(model, **feed)])
+
+
+def test_what_needs_a_newer_opset_keeps_it_and_says_why():
+    model = operator_model("float", "is_causal = 1")
+    reason = legalise(model, Context())
+    assert model.opset == 23
+    assert "Attention" in ops(model)
+    assert reason is not None
+    assert reason.startswith("Attention")
+
+
+def test_older_opsets_stay():
+    model = model_of("g (float[b,8] x) => (float[b,8] y) { y = Relu(x) }", opset=17)
+    assert legalise(model, Context()) is None
+    assert model.opset == 17
