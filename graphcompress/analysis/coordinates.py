@@ -1,4 +1,4 @@
-"""Index maps: which values count along an axis, so that gathering with them copies or repeats and moves nothing."""
+"""Index maps: which values count along an axis, so that gathering with them moves nothing."""
 
 from __future__ import annotations
 
