@@ -93,7 +93,7 @@ class Pipeline:
     ) -> list[PassRecord]:
         """Run every pass on ``model``, in place, and check structure, outputs and coverage after each.
 
-        ``allow`` names passes whose broken contract is accepted; ``require_coverage`` (0–1) is for lossy ones.
+        ``allow`` names passes whose broken contract is accepted; ``require_coverage`` (0-1) is for lossy ones.
 
         Raises:
             ContractError: a pass changed the outputs by more than it promised, or broke the graph.
@@ -109,8 +109,7 @@ class Pipeline:
             records.append(record)
             on_record(record)
             model.release()
-            lossy = isinstance(step.contract, Lossy)
-            if lossy and record.touched and record.coverage < require_coverage:
+            if isinstance(step.contract, Lossy) and record.coverage < require_coverage:
                 raise CoverageError(
                     f"{step} touched {record.coverage:.1%} of the parameters, {require_coverage:.1%} are "
                     f"required; it left alone: {_reasons(record.skipped)}"
