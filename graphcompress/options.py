@@ -59,6 +59,7 @@ def split_calls(text: str) -> list[tuple[str, dict[str, str]]]:
     Raises:
         UsageError: the text does not follow that form; the message shows where.
     """
+    text = text.rstrip()
     calls: list[tuple[str, dict[str, str]]] = []
     position = 0
     while position < len(text):

@@ -93,7 +93,7 @@ class Pipeline:
     ) -> list[PassRecord]:
         """Run every pass on ``model``, in place, and check structure, outputs and coverage after each.
 
-        ``allow`` names passes whose broken contract is accepted; ``require_coverage`` (0-1) is for lossy ones.
+        ``allow`` names passes whose broken contract is accepted; ``require_coverage`` (0-1) binds lossy ones.
 
         Raises:
             ContractError: a pass changed the outputs by more than it promised, or broke the graph.
