@@ -105,4 +105,7 @@ def _report_what_stays(rw: Rewriter) -> None:
             rw.skip(linears.weight_name(value), reason)
     guards = [node for node in rw.model.graph if node.op_type == "IsNaN" and not node.domain]
     for node in guards:
-        rw.skip(node.outputs[0].name or "", "a guard against NaN: its input is not provably finite")
+        rw.skip(
+            node.outputs[0].name or "",
+            "a guard against NaN whose input is not provably finite (see assume_visible, finite_inputs)",
+        )
