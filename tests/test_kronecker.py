@@ -252,7 +252,6 @@ def test_an_error_bound_is_kept_and_refusals_carry_figures():
     assert refused.reason.endswith("is above max_error 0.05")
     assert refused.error is not None
     assert 0.05 < refused.error < 1
-    assert f"error {refused.error:.2f} at 2.0x smaller" in refused.reason
     taken = choose_linear(weight, None, Wish(tuple(splits(16, 16)), max_error=0.9))
     assert taken.factors is not None
     assert relative_error(weight, taken.factors.dense()) <= 0.9
