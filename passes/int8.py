@@ -25,7 +25,7 @@ from graphcompress.numerics.quantise import Affine, WeightRange, affine, quantis
 from graphcompress.numerics.smooth import smoothing
 from graphcompress.options import option
 from graphcompress.qdq import QdqWriter
-from graphcompress.quantisable import linear_reason, table_reason
+from graphcompress.quantisable import linear_reason, table_reason, tied_table
 from graphcompress.rewrite import Rewriter
 
 _METHODS: tuple[Calibration, ...] = ("minmax", "percentile", "mse")
@@ -90,6 +90,8 @@ class Int8(Pass):
         with Rewriter(model, ctx) as rw:
             chosen = self._admissible(rw)
             seen = _observe(model, chosen, samples, ctx) if samples else {}
+            if samples:
+                chosen = _reached(rw, chosen, seen)
             if samples and self.smooth:
                 chosen = self._smooth(rw, chosen, seen, samples, signed)
             writer = QdqWriter(rw)
@@ -184,6 +186,8 @@ class Int8(Pass):
         for value, activation in list(seen.items()):
             readers = [linear for linear in chosen if linear.input is value]
             item = equalisable(value, readers)
+            if any(tied_table(reader) for reader in readers):
+                item = "an embedding shares the weight that would take them"
             if isinstance(item, Equalisable):
                 factors = self._factors(activation, readers, signed)
                 item = item if factors is not None else "it would not lower the error"
@@ -275,6 +279,16 @@ def _observe(
     seen = {linear.input: Activation() for linear in chosen}
     observe(model, seen, samples, progress=ctx.progress)
     return seen
+
+
+def _reached(rw: Rewriter, chosen: Sequence[Linear], seen: dict[ir.Value, Activation]) -> list[Linear]:
+    """The linears whose input calibration has seen; the others are skipped."""
+    for value in [value for value, activation in seen.items() if activation.histogram.total == 0]:
+        del seen[value]
+    for linear in chosen:
+        if linear.input not in seen:
+            rw.skip(linear, "no sample reached it, or its input was never finite: its range is unknown")
+    return [linear for linear in chosen if linear.input in seen]
 
 
 def _joint_sqnr_db(rows: np.ndarray, weights: np.ndarray, signed: bool) -> float:

@@ -233,6 +233,17 @@ def test_a_linear_below_the_wanted_sqnr_stays_and_says_its_figure(one_linear):
     assert ops(model) == {"MatMul": 1, "Add": 1}
 
 
+def test_a_linear_that_no_sample_reaches_stays(tiny_bert, tiny_samples):
+    masked = [
+        {**feed, "attention_mask": np.zeros_like(feed["attention_mask"])} for feed in tiny_samples.feeds
+    ]
+    with np.errstate(invalid="ignore"):
+        ctx = run(Int8(embeddings=False), tiny_bert, Samples(masked))
+    assert ctx.touched == []
+    assert len(ctx.skipped) == 12
+    assert all("range is unknown" in item.reason for item in ctx.skipped)
+
+
 def test_layers_are_chosen_by_name(tiny_bert, tiny_samples):
     ctx = run(Int8(layers="*query*", embeddings=False), tiny_bert, tiny_samples)
     assert len(ctx.touched) == 2
