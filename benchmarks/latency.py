@@ -5,8 +5,8 @@
 Contenders take turns in one process (``graphcompress.measure``): the file as it came in, the same file
 through ``onnxruntime.quantization.quantize_dynamic`` with default options, and the lowered result of
 ``--passes`` with 300 calibration sentences of STS-B train. All run in plain ``onnxruntime.InferenceSession``
-with default options, at batch 1 × the median length of STS-B dev, 1 × 128 and 8 × 128. ``--ablation`` adds the
-result with one family of forms left as the passes wrote it, for each family that chose anything.
+with default options, at batch 1 × the median length of STS-B dev, 1 × 128 and 8 × 128. ``--ablation`` adds
+the result with one family of forms left as the passes wrote it, for each family that chose anything.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import onnx.parser
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
 from graphcompress.base import Context
@@ -53,6 +54,16 @@ def ops(model):
     return [node.op_type for node in model.graph]
 
 
+def optimised_ops(model, folder):
+    """Operators after the runtime's own rewriting with default options."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    options.log_severity_level = 3
+    model.save(folder / "model.onnx")
+    onnxruntime.InferenceSession(str(folder / "model.onnx"), options)
+    return [node.op_type for node in onnx.load(folder / "optimised.onnx").graph.node]
+
+
 def check_forms(model, family, sites, **feed):
     """Every form of ``family`` gives what ``model`` gives, also when it is applied twice."""
     assert len(family.sites(model)) == sites
@@ -86,19 +97,9 @@ def test_residual_sum_is_the_sum():
 
 
 def test_runtime_does_not_fuse_the_sum(tmp_path):
-    import onnxruntime
-
-    def optimised(model):
-        options = onnxruntime.SessionOptions()
-        options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-        options.log_severity_level = 3
-        model.save(tmp_path / "model.onnx")
-        onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), options)
-        return [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
-
     model = model_of(RESIDUAL.format(op="Add"), norm_weights())
-    assert "SkipLayerNormalization" in optimised(model)
-    assert optimised(applied(model, Residual(), "sum")) == ["Sum", "LayerNormalization"]
+    assert "SkipLayerNormalization" in optimised_ops(model, tmp_path)
+    assert optimised_ops(applied(model, Residual(), "sum"), tmp_path) == ["Sum", "LayerNormalization"]
 
 
 @pytest.mark.parametrize("op", ["Mul", "Sub"])
@@ -247,6 +248,8 @@ def test_packed_int8_linears(bias):
     check_forms(model, Packed(), 1, x=random(2, 3, 16, seed=5))
     twin = applied(model, Packed(), "packed")
     assert ops(twin) == ["QuantizeLinear", "MatMulIntegerToFloat", "Split"]
+    assert [str(v.shape) for v in twin.graph.node(2).outputs] == ["[b,s,6]", "[b,s,7]", "[b,s,8]"]
+    assert twin.graph.node(1).outputs[0].shape is not None
     assert twin.weight_bytes <= model.weight_bytes + 64
 
 
@@ -266,6 +269,29 @@ def test_linears_of_different_inputs_are_not_packed():
         "{ p = MatMul(x, w) q = MatMul(y, w) }"
     )
     assert Packed().sites(model_of(text, {"w": random(16, 4)})) == []
+
+
+@pytest.mark.parametrize("steps", [["integer"], ["integer", "packed"]])
+def test_int8_weights_that_are_expressions_stay_expressions(steps, tmp_path):
+    body, weights = ["q = QuantizeLinear(x, xs, xz)"], {"xs": np.float32(0.03), "xz": np.uint8(120)}
+    for i in range(2):
+        weights |= {f"l{i}": random(16, 2, seed=i), f"r{i}": random(2, 24, seed=3 + i)}
+        weights |= {f"s{i}": np.full(24, 0.05, np.float32), f"z{i}": np.zeros(24, np.int8)}
+        body += [f"e{i} = MatMul(l{i}, r{i})", f"w{i} = QuantizeLinear <axis = 1> (e{i}, s{i}, z{i})"]
+        body += [f"v{i} = DequantizeLinear <axis = 1> (w{i}, s{i}, z{i})"]
+        body += [f"d{i} = DequantizeLinear(q, xs, xz)", f"out{i} = MatMul(d{i}, v{i})"]
+    text = f"g (float[b,s,16] x) => (float[b,s,24] out0, float[b,s,24] out1) {{ {' '.join(body)} }}"
+    model = model_of(text, weights)
+    expected = run(model, x=random(2, 3, 16))
+    for step in steps:
+        family, form = {"integer": (IntegerLinear(), "integer_to_float"), "packed": (Packed(), "packed")}[
+            step
+        ]
+        assert family.sites(model)
+        model = applied(model, family, form)
+    assert same_outputs([expected], [run(model, x=random(2, 3, 16))])
+    assert sorted(v.name for v in model.initializers() if v.name[0] in "lr") == ["l0", "l1", "r0", "r1"]
+    assert set(optimised_ops(model, tmp_path)) <= {"QuantizeLinear", "MatMulIntegerToFloat", "Split"}
 
 
 # ---- Kronecker weights

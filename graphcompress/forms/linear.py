@@ -113,7 +113,7 @@ def _packed_integers(
     scales = [_per_column(node.inputs[3], width, np.float32) for node, width in columns]
     dtype = np.int8 if weight.dtype is None else weight.dtype.numpy()
     zeros = [_per_column(_operand(node, 5), width, dtype) for node, width in columns]
-    operands = (
+    operands: tuple[ir.Value | None, ...] = (
         first.inputs[0],
         weight,
         first.inputs[2],
@@ -122,9 +122,12 @@ def _packed_integers(
         rw.constant(np.concatenate(zeros), f"{name}.zero_point"),
         bias,
     )
-    return rw.node(
-        _INTEGER, *(operands if bias is not None else operands[:-1]), before=first, name=name, domain=CONTRIB
-    )
+    operands = operands if bias is not None else operands[:-1]
+    packed = rw.node(_INTEGER, *operands, before=first, name=name, domain=CONTRIB)
+    result = site.results[0]
+    packed.type = result.type
+    packed.shape = None if result.shape is None else ir.Shape([*result.shape[:-1], sum(site.widths)])
+    return packed
 
 
 def _joined(rw: Rewriter, weights: Sequence[ir.Value | None], name: str, before: ir.Node) -> ir.Value:
