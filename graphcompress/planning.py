@@ -13,7 +13,7 @@ from graphcompress.data import synthetic_samples
 from graphcompress.model import Model
 from graphcompress.numerics.importance import contribution, eliminate, rarely_active
 from graphcompress.numerics.least_squares import Fit, JointMoments, best_ridge, mean_squared_error, ridge
-from graphcompress.pruning import Block, Evidence, Witness
+from graphcompress.pruning import Block, Evidence, Witness, bias_of
 
 KINDS = {FFN: "FFN nodes", HEAD: "heads"}
 
@@ -246,7 +246,7 @@ class _Trial:
     """Fits of one block's reader to what it gave before anything was cut."""
 
     def __init__(self, block: Block, evidence: Evidence, *, refit: bool) -> None:
-        self.weight, self.bias = block.reader.dense().astype(np.float64), block.bias()
+        self.weight, self.bias = block.reader.dense().astype(np.float64), bias_of(block.reader)
         self.refit = refit
         self.can_refit = block.can_refit
         self.fit_on = evidence.fit.aimed_at(self.weight, self.bias)
@@ -277,7 +277,7 @@ class _Trial:
 def _eliminated(block: Block, evidence: Evidence, count: int) -> Ranking:
     moments, weight = evidence.all, block.reader.dense()
     done = eliminate(moments.covariance, weight, block.rows, count, RIDGE)
-    energy = max(moments.aimed_at(weight, block.bias()).energy, _TINY)
+    energy = max(moments.aimed_at(weight, bias_of(block.reader)).energy, _TINY)
     return Ranking(done.order, np.diff(done.errors, prepend=0.0) / energy)
 
 

@@ -1,4 +1,4 @@
-"""Pruning of a block: which inputs a unit owns, what samples say of it, and how a refit is stored."""
+"""Pruning of a block: which inputs a unit owns, what samples say of it, and which of it is held out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from graphcompress.data import Samples
 from graphcompress.expressions import evaluate, leaves
 from graphcompress.model import Model
 from graphcompress.numerics.importance import rows_of, unit_norms
-from graphcompress.numerics.least_squares import Fit, JointMoments
+from graphcompress.numerics.least_squares import GatheredRows, JointMoments
 from graphcompress.rewrite import Rewriter
 
 HELD_OUT = 5
@@ -25,9 +25,6 @@ HELD_OUT = 5
 
 NEIGHBOURS = 10
 """Samples are held out in runs, since neighbours in a file are often alike (the two sentences of a pair)."""
-
-ROWS_AT_A_TIME = 1024
-"""Tokens that are gathered before the second moments are brought up to date."""
 
 MEMORY_BYTES = 600_000_000
 """Second moments kept at a time; a larger model runs over the samples once for every portion of blocks."""
@@ -73,12 +70,6 @@ class Block:
         """Input features of the reader that stay when the units of the mask ``keep`` stay."""
         return np.flatnonzero((self.units < 0) | keep[self.units])
 
-    def bias(self) -> np.ndarray:
-        """[out], zeros where the reader has none."""
-        if self.reader.bias is None:
-            return np.zeros(self.reader.out_features)
-        return evaluate(self.reader.bias).astype(np.float64)
-
     def norms(self, linears: Sequence[Linear]) -> np.ndarray:
         """[units] root of the sum of squares of what each unit owns in the weights of ``linears``."""
         owned = {leaf for linear in linears for leaf in leaves(linear.weight)}
@@ -112,26 +103,17 @@ class Evidence:
 
 
 class _Watch:
-    """An observer that fills one half of an :class:`Evidence`, many rows at a time."""
+    """An observer that fills one half of an :class:`Evidence`."""
 
     def __init__(self, evidence: Evidence, moments: JointMoments) -> None:
         self.evidence = evidence
-        self.moments = moments
-        self._rows: list[np.ndarray] = []
+        self.moments = GatheredRows(moments)
 
     def update(self, array: np.ndarray) -> None:
         """Take in tokens [..., features]."""
-        self._rows.append(array.reshape(-1, array.shape[-1]).astype(np.float32))
-        if sum(map(len, self._rows)) >= ROWS_AT_A_TIME:
-            self.flush()
-
-    def flush(self) -> None:
-        """Bring the moments up to date."""
-        if self._rows:
-            rows = np.concatenate(self._rows)
-            self.moments.update(rows)
-            self.evidence.peaks = np.maximum(self.evidence.peaks, np.abs(rows).max(axis=0, initial=0.0))
-            self._rows = []
+        tokens = array.reshape(-1, array.shape[-1])
+        self.moments.update(tokens)
+        self.evidence.peaks = np.maximum(self.evidence.peaks, np.abs(tokens).max(axis=0, initial=0.0))
 
 
 class Witness:
@@ -140,10 +122,7 @@ class Witness:
     def __init__(self, model: Model, samples: Samples, progress: Progress) -> None:
         self.model = model
         self.progress = progress
-        run = max(1, min(NEIGHBOURS, len(samples) // HELD_OUT))
-        held = [index for index in range(len(samples)) if index // run % HELD_OUT == HELD_OUT - 1]
-        self.fit_on = _choose(samples, [index for index in range(len(samples)) if index not in set(held)])
-        self.held_out = _choose(samples, held) if held else self.fit_on
+        self.fit_on, self.held_out = split(samples)
         self._known: dict[Block, Evidence] = {}
 
     def stream(self, blocks: Sequence[Block]) -> Iterator[tuple[Block, Evidence]]:
@@ -159,7 +138,7 @@ class Witness:
             watches = {x: _Watch(evidence, getattr(evidence, part)) for x, evidence in inputs.items()}
             observe(self.model, watches, samples, progress=self.progress, text="prune: activations")
             for watch in watches.values():
-                watch.flush()
+                watch.moments.finished()
         return {block: inputs[block.reader.input] for block in blocks}
 
 
@@ -187,36 +166,20 @@ def blocks_of(rw: Rewriter, groups: Sequence[Group], only: str) -> list[Block]:
     return sorted(blocks.values(), key=lambda block: order[id(block.group)])
 
 
-def write_fit(rw: Rewriter, block: Block, rows: np.ndarray, fit: Fit) -> None:
-    """Store a refitted weight in the rows of the reader that stay; call it before the cut."""
-    dense = block.reader.dense().astype(np.float64)
-    dense[rows] = fit.weight
-    rw.overwrite(block.reader.weight, dense.T if block.reader.transposed else dense)
+def split(samples: Samples) -> tuple[Samples, Samples]:
+    """Samples to fit on, and samples to hold out; the same ones twice when there are fewer than five."""
+    run = max(1, min(NEIGHBOURS, len(samples) // HELD_OUT))
+    held = [index for index in range(len(samples)) if index // run % HELD_OUT == HELD_OUT - 1]
+    rest = sorted(set(range(len(samples))) - set(held))
+    fit_on = _choose(samples, rest)
+    return fit_on, _choose(samples, held) if held else fit_on
 
 
-def write_bias(rw: Rewriter, linear: Linear, bias: np.ndarray) -> None:
-    """Give a linear another bias, or one where it has none."""
-    value = linear.bias
-    if value is not None and value.is_initializer() and len(value.uses()) == 1:
-        rw.overwrite(value, bias)
-        return
-    dtype = linear.output.dtype or ir.DataType.FLOAT
-    new = rw.constant(bias.astype(dtype.numpy()), f"{linear.name}.bias", dtype)
-    if value is not None:
-        node = linear.node if linear.node.op_type == "Gemm" else linear.output.producer()
-        rw.set_input(node, list(node.inputs).index(value), new)  # type: ignore[union-attr, arg-type]
-    elif linear.node.op_type == "Gemm":
-        linear.node.resize_inputs(3)
-        rw.set_input(linear.node, 2, new)
-    else:
-        _add_bias(rw, linear, new)
-
-
-def _add_bias(rw: Rewriter, linear: Linear, bias: ir.Value) -> None:
-    product = linear.node.outputs[0]
-    total = rw.node("Add", product, bias, name=f"{product.name}.sum")
-    rw.replace(product, total)
-    rw.set_input(total.producer(), 0, product)  # type: ignore[arg-type]
+def bias_of(linear: Linear) -> np.ndarray:
+    """[out], zeros where the linear has none."""
+    if linear.bias is None:
+        return np.zeros(linear.out_features)
+    return evaluate(linear.bias).astype(np.float64)
 
 
 def _obstacle(group: Group) -> str | None:

@@ -95,6 +95,7 @@ class Runner:
         except BaseException:
             self._folder.cleanup()
             raise
+        self._options = _path_to_outputs_only()
         self.outputs = [value.name or "" for value in values] or [
             output.name for output in self._session.get_outputs()
         ]
@@ -106,7 +107,7 @@ class Runner:
             DataError: the model cannot run on this feed: shapes, types or indices out of range.
         """
         try:
-            results = self._session.run(self.outputs, dict(feed))
+            results = self._session.run(self.outputs, dict(feed), self._options)
         except Exception as error:  # onnxruntime's exceptions share no base class
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
             raise DataError(
@@ -120,3 +121,12 @@ class Runner:
 
     def __exit__(self, *exception: object) -> None:
         self._folder.cleanup()
+
+
+def _path_to_outputs_only() -> onnxruntime.RunOptions:
+    """What comes after the values that are asked for is not computed."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.only_execute_path_to_fetches = True
+    return options

@@ -17,10 +17,12 @@ from graphcompress.cutting import cut
 from graphcompress.data import Samples, synthetic_samples
 from graphcompress.errors import UsageError
 from graphcompress.model import Model
+from graphcompress.numerics.least_squares import Fit
 from graphcompress.numerics.metrics import cosine
 from graphcompress.options import option
 from graphcompress.planning import KINDS, Plan, Planner, Request
-from graphcompress.pruning import Block, blocks_of, write_bias, write_fit
+from graphcompress.pruning import Block, blocks_of
+from graphcompress.refitting import Follower, write_bias, write_fit
 from graphcompress.rewrite import Rewriter
 from graphcompress.runtime import Runner
 
@@ -78,7 +80,8 @@ class Prune(Pass):
             blocks = [block for block in blocks_of(rw, couplings(model), self.only) if self._wants(rw, block)]
             plans = Planner(model, ctx, self._request(ctx)).plans(blocks)
             self._tell(rw, plans)
-            _carry_out(rw, [plan for plan in plans if len(plan.removed)])
+            chosen = [plan for plan in plans if len(plan.removed)]
+            _carry_out(rw, chosen, follow=self.refit and ctx.samples is not None)
 
     @property
     def asks(self) -> bool:
@@ -196,16 +199,24 @@ def _is_cut(model: Model, block: Block) -> bool:
     return axis in model.kept.get(block.reader.weight.name or "", {})
 
 
-def _carry_out(rw: Rewriter, plans: Sequence[Plan]) -> None:
+def _carry_out(rw: Rewriter, plans: Sequence[Plan], *, follow: bool) -> None:
+    """Cut and refit; with ``follow`` each block also makes good what those before it lost."""
+    original = rw.model.clone() if follow else rw.model
+    priors = {plan.block.name: plan.block.reader.dense()[plan.rows] for plan in plans}
     for plan in plans:
         _record(rw, plan)
-    for plan in plans:
         if plan.fit is not None and plan.block.can_refit:
-            write_fit(rw, plan.block, plan.rows, plan.fit)
-    cut(rw, {plan.block.group: plan.keep for plan in plans})
-    for plan in plans:
-        if plan.fit is not None:
+            dense = plan.block.reader.dense().astype(np.float64)
+            dense[plan.rows] = plan.fit.weight
+            write_fit(rw, plan.block.reader, Fit(dense, plan.fit.bias))
+        elif plan.fit is not None:
             write_bias(rw, plan.block.reader, plan.fit.bias)
+    cut(rw, {plan.block.group: plan.keep for plan in plans})
+    if follow and plans:
+        rw.clean()
+        mine = [plan.block for plan in plans if plan.block.can_refit]
+        follower = Follower(original, rw, rw.ctx.samples, rw.ctx.progress)
+        follower.refit([block.reader for block in mine], [priors[block.name] for block in mine])
 
 
 def _record(rw: Rewriter, plan: Plan) -> None:

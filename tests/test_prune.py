@@ -17,7 +17,7 @@ from graphcompress.errors import UsageError
 from graphcompress.model import Model
 from graphcompress.pipeline import Pipeline
 from graphcompress.planning import removable
-from graphcompress.pruning import Witness, blocks_of
+from graphcompress.pruning import Witness, bias_of, blocks_of
 from graphcompress.rewrite import Rewriter
 from graphcompress.runtime import Runner
 
@@ -280,7 +280,7 @@ def test_the_refit_is_the_least_squares_optimum_of_the_explicit_matrices(
     pruned(tiny_bert, tiny_samples, ffn=0.5, only="encoder.layer.0.*")
     now = weight(tiny_bert, FFN_OUT.format(0))
     kept = tiny_bert.kept[now.weight.name][0]
-    target = x @ block.reader.dense() + block.bias()
+    target = x @ block.reader.dense() + bias_of(block.reader)
     spread = np.mean(x[:, kept].var(0))
     candidates = []
     for strength in (0.1, 0.3, 1.0, 3.0):

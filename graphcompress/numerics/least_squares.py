@@ -10,6 +10,9 @@ import scipy.linalg
 RIDGES = (0.1, 0.3, 1.0, 3.0)
 """Strengths that are tried on held-out tokens, in units of the mean variance of the features."""
 
+ROWS_AT_A_TIME = 1024
+"""Rows that are gathered before the moments are brought up to date."""
+
 
 class JointMoments:
     """Count, means and second moments of rows x [features] with targets y [targets].
@@ -80,6 +83,27 @@ class JointMoments:
         """E|y - E y|²: what a constant output would leave unexplained."""
         mean = self.xy[-1] / max(self.count, 1)
         return self.yy / max(self.count, 1) - float(mean @ mean)
+
+
+class GatheredRows:
+    """Collects rows until there are enough for one update of ``moments``: a few large products cost less."""
+
+    def __init__(self, moments: JointMoments) -> None:
+        self.moments = moments
+        self._rows: list[tuple[np.ndarray, ...]] = []
+
+    def update(self, *rows: np.ndarray) -> None:
+        """Take in rows x [tokens, features], and their targets [tokens, targets] if there are any."""
+        self._rows.append(tuple(array.reshape(-1, array.shape[-1]).astype(np.float32) for array in rows))
+        if sum(len(part[0]) for part in self._rows) >= ROWS_AT_A_TIME:
+            self.finished()
+
+    def finished(self) -> JointMoments:
+        """The moments of all rows so far."""
+        if self._rows:
+            self.moments.update(*(np.concatenate(arrays) for arrays in zip(*self._rows, strict=True)))
+            self._rows = []
+        return self.moments
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,144 @@
+"""Accuracy of one-shot pruning on STS-B dev: with refit, without, and onnxsim with its recovery.
+
+Usage: python benchmarks/prune_stsb.py MODEL.onnx --data FOLDER [--ratios 0.25 0.5] [--only ours]
+
+MODEL.onnx is a sentence encoder with tokenizer.json beside it. FOLDER (or GRAPHCOMPRESS_DATA) holds
+stsb/train.jsonl.gz, of which 300 sentences drawn with a fixed seed calibrate, and stsb/validation.jsonl.gz,
+whose 1,500 pairs are scored: Spearman of the cosine of mean-pooled outputs. The same share of FFN nodes and
+of heads goes in every layer. onnxsim prunes by its calibrated rules and recovers by its own least squares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from graphcompress.passes.prune import Prune
+from rich.console import Console
+from rich.table import Table
+
+from graphcompress.base import Context
+from graphcompress.data import Samples, load_samples
+from graphcompress.model import Model
+from graphcompress.numerics.metrics import cosine, spearman
+from graphcompress.runtime import session_of
+
+CALIBRATION_SENTENCES = 300
+BATCH = 32
+
+Write = Callable[[Path, Path, Samples, float], None]
+
+
+def ours(**options: object) -> Write:
+    """A function that writes the model pruned with these options."""
+
+    def write(source: Path, destination: Path, samples: Samples, ratio: float) -> None:
+        model = Model.load(source)
+        ratios = {"ffn": ratio, "heads": ratio} if ratio else {}
+        Prune(**ratios, **options).run(model, Context(samples=samples))  # type: ignore[arg-type]
+        model.save(destination)
+
+    return write
+
+
+def onnxsim(recover: bool, calibrated: bool = True) -> Write:
+    """Onnxsim's structured pruning of onnxsim for FFN nodes and heads, with or without its recovery."""
+
+    def write(source: Path, destination: Path, samples: Samples, ratio: float) -> None:
+        import onnx
+        import onnxsim as tool
+
+        data = list(samples.batches(8, by_length=True))
+        before = onnx.load(source)
+        if calibrated:
+            after = tool.apply_structured_wanda_pruning(before, calibration_data=data, sparsity=ratio)
+            after = tool.apply_attention_head_wanda_pruning(after, calibration_data=data, sparsity=ratio)
+        else:
+            after = tool.apply_structured_pruning(before, sparsity=ratio)
+            after = tool.apply_attention_head_pruning(after, sparsity=ratio)
+        if recover:
+            after = tool.apply_pruning_finetune(before, after, calibration_data=data)
+        onnx.save(after, destination)
+
+    return write
+
+
+CONTENDERS: dict[str, Write] = {
+    "ours, refit": ours(),
+    "ours, activation, no refit": ours(importance="activation", refit=False),
+    "ours, no refit": ours(refit=False),
+    "onnxsim calibrated, recovery": onnxsim(recover=True),
+    "onnxsim calibrated": onnxsim(recover=False),
+    "onnxsim magnitude, recovery": onnxsim(recover=True, calibrated=False),
+    "ours, magnitude, no refit": ours(importance="magnitude", refit=False),
+    "ours, activation, refit": ours(importance="activation"),
+    "ours, global, refit": ours(scope="global"),
+}
+
+
+def calibration(path: Path, model: Model) -> Samples:
+    """Sentences of pairs drawn with a fixed seed: the file is sorted by genre, its head is captions only."""
+    samples = load_samples(path, model, pair="separate")
+    chosen = np.random.default_rng(0).choice(len(samples) // 2, CALIBRATION_SENTENCES // 2, replace=False)
+    return Samples([samples.feeds[2 * pair + side] for pair in chosen for side in (0, 1)], {}, samples.pad)
+
+
+def score(path: Path, samples: Samples, scores: np.ndarray) -> float:
+    """Spearman of the cosines of mean-pooled outputs."""
+    session = session_of(path)
+    order = samples.order(by_length=True)
+    pooled: dict[int, np.ndarray] = {}
+    for start in range(0, len(order), BATCH):
+        feed = samples.batch(order[start : start + BATCH])
+        hidden, mask = session.run(None, feed)[0], feed["attention_mask"][..., None]
+        pooled |= dict(zip(order[start : start + BATCH], (hidden * mask).sum(1) / mask.sum(1), strict=True))
+    sentences = np.stack([pooled[index] for index in range(len(samples))])
+    return spearman(cosine(sentences[0::2], sentences[1::2]), scores)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--data", type=Path, default=os.environ.get("GRAPHCOMPRESS_DATA"))
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.25, 0.5])
+    parser.add_argument("--only", default="*", help="glob over contenders")
+    options = parser.parse_args()
+    if options.data is None:
+        parser.error("give --data FOLDER or set GRAPHCOMPRESS_DATA")
+    console = Console()
+    original = Model.load(options.model)
+    samples = calibration(Path(options.data) / "stsb/train.jsonl.gz", original)
+    dev = load_samples(Path(options.data) / "stsb/validation.jsonl.gz", original, pair="separate")
+    scores = np.array(dev.columns["score"], float)
+    table = Table("ratio", "contender", "Spearman", "parameters", "MB", "s")
+    reference = score(options.model, dev, scores)
+    table.add_row("", "fp32", f"{reference:.4f}", f"{original.parameters:,}")
+    console.print("fp32", f"{reference:.4f}")
+    runs = [
+        (r, n, w) for r in options.ratios for n, w in CONTENDERS.items() if fnmatch.fnmatch(n, options.only)
+    ]
+    if fnmatch.fnmatch("ours, default", options.only):
+        runs.append((0.0, "ours, default", ours()))
+    for ratio, name, write in runs:
+        with tempfile.TemporaryDirectory() as folder:
+            path, start = Path(folder) / "model.onnx", time.perf_counter()
+            write(options.model, path, samples, ratio)
+            seconds = time.perf_counter() - start
+            result = score(path, dev, scores)
+            parameters, size = Model.load(path).parameters, path.stat().st_size / 1e6
+        row = [f"{ratio:g}", name, f"{result:.4f}", f"{parameters:,}", f"{size:.1f}", f"{seconds:.0f}"]
+        console.print(*row)
+        table.add_row(*row)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
