@@ -236,9 +236,10 @@ class _Cut:
     def _cut_value(
         self, value: ir.Value, uses: Sequence[tuple[ir.Node, int]], kept: Mapping[int, np.ndarray]
     ) -> None:
-        if value.const_value is None:
+        tensor = ir.convenience.get_const_tensor(value)
+        if tensor is None:
             return
-        array = value.const_value.numpy()
+        array = tensor.numpy()
         for axis, index in kept.items():
             array = np.take(array, index, axis=axis)
         if not value.is_initializer() or len(value.uses()) > len(uses):
@@ -247,9 +248,9 @@ class _Cut:
                 self.rw.set_input(node, position, new)
             _compose(self.rw.model, new, kept)
             return
-        tensor = self.rw.model.store(array, value.dtype)
-        tensor.name = value.name
-        value.const_value, value.shape = tensor, ir.Shape(array.shape)
+        narrow = self.rw.model.store(array, value.dtype)
+        narrow.name = value.name
+        value.const_value, value.shape = narrow, ir.Shape(array.shape)
         _compose(self.rw.model, value, kept)
 
     def _record(self, nodes: Sequence[ir.Node]) -> None:

@@ -17,7 +17,6 @@ from graphcompress.analysis.residual import Branch, branches
 from graphcompress.expressions import is_constant
 from graphcompress.model import Model
 
-_NORMALISATIONS = frozenset({"LayerNormalization", "RMSNormalization"})
 _LONGEST_NORMALISATION = 24
 """Nodes that a normalisation written out in elementary operators may have."""
 _SHAPED = frozenset({"Reshape", "Expand"})
@@ -132,9 +131,8 @@ def _layer(
 ) -> Layer | None:
     entry = run[0].entry
     leave = following.entry if following is not None else _last_exit(run[-1], stream)
-    leave = _in_shape_of(entry, leave)
     found = tuple(attention for branch in run for attention in branch.attentions)
-    if leave is None or not found or entry.shape is None:
+    if leave is None or not found or entry.shape is None or entry.shape != leave.shape:
         return None
     inside = tuple(linear for branch in run for linear in branch.linears)
     return Layer(
@@ -148,26 +146,34 @@ def _layer(
 
 
 def _last_exit(last: Branch, stream: Sequence[Branch]) -> ir.Value | None:
-    """Where the last block ends: at its addition, or behind the normalisation when the others end there."""
-    entries = [_before_reshape(branch.entry) for branch in stream[1:]]
-    if not entries or any(entry in {branch.output for branch in stream} for entry in entries):
+    """Where the last block ends: as far behind its addition as the others go on to the next branch."""
+    if len(stream) == 1:
         return last.output
-    normalised = [node for node in last.output.consumers() if node.op_type in _NORMALISATIONS]
-    return normalised[0].outputs[0] if len(normalised) == 1 else None
+    value = last.output
+    for op_type, index in _steps(stream[-2].output, stream[-1].entry):
+        uses = [use.node for use in value.uses() if (use.node.op_type, use.idx) == (op_type, index)]
+        if len(uses) != 1:
+            return None
+        value = uses[0].outputs[0]
+    return value
 
 
-def _before_reshape(value: ir.Value) -> ir.Value:
-    node = value.producer()
-    reshaped = node.inputs[0] if node is not None and node.op_type == "Reshape" else None
-    return value if reshaped is None else reshaped
-
-
-def _in_shape_of(entry: ir.Value, leave: ir.Value | None) -> ir.Value | None:
-    """``leave``, or what a Reshape makes of it when only that has the shape of ``entry``."""
-    if leave is None or leave.shape == entry.shape:
-        return leave
-    reshaped = [node.outputs[0] for node in leave.consumers() if node.op_type == "Reshape"]
-    return next((value for value in reshaped if value.shape == entry.shape), None)
+def _steps(start: ir.Value, end: ir.Value) -> list[tuple[str, int]]:
+    """Operators on the way from ``start`` to ``end`` (a normalisation, or none) and their operand on it."""
+    pending: list[tuple[ir.Value, tuple[tuple[str, int], ...]]] = [(end, ())]
+    seen = set[ir.Value]()
+    while pending:
+        value, steps = pending.pop(0)
+        if value is start:
+            return list(steps)
+        node = value.producer()
+        if node is None or value in seen:
+            continue
+        seen.add(value)
+        for index, operand in enumerate(node.inputs):
+            if operand is not None and not is_constant(operand):
+                pending.append((operand, ((node.op_type, index), *steps)))
+    return []
 
 
 def _is_inside(group: Group, inside: Sequence[Linear]) -> bool:

@@ -320,9 +320,8 @@ def slice_ranges(node: ir.Node) -> dict[int, tuple[int, int | None, int]] | None
 def constant_integers(node: ir.Node, index: int) -> list[int] | None:
     """The numbers of an integer input that is known, or None."""
     value = node.inputs[index] if index < len(node.inputs) else None
-    if value is None or value.const_value is None:
-        return None
-    return [int(number) for number in value.const_value.numpy().reshape(-1)]
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else [int(number) for number in tensor.numpy().reshape(-1)]
 
 
 # ---- selections
