@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from graphcompress import registry
-from graphcompress.analysis.attention import attentions
+from graphcompress.analysis.attention import Attention, attentions
 from graphcompress.analysis.cost import macs, node_costs
-from graphcompress.analysis.couplings import couplings
+from graphcompress.analysis.couplings import FFN, Group, couplings
+from graphcompress.analysis.layers import layers
 from graphcompress.analysis.linears import embeddings, linears
 from graphcompress.base import Context, Pass, Progress, Skipped, Touched, no_progress
 from graphcompress.model import Model
@@ -37,6 +38,18 @@ class AttentionView:
     head_dim: int
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
+    macs: int
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """One transformer block: its linears, heads and FFN nodes; MACs of its linears and attentions."""
+
+    name: str
+    linears: int
+    heads: int
+    ffn_nodes: int
+    parameters: int
     macs: int
 
 
@@ -73,7 +86,7 @@ class Inspection:
         operators: operator (with its domain) → number of nodes.
         parameters, weight_bytes, macs: totals; MACs of one sample of 128 tokens.
         weights: linears and embeddings, in execution order.
-        attentions, groups: what the analyses found.
+        attentions, layers, groups: what the analyses found.
         opportunities: one per pass that was tried.
     """
 
@@ -86,6 +99,7 @@ class Inspection:
     macs: int
     weights: tuple[Weight, ...]
     attentions: tuple[AttentionView, ...]
+    layers: tuple[LayerView, ...]
     groups: tuple[GroupView, ...]
     opportunities: tuple[Opportunity, ...]
 
@@ -101,6 +115,7 @@ def inspect(
 
     Every pass is tried alone, after ``simplify``; ``ctx`` gives samples, capabilities and seed.
     """
+    groups = couplings(model)
     costs = {cost.name: cost.macs for cost in node_costs(model)}
     tried = (
         [registry.pass_class(name)() for name in registry.names("passes")] if passes is None else list(passes)
@@ -120,9 +135,8 @@ def inspect(
         macs=macs(model),
         weights=_weights(model, costs),
         attentions=_attentions(model, costs),
-        groups=tuple(
-            GroupView(group.name, group.kind, group.size, len(group.slices)) for group in couplings(model)
-        ),
+        layers=_layers(model, groups, costs),
+        groups=tuple(GroupView(group.name, group.kind, group.size, len(group.slices)) for group in groups),
         opportunities=tuple(opportunities),
     )
 
@@ -154,7 +168,6 @@ def _weights(model: Model, costs: Mapping[str, int]) -> tuple[Weight, ...]:
 def _attentions(model: Model, costs: Mapping[str, int]) -> tuple[AttentionView, ...]:
     views = []
     for found in attentions(model):
-        products = [value.name or "" for value in (found.scores, found.output) if value is not None]
         views.append(
             AttentionView(
                 node=found.node.name or found.node.op_type,
@@ -163,10 +176,30 @@ def _attentions(model: Model, costs: Mapping[str, int]) -> tuple[AttentionView, 
                 head_dim=found.head_dim,
                 producers=tuple(linear.name for linear in found.producers),
                 consumers=tuple(linear.name for linear in found.consumers),
-                macs=sum(costs.get(name, 0) for name in products),
+                macs=_attention_macs(found, costs),
             )
         )
     return tuple(views)
+
+
+def _attention_macs(found: Attention, costs: Mapping[str, int]) -> int:
+    products = (value.name or "" for value in (found.scores, found.output) if value is not None)
+    return sum(costs.get(name, 0) for name in products)
+
+
+def _layers(model: Model, groups: list[Group], costs: Mapping[str, int]) -> tuple[LayerView, ...]:
+    return tuple(
+        LayerView(
+            name=layer.name,
+            linears=len(layer.linears),
+            heads=sum(found.num_heads for found in layer.attentions),
+            ffn_nodes=sum(group.size for group in layer.groups if group.kind == FFN),
+            parameters=sum(linear.parameters for linear in layer.linears),
+            macs=sum(costs.get(linear.name, 0) for linear in layer.linears)
+            + sum(_attention_macs(found, costs) for found in layer.attentions),
+        )
+        for layer in layers(model, groups)
+    )
 
 
 def _try(model: Model, step: Pass, ctx: Context) -> Opportunity:

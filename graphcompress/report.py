@@ -47,7 +47,10 @@ def size(bytes_on_disk: float) -> str:
 def pass_line(record: PassRecord) -> str:
     """One line: what the pass touched and left alone, and what the model is after it."""
     left = f", left {len(record.skipped)} alone" if record.skipped else ""
-    touched = f"touched {len(record.touched)} ({count(parameters_of(record.touched))} parameters){left}"
+    touched = (
+        f"touched {len(record.touched)} weights ({count(parameters_of(record.touched))} parameters){left}"
+    )
+    touched = touched if record.touched else f"touched no weights{left}"
     after = (
         f"{count(record.size.parameters)} parameters, {count(record.size.macs)} MACs, "
         f"{size(record.size.bytes_on_disk)}, SQNR {decibels(record.total.sqnr_db)} against the original"
@@ -58,9 +61,7 @@ def pass_line(record: PassRecord) -> str:
 def detail_lines(record: PassRecord) -> list[str]:
     """What goes below :func:`pass_line`: a broken contract, skip reasons grouped, notes."""
     lines = [f"contract broken, allowed: {record.broken}"] if record.broken else []
-    lines += [
-        f"{len(items)} × {reason} (such as {_example(items[0])})" for reason, items in grouped(record.skipped)
-    ]
+    lines += [f"{len(items)} × {reason} ({example(items)})" for reason, items in grouped(record.skipped)]
     return lines + list(record.notes)
 
 
@@ -72,8 +73,14 @@ def grouped(skipped: Sequence[Skipped]) -> list[tuple[str, list[Skipped]]]:
     return sorted(groups.items(), key=lambda entry: -len(entry[1]))
 
 
-def _example(item: Skipped) -> str:
-    return f"{item.name}: {figures_text(item.figures)}" if item.figures else item.name
+def example(items: Sequence[Skipped]) -> str:
+    """The first of ``items``, and the range of every figure that was measured for them."""
+    ranges = []
+    for name in items[0].figures:
+        values = [item.figures[name] for item in items if name in item.figures]
+        low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+        ranges.append(f"{name} {low}" if low == high else f"{name} {low} to {high}")
+    return "; ".join([*ranges, f"such as {items[0].name}"])
 
 
 def figures_text(figures: Mapping[str, float]) -> str:

@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,27 +92,31 @@ def contents(folder: Path) -> dict[str, bytes]:
 # ---- start-up
 
 
-def test_help_is_quick_and_names_the_exit_codes():
-    best = 10.0
+def cpu_seconds(*arguments: str, code: str = "") -> tuple[float, Done]:
+    """Processor time of a child, the best of three: a busy machine stretches it less than the clock's."""
+    spent = []
     for _ in range(3):
-        start = time.perf_counter()
-        done = spawn("--help")
-        best = min(best, time.perf_counter() - start)
+        before = os.times()
+        done = spawn(*arguments, code=code)
+        after = os.times()
+        spent.append(
+            after.children_user + after.children_system - before.children_user - before.children_system
+        )
+    return min(spent), done
+
+
+def test_help_is_quick_and_names_the_exit_codes():
+    seconds, done = cpu_seconds("--help")
     assert done.returncode == 0
     assert "130 interrupted" in done.stdout
-    assert best < 1.0
+    assert seconds < 1.0
 
 
 def test_importing_the_package_is_quick_and_light():
     code = f"import sys, graphcompress; print(*sorted({HEAVY} & set(sys.modules)))"
-    best = 10.0
-    for _ in range(3):
-        start = time.perf_counter()
-        done = spawn(code=code)
-        best = min(best, time.perf_counter() - start)
-    assert done.stdout.strip() == ""
-    assert done.returncode == 0
-    assert best < 0.5
+    seconds, done = cpu_seconds(code=code)
+    assert done == Done(0, "\n", "")
+    assert seconds < 0.5
 
 
 def test_the_help_of_a_command_loads_no_heavy_module():
@@ -253,6 +256,7 @@ def test_inspect_shows_what_is_there(folder):
     done = run("inspect", "model.onnx", "--passes", "simplify", "--json", cwd=folder)
     found = json.loads(done.stdout)
     assert len(found["attentions"]) == 2
+    assert [layer["heads"] for layer in found["layers"]] == [4, 4]
     assert {group["kind"] for group in found["groups"]} >= {"ffn", "head"}
     assert sum(weight["macs"] for weight in found["weights"]) < found["macs"]
     assert [item["text"] for item in found["opportunities"]] == ["simplify"]

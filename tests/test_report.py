@@ -55,7 +55,8 @@ def build(tmp_path):
 
 def test_the_line_of_a_pass_says_what_it_touched_left_and_made(build):
     assert report.pass_line(build.records[0]) == (
-        "kron{rank=2}: touched 1 (1,000 parameters), left 3 alone → 22.71M parameters, 1.43G MACs, 90.83 MB, "
+        "kron{rank=2}: touched 1 weights (1,000 parameters), left 3 alone → "
+        "22.71M parameters, 1.43G MACs, 90.83 MB, "
         "SQNR 17.6 dB against the original"
     )
 
@@ -63,7 +64,7 @@ def test_the_line_of_a_pass_says_what_it_touched_left_and_made(build):
 def test_reasons_are_grouped_with_an_example_the_most_frequent_first(build):
     assert report.detail_lines(build.records[0]) == [
         "contract broken, allowed: SQNR 17.6 dB, promised at least 20 dB",
-        "2 × error above max_error (such as y.weight: error 0.51)",
+        "2 × error above max_error (error 0.51 to 0.62; such as y.weight)",
         "1 × factors are not smaller (such as x.weight)",
         "rank=4 would bring more",
     ]

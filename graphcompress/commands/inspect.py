@@ -90,6 +90,21 @@ def _print(path: Path, found: Inspection) -> None:
         ],
     )
     _table(
+        "layers",
+        ("name", "linears", "heads", "FFN nodes", "parameters", "MACs"),
+        [
+            (
+                layer.name,
+                str(layer.linears),
+                str(layer.heads),
+                f"{layer.ffn_nodes:,}",
+                count(layer.parameters),
+                count(layer.macs),
+            )
+            for layer in found.layers
+        ],
+    )
+    _table(
         "prunable groups",
         ("name", "kind", "units", "stored axes that move together"),
         [(g.name, g.kind, f"{g.units:,}", str(g.axes)) for g in found.groups],
@@ -114,7 +129,7 @@ def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) ->
 
 def _print_opportunities(found: Inspection) -> None:
     from graphcompress.base import parameters_of
-    from graphcompress.report import count, grouped, size
+    from graphcompress.report import count, example, grouped, size
 
     console = out()
     console.print(f"\nwhat each pass could do, alone: {len(found.opportunities)}")
@@ -125,6 +140,6 @@ def _print_opportunities(found: Inspection) -> None:
             f"{count(item.macs)} MACs, {size(item.weight_bytes)} of weights"
         )
         for reason, items in grouped(item.skipped):
-            console.print(f"    {len(items)} × {reason} (such as {items[0].name})")
+            console.print(f"    {len(items)} × {reason} ({example(items)})")
         for note in item.notes:
             console.print(f"    {note}")
