@@ -2,9 +2,9 @@
 
     python benchmarks/large_model.py [--gigabytes 2.2] [--folder DIR] [--run]
 
-The model is an embedding and a chain of linears with its weights in one external file, which is sparse, so that
-it costs no disk. Each figure is the peak resident memory of a process of its own. All weights are zeros, which
-simplify merges: the figure of --run tells that it works, not what it costs.
+The model is an embedding and a chain of linears with its weights in one external file, which is sparse,
+so that it costs no disk. Each figure is the peak resident memory of a process of its own. All weights are
+zeros, which simplify merges: the figure of --run tells that it works, not what it costs.
 """
 
 from __future__ import annotations

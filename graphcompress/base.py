@@ -1,4 +1,4 @@
-"""The two things that can be added to this package, a pass and a target, and what each is given and promises."""
+"""The two things that can be added to this package, a pass and a target: what each is given and promises."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Capabilities:
         opsets: lowest and highest opset of the standard domain that the runtime reads.
         int8_dynamic: activations may be quantised with a scale computed at run time.
         int8_activations: ``uint8`` (asymmetric) or ``int8`` (symmetric).
-        int8_weight_bits: bits of an int8 weight that are used; 7 where u8×s8 products saturate (x86 without VNNI).
+        int8_weight_bits: bits of an int8 weight in use; 7 where u8×s8 products saturate (x86 without VNNI).
         constant_expressions: constant expressions over stored tensors are folded when the session is made.
     """
 
@@ -112,10 +112,10 @@ class Skipped:
 
 @dataclass
 class Context:
-    """What a pass may use besides the model: samples, the target's capabilities, a seed, and a place to report.
+    """What a pass may use besides the model: samples, capabilities of the target, a seed, a place to report.
 
     Attributes:
-        samples: calibration samples of the user, or None: a pass must work without and say what it would gain.
+        samples: calibration samples of the user, or None: a pass works without and says what it would gain.
         capabilities: of the target that the result is for.
         seed: for everything random.
         progress: called on long work.
@@ -153,8 +153,8 @@ class _Named:
 class Pass(_Named, abc.ABC):
     """Edits the graph of a model in place and promises how much the outputs may change.
 
-    A subclass is a frozen dataclass: fields are options (declare them with :func:`graphcompress.options.option`),
-    the docstring is the reference page. Every edit goes through a :class:`graphcompress.rewrite.Rewriter`.
+    A subclass is a frozen dataclass: fields are options (see :func:`graphcompress.options.option`), the docstring
+    is the reference page. Every edit goes through a :class:`graphcompress.rewrite.Rewriter`.
     """
 
     contract: ClassVar[Contract]
@@ -175,7 +175,7 @@ class Target(_Named, abc.ABC):
 
     @abc.abstractmethod
     def lower(self, model: Model, folder: Path, ctx: Context) -> Mapping[str, Any]:
-        """Write the files of the artifact into ``folder`` (it exists); return what to record about the lowering."""
+        """Write the files of the artifact into ``folder``, which exists; return what to record about it."""
 
     @abc.abstractmethod
     def session(self, folder: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:

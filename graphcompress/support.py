@@ -36,8 +36,8 @@ def refuse_unsupported(model: Model) -> None:
     """Refuse a model on which no pass could do anything. Custom operators are kept and passed around.
 
     Raises:
-        UnsupportedModelError: it is quantised already, has weights inside operators that ONNX Runtime fused, or
-            has neither linear maps nor embeddings.
+        UnsupportedModelError: it is quantised already, has weights inside operators that ONNX Runtime fused,
+            or has neither linear maps nor embeddings.
     """
     where = model.path or "the model"
     for node in model.graph:
@@ -48,13 +48,13 @@ def refuse_unsupported(model: Model) -> None:
             )
         if node.domain == FUSED_DOMAIN and any(_is_matrix(value) for value in node.inputs):
             raise UnsupportedModelError(
-                f"{where} was fused by ONNX Runtime already (node {node.name!r}, a {node.op_type}, holds weights "
-                "that no pass can see); start from the model before it was optimised"
+                f"{where} was fused by ONNX Runtime already (node {node.name!r}, a {node.op_type}, holds "
+                "weights that no pass can see); start from the model before it was optimised"
             )
     if not linears(model) and not embeddings(model):
         raise UnsupportedModelError(
-            f"{where} has no linear maps and no embeddings in standard operators: there is nothing to compress; "
-            "give an exported Transformer"
+            f"{where} has no linear maps and no embeddings in standard operators: there is nothing to "
+            "compress; give an exported Transformer"
         )
 
 
