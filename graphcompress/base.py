@@ -153,8 +153,8 @@ class _Named:
 class Pass(_Named, abc.ABC):
     """Edits the graph of a model in place and promises how much the outputs may change.
 
-    A subclass is a frozen dataclass: fields are options (see :func:`graphcompress.options.option`), the docstring
-    is the reference page. Every edit goes through a :class:`graphcompress.rewrite.Rewriter`.
+    A subclass is a frozen dataclass: fields are options (see :func:`graphcompress.options.option`), the
+    docstring is the reference page. Every edit goes through a :class:`graphcompress.rewrite.Rewriter`.
     """
 
     contract: ClassVar[Contract]
