@@ -6,7 +6,8 @@ Every pipeline runs as a user runs it: a process of its own, the command line, 3
 of STS-B train. Printed for each: seconds and peak memory of that process, bytes of the artifact's model,
 Spearman on STS-B dev (mean-pooled cosine), and its speed against the fp32 file and against
 ``onnxruntime.quantization.quantize_dynamic`` with default options on the same file, interleaved in one
-run."""
+run.
+"""
 
 from __future__ import annotations
 
