@@ -9,7 +9,7 @@ import pytest
 
 from graphcompress.base import Context
 from graphcompress.forms.attention import Attention
-from graphcompress.forms.choice import measure_forms, same_outputs
+from graphcompress.forms.choice import fastest, measure_forms, same_outputs
 from graphcompress.forms.family import UNCHANGED
 from graphcompress.forms.gelu import Gelu
 from graphcompress.forms.integer import IntegerLinear
@@ -18,6 +18,7 @@ from graphcompress.forms.legal import legalise
 from graphcompress.forms.linear import Packed
 from graphcompress.forms.normalisation import Residual
 from graphcompress.kronecker_forms import write_expression
+from graphcompress.measure import Measurement
 from graphcompress.model import Model
 from graphcompress.numerics.kronecker import Factors, Split
 from graphcompress.rewrite import Rewriter
@@ -394,6 +395,17 @@ def test_a_form_that_the_runtime_refuses_is_not_taken():
     model = model_of(RESIDUAL.format(op="Add"), norm_weights())
     times = measure_forms(model, Refused(), [{"x": random(2, 3, 8), "y": random(2, 3, 8, seed=2)}])
     assert set(times) == {UNCHANGED}
+
+
+def test_rounds_that_disagree_leave_the_default(monkeypatch):
+    rounds = {UNCHANGED: [2.0] * 10, "sum": [2.0] * 10}
+    monkeypatch.setattr("graphcompress.forms.choice.interleaved", lambda *_, **__: Measurement(rounds))
+    model = model_of(RESIDUAL.format(op="Add"), norm_weights())
+    feeds = [{"x": random(2, 3, 8), "y": random(2, 3, 8, seed=2)}]
+    rounds[UNCHANGED] = [1.0] * 8 + [4.0] * 2
+    assert fastest(measure_forms(model, Residual(), feeds), "sum") == "sum"
+    rounds[UNCHANGED] = [1.0] * 10
+    assert fastest(measure_forms(model, Residual(), feeds), "sum") == UNCHANGED
 
 
 def test_signature_ignores_weights_and_names_but_not_sizes_and_attributes():
