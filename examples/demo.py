@@ -20,7 +20,7 @@ OUTPUT = Path("demo-output")
 MODEL = OUTPUT / "minilm.onnx"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 JOB = [
-    *("optimize", str(MODEL), "--passes", "int8"),
+    *("optimize", str(MODEL), "--passes", "kron,prune,int8"),
     *("--data", str(DATA / "stsb_calibration.jsonl"), "--metric", "similarity"),
     *("--eval-data", str(DATA / "stsb_dev_sample.jsonl")),
     *("-o", str(OUTPUT / "minilm-cpu"), "--overwrite", "--report", str(OUTPUT / "report.html")),
