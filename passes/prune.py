@@ -42,7 +42,7 @@ class Prune(Pass):
             brain surgeon; ZipLM, arXiv:2302.04089).
         xmax: only FFN nodes whose largest activation is below z standard deviations of the layer's largest
             activations (Fully Quantized Transformer, arXiv:1910.10485 v1); how many differs between layers.
-        auto: obs with samples, magnitude without.
+        auto: obs with samples (activation when nothing is refitted), magnitude without.
 
     Left alone: tied weights, a block that several linears read, the last unit of a block, the last layer. A
     reader whose weight is an expression over factors is cut but not refitted: only its bias is corrected.
@@ -89,7 +89,8 @@ class Prune(Pass):
         return self.ffn is not None or self.heads is not None or self.layers > 0
 
     def _request(self, ctx: Context) -> Request:
-        auto = "obs" if ctx.samples else "magnitude"
+        by_samples = "obs" if self.refit else "activation"
+        auto = by_samples if ctx.samples else "magnitude"
         return Request(
             ratios={FFN: self.ffn or 0.0, HEAD: self.heads or 0.0} if self.asks else None,
             importance=auto if self.importance == "auto" else self.importance,
