@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from graphcompress.analysis.arguments import slice_ranges
 from graphcompress.analysis.couplings import Group
 from graphcompress.analysis.relations import Axes, Relations
 from graphcompress.analysis.reshape import Dim, reshape_target
-from graphcompress.analysis.rules import slice_ranges
 from graphcompress.model import Model
 from graphcompress.rewrite import Rewriter
 

@@ -7,28 +7,10 @@ both until the parts match, and unites the parts. What cannot be matched is bloc
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
-import numpy as np
-from networkx.utils import UnionFind
-
+from graphcompress.analysis.atom_store import AtomStore
 from graphcompress.analysis.sizes import ONE, Size
-
-BLOCKED = "blocked"
-
-
-@dataclass
-class _Class:
-    """What is known of one class of equal atoms."""
-
-    size: Size
-    joined: str = ""
-    """``product`` or ``concat`` of ``parts``; empty for a leaf."""
-    parts: tuple[int, ...] = ()
-    marks: dict[str, str] = field(default_factory=dict)
-
 
 Factors = list[int]
 """A product of atoms, row-major; empty for size 1."""
@@ -37,90 +19,8 @@ Pairs = list[tuple[Factors, Factors]]
 """Products that are still to be matched."""
 
 
-class Atoms:
-    """Atoms, what they are made of, and which are equal."""
-
-    def __init__(self) -> None:
-        self._union: UnionFind[int] = UnionFind()
-        self._classes: dict[int, _Class] = {}
-        self._numbers = itertools.count()
-
-    # ---- questions
-
-    def root(self, atom: int) -> int:
-        """The one atom that stands for all that are equal to ``atom``."""
-        return int(self._union[atom])
-
-    def size(self, atom: int) -> Size:
-        """Size of an atom."""
-        return self._at(atom).size
-
-    def leaves(self, atom: int) -> list[int]:
-        """Roots of the leaf atoms that ``atom`` is made of, each once, from left to right."""
-        found: dict[int, None] = {}
-        pending = [atom]
-        while pending:
-            root = self.root(pending.pop())
-            parts = self._classes[root].parts
-            pending.extend(reversed(parts))
-            if not parts:
-                found[root] = None
-        return list(found)
-
-    def marks(self, leaf: int) -> dict[str, str]:
-        """Marks of a leaf: mark → the first reason given."""
-        return self._at(leaf).marks
-
-    def all_leaves(self) -> list[int]:
-        """Roots of all leaf atoms, in the order in which their handles were made."""
-        return sorted(atom for atom, known in self._classes.items() if not known.parts)
-
-    def is_repeated(self, atom: int, leaf: int) -> bool:
-        """Whether ``leaf`` is a factor of ``atom`` twice, so that no index belongs to one unit of it."""
-        pending = [atom]
-        while pending:
-            known = self._at(pending.pop())
-            holding = [part for part in known.parts if leaf in self.leaves(part)]
-            if known.joined == "product" and len(holding) > 1:
-                return True
-            pending.extend(holding)
-        return False
-
-    def units(self, atom: int, leaf: int) -> np.ndarray:
-        """For every index of an axis of fixed size, the index within ``leaf`` that it belongs to, or -1."""
-        root, known = self.root(atom), self._at(atom)
-        if root == leaf:
-            return np.arange(known.size.number)
-        if leaf not in self.leaves(root):
-            return np.full(known.size.number, -1)
-        if known.joined == "concat":
-            return np.concatenate([self.units(part, leaf) for part in known.parts])
-        grid = np.full((1,), -1)
-        for part in known.parts:
-            inner = self.units(part, leaf)
-            grid = np.maximum(grid[:, None], inner[None, :]).reshape(-1)
-        return grid
-
-    def size_after(self, atom: int, kept: dict[int, int]) -> Size:
-        """Size of an atom once each leaf in ``kept`` (a root) has only that many units left."""
-        root, known = self.root(atom), self._at(atom)
-        if not known.parts:
-            return Size(kept[root]) if root in kept else known.size
-        sizes = [self.size_after(part, kept) for part in known.parts]
-        if known.joined == "concat":
-            return Size(sum(size.number for size in sizes))
-        product = ONE
-        for size in sizes:
-            product = product * size
-        return product
-
-    # ---- making
-
-    def new(self, size: Size) -> int:
-        """A fresh leaf."""
-        atom = next(self._numbers)
-        self._classes[self.root(atom)] = _Class(size)
-        return atom
+class Atoms(AtomStore):
+    """Atoms that can be said to be equal: both are refined until their parts match."""
 
     def product(self, parts: Sequence[int]) -> int:
         """A fresh atom that is the row-major product of ``parts``."""
@@ -140,19 +40,6 @@ class Atoms:
         self._refine(self.root(atom), "concat", parts)
         return atom
 
-    # ---- saying
-
-    def mark(self, atom: int, mark: str, reason: str = "") -> None:
-        """Mark all leaves of ``atom``; parts that are found later inherit the mark."""
-        for leaf in self.leaves(atom):
-            self._classes[leaf].marks.setdefault(mark, reason)
-
-    def block(self, atoms: Iterable[int | None], reason: str) -> None:
-        """Say that nothing may be cut from ``atoms``."""
-        for atom in atoms:
-            if atom is not None:
-                self.mark(atom, BLOCKED, reason)
-
     def unify(self, left: int | None, right: int | None) -> None:
         """Say that two axes are the same, index by index (None: an axis of size 1, which says nothing)."""
         if left is None or right is None or self.root(left) == self.root(right):
@@ -169,9 +56,6 @@ class Atoms:
             self._match(*pending.pop(), pending)
 
     # ---- how
-
-    def _at(self, atom: int) -> _Class:
-        return self._classes[self.root(atom)]
 
     def _match(self, left: Factors, right: Factors, pending: Pairs) -> None:
         for end in (-1, 0):
@@ -212,7 +96,7 @@ class Atoms:
         """Split the leaf at ``end`` so that a part of the size of ``by`` stands at the end."""
         atom = factors[end]
         quotient = self.size(atom).over(self.size(by))
-        if self._at(atom).parts or quotient is None:
+        if self.known(atom).parts or quotient is None:
             return False
         parts = [self.new(self.size(by)), self.new(quotient)]
         self._refine(atom, "product", parts if end == 0 else parts[::-1])
@@ -220,7 +104,7 @@ class Atoms:
 
     def _distribute(self, whole: Factors, factors: Factors, end: int, pending: Pairs) -> bool:
         """Match a concatenation at the right end with a product: (a₁ + a₂) · b is a₁·b + a₂·b."""
-        if end == 0 or self._at(whole[-1]).joined != "concat":
+        if end == 0 or self.known(whole[-1]).joined != "concat":
             return False
         taken = self._take(factors, self.size(whole[-1]))
         if taken is None:
@@ -245,7 +129,7 @@ class Atoms:
             if grown == size:
                 return factors[len(factors) - count :]
             if size.over(grown) is None:
-                if rest is None or self._at(atom).parts or (quotient := self.size(atom).over(rest)) is None:
+                if rest is None or self.known(atom).parts or (quotient := self.size(atom).over(rest)) is None:
                     return None
                 parts = [self.new(quotient), self.new(rest)]
                 self._refine(atom, "product", parts)
@@ -265,7 +149,7 @@ class Atoms:
 
     def _cut(self, atom: int, sizes: Sequence[int]) -> list[Factors] | None:
         """``atom`` as segments of ``sizes``, refining it when it is a leaf."""
-        if not self._at(atom).parts:
+        if not self.known(atom).parts:
             self._refine(atom, "concat", [self.new(Size(size)) for size in sizes])
         segments = self._segments([atom])
         found = [self._total(segment).number for segment in segments]
@@ -282,12 +166,6 @@ class Atoms:
             else:
                 found.append([root])
         return found
-
-    def _total(self, factors: Iterable[int]) -> Size:
-        total = ONE
-        for factor in factors:
-            total = total * self.size(factor)
-        return total
 
     def _unite(self, one: int, other: int, pending: Pairs) -> None:
         """Make two atoms of the same size equal; their segments are matched when both have some."""
@@ -336,22 +214,15 @@ class Atoms:
         """Let one leaf of unknown size be the product of ``factors``."""
         if (
             len(single) != 1
-            or self._at(single[0]).parts
+            or self.known(single[0]).parts
             or self.size(single[0]).fixed
             or single[0] in factors
         ):
             return False
-        known = self._at(single[0])
+        known = self.known(single[0])
         known.size = self._total(factors)
         if len(factors) > 1:
             self._refine(single[0], "product", factors)
         elif factors:
             self._unite(single[0], factors[0], [])
         return True
-
-    def _refine(self, root: int, joined: str, parts: Sequence[int]) -> None:
-        known = self._classes[root]
-        known.joined, known.parts = joined, tuple(parts)
-        for mark, reason in known.marks.items():
-            for part in parts:
-                self.mark(part, mark, reason)

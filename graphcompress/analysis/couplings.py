@@ -13,8 +13,8 @@ from graphcompress.analysis.attention import Attention, attentions
 from graphcompress.analysis.extents import block_measured
 from graphcompress.analysis.linears import Linear, embeddings, linears
 from graphcompress.analysis.relations import AVERAGED, CONTRACTED, Axes, Relations, use_key
+from graphcompress.analysis.relations_operators import apply
 from graphcompress.analysis.residual import branches
-from graphcompress.analysis.rules import apply
 from graphcompress.expressions import expression_nodes
 from graphcompress.model import Model
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from graphcompress.analysis.atoms import BLOCKED, Atoms
+from graphcompress.analysis.atom_store import BLOCKED
+from graphcompress.analysis.atoms import Atoms
 from graphcompress.analysis.sizes import ONE, size_of
 from graphcompress.expressions import is_constant
 from graphcompress.model import Model
@@ -75,6 +76,11 @@ class Relations:
     def unify(self, left: Axes | None, right: Axes | None) -> None:
         """Say that two lists of axes of the same length are the same one by one."""
         for one, other in zip(left or (), right or (), strict=True):
+            self.atoms.unify(one, other)
+
+    def broadcast(self, operand: Axes | None, out: Axes | None) -> None:
+        """Say that trailing axes are the same where both are longer than 1."""
+        for one, other in zip(reversed(operand or ()), reversed(out or ()), strict=False):
             self.atoms.unify(one, other)
 
     def fixed_leaves(self, atoms: Iterable[int | None] | None) -> list[int]:

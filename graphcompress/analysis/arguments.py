@@ -1,0 +1,37 @@
+"""What the arguments of a node say that are known before it runs: axes and bounds."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+
+def constant_integers(node: ir.Node, index: int) -> list[int] | None:
+    """The numbers of an integer input that is known, or None."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else [int(number) for number in tensor.numpy().reshape(-1)]
+
+
+def slice_ranges(node: ir.Node) -> dict[int, tuple[int, int | None, int]] | None:
+    """Axis → (start, stop, step) of a Slice with constant bounds (stop None: to the end), or None."""
+    operands = [constant_integers(node, index) for index in range(1, 5)]
+    given = [index + 1 < len(node.inputs) and node.inputs[index + 1] is not None for index in range(4)]
+    if any(want and got is None for want, got in zip(given, operands, strict=True)):
+        return None
+    starts, stops, axes, steps = operands
+    if starts is None or stops is None or node.inputs[0] is None or node.inputs[0].shape is None:
+        return None
+    rank = len(node.inputs[0].shape)
+    axes = list(range(len(starts))) if axes is None else axes
+    steps = [1] * len(starts) if steps is None else steps
+    last = np.iinfo(np.int32).max
+    return {
+        axis % rank: (start, None if stop >= last else stop, step)
+        for axis, start, stop, step in zip(axes, starts, stops, steps, strict=True)
+    }
+
+
+def axis_of(node: ir.Node, rank: int, default: int) -> int:
+    """The attribute ``axis``, counted from the front."""
+    return node.attributes.get_int("axis", default) % rank
