@@ -137,6 +137,7 @@ class Model:
                     value.const_value = None
         with _quiet("onnx_shape_inference"):
             onnx_shape_inference.infer_symbolic_shapes(self.ir, policy="refine", warn_on_missing=False)
+        self._drop_notes_of_inference()
         for node in self.graph:
             for value in node.outputs:
                 _evaluate_fixed_sizes(value)
@@ -144,6 +145,15 @@ class Model:
             declared = self._declared.get(value.name)
             if declared is not None:
                 value.shape = declared.copy()
+
+    def _drop_notes_of_inference(self) -> None:
+        """Remove the notes of shape inference from values: stale after an edit, and not the user's."""
+        for graph in self.ir.graphs():
+            for value in (*graph.inputs, *graph.initializers.values()):
+                value.metadata_props.pop(onnx_shape_inference.SYM_DATA_KEY, None)
+            for node in graph:
+                for value in node.outputs:
+                    value.metadata_props.pop(onnx_shape_inference.SYM_DATA_KEY, None)
 
     # ---- files
 

@@ -66,6 +66,18 @@ def test_names_order_metadata_and_documentation_come_back(tiny_bert_proto, tmp_p
     assert list(again.graph.initializer) == list(model.graph.initializer)
 
 
+def test_notes_of_shape_inference_stay_out_of_the_file_and_the_users_notes_stay_in(
+    tiny_bert_proto, tmp_path
+) -> None:
+    proto = onnx.shape_inference.infer_shapes(copy(tiny_bert_proto))
+    for value in proto.graph.value_info:
+        value.metadata_props.add(key="source", value=value.name)
+    assert proto.graph.value_info
+    again = round_trip(saved(proto, tmp_path), tmp_path)
+    notes = {(value.name, note.key) for value in again.graph.value_info for note in value.metadata_props}
+    assert notes == {(value.name, "source") for value in proto.graph.value_info}
+
+
 def test_custom_operators_with_their_attributes_and_shapes_come_back(tiny_bert_proto, tmp_path) -> None:
     model = copy(tiny_bert_proto)
     model.opset_import.append(helper.make_opsetid("somebody.else", 3))
