@@ -93,6 +93,49 @@ def test_what_is_always_true_or_false(expression: str, expected: object) -> None
 
 
 @pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ("y = Reciprocal(f)", (-0.5, -0.25)),
+        ("y = Div(f, f)", (0.5, 2.0)),
+        ("i = Cast <to = 7> (f)\n t = Div(i, three)\n y = Cast <to = 1> (t)", (-1.0, 0.0)),
+        ("h = Div(f, eight)\n i = Cast <to = 7> (h)\n y = Cast <to = 1> (i)", (0.0, 0.0)),
+        ("b = Cast <to = 9> (f)\n y = Cast <to = 1> (b)", (1.0, 1.0)),
+    ],
+)
+def test_fractions_signs_and_casts(steps: str, expected: tuple[float, float]) -> None:
+    """What a model computes from [-4, -2] lies in the range, and the range is no wider than rounding asks."""
+    model = Model(
+        ir.from_proto(
+            onnx.parser.parse_model(
+                '<ir_version: 9, opset_import: ["" : 18]> g (int64[1] n) => (float[2] y) '
+                "<float[2] f = {-4.0, -2.0}, int64 three = {3}, float eight = {8.0}> {" + steps + "}"
+            )
+        )
+    )
+    interval = Bounds().of(model.graph.outputs[0])
+    assert interval is not None
+    with Runner(model, optimize=False) as runner:
+        result = runner({"n": np.zeros(1, np.int64)})["y"]
+    assert interval.low <= result.min()
+    assert result.max() <= interval.high
+    assert (interval.low, interval.high) == pytest.approx(expected, rel=0.02)
+
+
+def test_the_statistics_of_a_layer_norm_are_not_its_result() -> None:
+    model = Model(
+        ir.from_proto(
+            onnx.parser.parse_model(
+                '<ir_version: 9, opset_import: ["" : 18]> g (float[n, 4] x) => (float[n, 4] y, float[n, 1] m) '
+                "<float[4] s = {1.0, 1.0, 1.0, 1.0}> { y, m = LayerNormalization(x, s) }"
+            )
+        )
+    )
+    bounds = Bounds(largest_input=100.0)
+    assert bounds.of(model.graph.outputs[0]) is not None
+    assert bounds.of(model.graph.outputs[1]) is None
+
+
+@pytest.mark.parametrize(
     "expression", ["y = Exp(x)", "y = Div(x, x)", "y = Neg(x)", "d = custom.Op(x)\n y = Tanh(d)"]
 )
 def test_what_may_be_nan_or_infinite_is_unknown(expression: str) -> None:

@@ -47,12 +47,17 @@ class Bounds:
         node = value.producer()
         if self._largest_input is not None and value.is_graph_input() and value.dtype is not None:
             return fit(Interval.around(self._largest_input), value.dtype)
-        if node is None or node.domain:
+        if node is None or node.domain or not _is_described(value, node):
             return of_type(value.dtype)
         transfer = TRANSFER.get(node.op_type)
         operands = [None if operand is None else self._known.get(operand) for operand in node.inputs]
         interval = transfer(node, operands) if transfer is not None else None
         return fit(interval, value.dtype) if interval is not None else of_type(value.dtype)
+
+
+def _is_described(value: ir.Value, node: ir.Node) -> bool:
+    """Whether the operator's interval is that of ``value``: its first output, or any part of a Split."""
+    return value is node.outputs[0] or node.op_type == "Split"
 
 
 def _operands(value: ir.Value) -> list[ir.Value]:

@@ -65,7 +65,10 @@ def of_type(dtype: ir.DataType | None) -> Interval | None:
 
 
 def fit(interval: Interval, dtype: ir.DataType | None) -> Interval | None:
-    """``interval`` when it is finite in ``dtype``; an integer that may wrap around is any of its type."""
+    """``interval`` when it is finite in ``dtype``, its ends rounded to ``dtype`` as a result is.
+
+    An integer that may wrap around is any of its type.
+    """
     if math.isnan(interval.low) or math.isnan(interval.high) or dtype is None:
         return None
     if dtype == ir.DataType.BOOL or not dtype.is_floating_point():
@@ -74,7 +77,10 @@ def fit(interval: Interval, dtype: ir.DataType | None) -> Interval | None:
         return interval if inside else whole
     if dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE):
         return None
-    return interval if interval.magnitude <= float(np.finfo(dtype.numpy()).max) else None
+    if interval.magnitude > float(np.finfo(dtype.numpy()).max):
+        return None
+    low, high = np.array([interval.low, interval.high]).astype(dtype.numpy())
+    return Interval(float(low), float(high))
 
 
 Operands = list[Interval | None]

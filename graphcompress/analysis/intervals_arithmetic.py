@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from graphcompress.analysis.intervals import SLACK, Interval, Operands, Transfer, scalar
+from graphcompress.analysis.intervals import FALSE, SLACK, TRUE, UNIT, Interval, Operands, Transfer, scalar
 
 
 def first(node: ir.Node, operands: Operands) -> Interval | None:
@@ -47,16 +47,37 @@ def sqrt(node: ir.Node, operands: Operands) -> Interval | None:
 def reciprocal(node: ir.Node, operands: Operands) -> Interval | None:
     """The reciprocal; nothing is known where the operand may be 0."""
     x = operands[0]
-    return None if x is None or x.low <= 0 <= x.high else Interval(1 / x.high * 0.999, 1 / x.low * SLACK)
+    if x is None or x.low <= 0 <= x.high:
+        return None
+    ends = [factor / end for end in (x.low, x.high) for factor in (0.999, SLACK)]
+    return Interval(min(ends), max(ends))
 
 
 def div(node: ir.Node, operands: Operands) -> Interval | None:
-    """The quotient; nothing is known where the divisor may be 0."""
+    """The quotient, of integers without its fraction; nothing is known where the divisor may be 0."""
     a, b = operands
     if a is None or b is None or b.low <= 0 <= b.high:
         return None
     ends = [x / y for x in (a.low, a.high) for y in (b.low, b.high)]
-    return Interval(min(ends), max(ends))
+    quotient = Interval(min(ends), max(ends))
+    dtype = node.outputs[0].dtype
+    return _without_fraction(quotient) if dtype is not None and dtype.is_integer() else quotient
+
+
+def cast(node: ir.Node, operands: Operands) -> Interval | None:
+    """The operand, to an integer without its fraction; to BOOL whether it is 0."""
+    x, dtype = operands[0], ir.DataType(node.attributes.get_int("to", 0))
+    if x is None:
+        return None
+    if dtype == ir.DataType.BOOL:
+        return FALSE if x == FALSE else UNIT if x.low <= 0 <= x.high else TRUE
+    return _without_fraction(x) if dtype.is_integer() else x
+
+
+def _without_fraction(interval: Interval) -> Interval | None:
+    if not math.isfinite(interval.low) or not math.isfinite(interval.high):
+        return None
+    return Interval(float(math.trunc(interval.low)), float(math.trunc(interval.high)))
 
 
 def monotone(function: Callable[[float], float]) -> Transfer:

@@ -8,7 +8,7 @@ from graphcompress.analysis import intervals_products as products
 from graphcompress.analysis.intervals import SLACK, Transfer, hull
 
 _SAME_RANGE = (
-    *("Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Tile"),
+    *("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Tile"),
     *("Gather", "GatherND", "GatherElements", "Slice", "Split", "ReduceMax", "ReduceMin", "ReduceMean"),
 )
 
@@ -20,6 +20,7 @@ TRANSFER: dict[str, Transfer] = {
     "Sqrt": arithmetic.sqrt,
     "Reciprocal": arithmetic.reciprocal,
     "Div": arithmetic.div,
+    "Cast": arithmetic.cast,
     "Neg": arithmetic.neg,
     "Abs": arithmetic.abs_,
     "Relu": arithmetic.monotone(lambda x: max(x, 0.0)),

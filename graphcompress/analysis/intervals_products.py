@@ -59,12 +59,14 @@ def _averages(value: ir.Value) -> bool:
 
 
 def layer_norm(node: ir.Node, operands: Operands) -> Interval | None:
-    """(x - mean) / std is at most √n whatever x is, as long as its variance is finite."""
+    """(x - mean) / √(variance + ε) is at most √n for every x of finite variance, as long as ε > 0."""
     x, scale = operands[:2]
     bias = operands[2] if len(operands) > 2 else Interval(0.0, 0.0)
     data = node.inputs[0]
     axis = node.attributes.get_int("axis", -1)
     if x is None or scale is None or bias is None or data is None or data.shape is None or x.magnitude > 1e15:
+        return None
+    if node.attributes.get_float("epsilon", 1e-5) <= 0:
         return None
     sizes = list(data.shape)[axis:]
     if data.dtype != ir.DataType.FLOAT or not all(isinstance(size, int) for size in sizes):
@@ -106,5 +108,7 @@ def _steps(value: ir.Value | None, *op_types: str) -> list[ir.Node]:
 
 
 def _is_mean_of_squares(shifted: ir.Node, mean: ir.Node, power: ir.Node) -> bool:
+    if mean.attributes.get_int("keepdims", 1) != 1:
+        return False
     axes = [scalar(mean.inputs[1])] if len(mean.inputs) > 1 else [*(mean.attributes.get_ints("axes") or ())]
     return axes == [-1] and scalar(power.inputs[1]) == 2 and (scalar(shifted.inputs[1]) or 0.0) > 0
