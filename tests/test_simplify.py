@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from graphcompress.analysis.linears import linears
 from graphcompress.base import Context
 from graphcompress.model import Model
+from graphcompress.rules.guards import LARGEST_SCORE
 from graphcompress.runtime import Runner
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -169,6 +170,25 @@ def test_gemm_becomes_matmul_and_add(transposed: int, bias_shape: tuple[int, ...
     (linear,) = linears(result)
     assert linear.name == "fc_weight"
     assert (linear.bias is None) == (bias_shape is None)
+
+
+def test_gemm_with_one_output_and_a_scalar_bias() -> None:
+    model = model_of(
+        "g (float[b, 6] x) => (float[b, 1] y) { y = Gemm (x, w, c) }",
+        w=normal(6, 1),
+        c=np.array(0.5, np.float32),
+    )
+    result, _ = simplified(model, {"x": normal(3, 6)})
+    assert ops(result) == {"MatMul": 1, "Add": 1}
+
+
+@pytest.mark.parametrize("dtype", list(LARGEST_SCORE))
+def test_the_lowest_number_stays_finite_with_a_score_added(dtype: ir.DataType) -> None:
+    kind = dtype.numpy()
+    lowest = np.array(np.finfo(kind).min, kind)
+    masked = lowest + np.array([-LARGEST_SCORE[dtype], LARGEST_SCORE[dtype]], kind)
+    assert np.isfinite(masked).all()
+    assert not np.exp(masked).any()
 
 
 @pytest.mark.parametrize("attribute", ["alpha = 0.5", "beta = 2.0"])

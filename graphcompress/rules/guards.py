@@ -19,8 +19,9 @@ from graphcompress.analysis.bounds import Bounds
 from graphcompress.rewrite import Rewriter
 from graphcompress.rules.base import constant, only_use, producer, scalar
 
-LARGEST_SCORE = {ir.DataType.FLOAT: 1e30, ir.DataType.FLOAT16: 1e3}
-"""Scores up to this size leave the exponential of lowest - score at exactly 0; others are not rewritten."""
+LARGEST_SCORE = {ir.DataType.FLOAT: 1e30, ir.DataType.FLOAT16: 15.0}
+"""Below this a score added to the lowest number leaves it finite, as less than half a step of the format, and
+its exponential exactly 0; larger scores are not rewritten."""
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def _flatten_bias(rw: Rewriter, node: ir.Node, index: int, width: int | ir.Symbo
         return False
     if array.size == 1 and width > 1 and node.op_type == "Gemm":
         array = np.full(width, array.reshape(()), array.dtype)
-    if array.size != width or array.shape[-1] != width:
+    if array.size != width or (array.ndim and array.shape[-1] != width):
         return False
     flat = rw.constant(array.reshape(-1), f"{bias.name}.flat", bias.dtype)
     flat.metadata_props[NAME_KEY] = bias.metadata_props.get(NAME_KEY) or bias.name or ""
