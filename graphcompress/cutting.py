@@ -125,7 +125,7 @@ class _Cut:
             self._patch(node, after)
             return
         self.rw.set_input(node, 1, self._numbers(numbers, node))
-        node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
+        self.rw.set_attribute(node, "allowzero", None)  # a 0 copies
 
     def expand(self, node: ir.Node) -> None:
         """Put the new sizes into the target."""
@@ -140,7 +140,7 @@ class _Cut:
         if not self.changes([part[axis] for part in parts]):
             return
         sizes = self._numbers([self.after(part[axis]) for part in parts], node)
-        node.attributes.pop("num_outputs", None)
+        self.rw.set_attribute(node, "num_outputs", None)
         if len(node.inputs) < 2:
             node.resize_inputs(2)
         self.rw.set_input(node, 1, sizes)
@@ -173,7 +173,7 @@ class _Cut:
             heads = node.attributes.get_int(name, 0)
             axes = self.relations.operand(node, index)
             if heads and axes and axes[-1] is not None:
-                node.attributes[name] = ir.AttrInt64(name, self._heads_after(axes[-1], heads))
+                self.rw.set_attribute(node, name, self._heads_after(axes[-1], heads))
 
     def _heads_after(self, width: int, heads: int) -> int:
         """Heads of which anything is left, in an axis of ``heads`` equal parts."""
@@ -248,9 +248,7 @@ class _Cut:
                 self.rw.set_input(node, position, new)
             _compose(self.rw.model, new, kept)
             return
-        narrow = self.rw.model.store(array, value.dtype)
-        narrow.name = value.name
-        value.const_value, value.shape = narrow, ir.Shape(array.shape)
+        self.rw.overwrite(value, array)
         _compose(self.rw.model, value, kept)
 
     def _record(self, nodes: Sequence[ir.Node]) -> None:

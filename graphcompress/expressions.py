@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphcompress.runtime import session_of
 
 _NOT_FOLDABLE = frozenset(
-    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"}
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )
 
 _NATIVE = frozenset(

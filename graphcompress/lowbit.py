@@ -24,7 +24,7 @@ SMALLEST_LEAF = 1024
 """Parameters below which a leaf of an expression stays as it is."""
 
 LEAF_MIN_DB = 35.0
-"""SQNR that a leaf must keep in int8: well above the about 40 dB of the weight that is quantised from it."""
+"""SQNR that a leaf must keep in int8; one that would not is stored in float16."""
 
 COLUMN_LOSS_DB = 1.0
 """How much worse one scale per column may be than one per row: it needs one operator less at run time."""

@@ -58,10 +58,6 @@ class AtomStore:
         """Marks of a leaf: mark → the first reason given."""
         return self.known(leaf).marks
 
-    def all_leaves(self) -> list[int]:
-        """Roots of all leaf atoms, in the order in which their handles were made."""
-        return sorted(atom for atom, known in self._classes.items() if not known.parts)
-
     def is_repeated(self, atom: int, leaf: int) -> bool:
         """Whether ``leaf`` is a factor of ``atom`` twice, so that no index belongs to one unit of it."""
         pending = [atom]

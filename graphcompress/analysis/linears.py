@@ -18,7 +18,7 @@ _ANONYMOUS = re.compile(r"(val_\d+|onnx::\w+_\d+|_?\d+|.*MatMul_\d+|t_\d+|.*Tran
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """``output = input · weight (+ bias)``, seen alike for MatMul+Add, Gemm and a 1×1 Conv.
+    """``output = input · weight (+ bias)``, seen alike for MatMul + Add and for Gemm.
 
     Attributes:
         node: the multiplying node.
@@ -49,7 +49,6 @@ class Linear:
     def dense(self) -> np.ndarray:
         """The weight as an array [in, out]."""
         array = evaluate(self.weight)
-        array = array.reshape(array.shape[0], -1) if array.ndim > 2 else array
         return array.T if self.transposed else array
 
 
