@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import signal
 import sys
+from collections.abc import Mapping
 from typing import Annotated, NoReturn
 
 import typer
@@ -13,9 +14,10 @@ from graphcompress.commands import bench, inspect, listing, optimize, verify
 
 EXIT_CODES = """\
 Exit codes: 0 done · 1 unexpected error · 2 usage · 3 contract or coverage broken · 4 model not supported ·
-5 invalid model file · 6 data · 7 output · 130 interrupted
+5 invalid model file · 6 data · 7 output · 130 interrupted · 143 terminated
 """
 INTERRUPTED, TERMINATED = 130, 143
+STOPPED: Mapping[object, str] = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -64,11 +66,11 @@ def main() -> NoReturn:
     try:
         app(arguments, prog_name="graphcompress")
     except SystemExit as leave:
-        if leave.code == INTERRUPTED:
-            _say("interrupted; nothing was written")
+        if leave.code in STOPPED:
+            _say(f"{STOPPED[leave.code]}; nothing half-done is left behind")
         raise
     except KeyboardInterrupt:
-        _fail("interrupted; nothing was written", INTERRUPTED)
+        _fail(f"{STOPPED[INTERRUPTED]}; nothing half-done is left behind", INTERRUPTED)
     except Exception as error:
         if debug:
             raise
