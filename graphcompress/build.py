@@ -21,17 +21,13 @@ from graphcompress.artifact import (
     write_manifest,
 )
 from graphcompress.base import Context, Pass, Progress, Target, no_progress
-from graphcompress.data import Samples, load_samples, synthetic_samples
-from graphcompress.errors import (
-    DataError,
-    InvalidModelError,
-    UsageError,
-)
+from graphcompress.data import Samples, load_samples
+from graphcompress.errors import InvalidModelError, UsageError
 from graphcompress.inputs import copy_tokenizer, folder_bytes, input_hashes, model_bytes, path_text
 from graphcompress.metrics import Metric, Score
 from graphcompress.model import Model
 from graphcompress.options import build, split_calls
-from graphcompress.pipeline import CHECK_BATCH, CHECK_SAMPLES, PassRecord, Pipeline, Size
+from graphcompress.pipeline import CHECK_BATCH, PassRecord, Pipeline, Size, check_samples
 from graphcompress.recipe import RECIPE, Recipe
 from graphcompress.runtime import Feed, Runner, session_of
 from graphcompress.support import refuse_unsupported
@@ -99,10 +95,9 @@ def optimize(
     """
     pipeline = _with_simplify(passes if isinstance(passes, Pipeline) else _pipeline(passes))
     lowering_target = target if isinstance(target, Target) else parse_target(target)
-    if not 0.0 <= require_coverage <= 1.0:
-        raise UsageError(f"require_coverage={require_coverage}: must lie between 0 and 1")
     for name in allow:
         registry.pass_class(name)
+    pipeline.check_request(allow, require_coverage)
     chosen = metrics.metric(metric) if metric else None
     if chosen and eval_data is None and data is None:
         raise UsageError(f"metric {metric!r} needs samples; give them with --eval-data or --data")
@@ -169,16 +164,14 @@ class _Reference:
     """The model as it came in: its size, outputs, batch invariance and score."""
 
     def __init__(self, model: Model, ctx: Context, chosen: Metric | None, held_out: Samples | None) -> None:
-        self.samples = (
-            ctx.samples.first(CHECK_SAMPLES) if ctx.samples else synthetic_samples(model, seed=ctx.seed)
-        )
+        self.samples = check_samples(model, ctx)
         self.feeds: list[Feed] = list(self.samples.batches(CHECK_BATCH))
         self.score: Score | None = None
         self._metric, self._held_out, self._progress = chosen, held_out, ctx.progress
         if chosen and held_out:
             metrics.check_columns(chosen, held_out)
         with Runner(model) as runner:
-            self.outputs = _first_run(runner, self.feeds)
+            self.outputs = [runner(feed) for feed in self.feeds]
             self.invariance = batch_invariance(runner, self.samples)
             self._answers = self._answers_of(runner, "evaluate the original")
             self.size = Size(model.parameters, model_bytes(model) or runner.bytes_on_disk, macs(model))
@@ -196,18 +189,6 @@ class _Reference:
         if self._metric is None or self._held_out is None:
             return None
         return metrics.answers(self._metric, run, self._held_out, progress=self._progress, text=text)
-
-
-def _first_run(runner: Runner, feeds: list[Feed]) -> list[dict[str, np.ndarray]]:
-    """Outputs of the model that came in: when it fails here, the samples do not fit it."""
-    try:
-        return [runner(feed) for feed in feeds]
-    except Exception as error:  # the runtime's exceptions share no base class
-        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds[0].items())
-        raise DataError(
-            f"the model does not run on the samples ({shapes}): {str(error).strip().splitlines()[0][:300]}; "
-            "check that the ids are in the vocabulary and the texts no longer than the model takes"
-        ) from error
 
 
 def session(path: str | Path) -> Run:

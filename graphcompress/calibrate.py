@@ -13,6 +13,7 @@ from graphcompress.base import Progress, no_progress
 from graphcompress.data import Sample, Samples
 from graphcompress.model import Model
 from graphcompress.runtime import Feed, Runner
+from graphcompress.samples import padding_mask
 
 BATCH = 8
 MEMORY_BYTES = 256_000_000
@@ -72,10 +73,9 @@ def real_tokens(array: np.ndarray, feed: Feed) -> np.ndarray:
     Also understood are [sequence, batch, …] and [batch · sequence, features]. Without a mask, or for a
     value of another layout, batch and sequence are merely joined (3-D) or the array is returned as it is.
     """
-    mask = next((m for name, m in feed.items() if "mask" in name and m.ndim == 2), None)
-    if mask is None or mask.all():
+    real = padding_mask(feed)
+    if real is None or real.all():
         return array.reshape(-1, array.shape[-1]) if array.ndim == 3 else array
-    real = mask.astype(bool)
     for layout in (real, real.T):
         if array.ndim >= 3 and array.shape[:2] == layout.shape:
             return np.asarray(array[layout])

@@ -13,6 +13,7 @@ from graphcompress.data import Pair, Samples
 from graphcompress.errors import DataError, UsageError, nearest
 from graphcompress.numerics.metrics import cosine, spearman
 from graphcompress.runtime import Feed
+from graphcompress.samples import padding_mask
 from graphcompress.verify import Run
 
 BATCH = 16
@@ -125,7 +126,7 @@ def pooled(outputs: Mapping[str, np.ndarray], feed: Feed) -> np.ndarray:
         if flat is None:
             raise DataError("metric 'similarity' needs an output [batch, sequence, width] or [batch, width]")
         return flat
-    mask = next((array for name, array in feed.items() if "mask" in name and array.ndim == 2), None)
+    mask = padding_mask(feed)
     weights = np.ones(hidden.shape[:2]) if mask is None else mask.astype(np.float64)
     total = np.einsum("bsd,bs->bd", hidden.astype(np.float64), weights)
     return np.asarray(total / np.maximum(weights.sum(1, keepdims=True), 1.0))
@@ -142,8 +143,8 @@ def _classes(outputs: Mapping[str, np.ndarray], feed: Feed) -> np.ndarray:
 
 def _flat(classes: np.ndarray, feed: Feed) -> np.ndarray:
     """One list per sample: the classes of its real tokens, so that lengths may differ."""
-    mask = next((array for name, array in feed.items() if "mask" in name and array.ndim == 2), None)
-    rows = [row if mask is None else row[mask[index].astype(bool)] for index, row in enumerate(classes)]
+    mask = padding_mask(feed)
+    rows = [row if mask is None else row[mask[index]] for index, row in enumerate(classes)]
     return _ragged([row.tolist() for row in rows])
 
 

@@ -100,7 +100,7 @@ class Pipeline:
             CoverageError: a lossy pass touched a smaller share of the parameters than required.
             UsageError: ``allow`` names a pass that is not in the pipeline, or the coverage is no share.
         """
-        self._check_request(allow, require_coverage)
+        self.check_request(allow, require_coverage)
         check = _Checker(model, ctx)
         records = []
         for number, step in enumerate(self.passes):
@@ -117,7 +117,12 @@ class Pipeline:
         ctx.progress("passes", len(self.passes), len(self.passes))
         return records
 
-    def _check_request(self, allow: Collection[str], require_coverage: float) -> None:
+    def check_request(self, allow: Collection[str], require_coverage: float) -> None:
+        """Fail before any work when :meth:`run` would refuse these options.
+
+        Raises:
+            UsageError: ``allow`` names a pass that is not in the pipeline, or the coverage is no share.
+        """
         if not 0.0 <= require_coverage <= 1.0:
             raise UsageError(f"the coverage {require_coverage} is no share; give a number between 0 and 1")
         known = {step.name for step in self.passes}
@@ -128,13 +133,16 @@ class Pipeline:
                 )
 
 
+def check_samples(model: Model, ctx: Context) -> Samples:
+    """The samples on which outputs are compared: the first of the user's, or made-up ones."""
+    return ctx.samples.first(CHECK_SAMPLES) if ctx.samples else synthetic_samples(model, seed=ctx.seed)
+
+
 class _Checker:
     """Outputs of the model before and after each pass, on a few samples."""
 
     def __init__(self, model: Model, ctx: Context) -> None:
-        samples = ctx.samples.first(CHECK_SAMPLES) if ctx.samples else synthetic_samples(model, seed=ctx.seed)
-        self.samples: Samples = samples
-        self.feeds = list(samples.batches(CHECK_BATCH))
+        self.feeds = list(check_samples(model, ctx).batches(CHECK_BATCH))
         self.interface = interface(model)
         with Runner(model) as runner:
             self.original = [runner(feed) for feed in self.feeds]

@@ -112,7 +112,7 @@ class Runner:
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
             raise DataError(
                 f"ONNX Runtime cannot run the model on samples of {shapes}: {_first_line(error)}; "
-                "give samples that fit its inputs"
+                "give samples that fit its inputs: ids in the vocabulary, texts no longer than it takes"
             ) from error
         return dict(zip(self.outputs, results, strict=True))
 

@@ -68,6 +68,13 @@ class Samples:
         }
 
 
+def padding_mask(feed: Sample) -> np.ndarray | None:
+    """[batch, sequence], true at real tokens: the 2-D input of a feed with ``mask`` in its name, or None."""
+    masks = (array for name, array in feed.items() if "mask" in name and array.ndim == 2)
+    found = next(masks, None)
+    return None if found is None else found.astype(bool)
+
+
 def _length(sample: Sample) -> int:
     return max((array.shape[0] for array in sample.values() if array.ndim), default=0)
 

@@ -14,6 +14,7 @@ from graphcompress.errors import ContractError
 from graphcompress.model import Model
 from graphcompress.numerics.metrics import cosine, ratio_db
 from graphcompress.runtime import Feed
+from graphcompress.samples import padding_mask
 from graphcompress.wholeness import SMALL_BYTES, with_shape
 
 Run = Callable[[Feed], Mapping[str, np.ndarray]]
@@ -109,7 +110,7 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
 def compare(reference: Iterable[Mapping[str, np.ndarray]], run: Run, feeds: Iterable[Feed]) -> Difference:
     """Compare recorded outputs of A with those of ``run`` on the same feeds.
 
-    Outputs are matched by name; rows that an ``attention_mask`` of the feed marks as padding are left out.
+    Outputs are matched by name; rows that a mask in the feed marks as padding are left out.
     Outputs that are not numbers with a fraction (labels, token ids) count in ``argmax_agreement``, by entry.
 
     Raises:
@@ -120,7 +121,7 @@ def compare(reference: Iterable[Mapping[str, np.ndarray]], run: Run, feeds: Iter
     for expected, feed in zip(reference, feeds, strict=True):
         actual = run(feed)
         samples += len(next(iter(feed.values())))
-        keep = _mask(feed)
+        keep = padding_mask(feed)
         for name, array in expected.items():
             if name not in actual or actual[name].shape != array.shape:
                 got = list(actual[name].shape) if name in actual else "nothing"
@@ -220,11 +221,6 @@ def _without_weights(model: Model) -> ir.Model:
             value.const_value = None
             copy.graph.inputs.append(value)
     return copy
-
-
-def _mask(feed: Feed) -> np.ndarray | None:
-    masks = [array for name, array in feed.items() if "attention_mask" in name]
-    return masks[0].astype(bool) if masks and masks[0].ndim == 2 else None
 
 
 def _real_rows(array: np.ndarray, mask: np.ndarray | None) -> np.ndarray:

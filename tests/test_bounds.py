@@ -125,8 +125,8 @@ def test_the_statistics_of_a_layer_norm_are_not_its_result() -> None:
     model = Model(
         ir.from_proto(
             onnx.parser.parse_model(
-                '<ir_version: 9, opset_import: ["" : 18]> g (float[n, 4] x) => (float[n, 4] y, float[n, 1] m) '
-                "<float[4] s = {1.0, 1.0, 1.0, 1.0}> { y, m = LayerNormalization(x, s) }"
+                '<ir_version: 9, opset_import: ["" : 18]> g (float[n, 4] x) => (float[n, 4] y, float[n, 1] m)'
+                " <float[4] s = {1.0, 1.0, 1.0, 1.0}> { y, m = LayerNormalization(x, s) }"
             )
         )
     )
