@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import onnx_ir as ir
+
 from graphcompress import registry
 from graphcompress.analysis.attention import Attention, attentions
 from graphcompress.analysis.cost import macs, node_costs
@@ -116,7 +118,7 @@ def inspect(
     Every pass is tried alone, after ``simplify``; ``ctx`` gives samples, capabilities and seed.
     """
     groups = couplings(model)
-    costs = {cost.name: cost.macs for cost in node_costs(model)}
+    costs = {cost.node: cost.macs for cost in node_costs(model)}
     tried = (
         [registry.pass_class(name)() for name in registry.names("passes")] if passes is None else list(passes)
     )
@@ -146,7 +148,7 @@ def _operators(model: Model) -> dict[str, int]:
     return dict(names.most_common())
 
 
-def _weights(model: Model, costs: Mapping[str, int]) -> tuple[Weight, ...]:
+def _weights(model: Model, costs: Mapping[ir.Node, int]) -> tuple[Weight, ...]:
     tables = [
         Weight("embedding", table.name, table.rows, table.width, table.parameters, 0)
         for table in embeddings(model)
@@ -158,14 +160,14 @@ def _weights(model: Model, costs: Mapping[str, int]) -> tuple[Weight, ...]:
             linear.in_features,
             linear.out_features,
             linear.parameters,
-            costs.get(linear.name, 0),
+            costs.get(linear.node, 0),
         )
         for linear in linears(model)
     ]
     return tuple(tables + maps)
 
 
-def _attentions(model: Model, costs: Mapping[str, int]) -> tuple[AttentionView, ...]:
+def _attentions(model: Model, costs: Mapping[ir.Node, int]) -> tuple[AttentionView, ...]:
     views = []
     for found in attentions(model):
         views.append(
@@ -182,12 +184,11 @@ def _attentions(model: Model, costs: Mapping[str, int]) -> tuple[AttentionView, 
     return tuple(views)
 
 
-def _attention_macs(found: Attention, costs: Mapping[str, int]) -> int:
-    products = (value.name or "" for value in (found.scores, found.output) if value is not None)
-    return sum(costs.get(name, 0) for name in products)
+def _attention_macs(found: Attention, costs: Mapping[ir.Node, int]) -> int:
+    return sum(costs.get(node, 0) for node in found.products)
 
 
-def _layers(model: Model, groups: list[Group], costs: Mapping[str, int]) -> tuple[LayerView, ...]:
+def _layers(model: Model, groups: list[Group], costs: Mapping[ir.Node, int]) -> tuple[LayerView, ...]:
     return tuple(
         LayerView(
             name=layer.name,
@@ -195,7 +196,7 @@ def _layers(model: Model, groups: list[Group], costs: Mapping[str, int]) -> tupl
             heads=sum(found.num_heads for found in layer.attentions),
             ffn_nodes=sum(group.size for group in layer.groups if group.kind == FFN),
             parameters=sum(linear.parameters for linear in layer.linears),
-            macs=sum(costs.get(linear.name, 0) for linear in layer.linears)
+            macs=sum(costs.get(linear.node, 0) for linear in layer.linears)
             + sum(_attention_macs(found, costs) for found in layer.attentions),
         )
         for layer in layers(model, groups)

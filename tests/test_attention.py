@@ -6,6 +6,7 @@ import pytest
 import texts
 
 from graphcompress.analysis.attention import attentions
+from graphcompress.analysis.cost import node_costs
 
 
 def test_attentions_of_bert(tiny_bert):
@@ -57,3 +58,12 @@ def test_scale_that_the_graph_computes_from_a_fixed_size():
 
 def test_softmax_that_is_no_attention():
     assert attentions(texts.model_of(texts.MLP.replace("Gelu(b)", "Softmax <axis = -1> (b)"))) == []
+
+
+@pytest.mark.parametrize(("text", "opset"), [(texts.PACKED, 18), (texts.GROUPED, 18), (texts.OPERATOR, 23)])
+def test_both_products_of_an_attention_count(text, opset):
+    """Every query meets every key once for its score and once for its value, in every head."""
+    model = texts.model_of(text, opset=opset)
+    (found,) = attentions(model)
+    costs = {cost.node: cost.macs for cost in node_costs(model, batch=2, length=6)}
+    assert sum(costs[node] for node in found.products) == 2 * 2 * found.num_heads * found.head_dim * 6**2

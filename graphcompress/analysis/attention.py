@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -37,6 +37,7 @@ class Attention:
         scale: factor on the scores when it is a constant, else None.
         producers: linears that produce q, k and v (one, when packed); those found.
         consumers: linears that read the output after the heads were merged; those found.
+        products: the nodes that multiply q · kᵀ and probabilities · v, or the one Attention operator.
     """
 
     node: ir.Node
@@ -52,6 +53,7 @@ class Attention:
     scale: float | None
     producers: tuple[Linear, ...]
     consumers: tuple[Linear, ...]
+    products: tuple[ir.Node, ...]
 
 
 def attentions(model: Model) -> list[Attention]:
@@ -104,6 +106,7 @@ def _softmax(
         scale=_product((factor, q_factor, k_factor)),
         producers=_producers((q, k, v), by_output),
         consumers=_consumers(values_product.outputs[0], by_node),
+        products=(product, values_product),
     )
 
 
@@ -134,6 +137,7 @@ def _operator(
         scale=node.attributes.get_float("scale", 1 / math.sqrt(size) if size else 1.0),
         producers=_producers((q, k, v), by_output),
         consumers=_consumers(node.outputs[0], by_node),
+        products=(node,),
     )
 
 
@@ -271,6 +275,6 @@ def _last(shape: ir.Shape | None) -> int:
     return shape[-1] if shape is not None and isinstance(shape[-1], int) else 0
 
 
-def _product(factors: Iterable[float | None]) -> float | None:
+def _product(factors: Sequence[float | None]) -> float | None:
     known = [factor for factor in factors if factor is not None]
-    return math.prod(known) if len(known) == len(list(factors)) else None
+    return math.prod(known) if len(known) == len(factors) else None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.linears import linears
 from graphcompress.expressions import is_constant
 from graphcompress.model import Model
 
@@ -18,34 +18,52 @@ BATCH, LENGTH = 1, 128
 class NodeCost:
     """MACs of one multiplying node."""
 
-    name: str
+    node: ir.Node
     macs: int
 
 
 def macs(model: Model, *, batch: int = BATCH, length: int = LENGTH) -> int:
-    """MACs of one run on ``batch`` samples of ``length`` tokens: linears and batched MatMuls (attention)."""
+    """MACs of one run on ``batch`` samples of ``length`` tokens: linears, and both products of attention."""
     return sum(cost.macs for cost in node_costs(model, batch=batch, length=length))
 
 
 def node_costs(model: Model, *, batch: int = BATCH, length: int = LENGTH) -> list[NodeCost]:
-    """MACs of every linear and every batched MatMul, in execution order; a constant expression is free."""
+    """MACs of every linear, MatMul and Attention, in execution order; a constant expression is free."""
     bindings = _bindings(model, batch, length)
-    named = {linear.node: linear.name for linear in linears(model)}
     costs = []
     for node in model.graph:
-        if (
-            node.domain
-            or node.op_type not in ("MatMul", "Gemm", "MatMulInteger")
-            or is_constant(node.outputs[0])
-        ):
+        count = _COUNTS.get(node.op_type)
+        if node.domain or count is None or is_constant(node.outputs[0]):
             continue
-        size = _sizes(node.outputs[0], bindings)
-        inner = _sizes(node.inputs[0], bindings)
-        if size is None or inner is None:
-            continue
-        contracted = inner[-2] if node.attributes.get_int("transA", 0) else inner[-1]
-        costs.append(NodeCost(named.get(node, node.outputs[0].name or ""), int(np.prod(size)) * contracted))
+        found = count(node, bindings)
+        if found is not None:
+            costs.append(NodeCost(node, found))
     return costs
+
+
+def _of_product(node: ir.Node, bindings: Mapping[str, int]) -> int | None:
+    out, left = _sizes(node.outputs[0], bindings), _sizes(node.inputs[0], bindings)
+    if out is None or left is None:
+        return None
+    return math.prod(out) * (left[-2] if node.attributes.get_int("transA", 0) else left[-1])
+
+
+def _of_attention(node: ir.Node, bindings: Mapping[str, int]) -> int | None:
+    """Every element of the queries and of the result meets every key, in [b, h, s, d] and in [b, s, h·d]."""
+    query, key, out = (_sizes(value, bindings) for value in (*node.inputs[:2], node.outputs[0]))
+    if query is None or key is None or out is None:
+        return None
+    past = _sizes(node.inputs[4], bindings) if len(node.inputs) > 4 else None
+    keys = key[-2] + (past[-2] if past else 0)
+    return (math.prod(query) + math.prod(out)) * keys
+
+
+_COUNTS: dict[str, Callable[[ir.Node, Mapping[str, int]], int | None]] = {
+    "Attention": _of_attention,
+    "Gemm": _of_product,
+    "MatMul": _of_product,
+    "MatMulInteger": _of_product,
+}
 
 
 def _bindings(model: Model, batch: int, length: int) -> dict[str, int]:
@@ -58,9 +76,9 @@ def _bindings(model: Model, batch: int, length: int) -> dict[str, int]:
     return bindings
 
 
-def _sizes(value: ir.Value | None, bindings: dict[str, int]) -> list[int] | None:
+def _sizes(value: ir.Value | None, bindings: Mapping[str, int]) -> list[int] | None:
     if value is None or value.shape is None:
         return None
-    dims = [dim if isinstance(dim, int) else dim.evaluate(bindings) for dim in value.shape]
+    dims = [dim if isinstance(dim, int) else dim.evaluate(dict(bindings)) for dim in value.shape]
     known = [int(dim) for dim in dims if isinstance(dim, int)]
     return known if len(known) == len(dims) else None
