@@ -250,3 +250,13 @@ def test_smoothing_changes_no_product_and_evens_out_features():
         (rows / factors) @ (weight * factors[:, None]), rows @ weight, rtol=1e-4, atol=1e-4
     )
     assert (peaks / factors).max() < peaks.max() / 5
+
+
+def test_a_row_that_is_not_finite_leaves_no_trace() -> None:
+    rows = np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)
+    spoilt = np.concatenate([rows, np.full((1, 4), np.nan, np.float32), [[1e9, np.inf, 0, 0]]])
+    clean, seen = Activation(), Activation()
+    clean.update(rows)
+    seen.update(spoilt.astype(np.float32))
+    np.testing.assert_array_equal(seen.peaks, clean.peaks)
+    np.testing.assert_array_equal(seen.sample.rows, clean.sample.rows)

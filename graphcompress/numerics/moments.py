@@ -5,6 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 
+def finite_rows(array: np.ndarray) -> np.ndarray:
+    """[..., features] → [tokens, features], without the rows that hold NaN or infinity."""
+    rows = array.reshape(-1, array.shape[-1])
+    finite = np.isfinite(rows).all(axis=1)
+    return rows if finite.all() else rows[finite]
+
+
 class SecondMoment:
     """E[x·xᵀ] over tokens; an observer for :func:`graphcompress.calibrate.observe`.
 
@@ -18,8 +25,8 @@ class SecondMoment:
         self.count = 0
 
     def update(self, array: np.ndarray) -> None:
-        """Take in tokens [..., features]."""
-        tokens = array.reshape(-1, array.shape[-1]).astype(np.float32, copy=False)
+        """Take in tokens [..., features]; those that hold NaN or infinity are left out."""
+        tokens = finite_rows(array).astype(np.float32, copy=False)
         self.total += tokens.T @ tokens
         self.count += len(tokens)
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from graphcompress.numerics.moments import finite_rows
 from graphcompress.numerics.quantise import Affine, affine
 
 Calibration = Literal["minmax", "percentile", "mse"]
@@ -135,10 +136,11 @@ class Activation:
         self.peaks = np.zeros(0, np.float32)
 
     def update(self, array: np.ndarray) -> None:
-        """Take in the value of one batch."""
+        """Take in the value of one batch; what is not finite in it is left out."""
+        rows = finite_rows(array)
         self.histogram.update(array)
-        self.sample.update(array)
-        peaks = np.abs(array.reshape(-1, array.shape[-1])).max(axis=0, initial=0.0).astype(np.float32)
+        self.sample.update(rows)
+        peaks = np.abs(rows).max(axis=0, initial=0.0).astype(np.float32)
         self.peaks = peaks if self.peaks.size == 0 else np.maximum(self.peaks, peaks)
 
 
