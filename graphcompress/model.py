@@ -14,7 +14,7 @@ import onnx_ir as ir
 import onnx_shape_inference
 
 from graphcompress.errors import InvalidModelError
-from graphcompress.loading import read_model
+from graphcompress.reading.model_file import read_model
 from graphcompress.scratch import Scratch
 
 EXTERNAL_DATA_LIMIT_BYTES = 1_500_000_000

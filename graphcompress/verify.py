@@ -13,9 +13,9 @@ from graphcompress.data import Samples
 from graphcompress.errors import ContractError
 from graphcompress.model import Model
 from graphcompress.numerics.metrics import cosine, ratio_db
+from graphcompress.reading.wholeness import SMALL_BYTES, with_shape
 from graphcompress.runtime import Feed
 from graphcompress.samples import padding_mask
-from graphcompress.wholeness import SMALL_BYTES, with_shape
 
 Run = Callable[[Feed], Mapping[str, np.ndarray]]
 

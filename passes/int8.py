@@ -14,18 +14,24 @@ from graphcompress.analysis.linears import Embedding, Linear, embeddings, linear
 from graphcompress.base import Context, Contract, Lossy, Pass
 from graphcompress.calibrate import observe
 from graphcompress.data import Samples
-from graphcompress.equalise import Equalisable, divide, equalisable
 from graphcompress.errors import UsageError
 from graphcompress.expressions import is_constant
-from graphcompress.lowbit import LowBitWeight, low_bit_leaves, low_bit_linear, low_bit_table, stays_expression
 from graphcompress.model import Model
 from graphcompress.numerics.metrics import sqnr_db
 from graphcompress.numerics.observers import Activation, Calibration, quantisation
 from graphcompress.numerics.quantise import Affine, WeightRange, affine, quantise_weight
 from graphcompress.numerics.smooth import smoothing
 from graphcompress.options import option
-from graphcompress.qdq import QdqWriter
-from graphcompress.quantisable import linear_reason, table_reason, tied_table
+from graphcompress.quantisation.equalise import Equalisable, divide, equalisable
+from graphcompress.quantisation.lowbit import (
+    LowBitWeight,
+    low_bit_leaves,
+    low_bit_linear,
+    low_bit_table,
+    stays_expression,
+)
+from graphcompress.quantisation.qdq import QdqWriter
+from graphcompress.quantisation.quantisable import linear_reason, table_reason, tied_table
 from graphcompress.rewrite import Rewriter
 
 _METHODS: tuple[Calibration, ...] = ("minmax", "percentile", "mse")

@@ -18,14 +18,14 @@ from strategies import instances
 from graphcompress.analysis.linears import linears
 from graphcompress.base import Capabilities, Context
 from graphcompress.data import Samples, synthetic_samples
-from graphcompress.equalise import Equalisable, divide, equalisable
 from graphcompress.errors import UsageError
-from graphcompress.lowbit import LowBitWeight
 from graphcompress.model import Model
 from graphcompress.numerics.metrics import sqnr_db
 from graphcompress.numerics.quantise import Affine, affine, quantise_weight
 from graphcompress.pipeline import Pipeline
-from graphcompress.qdq import QdqWriter
+from graphcompress.quantisation.equalise import Equalisable, divide, equalisable
+from graphcompress.quantisation.lowbit import LowBitWeight
+from graphcompress.quantisation.qdq import QdqWriter
 from graphcompress.rewrite import Rewriter
 from graphcompress.runtime import Runner
 from graphcompress.verify import batch_invariance

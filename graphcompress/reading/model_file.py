@@ -10,8 +10,8 @@ import onnx_ir.passes.common as common
 from google.protobuf.message import DecodeError
 
 from graphcompress.errors import InvalidModelError
-from graphcompress.protos import graphs, is_sorted, nodes, number_of_bytes, tensors
-from graphcompress.wholeness import STANDARD_DOMAINS, check_whole
+from graphcompress.reading.protos import graphs, is_sorted, nodes, number_of_bytes, tensors
+from graphcompress.reading.wholeness import STANDARD_DOMAINS, check_whole
 
 _NOT_MODELS = {
     b"version https://git-lfs": "is a Git LFS pointer, not the model; fetch the model with git lfs pull",

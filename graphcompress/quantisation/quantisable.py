@@ -9,7 +9,7 @@ import onnx_ir as ir
 from graphcompress.analysis.linears import Embedding, Linear
 from graphcompress.base import Capabilities
 from graphcompress.expressions import expression_nodes, is_constant, leaves
-from graphcompress.lowbit import low_bit_leaves, stays_expression
+from graphcompress.quantisation.lowbit import low_bit_leaves, stays_expression
 
 SMALLEST_SIDE = 16
 """A product with fewer inputs or outputs is not faster in int8 (NVIDIA ModelOpt draws the same line)."""

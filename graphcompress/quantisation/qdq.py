@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.linears import Embedding, Linear
-from graphcompress.lowbit import Leaf, LowBitWeight
 from graphcompress.numerics.quantise import Affine, QuantisedArray
-from graphcompress.quantisable import tied_table
+from graphcompress.quantisation.lowbit import Leaf, LowBitWeight
+from graphcompress.quantisation.quantisable import tied_table
 from graphcompress.rewrite import Rewriter
 
 

@@ -15,7 +15,7 @@ import onnx
 import onnx.defs
 
 from graphcompress.errors import InvalidModelError, UnsupportedModelError
-from graphcompress.protos import (
+from graphcompress.reading.protos import (
     KINDS,
     PACKED_BITS,
     graphs,
