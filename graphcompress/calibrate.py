@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +15,8 @@ from graphcompress.data import Sample, Samples
 from graphcompress.model import Model
 from graphcompress.runtime import Feed, Runner
 from graphcompress.samples import padding_mask
+
+T = TypeVar("T")
 
 BATCH = 8
 MEMORY_BYTES = 256_000_000
@@ -40,10 +43,10 @@ def observe(
     A batch is made of samples of equal length, so nothing is padded here; positions that a mask in the
     samples marks as padding are left out. Statistics are the same whatever else is observed.
     """
-    portions = _portions(list(observers))
+    runs = list(portions(observers, _bytes_of, MEMORY_BYTES))
     batches = list(equal_batches(samples))
-    total = len(portions) * len(batches)
-    for number, values in enumerate(portions):
+    total = len(runs) * len(batches)
+    for number, values in enumerate(runs):
         with Runner(model, values) as runner:
             for step, indices in enumerate(batches):
                 progress(text, number * len(batches) + step, total)
@@ -88,17 +91,21 @@ def _shapes(sample: Sample) -> tuple[tuple[int, ...], ...]:
     return tuple(array.shape for array in sample.values())
 
 
-def _portions(values: Sequence[ir.Value]) -> list[list[ir.Value]]:
-    portions: list[list[ir.Value]] = []
-    room = 0
-    for value in values:
-        width = 1
-        for dim in value.shape or ():
-            width *= dim if isinstance(dim, int) else 1
-        size = BATCH * 128 * 4 * width
-        if not portions or size > room:
-            portions.append([])
-            room = MEMORY_BYTES
-        portions[-1].append(value)
+def portions(items: Iterable[T], size_bytes: Callable[[T], int], limit_bytes: int) -> Iterator[list[T]]:
+    """``items`` in runs of at most ``limit_bytes``; one that is larger makes a run of its own."""
+    portion: list[T] = []
+    room = limit_bytes
+    for item in items:
+        size = size_bytes(item)
+        if portion and size > room:
+            yield portion
+            portion, room = [], limit_bytes
+        portion.append(item)
         room -= size
-    return portions
+    if portion:
+        yield portion
+
+
+def _bytes_of(value: ir.Value) -> int:
+    """Of a value in one batch of 128 tokens."""
+    return BATCH * 128 * 4 * math.prod(dim for dim in value.shape or () if isinstance(dim, int))

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Literal
+from typing import Literal, TypeVar
 
 from graphcompress.base import Pass, Target
 from graphcompress.errors import UsageError, nearest
 
 Kind = Literal["passes", "targets"]
+T = TypeVar("T")
 
 
 @cache
@@ -32,10 +33,7 @@ def pass_class(name: str) -> type[Pass]:
     Raises:
         UsageError: no installed package declares it.
     """
-    loaded = _load("passes", name)
-    if not (isinstance(loaded, type) and issubclass(loaded, Pass)):
-        raise UsageError(f"entry point {name!r} of group graphcompress.passes is not a Pass: {loaded!r}")
-    return loaded
+    return _class("passes", Pass, name)  # type: ignore[type-abstract]
 
 
 def target_class(name: str) -> type[Target]:
@@ -44,9 +42,15 @@ def target_class(name: str) -> type[Target]:
     Raises:
         UsageError: no installed package declares it.
     """
-    loaded = _load("targets", name)
-    if not (isinstance(loaded, type) and issubclass(loaded, Target)):
-        raise UsageError(f"entry point {name!r} of group graphcompress.targets is not a Target: {loaded!r}")
+    return _class("targets", Target, name)  # type: ignore[type-abstract]
+
+
+def _class(kind: Kind, base: type[T], name: str) -> type[T]:
+    loaded = _load(kind, name)
+    if not (isinstance(loaded, type) and issubclass(loaded, base)):
+        raise UsageError(
+            f"entry point {name!r} of group graphcompress.{kind} is not a {base.__name__}: {loaded!r}"
+        )
     return loaded
 
 

@@ -17,7 +17,7 @@ from graphcompress.analysis.couplings import FFN, HEAD, couplings
 from graphcompress.analysis.linears import Embedding, Linear, embeddings, linears
 from graphcompress.analysis.sharing import layout, readers, stored_tensor
 from graphcompress.base import Context, Contract, Lossy, Pass
-from graphcompress.calibrate import observe
+from graphcompress.calibrate import observe, portions
 from graphcompress.errors import UsageError
 from graphcompress.kronecker_forms import write_expression
 from graphcompress.model import Model
@@ -108,7 +108,7 @@ class Kron(Pass):
             jobs = list(self._linears(model, rw))
             tables = list(self._embeddings(model, rw)) if self.embeddings else []
             total, done = len(jobs) + len(tables), 0
-            for portion in _portions(jobs):
+            for portion in portions(jobs, _moment_bytes, MOMENT_BYTES):
                 moments = _moments(model, ctx, portion)
                 for job, choice in zip(portion, _choose_linears(portion, moments), strict=True):
                     _apply(rw, job, choice)
@@ -241,18 +241,8 @@ def _roles(model: Model) -> dict[ir.Node, Role]:
     return roles
 
 
-def _portions(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
-    portion: list[_Job] = []
-    room = MOMENT_BYTES
-    for job in jobs:
-        size = sum(8 * use.in_features**2 for use in job.uses if isinstance(use, Linear))
-        if portion and size > room:
-            yield portion
-            portion, room = [], MOMENT_BYTES
-        portion.append(job)
-        room -= size
-    if portion:
-        yield portion
+def _moment_bytes(job: _Job) -> int:
+    return sum(8 * use.in_features**2 for use in job.uses if isinstance(use, Linear))
 
 
 def _moments(model: Model, ctx: Context, portion: Sequence[_Job]) -> dict[ir.Value, SecondMoment]:

@@ -13,6 +13,13 @@ def constant_integers(node: ir.Node, index: int) -> list[int] | None:
     return None if tensor is None else [int(number) for number in tensor.numpy().reshape(-1)]
 
 
+def scalar(value: ir.Value | None) -> float | None:
+    """The number of a stored tensor of one element that the caller of the model cannot override, or None."""
+    if value is None or value.const_value is None or value.const_value.size != 1 or value.is_graph_input():
+        return None
+    return float(value.const_value.numpy().reshape(()))
+
+
 def slice_ranges(node: ir.Node) -> dict[int, tuple[int, int | None, int]] | None:
     """Axis → (start, stop, step) of a Slice with constant bounds (stop None: to the end), or None."""
     operands = [constant_integers(node, index) for index in range(1, 5)]

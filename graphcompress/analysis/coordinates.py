@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from graphcompress.analysis.arguments import scalar
+
 Dim = int | ir.SymbolicDim
 
 
@@ -28,7 +30,7 @@ def coordinate(value: ir.Value | None) -> Coordinate | None:
     if node is None or node.domain or value is None or value.shape is None:
         return None
     if node.op_type == "Range":
-        counts = _number(node.inputs[0]) == 0 and _number(node.inputs[2]) == 1
+        counts = scalar(node.inputs[0]) == 0 and scalar(node.inputs[2]) == 1
         return Coordinate(-1, value.shape[0]) if counts else None
     inner = (
         coordinate(node.inputs[0]) if node.op_type in ("Unsqueeze", "Expand", "Cast", "Identity") else None
@@ -46,9 +48,3 @@ def coordinate(value: ir.Value | None) -> Coordinate | None:
     added = {int(axis) % rank for axis in axes.reshape(-1)}
     kept = [axis for axis in range(rank) if axis not in added]
     return Coordinate(kept[inner.axis] - rank, inner.size)
-
-
-def _number(value: ir.Value | None) -> float | None:
-    if value is None or value.const_value is None or value.const_value.size != 1 or value.is_graph_input():
-        return None
-    return float(value.const_value.numpy().reshape(()))

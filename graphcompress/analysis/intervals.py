@@ -88,13 +88,6 @@ Transfer = Callable[[ir.Node, Operands], Interval | None]
 """The interval of a result from those of the operands (None: nothing is known)."""
 
 
-def scalar(value: ir.Value | None) -> float | None:
-    """The number that a stored tensor of one element holds, or None."""
-    if value is None or value.const_value is None or value.const_value.size != 1 or value.is_graph_input():
-        return None
-    return float(value.const_value.numpy().reshape(()))
-
-
 def hull(intervals: Operands) -> Interval | None:
     """The smallest interval that holds all; None when one is not known."""
     known = [interval for interval in intervals if interval is not None]

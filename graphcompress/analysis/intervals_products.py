@@ -7,7 +7,8 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.intervals import FALSE, LARGEST_CONSTANT, SLACK, Interval, Operands, scalar
+from graphcompress.analysis.arguments import scalar
+from graphcompress.analysis.intervals import FALSE, LARGEST_CONSTANT, SLACK, Interval, Operands
 from graphcompress.analysis.intervals_arithmetic import corners
 from graphcompress.expressions import is_constant
 

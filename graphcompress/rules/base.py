@@ -50,14 +50,6 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     return value.const_value.numpy()
 
 
-def scalar(value: ir.Value | None) -> float | None:
-    """The number of a stored tensor that holds one element."""
-    if value is None or value.const_value is None or value.const_value.size != 1:
-        return None
-    array = constant(value)
-    return None if array is None else float(array.reshape(()))
-
-
 def unmap(value: ir.Value) -> None:
     """Let go of the memory of a stored tensor that was read from disk; it is mapped again when touched."""
     if isinstance(value.const_value, ir.ExternalTensor):

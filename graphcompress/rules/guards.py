@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from graphcompress.analysis.arguments import scalar
 from graphcompress.analysis.bounds import Bounds
 from graphcompress.rewrite import Rewriter
-from graphcompress.rules.base import constant, only_use, producer, scalar
+from graphcompress.rules.base import constant, only_use, producer
 
 LARGEST_SCORE = {ir.DataType.FLOAT: 1e30, ir.DataType.FLOAT16: 15.0}
 """Below this a score added to the lowest number leaves it finite, as less than half a step of the format, and

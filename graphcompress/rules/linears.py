@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from graphcompress.analysis.arguments import scalar
 from graphcompress.analysis.linears import NAME_KEY, linears
 from graphcompress.expressions import evaluate, expression_nodes, is_constant, leaves
 from graphcompress.model import is_weight
 from graphcompress.rewrite import Rewriter
-from graphcompress.rules.base import Rule, constant, only_use, producer, same_shape, scalar, unmap
+from graphcompress.rules.base import Rule, constant, only_use, producer, same_shape, unmap
 
 SMALL_BYTES = 64
 """Results up to this size are folded even when the expression is smaller."""
