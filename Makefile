@@ -6,7 +6,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
-PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP     = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 # On Linux, PyPI's torch brings 2 GB of CUDA along; this index has the small CPU build of the same version.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
@@ -27,7 +27,7 @@ docs: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("graphcompress needs Python 3.11 or newer; try: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	$(BIN)/python -m pip install -qq --disable-pip-version-check 'pip>=25.1'
 	$(PIP) --editable .
 	touch $@
 

@@ -46,16 +46,19 @@ def size(bytes_on_disk: float) -> str:
 
 def pass_line(record: PassRecord) -> str:
     """One line: what the pass touched and left alone, and what the model is after it."""
-    left = f", left {len(record.skipped)} alone" if record.skipped else ""
-    touched = (
-        f"touched {len(record.touched)} weights ({count(parameters_of(record.touched))} parameters){left}"
-    )
-    touched = touched if record.touched else f"touched no weights{left}"
     after = (
         f"{count(record.size.parameters)} parameters, {count(record.size.macs)} MACs, "
         f"{size(record.size.bytes_on_disk)}, SQNR {decibels(record.total.sqnr_db)} against the original"
     )
-    return f"{record.text}: {touched} → {after}"
+    return f"{record.text}: {touched_text(record.touched, record.skipped)} → {after}"
+
+
+def touched_text(touched: Sequence[Touched], skipped: Sequence[Skipped]) -> str:
+    """``touched 3 weights (1.77M parameters), left 36 alone``."""
+    weights = "weight" if len(touched) == 1 else "weights"
+    parameters = f" ({count(parameters_of(touched))} parameters)" if touched else ""
+    left = f", left {len(skipped)} alone" if skipped else ""
+    return f"touched {len(touched) or 'no'} {weights}{parameters}{left}"
 
 
 def detail_lines(record: PassRecord) -> list[str]:
@@ -207,8 +210,10 @@ def bench_json(results: Sequence[ShapeResult]) -> list[dict[str, Any]]:
         {
             "shape": result.shape,
             "skipped": result.skipped,
-            "times_ms": {name: dataclasses.asdict(timing) for name, timing in result.timings.items()},
-            "ratios": {name: dataclasses.asdict(ratio) for name, ratio in result.ratios.items()},
+            "times_ms": rounded(
+                {name: dataclasses.asdict(timing) for name, timing in result.timings.items()}
+            ),
+            "ratios": rounded({name: dataclasses.asdict(ratio) for name, ratio in result.ratios.items()}),
         }
         for result in results
     ]

@@ -223,7 +223,7 @@ def _apply(rw: Rewriter, job: _Job, choice: Choice) -> None:
         return
     factors = choice.factors
     smaller = first.parameters / factors.parameters
-    detail = f"{factors.split} rank {factors.rank}, {smaller:.1f}x smaller, error {choice.error:.3f}"
+    detail = f"{factors.split} rank {factors.rank}, {smaller:.1f} × smaller, error {choice.error:.3f}"
     rw.touch(first, detail, parameters_after=factors.parameters, **figures)
     dtype = first.weight.dtype or ir.DataType.FLOAT
     weight = write_expression(rw, factors, first.name, dtype, before=first.node)

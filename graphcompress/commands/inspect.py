@@ -128,15 +128,13 @@ def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) ->
 
 
 def _print_opportunities(found: Inspection) -> None:
-    from graphcompress.base import parameters_of
-    from graphcompress.report import count, example, grouped, size
+    from graphcompress.report import count, example, grouped, size, touched_text
 
     console = out()
     console.print(f"\nwhat each pass could do, alone: {len(found.opportunities)}")
     for item in found.opportunities:
         console.print(
-            f"{item.text}: touches {len(item.touched)} ({count(parameters_of(item.touched))} parameters), "
-            f"leaves {len(item.skipped)} alone → {count(item.parameters)} parameters, "
+            f"{item.text}: {touched_text(item.touched, item.skipped)} → {count(item.parameters)} parameters, "
             f"{count(item.macs)} MACs, {size(item.weight_bytes)} of weights"
         )
         for reason, items in grouped(item.skipped):

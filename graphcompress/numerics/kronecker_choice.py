@@ -152,5 +152,5 @@ def _judged(size: int, wish: Wish, solved: Fit) -> Choice:
 
 def _refused(size: int, wish: Wish, solved: Fit) -> Choice:
     smaller = size / solved.factors.parameters
-    reason = f"its error at {smaller:.0f}x smaller is above max_error {wish.max_error:g}"
+    reason = f"its error at {smaller:.0f} × smaller is above max_error {wish.max_error:g}"
     return Choice(None, solved.error, reason)
