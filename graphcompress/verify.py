@@ -32,7 +32,7 @@ class Difference:
         max_error: largest absolute difference.
         max_relative_error: the same over the largest absolute value of that output of A.
         min_cosine: smallest cosine between the rows (last axis) of an output.
-        sqnr_db: of the worst output.
+        sqnr_db: of the worst output; labels that differ are noise, all labels the signal.
         argmax_agreement: share of rows whose largest entry is the same.
     """
 
@@ -87,6 +87,8 @@ class _Accumulator:
         differ = int(np.sum(a != b))
         self.rows += a.size
         self.agreed += a.size - differ
+        self.signal += a.size
+        self.noise += differ
         self.peak = 1.0
         self.max_error = max(self.max_error, float(differ > 0))
 
@@ -111,7 +113,7 @@ def compare(reference: Iterable[Mapping[str, np.ndarray]], run: Run, feeds: Iter
     """Compare recorded outputs of A with those of ``run`` on the same feeds.
 
     Outputs are matched by name; rows that a mask in the feed marks as padding are left out.
-    Outputs that are not numbers with a fraction (labels, token ids) count in ``argmax_agreement``, by entry.
+    Outputs that are not numbers with a fraction (labels, token ids) are compared by entry.
 
     Raises:
         ContractError: an output is missing or has another shape.

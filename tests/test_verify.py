@@ -86,6 +86,15 @@ def test_labels_count_entry_by_entry() -> None:
     assert Exact().broken_by(found)
 
 
+@pytest.mark.parametrize(("wrong", "broken"), [(0, False), (1, False), (2, True), (20, True)])
+def test_labels_that_differ_break_a_lossy_contract(wrong: int, broken: bool) -> None:
+    labels = np.arange(20)
+    changed = np.where(np.arange(20) < wrong, -1, labels)
+    feeds = [{"x": np.zeros((20, 1))}]
+    difference = compare([{"label": labels}], lambda feed: {"label": changed}, feeds)
+    assert (Lossy(min_sqnr_db=12.0).broken_by(difference) is not None) == broken
+
+
 def test_padding_is_not_looked_at() -> None:
     feed = {"attention_mask": np.array([[1, 1, 0], [1, 0, 0]])}
     y = noise(0, 2, 3, 5)
