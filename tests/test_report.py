@@ -55,7 +55,7 @@ def build(tmp_path):
 
 def test_the_line_of_a_pass_says_what_it_touched_left_and_made(build):
     assert report.pass_line(build.records[0]) == (
-        "kron{rank=2}: touched 1 weights (1,000 parameters), left 3 alone → "
+        "kron{rank=2}: touched 1 weight (1,000 parameters), left 3 alone → "
         "22.71M parameters, 1.43G MACs, 90.83 MB, "
         "SQNR 17.6 dB against the original"
     )
