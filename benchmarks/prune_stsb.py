@@ -20,7 +20,7 @@ import fnmatch
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,6 +127,10 @@ def outputs(path: Path, samples: Samples) -> Outputs:
     return Outputs(np.concatenate(tokens), np.stack([means[index] for index in range(len(samples))]))
 
 
+def _wanted(name: str, globs: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatch(name, glob) for glob in globs)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -134,7 +138,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--data", type=Path, default=os.environ.get("GRAPHCOMPRESS_DATA"))
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.25, 0.5])
-    parser.add_argument("--only", default="*", help="glob over contenders")
+    parser.add_argument("--only", nargs="+", default=["*"], help="globs over contenders")
     options = parser.parse_args()
     if options.data is None:
         parser.error("give --data FOLDER or set GRAPHCOMPRESS_DATA")
@@ -149,9 +153,12 @@ def main() -> None:
     console.print(*row)
     table.add_row(*row)
     runs = [
-        (r, n, w) for r in options.ratios for n, w in CONTENDERS.items() if fnmatch.fnmatch(n, options.only)
+        (ratio, name, write)
+        for ratio in options.ratios
+        for name, write in CONTENDERS.items()
+        if _wanted(name, options.only)
     ]
-    if fnmatch.fnmatch("ours, default", options.only):
+    if _wanted("ours, default", options.only):
         runs.append((0.0, "ours, default", ours()))
     for ratio, name, write in runs:
         with tempfile.TemporaryDirectory() as folder:

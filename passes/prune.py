@@ -22,7 +22,7 @@ from graphcompress.numerics.metrics import cosine
 from graphcompress.options import option
 from graphcompress.planning import KINDS, Plan, Planner, Request
 from graphcompress.pruning import Block, blocks_of
-from graphcompress.refitting import Follower, write_bias, write_fit
+from graphcompress.refitting import write_bias, write_fit
 from graphcompress.rewrite import Rewriter
 from graphcompress.runtime import Runner
 
@@ -61,7 +61,7 @@ class Prune(Pass):
     round_to: int = option(8, "FFN nodes that stay in a layer are a multiple of it", unit="nodes", minimum=1)
     refit: bool = option(True, "refit what remains by least squares; needs samples")
     max_error: float = option(
-        0.15, "without a ratio: error of a block's output", unit="of its spread", minimum=0.0, maximum=1.0
+        0.1, "without a ratio: error of a block's output", unit="of its spread", minimum=0.0, maximum=1.0
     )
     z: float = option(0.025, "of importance xmax", unit="standard deviations", minimum=0.0)
     only: str = option("*", "glob over weight names")
@@ -81,7 +81,7 @@ class Prune(Pass):
             plans = Planner(model, ctx, self._request(ctx)).plans(blocks)
             self._tell(rw, plans)
             chosen = [plan for plan in plans if len(plan.removed)]
-            _carry_out(rw, chosen, follow=self.refit and ctx.samples is not None)
+            _carry_out(rw, chosen)
 
     @property
     def asks(self) -> bool:
@@ -200,10 +200,7 @@ def _is_cut(model: Model, block: Block) -> bool:
     return axis in model.kept.get(block.reader.weight.name or "", {})
 
 
-def _carry_out(rw: Rewriter, plans: Sequence[Plan], *, follow: bool) -> None:
-    """Cut and refit; with ``follow`` each block also makes good what those before it lost."""
-    original = rw.model.clone() if follow else rw.model
-    priors = {plan.block.name: plan.block.reader.dense()[plan.rows] for plan in plans}
+def _carry_out(rw: Rewriter, plans: Sequence[Plan]) -> None:
     for plan in plans:
         _record(rw, plan)
         if plan.fit is not None and plan.block.can_refit:
@@ -213,11 +210,6 @@ def _carry_out(rw: Rewriter, plans: Sequence[Plan], *, follow: bool) -> None:
         elif plan.fit is not None:
             write_bias(rw, plan.block.reader, plan.fit.bias)
     cut(rw, {plan.block.group: plan.keep for plan in plans})
-    if follow and plans:
-        rw.clean()
-        mine = [plan.block for plan in plans if plan.block.can_refit]
-        follower = Follower(original, rw, rw.ctx.samples, rw.ctx.progress)
-        follower.refit([block.reader for block in mine], [priors[block.name] for block in mine])
 
 
 def _record(rw: Rewriter, plan: Plan) -> None:

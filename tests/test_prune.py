@@ -15,6 +15,7 @@ from graphcompress.analysis.linears import linears
 from graphcompress.base import Context
 from graphcompress.errors import UsageError
 from graphcompress.model import Model
+from graphcompress.numerics.least_squares import RIDGES
 from graphcompress.pipeline import Pipeline
 from graphcompress.planning import removable
 from graphcompress.pruning import Witness, bias_of, blocks_of
@@ -283,7 +284,7 @@ def test_the_refit_is_the_least_squares_optimum_of_the_explicit_matrices(
     target = x @ block.reader.dense() + bias_of(block.reader)
     spread = np.mean(x[:, kept].var(0))
     candidates = []
-    for strength in (0.1, 0.3, 1.0, 3.0):
+    for strength in RIDGES[:-1]:
         pull = np.sqrt(strength * spread * len(x)) * np.eye(len(kept))
         centred = x[:, kept] - x[:, kept].mean(0)
         right = np.r_[target - target.mean(0), pull @ block.reader.dense()[kept]]

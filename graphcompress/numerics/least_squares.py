@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 
-RIDGES = (0.1, 0.3, 1.0, 3.0)
-"""Strengths that are tried on held-out tokens, in units of the mean variance of the features."""
+RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0, np.inf)
+"""Strengths that are tried on held-out tokens, in units of the mean variance of the features.
+
+The last corrects the bias alone, so that a fit to too few tokens does no harm.
+"""
 
 ROWS_AT_A_TIME = 1024
 """Rows that are gathered before the moments are brought up to date."""
