@@ -11,7 +11,6 @@ import onnx_ir as ir
 
 from graphcompress.forms.family import (
     CONTRIB,
-    UNCHANGED,
     Family,
     Rewrite,
     Site,
@@ -44,7 +43,7 @@ class Attention(Family):
     """Attention of as many key heads as query heads, over whole sequences."""
 
     name: ClassVar[str] = "attention"
-    default: ClassVar[str] = UNCHANGED
+    default: ClassVar[str] = "multi_head"
 
     @property
     def forms(self) -> Mapping[str, Rewrite]:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from graphcompress.analysis.linears import linears
 from graphcompress.expressions import evaluate, is_constant
-from graphcompress.forms.family import CONTRIB, UNCHANGED, Family, Rewrite, Site, disjoint, put_in_place
+from graphcompress.forms.family import CONTRIB, Family, Rewrite, Site, disjoint, put_in_place
 from graphcompress.model import Model
 from graphcompress.rewrite import Rewriter
 
@@ -32,7 +32,7 @@ class Packed(Family):
     """Linears that share their input: separate, or one linear whose output is split."""
 
     name: ClassVar[str] = "linears of one input"
-    default: ClassVar[str] = UNCHANGED
+    default: ClassVar[str] = "packed"
 
     @property
     def forms(self) -> Mapping[str, Rewrite]:
