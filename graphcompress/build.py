@@ -99,6 +99,8 @@ def optimize(
         registry.pass_class(name)
     pipeline.check_request(allow, require_coverage)
     chosen = metrics.metric(metric) if metric else None
+    if eval_data is not None and chosen is None:
+        raise UsageError("--eval-data is read by a metric only; name one with --metric")
     if chosen and eval_data is None and data is None:
         raise UsageError(f"metric {metric!r} needs samples; give them with --eval-data or --data")
     source = model.path if isinstance(model, Model) else Path(model)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.errors import DataError, UnsupportedModelError
+from graphcompress.errors import DataError, InvalidModelError, UnsupportedModelError
 from graphcompress.scratch import no_room
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def session_of(
     down whatever else runs.
 
     Raises:
+        InvalidModelError: not an ONNX file.
         UnsupportedModelError: the runtime refuses the model; the message is the runtime's own.
     """
     import onnxruntime
@@ -49,6 +50,11 @@ def session_of(
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
+        if "INVALID_PROTOBUF" in str(error):
+            name = "the model" if isinstance(model, bytes) else model
+            raise InvalidModelError(
+                f"{name}: not an ONNX file, or it is truncated; copy or export it again"
+            ) from error
         raise UnsupportedModelError(
             f"ONNX Runtime refuses the model: {_first_line(error)}; "
             "it must run there before it can be compressed and checked"
