@@ -5,6 +5,7 @@ import onnx
 import pytest
 from bert import Bert
 from conftest import random_samples
+from graphcompress.passes.kron import Kron
 from graphcompress.passes.prune import Prune, layer_changes
 from hypothesis import given
 from hypothesis import strategies as st
@@ -475,3 +476,39 @@ def test_a_reader_without_a_bias_gets_one(tmp_path, tiny_samples):
     before = outputs(reference, tiny_samples)
     assert weight(model, FFN_OUT.format(0)).bias is not None
     assert distance(before, outputs(model, tiny_samples)) < distance(before, outputs(plain, tiny_samples))
+
+
+# ---- weights that are expressions
+
+
+@pytest.fixture(scope="module")
+def factored_path(tiny_bert_path, tmp_path_factory):
+    """The tiny model whose FFN and attention weights are Kronecker sums; do not change it."""
+    model = Model.load(tiny_bert_path)
+    Kron(layers="encoder.*", ratio=0.5, embeddings=False).run(model, Context())
+    return model.save(tmp_path_factory.mktemp("factored") / "model.onnx")
+
+
+def test_after_kron_a_pruned_model_is_smaller_and_says_what_was_not_refitted(factored_path, tiny_samples):
+    model = Model.load(factored_path)
+    readers = [group.consumers[0] for group in couplings(model) if group.kind in ("ffn", "head")]
+    readers = [reader for reader in readers if not reader.weight.is_initializer()]
+    assert readers
+    features, before = sum(reader.in_features for reader in readers), model.parameters
+    ctx = pruned(model, tiny_samples, ffn=0.5, heads=0.5)
+    assert ctx.touched
+    names = {reader.name for reader in readers}
+    assert sum(linear.in_features for linear in linears(model) if linear.name in names) < features
+    assert model.parameters < before
+    assert any("cut without a refit: the weight that reads them is an expression" in n for n in ctx.notes)
+    assert all(np.isfinite(array).all() for array in outputs(model, tiny_samples))
+
+
+def test_after_kron_the_bias_is_corrected(factored_path, tiny_samples):
+    before = outputs(Model.load(factored_path), tiny_samples)
+    errors = {}
+    for refit in (True, False):
+        model = Model.load(factored_path)
+        pruned(model, tiny_samples, ffn=0.5, importance="activation", refit=refit)
+        errors[refit] = distance(before, outputs(model, tiny_samples))
+    assert 0 < errors[True] < errors[False]
