@@ -213,7 +213,7 @@ def _carry_out(rw: Rewriter, plans: Sequence[Plan]) -> None:
 
 
 def _record(rw: Rewriter, plan: Plan) -> None:
-    detail = f"{len(plan.removed)} of {plan.block.size} {KINDS[plan.block.group.kind]} removed"
+    detail = f"{len(plan.removed):,} of {plan.block.size:,} {KINDS[plan.block.group.kind]} removed"
     figures = {} if plan.error is None else {"error": plan.error}
     for linear in plan.block.linears:
         rw.touch(linear, detail, **figures)
@@ -232,7 +232,7 @@ def _stronger(plans: Sequence[Plan], max_error: float) -> str:
         if not mine:
             continue
         gone, total = sum(len(plan.removed) for plan in mine), sum(plan.block.size for plan in mine)
-        part = f"{gone} of {total} {noun} go within max_error={max_error:g}"
+        part = f"{gone:,} of {total:,} {noun} go within max_error={max_error:g}"
         for ratio in (0.25, 0.5):
             errors = [plan.outlook[ratio] for plan in mine]
             part += (
