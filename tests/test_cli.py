@@ -178,6 +178,22 @@ def test_a_recipe_refuses_a_changed_input(folder, tmp_path):
     assert "SHA-256 differs" in done.stderr
 
 
+def test_another_input_replaces_its_own_hash_only(folder, tmp_path):
+    recipe = folder / "small" / "recipe.toml"
+    (tmp_path / "model.onnx").write_bytes((folder / "model.onnx").read_bytes())
+    done = run("optimize", "--recipe", recipe, "--data", "other.jsonl", cwd=tmp_path)
+    assert done.returncode == 6
+    assert "other.jsonl: no such data file" in done.stderr
+    (tmp_path / "model.onnx").write_bytes((folder / "model.onnx").read_bytes() + b"\x00")
+    done = run("optimize", "--recipe", recipe, "--data", "other.jsonl", cwd=tmp_path)
+    assert done.returncode == 6
+    assert "model.onnx is not the file that the recipe was made from" in done.stderr.replace("\n", " ")
+    (tmp_path / "data.jsonl").write_text("changed")
+    done = run("optimize", "another.onnx", "--recipe", recipe, cwd=tmp_path)
+    assert done.returncode == 6
+    assert "data.jsonl is not the file that the recipe was made from" in done.stderr.replace("\n", " ")
+
+
 def test_json_is_one_document(folder):
     done = run("optimize", "model.onnx", "--passes", "simplify", "-o", "json", "--json", *LIMIT, cwd=folder)
     document = json.loads(done.stdout)

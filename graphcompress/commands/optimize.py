@@ -119,11 +119,21 @@ def _merged(base: Recipe, given: dict[str, Any]) -> Recipe:
         if value is not None
     }
     merged = replace(base, **changes)
-    if any(key in changes for key in ("model", "data", "tokenizer", "eval_data")):
-        merged = replace(merged, sha256={})
+    merged = replace(merged, sha256=_kept_hashes(base, merged))
     if merged.model is None:
         raise UsageError("no model is given; name an ONNX file, or a recipe that names one with --recipe")
     return merged
+
+
+def _kept_hashes(base: Recipe, merged: Recipe) -> dict[str, str]:
+    """Hashes of ``base`` that still hold for ``merged``; what lies beside a model goes with that model."""
+    before, after = (
+        {Path(path).as_posix() for path in (it.model, it.data, it.tokenizer, it.eval_data) if path}
+        for it in (base, merged)
+    )
+    if merged.model != base.model:
+        return {path: digest for path, digest in base.sha256.items() if path in after}
+    return {path: digest for path, digest in base.sha256.items() if path not in before - after}
 
 
 def _run(
