@@ -362,6 +362,23 @@ def test_an_expression_that_is_no_smaller_becomes_a_dense_weight(tmp_path):
     assert max(len(v.shape) and int(np.prod(v.shape.numpy())) for v in model.initializers()) == 32 * 32
 
 
+@pytest.mark.parametrize("size", [1e5, 1e-9])
+def test_a_leaf_that_float16_cannot_hold_stays_in_float32(tmp_path, size):
+    arrays = {"a": weight(521, 2) * np.float32(size), "b": weight(2, 600)}  # 2 x 521 numbers make no blocks
+    nodes = [node("MatMul", "a b", "w"), node("MatMul", "x w", "y")]
+    model = model_of(tmp_path / "m", nodes, arrays, 521)
+    feed = floats(521).batch([0])
+    with Runner(model) as runner:
+        (before,) = runner(feed).values()
+    assert run(Int8(scheme="dynamic"), model, None).touched
+    stored = {value.name: value.const_value.numpy() for value in model.initializers()}
+    assert np.array_equal(stored["a"], arrays["a"])
+    assert stored["b.quantised"].dtype == np.int8
+    with Runner(model) as runner:
+        (after,) = runner(feed).values()
+    assert sqnr_db(before, after) > 28
+
+
 def test_an_expression_stays_in_float_where_the_target_folds_none(tmp_path):
     nodes = [node("MatMul", "a b", "w"), node("MatMul", "x w", "y")]
     model = model_of(tmp_path / "m", nodes, {"a": weight(32, 2), "b": weight(2, 32)})

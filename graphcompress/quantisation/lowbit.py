@@ -24,7 +24,7 @@ SMALLEST_LEAF = 1024
 """Parameters below which a leaf of an expression stays as it is."""
 
 LEAF_MIN_DB = 35.0
-"""SQNR that a leaf must keep in int8; one that would not is stored in float16."""
+"""SQNR that a leaf must keep in int8, or else in float16; one that keeps it in neither stays as it is."""
 
 COLUMN_LOSS_DB = 1.0
 """How much worse one scale per column may be than one per row: it needs one operator less at run time."""
@@ -39,8 +39,8 @@ class LowBitWeight:
 
     Attributes:
         quantised: values [in, out], scale [out].
-        leaves: low-bit forms of the leaves, when the weight stays an expression; then the values are
-            quantised from the expression when the session is made.
+        leaves: low-bit forms of the leaves that have one, when the weight stays an expression; then the
+            values are quantised from the expression when the session is made.
         is_expression: the weight stays an expression.
     """
 
@@ -76,15 +76,19 @@ def low_bit_table(embedding: Embedding) -> QuantisedArray:
 
 
 def low_bit_leaves(weight: ir.Value) -> dict[ir.Value, Leaf]:
-    """Low-bit forms of the leaves that only this expression uses: int8, or float16 where int8 is bad."""
+    """Low-bit forms of the leaves that only this expression uses: int8, or float16 where int8 is bad.
+
+    A leaf whose numbers are too large or too small for float16 too is left out.
+    """
     nodes = set(expression_nodes(weight))
-    return {
+    forms = {
         leaf: _low_bit_leaf(leaf)
         for leaf in leaves(weight)
         if leaf.dtype == ir.DataType.FLOAT
         and int(np.prod(leaf.shape.numpy() if leaf.shape is not None else 0)) >= SMALLEST_LEAF
         and all(node in nodes for node, _ in leaf.uses())
     }
+    return {leaf: form for leaf, form in forms.items() if form is not None}
 
 
 def restored(leaf: ir.Value, form: Leaf) -> np.ndarray:
@@ -93,9 +97,12 @@ def restored(leaf: ir.Value, form: Leaf) -> np.ndarray:
     return array.reshape(leaf.shape.numpy() if leaf.shape is not None else array.shape)
 
 
-def _low_bit_leaf(leaf: ir.Value) -> Leaf:
+def _low_bit_leaf(leaf: ir.Value) -> Leaf | None:
     array = evaluate(leaf)
     blocks = quantise_blocks(array)
     if blocks is not None and sqnr_db(array.reshape(blocks.values.shape), blocks.dequantise()) >= LEAF_MIN_DB:
         return blocks
-    return array.astype(np.float16)
+    if np.abs(array).max() > np.finfo(np.float16).max:
+        return None
+    half = array.astype(np.float16)
+    return half if sqnr_db(array, half.astype(np.float32)) >= LEAF_MIN_DB else None

@@ -70,7 +70,8 @@ def table_reason(table: Embedding, target: Capabilities) -> str | None:
     if stays_expression(table):
         if not target.constant_expressions:
             return "its table is an expression, which the target does not fold"
-        return None if low_bit_leaves(table.weight) else "the leaves of its table are small or shared"
+        reason = "the leaves of its table are small, shared or beyond float16"
+        return None if low_bit_leaves(table.weight) else reason
     others = [node for node, _ in table.weight.uses() if not _is_lookup(node)]
     if table.weight.const_value is not None and others:
         return f"its table is also read by a {others[0].op_type}, which needs it in float"
