@@ -63,16 +63,12 @@ class Capabilities:
     """What a target can run; passes read it, so that they write nothing that the target refuses.
 
     Attributes:
-        domains: operator domains besides the standard one.
-        opsets: lowest and highest opset of the standard domain that the runtime reads.
         int8_dynamic: activations may be quantised with a scale computed at run time.
         int8_activations: ``uint8`` (asymmetric) or ``int8`` (symmetric).
         int8_weight_bits: bits of an int8 weight in use; 7 where u8×s8 products saturate (x86 without VNNI).
         constant_expressions: constant expressions over stored tensors are folded when the session is made.
     """
 
-    domains: tuple[str, ...] = ()
-    opsets: tuple[int, int] = (13, 25)
     int8_dynamic: bool = True
     int8_activations: str = "uint8"
     int8_weight_bits: int = 8

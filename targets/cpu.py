@@ -64,7 +64,7 @@ class Cpu(Target):
     def capabilities(self) -> Capabilities:
         """What the CPU provider executes."""
         isa = detected_isa() if self.isa == "auto" else self.isa
-        return Capabilities(domains=("com.microsoft",), int8_weight_bits=7 if isa == "avx2" else 8)
+        return Capabilities(int8_weight_bits=7 if isa == "avx2" else 8)
 
     def lower(self, model: Model, folder: Path, ctx: Context) -> Mapping[str, Any]:
         """Write ``model.onnx`` in the fastest forms; ``model`` itself is not changed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 import graphcompress.passes
 import graphcompress.targets
 import pytest
+
+from graphcompress.base import Capabilities
 
 FRAMEWORK = Path(graphcompress.__file__).parent
 ROOTS = {
@@ -142,6 +145,12 @@ def test_starting_up_loads_nothing_heavy(module: str) -> None:
     for name in (module, *reached(module, top_level_only=True)):
         loaded = {found.partition(".")[0] for found in imports(modules()[name], top_level_only=True)}
         assert not loaded & HEAVY, name
+
+
+def test_every_capability_of_a_target_is_read() -> None:
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in modules().values()]
+    read = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert {field.name for field in dataclasses.fields(Capabilities)} <= read
 
 
 @pytest.mark.parametrize("package", ["passes", "targets"])
