@@ -5,32 +5,58 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graphcompress.analysis.linears import Embedding, embeddings
-from graphcompress.expressions import is_constant
+from graphcompress.expressions import evaluate, is_constant
 from graphcompress.model import Model
 
 _SAME_COUNT = frozenset({"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Slice", "Add"})
-"""Operators through which position numbers reach a table, by their first input."""
+"""Operators through which position numbers reach a table, by their first input (Add: by either)."""
 
 
 def longest_sample(model: Model) -> int | None:
     """Largest number of tokens for which ``model`` has positions; None without a table of positions.
 
-    Positions are numbers that the graph makes itself, by Range or a slice of a stored list. A table read by
-    anything else, such as buckets of relative positions, sets no limit.
+    Positions are numbers that the graph makes itself, by Range or a slice of a stored list, perhaps with a
+    constant added: rows of the table below the first position are not for tokens. A table read by anything
+    else, such as buckets of relative positions, sets no limit.
     """
     limits = [limit for table in embeddings(model) if (limit := _limit(table)) is not None]
     return min(limits, default=None)
 
 
 def _limit(table: Embedding) -> int | None:
-    value = table.indices
-    node = value.producer()
-    while node is not None and node.op_type in _SAME_COUNT and node.inputs[0] is not None:
-        value = node.inputs[0]
-        node = value.producer()
+    rows = table.rows
+    node = table.indices.producer()
+    while node is not None and node.op_type in _SAME_COUNT:
+        value, first = _counted(node)
+        if value is None:
+            return None
+        rows -= first
         if _is_list(value) and value.shape is not None:
-            return min(table.rows, int(value.shape.numpy()[-1]))
-    return table.rows if node is not None and node.op_type == "Range" else None
+            return min(rows, int(value.shape.numpy()[-1]))
+        node = value.producer()
+    if node is None or node.op_type != "Range":
+        return None
+    return rows - (_number(node.inputs[0]) or 0)
+
+
+def _counted(node: ir.Node) -> tuple[ir.Value | None, int]:
+    """The input that carries the positions, and the number that ``node`` adds to them."""
+    if node.op_type != "Add":
+        return node.inputs[0], 0
+    left, right = node.inputs
+    if (added := _number(right)) is not None:
+        return left, added
+    if (added := _number(left)) is not None:
+        return right, added
+    return left, 0
+
+
+def _number(value: ir.Value | None) -> int | None:
+    """The one number that a constant holds."""
+    if value is None or not is_constant(value):
+        return None
+    array = evaluate(value)
+    return int(array.item()) if array.size == 1 else None
 
 
 def _is_list(value: ir.Value) -> bool:

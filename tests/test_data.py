@@ -13,6 +13,7 @@ import tokenizers
 from bert import Bert
 from hypothesis import given
 from hypothesis import strategies as st
+from texts import model_of
 
 from graphcompress.data import Samples, load_samples, synthetic_samples
 from graphcompress.errors import DataError
@@ -152,6 +153,36 @@ def test_texts_are_cut_to_the_positions_that_the_model_has(tiny_bert, tmp_path) 
     samples = load_samples(tmp_path / "t.jsonl", tiny_bert, tokenizer=tmp_path)
     assert longest_sample(tiny_bert) == 64
     assert len(samples.feeds[0]["input_ids"]) == 64
+
+
+POSITIONS = """
+g (int64[batch, sequence] ids) => (float[sequence, 8] y)
+<float[66, 8] table>
+{{
+  zero = Constant <value = int64 {{0}}> ()
+  one = Constant <value = int64 {{1}}> ()
+  two = Constant <value = int64 {{2}}> ()
+  shape = Shape <start = 1, end = 2> (ids)
+  length = Squeeze(shape)
+  {positions}
+  y = Gather(table, positions)
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("positions", "expected"),
+    [
+        ("positions = Range(zero, length, one)", 66),
+        ("count = Range(zero, length, one) positions = Add(count, two)", 64),
+        ("count = Range(zero, length, one) positions = Add(two, count)", 64),
+        ("count = Range(zero, length, one) positions = Add(zero, count)", 66),
+        ("last = Add(length, two) positions = Range(two, last, one)", 64),
+        ("count = Range(zero, length, one) positions = Mul(count, two)", None),
+    ],
+)
+def test_rows_below_the_first_position_are_not_for_tokens(positions, expected) -> None:
+    assert longest_sample(model_of(POSITIONS.format(positions=positions))) == expected
 
 
 # ---- samples without data
