@@ -8,6 +8,7 @@ import io
 import json
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -92,6 +93,9 @@ def _read_csv(path: Path) -> Columns:
             raise DataError(
                 f"{path}: row {number} has {len(row)} fields, the header has {len(rows[0])}; correct that row"
             )
+    repeated = next((name for name, times in Counter(rows[0] if rows else ()).items() if times > 1), None)
+    if repeated is not None:
+        raise DataError(f"{path}: the header names column {repeated!r} twice; give each column its own name")
     return {name: [row[index] for row in rows[1:]] for index, name in enumerate(rows[0])} if rows else {}
 
 

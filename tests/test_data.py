@@ -20,6 +20,7 @@ from graphcompress.errors import DataError
 from graphcompress.lengths import longest_sample
 from graphcompress.model import Model
 from graphcompress.runtime import Runner
+from graphcompress.tables import read_columns
 
 lengths = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 
@@ -183,6 +184,14 @@ g (int64[batch, sequence] ids) => (float[sequence, 8] y)
 )
 def test_rows_below_the_first_position_are_not_for_tokens(positions, expected) -> None:
     assert longest_sample(model_of(POSITIONS.format(positions=positions))) == expected
+
+
+@pytest.mark.parametrize(("name", "between"), [("rows.csv", ","), ("rows.tsv", "\t")])
+def test_a_column_named_twice_is_refused(name, between, tmp_path) -> None:
+    lines = [("text", "score", "text"), ("a b", "1", "c d")]
+    (tmp_path / name).write_text("".join(between.join(line) + "\n" for line in lines))
+    with pytest.raises(DataError, match="the header names column 'text' twice; give each column its own"):
+        read_columns(tmp_path / name)
 
 
 # ---- samples without data
