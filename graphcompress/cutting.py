@@ -141,8 +141,6 @@ class _Cut:
             return
         sizes = self._numbers([self.after(part[axis]) for part in parts], node)
         self.rw.set_attribute(node, "num_outputs", None)
-        if len(node.inputs) < 2:
-            node.resize_inputs(2)
         self.rw.set_input(node, 1, sizes)
 
     def slice(self, node: ir.Node) -> None:
@@ -156,7 +154,6 @@ class _Cut:
         starts = [start for start, _, _ in moved.values()]
         stops = [last if stop is None else stop for _, stop, _ in moved.values()]
         steps = [step for _, _, step in moved.values()]
-        node.resize_inputs(5)
         for index, numbers in enumerate((starts, stops, list(moved), steps), start=1):
             self.rw.set_input(node, index, self._numbers(numbers, node))
 

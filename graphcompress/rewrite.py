@@ -130,7 +130,9 @@ class Rewriter:
         return value
 
     def set_input(self, node: ir.Node, index: int, value: ir.Value | None) -> None:
-        """Let one input of ``node`` read ``value``."""
+        """Let one input of ``node`` read ``value``; inputs that have to be added before it stay empty."""
+        if index >= len(node.inputs):
+            node.resize_inputs(index + 1)
         node.replace_input_with(index, value)
         self.modified = True
 

@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from texts import model_of
 
 from graphcompress.analysis.linears import embeddings, linears
 from graphcompress.base import Context
@@ -23,7 +24,7 @@ def ctx() -> Context:
 
 def outputs(model: Model, feed) -> np.ndarray:
     with Runner(model) as run:
-        return run(feed)["last_hidden_state"]
+        return run(feed)[model.graph.outputs[0].name]
 
 
 def value(model: Model, name: str) -> ir.Value:
@@ -139,6 +140,17 @@ def test_an_output_replaced_by_an_input_or_a_weight_leaves_their_names(kind, ctx
         found = run({"x": x})
     np.testing.assert_array_equal(found["y"], x if kind == "input" else np.ones(2))
     np.testing.assert_array_equal(found["z"], x + 1)
+
+
+def test_an_input_that_was_not_there_is_added(ctx) -> None:
+    model = model_of("g (float[b, 8] x) => (float[b, 8] y) { y = Clip(x) }")
+    clip = model.graph[0]
+    with Rewriter(model, ctx) as rw:
+        rw.set_input(clip, 2, rw.constant(np.array(0.5, np.float32), "largest"))
+    assert rw.modified
+    assert [value and value.name for value in clip.inputs] == ["x", None, "largest"]
+    x = np.array([[-2, -1, 0, 0.25, 0.5, 1, 2, 3]], np.float32)
+    assert np.array_equal(outputs(model, {"x": x}), np.minimum(x, 0.5))
 
 
 def test_a_value_can_be_wrapped(tiny_bert, ctx, tiny_samples) -> None:
