@@ -56,6 +56,18 @@ def test_scale_that_the_graph_computes_from_a_fixed_size():
     assert found.scale == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize(
+    ("after_mask", "scale"),
+    [("Mul(masked, root)", 1.0), ("Div(masked, root)", 0.25), ("Mul(masked, raw)", None)],
+)
+def test_scale_after_the_mask_counts(after_mask, scale):
+    text = texts.PACKED.replace("Softmax <axis = -1> (masked)", "Softmax <axis = -1> (again)")
+    text = text.replace("soft =", f"again = {after_mask}\n  soft =")
+    (found,) = attentions(texts.model_of(text))
+    assert found.scale == scale
+    assert found.scores.name == "scores"
+
+
 def test_softmax_that_is_no_attention():
     assert attentions(texts.model_of(texts.MLP.replace("Gelu(b)", "Softmax <axis = -1> (b)"))) == []
 

@@ -34,7 +34,8 @@ class Attention:
             more than layout and scale lies between (rotary positions, a packed linear), the result of that.
         output: the product of probabilities and values, before heads are merged.
         num_heads, kv_heads, head_dim: sizes; ``head_dim`` is that of queries and keys, 0 when not fixed.
-        scale: factor on the scores when it is a constant, else None.
+        scale: factor on q · kᵀ in what Softmax reads, when it is a constant, else None; it may be applied to
+            q, to k, before the mask or after it (then ``mask`` above stands for the scaled one).
         producers: linears that produce q, k and v (one, when packed); those found.
         consumers: linears that read the output after the heads were merged; those found.
         products: the nodes that multiply q · kᵀ and probabilities · v, or the one Attention operator.
@@ -145,7 +146,7 @@ def _operator(
 
 
 def _path_to_product(value: ir.Value | None) -> tuple[ir.Node, ir.Value, float | None] | None:
-    """The product of queries and keys before a Softmax, the scores before the mask, the scale between."""
+    """The product of queries and keys before a Softmax, the scores before the mask, the factor on it."""
     pending: list[tuple[ir.Value | None, ir.Value | None, float | None]] = [(value, value, 1.0)]
     while pending:
         current, scores, factor = pending.pop()
@@ -156,7 +157,7 @@ def _path_to_product(value: ir.Value | None) -> tuple[ir.Node, ir.Value, float |
             return node, scores, factor
         if node.op_type in _MASKS:
             pending.extend(
-                (operand, operand, 1.0) for operand in reversed(node.inputs) if operand is not None
+                (operand, operand, factor) for operand in reversed(node.inputs) if operand is not None
             )
         elif node.op_type in _SCALES:
             pending.extend(_scaled(node, scores, factor))
