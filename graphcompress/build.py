@@ -24,6 +24,7 @@ from graphcompress.base import Context, Pass, Progress, Target, no_progress
 from graphcompress.data import Samples, load_samples
 from graphcompress.errors import InvalidModelError, UsageError
 from graphcompress.inputs import copy_tokenizer, folder_bytes, input_hashes, model_bytes, path_text
+from graphcompress.manifest import manifest
 from graphcompress.metrics import Metric, Score
 from graphcompress.model import Model
 from graphcompress.options import build, split_calls
@@ -158,7 +159,7 @@ def optimize(
             )
             (stage / RECIPE).write_text(recipe.to_toml(), encoding="utf-8")
             (stage / report.REPORT).write_text(report.markdown(result), encoding="utf-8")
-            write_manifest(stage, report.manifest(result, file_hashes(stage)))
+            write_manifest(stage, manifest(result, file_hashes(stage)))
     return result
 
 

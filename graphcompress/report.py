@@ -1,13 +1,11 @@
-"""What a build did: lines for a person, JSON for a build step, a page to keep."""
+"""What a build did, for a person: lines on a screen, a page to keep."""
 
 from __future__ import annotations
 
-import dataclasses
 import html
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from graphcompress.base import Skipped, Touched, parameters_of
 from graphcompress.errors import OutputError, UsageError
@@ -18,9 +16,6 @@ if TYPE_CHECKING:
     from graphcompress.metrics import Score
     from graphcompress.pipeline import PassRecord
     from graphcompress.verify import Difference, Invariance
-
-TOOLS = ("graphcompress", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "scipy")
-"""Packages whose versions may change the bytes of a result."""
 
 REPORT = "report.md"
 
@@ -147,76 +142,6 @@ def score_line(before: Score, after: Score) -> str:
         f"{before.label} {before.value:.4f} → {after.value:.4f} "
         f"({after.value - before.value:+.4f}) on {after.count:,} {after.noun}"
     )
-
-
-# ---- JSON
-
-
-def manifest(build: Build, files: Mapping[str, str]) -> dict[str, Any]:
-    """Content of ``graphcompress.json``: the recipe, versions, hashes, what every pass did, the verification.
-
-    It holds no time, date or measured speed, so that the same build gives the same bytes.
-    """
-    recipe = {key: value for key, value in dataclasses.asdict(build.recipe).items() if key != "sha256"}
-    return {
-        "recipe": recipe,
-        "versions": {name: version(name) for name in TOOLS},
-        "input": dict(build.recipe.sha256),
-        "files": dict(files),
-        "before": dataclasses.asdict(build.before),
-        "after": dataclasses.asdict(build.after),
-        "passes": [record_json(record) for record in build.records],
-        "verification": {
-            "artifact": rounded(dataclasses.asdict(build.artifact)),
-            "batch_invariance": rounded(dataclasses.asdict(build.invariance)),
-            "batch_invariance_of_input": rounded(dataclasses.asdict(build.reference_invariance)),
-            "metric": {
-                "before": rounded(dataclasses.asdict(build.score_before)) if build.score_before else None,
-                "after": rounded(dataclasses.asdict(build.score_after)) if build.score_after else None,
-            },
-        },
-        "lowering": without_times(rounded(build.lowering)),
-    }
-
-
-def record_json(record: PassRecord) -> dict[str, Any]:
-    """One pass as plain data; every touched and every skipped thing with its figures."""
-    return rounded(dataclasses.asdict(record))  # type: ignore[no-any-return]
-
-
-def rounded(value: Any) -> Any:  # noqa: ANN401 - plain data
-    """Plain data with floats at five digits: the order of additions may change the last ones."""
-    if isinstance(value, float):
-        return float(f"{value:.5g}")
-    if isinstance(value, Mapping):
-        return {key: rounded(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [rounded(item) for item in value]
-    return value
-
-
-def without_times(value: Any) -> Any:  # noqa: ANN401 - plain data
-    """Plain data without the keys that end in ``_ms``: measured times differ from run to run."""
-    if isinstance(value, Mapping):
-        return {key: without_times(item) for key, item in value.items() if not str(key).endswith("_ms")}
-    if isinstance(value, (list, tuple)):
-        return [without_times(item) for item in value]
-    return value
-
-
-def bench_json(results: Sequence[ShapeResult]) -> list[dict[str, Any]]:
-    """Measured times and ratios as plain data."""
-    return [
-        {
-            "shape": result.shape,
-            "skipped": result.skipped,
-            "times_ms": rounded(
-                {name: dataclasses.asdict(timing) for name, timing in result.timings.items()}
-            ),
-            "ratios": rounded({name: dataclasses.asdict(ratio) for name, ratio in result.ratios.items()}),
-        }
-        for result in results
-    ]
 
 
 # ---- pages

@@ -119,7 +119,18 @@ LAYERS = (
     ("options", "reading", "scratch", "model", "base", "registry", "runtime"),
     ("expressions", "analysis", "rewrite", "samples", "tables", "lengths", "data", "calibrate", "measure"),
     ("cutting", "forms", "kronecker_forms", "planning", "pruning", "quantisation", "refitting", "rules"),
-    ("artifact", "inputs", "metrics", "recipe", "support", "verify", "pipeline", "report", "build"),
+    (
+        "artifact",
+        "inputs",
+        "metrics",
+        "recipe",
+        "support",
+        "verify",
+        "pipeline",
+        "manifest",
+        "report",
+        "build",
+    ),
     ("bench", "inspection", "reference"),
 )
 """Modules import their own layer and the ones above it only."""

@@ -12,6 +12,7 @@ from graphcompress.base import Skipped, Touched
 from graphcompress.bench import ShapeResult, shaped_feed
 from graphcompress.build import Build
 from graphcompress.errors import UsageError
+from graphcompress.manifest import bench_json, manifest
 from graphcompress.measure import Measurement
 from graphcompress.metrics import Score
 from graphcompress.pipeline import PassRecord, Size
@@ -78,7 +79,7 @@ def test_the_summary_carries_figures_with_their_counts(build):
 
 
 def test_the_manifest_is_plain_data_without_times(build):
-    text = json.dumps(report.manifest(build, {"model.onnx": "11"}), allow_nan=False)
+    text = json.dumps(manifest(build, {"model.onnx": "11"}), allow_nan=False)
     document = json.loads(text)
     assert document["passes"][0]["skipped"][1]["figures"] == {"error": 0.51}
     assert document["verification"]["metric"]["after"]["value"] == 0.865
@@ -112,7 +113,7 @@ def test_bench_lines_give_ratios_with_their_spread():
     ((shape, text),) = report.bench_lines([result])
     assert shape == "1×128"
     assert text.startswith("before 2.00 ms, after 1.00 ms; after 2.00 (2.00 to 3.60) × as fast as before")
-    assert report.bench_json([result])[0]["ratios"]["after"]["median"] == 2.0
+    assert bench_json([result])[0]["ratios"]["after"]["median"] == 2.0
     assert report.bench_lines([ShapeResult("1×9", "before", skipped="too long")]) == [
         ("1×9", "not measured: too long")
     ]

@@ -42,8 +42,9 @@ def bench(
     """
     from graphcompress.bench import bench as measure
     from graphcompress.build import model_file, session
+    from graphcompress.manifest import bench_json
     from graphcompress.model import Model
-    from graphcompress.report import bench_json, bench_lines
+    from graphcompress.report import bench_lines
 
     with progress_bars() as progress:
         first = Model.load(model_file(models[0]))

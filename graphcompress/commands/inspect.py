@@ -36,9 +36,9 @@ def inspect(
     from graphcompress.build import model_file, parse_target
     from graphcompress.data import load_samples
     from graphcompress.inspection import inspect as look
+    from graphcompress.manifest import rounded
     from graphcompress.model import Model
     from graphcompress.pipeline import Pipeline
-    from graphcompress.report import rounded
 
     steps = None if passes is None else () if passes == "none" else Pipeline.parse(passes).passes
     with progress_bars() as progress:

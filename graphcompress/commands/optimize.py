@@ -193,7 +193,7 @@ def _print_summary(build: Build, benched: list[ShapeResult]) -> None:
 
 def _document(build: Build, benched: list[ShapeResult]) -> dict[str, Any]:
     from graphcompress.artifact import read_manifest
-    from graphcompress.report import bench_json, rounded
+    from graphcompress.manifest import bench_json, rounded
 
     measured = {"lowering": rounded(build.lowering), "latency": bench_json(benched)}
     return {**read_manifest(build.output), **measured, "output": str(build.output)}

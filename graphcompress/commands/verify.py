@@ -45,8 +45,9 @@ def verify(
     """
     from graphcompress.build import model_file
     from graphcompress.errors import ContractError
+    from graphcompress.manifest import rounded
     from graphcompress.model import Model
-    from graphcompress.report import difference_line, invariance_line, rounded
+    from graphcompress.report import difference_line, invariance_line
 
     with progress_bars() as progress:
         progress("verify", 0, 3)
