@@ -12,7 +12,9 @@ run.
 from __future__ import annotations
 
 import argparse
+import gzip
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -27,6 +29,7 @@ from graphcompress.runtime import session_of
 from graphcompress.verify import Run
 
 CALIBRATION_PAIRS = 150
+SEED = 0
 
 
 def main() -> None:
@@ -56,7 +59,7 @@ def main() -> None:
 
 def _optimize(model: Path, passes: str, data: Path, output: Path) -> Path:
     calibration = output.with_suffix(".jsonl")
-    _head(data / "train.jsonl.gz", CALIBRATION_PAIRS, calibration)
+    _draw(data / "train.jsonl.gz", CALIBRATION_PAIRS, calibration)
     command = [sys.executable, "-m", "graphcompress.cli", "optimize", os.fspath(model), "--passes", passes]
     command += ["--data", os.fspath(calibration), "-o", os.fspath(output), "--metric", "similarity"]
     command += ["--no-bench", "--json"]
@@ -72,11 +75,10 @@ def _optimize(model: Path, passes: str, data: Path, output: Path) -> Path:
     return output / "model.onnx"
 
 
-def _head(source: Path, rows: int, target: Path) -> None:
-    import gzip
-
-    with gzip.open(source, "rt", encoding="utf-8") as lines, target.open("w", encoding="utf-8") as out:
-        out.writelines(line for line, _ in zip(lines, range(rows), strict=False))
+def _draw(source: Path, rows: int, target: Path) -> None:
+    with gzip.open(source, "rt", encoding="utf-8") as lines:
+        drawn = random.Random(SEED).sample(list(lines), rows)
+    target.write_text("".join(drawn), encoding="utf-8")
 
 
 def _quantize_dynamic(model: Path, folder: Path) -> Path:

@@ -28,7 +28,7 @@ from graphcompress.numerics.moments import SecondMoment
 from graphcompress.options import option
 from graphcompress.rewrite import Rewriter
 
-MAX_ERROR = 0.05
+MAX_ERROR = 0.04
 """Relative output error that a layer may have when the options ask for nothing else."""
 
 MOMENT_BYTES = 400_000_000
@@ -61,7 +61,7 @@ class Kron(Pass):
     factors are fitted to the output of the layer (second moment of its input), without them to the weight.
 
     Without options a weight is factored when the relative error of its layer's output, ‖X(W - Ŵ)‖ / ‖XW‖,
-    stays within 0.05 while at least a quarter of its parameters goes; the others are listed with the error
+    stays within 0.04 while at least a quarter of its parameters goes; the others are listed with the error
     they would have at half the size. With ``ratio``: the factors with the least error that remove that share.
     With ``shape`` or ``preset``: these factors, whatever the error, unless ``max_error`` bounds it.
 
