@@ -61,7 +61,7 @@ class Prune(Pass):
     round_to: int = option(8, "FFN nodes that stay in a layer are a multiple of it", unit="nodes", minimum=1)
     refit: bool = option(True, "refit what remains by least squares; needs samples")
     max_error: float = option(
-        0.1, "without a ratio: error of a block's output", unit="of its spread", minimum=0.0, maximum=1.0
+        0.05, "without a ratio: error of a block's output", unit="of its spread", minimum=0.0, maximum=1.0
     )
     z: float = option(0.025, "of importance xmax", unit="standard deviations", minimum=0.0)
     only: str = option("*", "glob over weight names")
