@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -205,7 +206,8 @@ def _units(group: Group, reader: Linear) -> np.ndarray:
 
 
 def _choose(samples: Samples, indices: Sequence[int]) -> Samples:
-    return Samples([samples.feeds[index] for index in indices], {}, samples.pad, 1, samples.synthetic)
+    chosen = [samples.feeds[index] for index in indices]
+    return dataclasses.replace(samples, feeds=chosen, columns={}, per_row=1)
 
 
 def _portions(blocks: Sequence[Block]) -> list[list[Block]]:
