@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from graphcompress.base import Capabilities, Context
-from graphcompress.data import Samples, load_samples
+from graphcompress.data.load import Samples, load_samples
 from graphcompress.metrics import answers, metric, score
 from graphcompress.model import Model
 from graphcompress.runtime import session_of

@@ -29,10 +29,10 @@ from rich.table import Table
 from graphcompress.analysis.linears import linears
 from graphcompress.base import Context
 from graphcompress.calibrate import observe
-from graphcompress.data import Samples, load_samples
+from graphcompress.data.load import Samples, load_samples
 from graphcompress.metrics import answers, metric, score
 from graphcompress.model import Model
-from graphcompress.numerics.kronecker import relative_error
+from graphcompress.numerics.kronecker.product import relative_error
 from graphcompress.numerics.moments import SecondMoment
 from graphcompress.pipeline import Pipeline
 from graphcompress.runtime import session_of

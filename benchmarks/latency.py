@@ -22,7 +22,7 @@ from graphcompress.targets.cpu import FAMILIES, Cpu, parse_shapes
 
 from graphcompress.base import Context
 from graphcompress.bench import bench
-from graphcompress.data import Samples, load_samples
+from graphcompress.data.load import Samples, load_samples
 from graphcompress.forms.cache import MeasurementCache
 from graphcompress.forms.choice import choose_forms
 from graphcompress.forms.family import UNCHANGED

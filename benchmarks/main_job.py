@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 from graphcompress.bench import bench
-from graphcompress.data import Samples, load_samples
+from graphcompress.data.load import Samples, load_samples
 from graphcompress.metrics import answers, metric, score
 from graphcompress.model import Model
 from graphcompress.runtime import session_of

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from graphcompress.base import Context
-from graphcompress.data import Samples, load_samples
+from graphcompress.data.load import Samples, load_samples
 from graphcompress.model import Model
 from graphcompress.numerics.metrics import cosine, spearman, sqnr_db
 from graphcompress.runtime import session_of

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from graphcompress.base import Capabilities, Context, Exact, Lossy, Pass, Target
     from graphcompress.build import Build, optimize, session
-    from graphcompress.data import Samples, load_samples
+    from graphcompress.data.load import Samples, load_samples
     from graphcompress.model import Model
     from graphcompress.options import option
     from graphcompress.pipeline import Pipeline
@@ -29,9 +29,9 @@ _HOME = {
     "Pass": "base",
     "Pipeline": "pipeline",
     "Rewriter": "rewrite",
-    "Samples": "data",
+    "Samples": "data.samples",
     "Target": "base",
-    "load_samples": "data",
+    "load_samples": "data.load",
     "optimize": "build",
     "option": "options",
     "session": "build",

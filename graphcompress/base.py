@@ -13,7 +13,7 @@ from graphcompress.options import check_options, format_call
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from graphcompress.data import Samples
+    from graphcompress.data.load import Samples
     from graphcompress.model import Model
     from graphcompress.verify import Difference
 

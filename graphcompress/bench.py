@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from graphcompress.base import Progress, no_progress
-from graphcompress.data import Samples
+from graphcompress.data.load import Samples
 from graphcompress.errors import UsageError
 from graphcompress.measure import Ratio, Timing, interleaved
 from graphcompress.verify import Run

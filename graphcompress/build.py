@@ -11,7 +11,7 @@ import numpy as np
 
 from graphcompress import metrics, registry, report
 from graphcompress.analysis.cost import macs
-from graphcompress.artifact import (
+from graphcompress.artifact.folder import (
     MANIFEST,
     disk_errors,
     file_hashes,
@@ -20,16 +20,16 @@ from graphcompress.artifact import (
     staged,
     write_manifest,
 )
+from graphcompress.artifact.inputs import copy_tokenizer, folder_bytes, input_hashes, model_bytes, path_text
+from graphcompress.artifact.manifest import manifest
+from graphcompress.artifact.recipe import RECIPE, Recipe
 from graphcompress.base import Context, Pass, Progress, Target, no_progress
-from graphcompress.data import Samples, load_samples
+from graphcompress.data.load import Samples, load_samples
 from graphcompress.errors import InvalidModelError, UsageError
-from graphcompress.inputs import copy_tokenizer, folder_bytes, input_hashes, model_bytes, path_text
-from graphcompress.manifest import manifest
 from graphcompress.metrics import Metric, Score
 from graphcompress.model import Model
 from graphcompress.options import build, split_calls
 from graphcompress.pipeline import CHECK_BATCH, PassRecord, Pipeline, Size, check_samples
-from graphcompress.recipe import RECIPE, Recipe
 from graphcompress.runtime import Feed, Runner, session_of
 from graphcompress.support import refuse_unsupported
 from graphcompress.verify import Difference, Invariance, Run, batch_invariance, compare

@@ -11,10 +11,10 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.base import Progress, no_progress
-from graphcompress.data import Sample, Samples
+from graphcompress.data.load import Sample, Samples
+from graphcompress.data.samples import padding_mask
 from graphcompress.model import Model
 from graphcompress.runtime import Feed, Runner
-from graphcompress.samples import padding_mask
 
 T = TypeVar("T")
 

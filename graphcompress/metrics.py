@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from graphcompress.base import Progress, no_progress
-from graphcompress.data import Pair, Samples
+from graphcompress.data.load import Pair, Samples
+from graphcompress.data.samples import padding_mask
 from graphcompress.errors import DataError, UsageError, nearest
 from graphcompress.numerics.metrics import cosine, spearman
 from graphcompress.runtime import Feed
-from graphcompress.samples import padding_mask
 from graphcompress.verify import Run
 
 BATCH = 16

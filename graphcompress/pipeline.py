@@ -10,7 +10,7 @@ from graphcompress import registry
 from graphcompress.analysis.cost import macs
 from graphcompress.analysis.linears import embeddings, linears
 from graphcompress.base import Context, Lossy, Pass, Skipped, Touched, parameters_of
-from graphcompress.data import Samples, synthetic_samples
+from graphcompress.data.load import Samples, synthetic_samples
 from graphcompress.errors import ContractError, CoverageError, UsageError, nearest
 from graphcompress.model import Model
 from graphcompress.options import build, split_calls

@@ -9,13 +9,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from graphcompress.data import Samples
+from graphcompress.data.load import Samples
+from graphcompress.data.samples import padding_mask
 from graphcompress.errors import ContractError
 from graphcompress.model import Model
 from graphcompress.numerics.metrics import cosine, ratio_db
 from graphcompress.reading.wholeness import SMALL_BYTES, with_shape
 from graphcompress.runtime import Feed
-from graphcompress.samples import padding_mask
 
 Run = Callable[[Feed], Mapping[str, np.ndarray]]
 

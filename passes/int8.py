@@ -13,7 +13,7 @@ import onnx_ir as ir
 from graphcompress.analysis.linears import Embedding, Linear, embeddings, linears
 from graphcompress.base import Context, Contract, Lossy, Pass
 from graphcompress.calibrate import observe
-from graphcompress.data import Samples
+from graphcompress.data.load import Samples
 from graphcompress.errors import UsageError
 from graphcompress.expressions import is_constant
 from graphcompress.model import Model

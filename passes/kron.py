@@ -21,9 +21,9 @@ from graphcompress.calibrate import observe, portions
 from graphcompress.errors import UsageError
 from graphcompress.kronecker_forms import write_expression
 from graphcompress.model import Model
-from graphcompress.numerics.kronecker import Split, row_splits, splits
-from graphcompress.numerics.kronecker_choice import Choice, Wish, choose_embedding, choose_linear
-from graphcompress.numerics.kronecker_presets import PRESETS, Role
+from graphcompress.numerics.kronecker.choice import Choice, Wish, choose_embedding, choose_linear
+from graphcompress.numerics.kronecker.presets import PRESETS, Role
+from graphcompress.numerics.kronecker.product import Split, row_splits, splits
 from graphcompress.numerics.moments import SecondMoment
 from graphcompress.options import option
 from graphcompress.rewrite import Rewriter

@@ -13,16 +13,16 @@ from graphcompress.analysis.couplings import FFN, HEAD, couplings
 from graphcompress.analysis.layers import Layer, layers
 from graphcompress.base import Context, Contract, Lossy, Pass
 from graphcompress.calibrate import BATCH, real_tokens
-from graphcompress.cutting import cut
-from graphcompress.data import Samples, synthetic_samples
+from graphcompress.data.load import Samples, synthetic_samples
 from graphcompress.errors import UsageError
 from graphcompress.model import Model
 from graphcompress.numerics.least_squares import Fit
 from graphcompress.numerics.metrics import cosine
 from graphcompress.options import option
-from graphcompress.planning import KINDS, Plan, Planner, Request
-from graphcompress.pruning import Block, blocks_of
-from graphcompress.refitting import write_bias, write_fit
+from graphcompress.pruning.blocks import Block, blocks_of
+from graphcompress.pruning.cut import cut
+from graphcompress.pruning.plan import KINDS, Plan, Planner, Request
+from graphcompress.pruning.refit import write_bias, write_fit
 from graphcompress.rewrite import Rewriter
 from graphcompress.runtime import Runner
 

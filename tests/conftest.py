@@ -11,7 +11,7 @@ import pytest
 from bert import Bert
 from hypothesis import HealthCheck, settings
 
-from graphcompress.data import Samples
+from graphcompress.data.load import Samples
 from graphcompress.model import Model
 
 settings.register_profile(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from graphcompress.artifact import (
+from graphcompress.artifact.folder import (
     MANIFEST,
     file_hashes,
     read_manifest,

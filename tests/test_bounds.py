@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphcompress.analysis.bounds import Bounds
-from graphcompress.analysis.intervals import FALSE, TRUE
-from graphcompress.data import Samples
+from graphcompress.analysis.intervals.interval import FALSE, TRUE
+from graphcompress.data.load import Samples
 from graphcompress.model import Model
 from graphcompress.runtime import Runner
 

@@ -8,7 +8,7 @@ import pytest
 from graphcompress import calibrate
 from graphcompress.analysis.linears import linears
 from graphcompress.calibrate import BATCH, equal_batches, observe, real_tokens
-from graphcompress.data import Samples
+from graphcompress.data.load import Samples
 from graphcompress.model import Model
 from graphcompress.numerics.observers import Activation
 

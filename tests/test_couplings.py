@@ -11,14 +11,14 @@ import pytest
 import texts
 from hypothesis import given
 
-from graphcompress.analysis.atoms import Atoms
+from graphcompress.analysis.atoms.unify import Atoms
 from graphcompress.analysis.couplings import FFN, HEAD, HIDDEN, OTHER, Group, couplings
 from graphcompress.analysis.linears import linears
 from graphcompress.analysis.reshape import reshape_target
 from graphcompress.analysis.sizes import Size, size_of
 from graphcompress.base import Context
-from graphcompress.cutting import cut
 from graphcompress.model import Model
+from graphcompress.pruning.cut import cut
 from graphcompress.rewrite import Rewriter
 
 TOLERANCE = 1e-5

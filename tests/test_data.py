@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from texts import model_of
 
-from graphcompress.data import Samples, load_samples, synthetic_samples
+from graphcompress.data.lengths import longest_sample
+from graphcompress.data.load import Samples, load_samples, synthetic_samples
+from graphcompress.data.tables import read_columns
 from graphcompress.errors import DataError
-from graphcompress.lengths import longest_sample
 from graphcompress.model import Model
 from graphcompress.runtime import Runner
-from graphcompress.tables import read_columns
 
 lengths = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 

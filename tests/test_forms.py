@@ -20,7 +20,7 @@ from graphcompress.forms.normalisation import Residual
 from graphcompress.kronecker_forms import write_expression
 from graphcompress.measure import Measurement
 from graphcompress.model import Model
-from graphcompress.numerics.kronecker import Factors, Split
+from graphcompress.numerics.kronecker.product import Factors, Split
 from graphcompress.rewrite import Rewriter
 from graphcompress.runtime import Runner
 

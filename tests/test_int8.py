@@ -17,7 +17,7 @@ from strategies import instances
 
 from graphcompress.analysis.linears import linears
 from graphcompress.base import Capabilities, Context
-from graphcompress.data import Samples, synthetic_samples
+from graphcompress.data.load import Samples, synthetic_samples
 from graphcompress.errors import UsageError
 from graphcompress.model import Model
 from graphcompress.numerics.metrics import sqnr_db

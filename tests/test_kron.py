@@ -18,7 +18,7 @@ from graphcompress.base import Context
 from graphcompress.errors import ContractError, UnsupportedModelError, UsageError
 from graphcompress.kronecker_forms import read_expression, write_expression, write_products
 from graphcompress.model import Model
-from graphcompress.numerics.kronecker import Factors, Split, nearest, relative_error
+from graphcompress.numerics.kronecker.product import Factors, Split, nearest, relative_error
 from graphcompress.pipeline import Pipeline
 from graphcompress.rewrite import Rewriter
 from graphcompress.runtime import Runner, session_of

@@ -8,7 +8,10 @@ import pytest
 import scipy.linalg
 from hypothesis import given
 
-from graphcompress.numerics.kronecker import (
+from graphcompress.numerics.kronecker.choice import Wish, choose_embedding, choose_linear
+from graphcompress.numerics.kronecker.fit import fit, refine, weighted_nearest
+from graphcompress.numerics.kronecker.presets import PRESETS
+from graphcompress.numerics.kronecker.product import (
     Factors,
     Split,
     energies,
@@ -19,11 +22,8 @@ from graphcompress.numerics.kronecker import (
     signed,
     splits,
 )
-from graphcompress.numerics.kronecker_choice import Wish, choose_embedding, choose_linear
-from graphcompress.numerics.kronecker_fit import fit, refine, weighted_nearest
-from graphcompress.numerics.kronecker_presets import PRESETS
-from graphcompress.numerics.kronecker_rows import RowProblem
-from graphcompress.numerics.kronecker_search import captured_at_most, search
+from graphcompress.numerics.kronecker.rows import RowProblem
+from graphcompress.numerics.kronecker.search import captured_at_most, search
 from graphcompress.numerics.moments import SecondMoment
 
 
@@ -81,7 +81,7 @@ def test_partial_and_dense_eigenvectors_agree(monkeypatch):
     weight = np.random.default_rng(0).normal(size=(64, 64))
     split = Split(8, 8, 8, 8)
     dense = nearest(weight, split, 3)
-    monkeypatch.setattr("graphcompress.numerics.kronecker.DENSE_EIGEN_SIDE", 16)
+    monkeypatch.setattr("graphcompress.numerics.kronecker.product.DENSE_EIGEN_SIDE", 16)
     np.testing.assert_allclose(nearest(weight, split, 3).dense(), dense.dense(), atol=1e-8)
 
 
@@ -120,7 +120,7 @@ def test_a_half_step_is_the_least_squares_solution():
     best = np.linalg.lstsq(np.array(columns).T, (inputs @ weight).ravel(), rcond=None)[0]
     expected = relative_error(inputs @ weight, inputs @ Factors(split, best.reshape(6, rank), b).dense())
     start = Factors(split, rng.normal(size=(6, rank)), b)
-    from graphcompress.numerics.kronecker_fit import _Problem
+    from graphcompress.numerics.kronecker.fit import _Problem
 
     problem = _Problem(weight, inputs.T @ inputs, split)
     found = problem.solve_a(start.a, b)

@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 
 from graphcompress import metrics
-from graphcompress.data import Samples
+from graphcompress.data.load import Samples
 from graphcompress.errors import DataError, UsageError
 
 RNG = np.random.default_rng(0)

@@ -18,8 +18,8 @@ from graphcompress.errors import UsageError
 from graphcompress.model import Model
 from graphcompress.numerics.least_squares import RIDGES
 from graphcompress.pipeline import Pipeline
-from graphcompress.planning import removable
-from graphcompress.pruning import Witness, bias_of, blocks_of
+from graphcompress.pruning.blocks import Witness, bias_of, blocks_of
+from graphcompress.pruning.plan import removable
 from graphcompress.rewrite import Rewriter
 from graphcompress.runtime import Runner
 

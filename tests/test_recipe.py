@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from graphcompress.artifact.recipe import Recipe, read_recipe
 from graphcompress.errors import DataError, UsageError
-from graphcompress.recipe import Recipe, read_recipe
 
 texts = st.text(st.characters(blacklist_categories=("Cs",)), min_size=1, max_size=20)
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from graphcompress import reference, report
+from graphcompress.artifact.manifest import bench_json, manifest
+from graphcompress.artifact.recipe import Recipe
 from graphcompress.base import Skipped, Touched
 from graphcompress.bench import ShapeResult, shaped_feed
 from graphcompress.build import Build
 from graphcompress.errors import UsageError
-from graphcompress.manifest import bench_json, manifest
 from graphcompress.measure import Measurement
 from graphcompress.metrics import Score
 from graphcompress.pipeline import PassRecord, Size
-from graphcompress.recipe import Recipe
 from graphcompress.verify import Difference, Invariance
 
 DOCS = Path(__file__).parents[1] / "docs"

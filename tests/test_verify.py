@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphcompress.base import Context, Exact, Lossy
-from graphcompress.data import Samples
+from graphcompress.data.load import Samples
 from graphcompress.errors import ContractError
 from graphcompress.rewrite import Rewriter
 from graphcompress.runtime import Runner

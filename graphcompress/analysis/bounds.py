@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphcompress.analysis.intervals import Interval, fit, of_array, of_type
-from graphcompress.analysis.intervals_operators import TRANSFER
+from graphcompress.analysis.intervals.interval import Interval, fit, of_array, of_type
+from graphcompress.analysis.intervals.operators import TRANSFER
 
 
 class Bounds:

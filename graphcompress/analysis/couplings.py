@@ -12,8 +12,8 @@ import onnx_ir as ir
 from graphcompress.analysis.attention import Attention, attentions
 from graphcompress.analysis.extents import block_measured
 from graphcompress.analysis.linears import Linear, embeddings, linears
-from graphcompress.analysis.relations import AVERAGED, CONTRACTED, Axes, Relations, use_key
-from graphcompress.analysis.relations_operators import apply
+from graphcompress.analysis.relations.operators import apply
+from graphcompress.analysis.relations.rules import AVERAGED, CONTRACTED, Axes, Relations, use_key
 from graphcompress.analysis.residual import branches
 from graphcompress.expressions import expression_nodes
 from graphcompress.model import Model
@@ -72,8 +72,8 @@ class Group:
 def couplings(model: Model) -> list[Group]:
     """Groups of the main graph that can be cut physically, in execution order of their first producer.
 
-    A group is a class of equal atoms (see :mod:`graphcompress.analysis.atoms`) that nothing blocks, that a
-    weight produces, and that a weight consumes or a product of two computed values contracts.
+    A group is a class of equal atoms (see :mod:`graphcompress.analysis.atoms.unify`) that nothing blocks,
+    that a weight produces, and that a weight consumes or a product of two computed values contracts.
     """
     relations = relate(model)
     survey = _Survey.of(model, relations)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from graphcompress.analysis.arguments import constant_integers, slice_ranges
-from graphcompress.analysis.relations import Elements, Relations
+from graphcompress.analysis.relations.rules import Elements, Relations
 
 _SAME = frozenset({"Identity", "Squeeze", "Unsqueeze", "Reshape", "Cast"})
 _MIXED = frozenset(

@@ -40,9 +40,9 @@ def bench(
 
     Example: graphcompress bench model.onnx small --data sentences.jsonl --shapes 1x128,8x128
     """
+    from graphcompress.artifact.manifest import bench_json
     from graphcompress.bench import bench as measure
     from graphcompress.build import model_file, session
-    from graphcompress.manifest import bench_json
     from graphcompress.model import Model
     from graphcompress.report import bench_lines
 

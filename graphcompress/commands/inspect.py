@@ -32,11 +32,11 @@ def inspect(
 
     Example: graphcompress inspect model.onnx --passes kron,prune
     """
+    from graphcompress.artifact.manifest import rounded
     from graphcompress.base import Context
     from graphcompress.build import model_file, parse_target
-    from graphcompress.data import load_samples
+    from graphcompress.data.load import load_samples
     from graphcompress.inspection import inspect as look
-    from graphcompress.manifest import rounded
     from graphcompress.model import Model
     from graphcompress.pipeline import Pipeline
 

@@ -12,11 +12,11 @@ from graphcompress.commands.terminal import Data, Json, Tokenizer, out, print_js
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from graphcompress.artifact.recipe import Recipe
     from graphcompress.base import Progress
     from graphcompress.bench import ShapeResult
     from graphcompress.build import Build
     from graphcompress.pipeline import PassRecord
-    from graphcompress.recipe import Recipe
 
 DEFAULT_PASSES = "simplify,int8"
 
@@ -73,7 +73,7 @@ def optimize(
 
     Example: graphcompress optimize model.onnx --passes kron,prune,int8 --data sentences.jsonl -o small
     """
-    from graphcompress.recipe import Recipe, read_recipe
+    from graphcompress.artifact.recipe import Recipe, read_recipe
     from graphcompress.report import check_report_path, write_report
 
     if report is not None:
@@ -192,8 +192,8 @@ def _print_summary(build: Build, benched: list[ShapeResult]) -> None:
 
 
 def _document(build: Build, benched: list[ShapeResult]) -> dict[str, Any]:
-    from graphcompress.artifact import read_manifest
-    from graphcompress.manifest import bench_json, rounded
+    from graphcompress.artifact.folder import read_manifest
+    from graphcompress.artifact.manifest import bench_json, rounded
 
     measured = {"lowering": rounded(build.lowering), "latency": bench_json(benched)}
     return {**read_manifest(build.output), **measured, "output": str(build.output)}

@@ -14,7 +14,7 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from graphcompress.base import Progress
-    from graphcompress.data import Pair, Samples
+    from graphcompress.data.load import Pair, Samples
     from graphcompress.model import Model
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
@@ -79,7 +79,7 @@ def samples_for(
     model: Model, data: Path | None, tokenizer: Path | None, seed: int, *, pair: Pair = "joint"
 ) -> Samples:
     """The samples of ``data``, or made-up ones that fit the inputs."""
-    from graphcompress.data import load_samples, synthetic_samples
+    from graphcompress.data.load import load_samples, synthetic_samples
 
     if data is None:
         return synthetic_samples(model, count=16, seed=seed)

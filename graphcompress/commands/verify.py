@@ -21,7 +21,7 @@ from graphcompress.commands.terminal import (
 )
 
 if TYPE_CHECKING:
-    from graphcompress.data import Samples
+    from graphcompress.data.load import Samples
     from graphcompress.verify import Difference, Invariance
 
 BATCH = 8
@@ -43,9 +43,9 @@ def verify(
 
     Example: graphcompress verify model.onnx small --data sentences.jsonl --min-sqnr-db 15
     """
+    from graphcompress.artifact.manifest import rounded
     from graphcompress.build import model_file
     from graphcompress.errors import ContractError
-    from graphcompress.manifest import rounded
     from graphcompress.model import Model
     from graphcompress.report import difference_line, invariance_line
 

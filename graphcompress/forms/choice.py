@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphcompress.base import Context, Progress, no_progress
-from graphcompress.data import synthetic_samples
+from graphcompress.data.load import synthetic_samples
 from graphcompress.forms.cache import MeasurementCache, Times
 from graphcompress.forms.family import UNCHANGED, Family, Site
 from graphcompress.measure import interleaved

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from graphcompress.analysis.bounds import Bounds
 from graphcompress.analysis.coordinates import coordinate
-from graphcompress.analysis.intervals import FALSE, TRUE
+from graphcompress.analysis.intervals.interval import FALSE, TRUE
 from graphcompress.rewrite import Rewriter
 from graphcompress.rules.base import Rule, producer, replaceable, same_dim, tolerates
 

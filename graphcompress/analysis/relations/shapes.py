@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from graphcompress.analysis.arguments import axis_of, slice_ranges
-from graphcompress.analysis.relations import Axes, Relations
+from graphcompress.analysis.relations.rules import Axes, Relations
 from graphcompress.analysis.sizes import Size
 
 

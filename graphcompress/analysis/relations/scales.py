@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graphcompress.analysis.arguments import axis_of
-from graphcompress.analysis.relations import AVERAGED, Axes, Relations
+from graphcompress.analysis.relations.rules import AVERAGED, Axes, Relations
 
 
 def layer_norm(relations: Relations, node: ir.Node) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graphcompress.analysis.arguments import axis_of, constant_integers
-from graphcompress.analysis.relations import AVERAGED, Relations
+from graphcompress.analysis.relations.rules import AVERAGED, Relations
 
 _MEAN_LIKE = ("ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2")
 _MIXING = ("ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp", "ArgMax", "ArgMin")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from graphcompress.analysis import intervals_arithmetic as arithmetic
-from graphcompress.analysis import intervals_logic as logic
-from graphcompress.analysis import intervals_products as products
-from graphcompress.analysis.intervals import SLACK, Transfer, hull
+from graphcompress.analysis.intervals import arithmetic, logic, products
+from graphcompress.analysis.intervals.interval import SLACK, Transfer, hull
 
 _SAME_RANGE = (
     *("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Tile"),

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from graphcompress.artifact import sha256
+from graphcompress.artifact.folder import sha256
+from graphcompress.artifact.recipe import Recipe
 from graphcompress.model import Model
-from graphcompress.recipe import Recipe
 
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -9,12 +9,8 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
-from graphcompress.analysis import relations_attention as attention
-from graphcompress.analysis import relations_products as products
-from graphcompress.analysis import relations_scales as scales
-from graphcompress.analysis import relations_selections as selections
-from graphcompress.analysis import relations_shapes as shapes
-from graphcompress.analysis.relations import Relations
+from graphcompress.analysis.relations import attention, products, scales, selections, shapes
+from graphcompress.analysis.relations.rules import Relations
 
 Rule = Callable[[Relations, ir.Node], None]
 

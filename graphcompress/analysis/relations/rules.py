@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from graphcompress.analysis.atom_store import BLOCKED
-from graphcompress.analysis.atoms import Atoms
+from graphcompress.analysis.atoms.store import BLOCKED
+from graphcompress.analysis.atoms.unify import Atoms
 from graphcompress.analysis.sizes import ONE, size_of
 from graphcompress.expressions import is_constant
 from graphcompress.model import Model

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from graphcompress.analysis.arguments import slice_ranges
 from graphcompress.analysis.couplings import Group
-from graphcompress.analysis.relations import Axes, Relations
+from graphcompress.analysis.relations.rules import Axes, Relations
 from graphcompress.analysis.reshape import Dim, reshape_target
 from graphcompress.model import Model
 from graphcompress.rewrite import Rewriter

@@ -12,11 +12,11 @@ import onnx_ir as ir
 import tokenizers
 
 from graphcompress.analysis.linears import embeddings
+from graphcompress.data.lengths import longest_sample
+from graphcompress.data.samples import Sample, Samples
+from graphcompress.data.tables import read_columns
 from graphcompress.errors import DataError
-from graphcompress.lengths import longest_sample
 from graphcompress.model import Model
-from graphcompress.samples import Sample, Samples
-from graphcompress.tables import read_columns
 
 __all__ = ["Pair", "Sample", "Samples", "load_samples", "synthetic_samples"]
 

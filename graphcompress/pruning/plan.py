@@ -9,11 +9,11 @@ import numpy as np
 
 from graphcompress.analysis.couplings import FFN, HEAD
 from graphcompress.base import Context
-from graphcompress.data import synthetic_samples
+from graphcompress.data.load import synthetic_samples
 from graphcompress.model import Model
 from graphcompress.numerics.importance import contribution, eliminate, rarely_active
 from graphcompress.numerics.least_squares import Fit, JointMoments, best_ridge, mean_squared_error, ridge
-from graphcompress.pruning import Block, Evidence, Witness, bias_of
+from graphcompress.pruning.blocks import Block, Evidence, Witness, bias_of
 
 KINDS = {FFN: "FFN nodes", HEAD: "heads"}
 

@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.arguments import scalar
-from graphcompress.analysis.intervals import FALSE, LARGEST_CONSTANT, SLACK, Interval, Operands
-from graphcompress.analysis.intervals_arithmetic import corners
+from graphcompress.analysis.intervals.arithmetic import corners
+from graphcompress.analysis.intervals.interval import FALSE, LARGEST_CONSTANT, SLACK, Interval, Operands
 from graphcompress.expressions import is_constant
 
 

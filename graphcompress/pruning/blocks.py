@@ -14,7 +14,7 @@ from graphcompress.analysis.couplings import Group
 from graphcompress.analysis.linears import Linear
 from graphcompress.base import Progress
 from graphcompress.calibrate import observe
-from graphcompress.data import Samples
+from graphcompress.data.load import Samples
 from graphcompress.expressions import evaluate, leaves
 from graphcompress.model import Model
 from graphcompress.numerics.importance import rows_of, unit_norms

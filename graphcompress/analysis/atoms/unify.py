@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graphcompress.analysis.atom_store import AtomStore
+from graphcompress.analysis.atoms.store import AtomStore
 from graphcompress.analysis.sizes import ONE, Size
 
 Factors = list[int]

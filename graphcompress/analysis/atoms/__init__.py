@@ -1,0 +1,1 @@
+"""Dimensions as products and concatenations of atoms, and their unification."""

@@ -1,0 +1,1 @@
+"""Value ranges: how every operator moves an interval."""

@@ -1,0 +1,1 @@
+"""What every operator says about the dimensions of its operands."""

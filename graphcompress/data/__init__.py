@@ -1,0 +1,1 @@
+"""Samples: files of rows → feeds of a model."""
