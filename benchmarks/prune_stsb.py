@@ -1,6 +1,7 @@
 """Accuracy of one-shot pruning on STS-B dev: with refit, without, and onnxsim with its recovery.
 
-Usage: python benchmarks/prune_stsb.py MODEL.onnx --data FOLDER [--ratios 0.25 0.5] [--only ours]
+Usage: python benchmarks/prune_stsb.py MODEL.onnx --data FOLDER [--fused FUSED.onnx] [--ratios 0.25 0.5]
+           [--only "ours*"]
 
 MODEL.onnx is a sentence encoder with tokenizer.json beside it. FOLDER (or GRAPHCOMPRESS_DATA) holds
 stsb/train.jsonl.gz, of which 300 sentences drawn with a fixed seed calibrate, and stsb/validation.jsonl.gz,
@@ -8,9 +9,10 @@ whose 1,500 pairs are scored: Spearman of the cosine of mean-pooled outputs, of 
 outputs are also held against the original's, token by token and as mean-pooled sentences, in dB of SQNR:
 the finer figures. The same share of FFN nodes and of heads goes in every layer.
 
-onnxsim prunes by its calibrated rules and recovers by its own least squares; it recognises only some forms
-of a graph, so look at the parameters that are left: of torch's exports it finds nothing to prune at opset
-18, and at opset 23 (with Gelu and Attention as operators) the FFN nodes alone.
+onnxsim prunes by its calibrated rules and recovers by its own least squares. It recognises heads in fused
+operators only: give it with --fused the same model after ONNX Runtime's transformer optimizer (attention and
+GELU fused, nothing else). Of torch's exports as they are it prunes nothing at opset 18, and at opset 23 the
+FFN nodes alone, so look at the parameters that are left.
 """
 
 from __future__ import annotations
@@ -137,6 +139,7 @@ def main() -> None:
     )
     parser.add_argument("model", type=Path)
     parser.add_argument("--data", type=Path, default=os.environ.get("GRAPHCOMPRESS_DATA"))
+    parser.add_argument("--fused", type=Path, help="what onnxsim prunes; MODEL without")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.25, 0.5])
     parser.add_argument("--only", nargs="+", default=["*"], help="globs over contenders")
     options = parser.parse_args()
@@ -163,7 +166,8 @@ def main() -> None:
     for ratio, name, write in runs:
         with tempfile.TemporaryDirectory() as folder:
             path, start = Path(folder) / "model.onnx", time.perf_counter()
-            write(options.model, path, samples, ratio)
+            source = options.fused if options.fused and name.startswith("onnxsim") else options.model
+            write(source, path, samples, ratio)
             seconds = time.perf_counter() - start
             result = outputs(path, dev)
             parameters, size = Model.load(path).parameters, path.stat().st_size / 1e6

@@ -96,6 +96,15 @@ def test_custom_operators_with_their_attributes_and_shapes_come_back(tiny_bert_p
     assert helper.make_opsetid("somebody.else", 3) in again.opset_import
 
 
+def test_a_custom_domain_that_is_not_declared_is_read_as_version_1(tiny_bert_proto, tmp_path) -> None:
+    model = copy(tiny_bert_proto)
+    hidden = model.graph.output[0].name
+    model.graph.node.append(helper.make_node("QuickGelu", [hidden], ["final"], domain="com.microsoft"))
+    model.graph.output[0].name = "final"
+    path = saved(model, tmp_path)
+    assert helper.make_opsetid("com.microsoft", 1) in round_trip(path, tmp_path).opset_import
+
+
 def test_declared_output_shapes_stay(tiny_bert_proto, tmp_path) -> None:
     model = copy(tiny_bert_proto)
     dims = model.graph.output[0].type.tensor_type.shape.dim

@@ -76,11 +76,20 @@ def _parse(path: Path) -> onnx.ModelProto:
 
 
 def _normalise_domains(model: onnx.ModelProto) -> None:
-    """Write the standard domain as ``""``; ``ai.onnx`` means the same."""
+    """Write the standard domain as ``""`` (``ai.onnx`` means the same), and declare every domain in use.
+
+    ONNX Runtime's transformer optimizer uses ``com.microsoft`` without saying so, and its sessions take the
+    newest version then; its operators have had version 1 alone.
+    """
     for entry in model.opset_import:
         entry.domain = "" if entry.domain in STANDARD_DOMAINS else entry.domain
+    declared = {entry.domain for entry in model.opset_import}
+    functions = {function.domain for function in model.functions}
     for node in nodes(model):
         node.domain = "" if node.domain in STANDARD_DOMAINS else node.domain
+        if node.domain and node.domain not in declared | functions:
+            model.opset_import.append(onnx.helper.make_opsetid(node.domain, 1))
+            declared.add(node.domain)
 
 
 def _check_external(path: Path, tensor: onnx.TensorProto) -> None:
