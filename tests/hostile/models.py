@@ -240,7 +240,7 @@ REFUSED: dict[str, tuple[Change, int, str]] = {
     "two opsets": (_two_opsets, INVALID, "two versions"),
     "new IR": (_new_ir, UNSUPPORTED, "IR version 99"),
     "unknown operator": (_unknown_operator, INVALID, "no operator of opset 18"),
-    "undeclared domain": (_unknown_domain, INVALID, "operator set 'somebody.else'"),
+    "undeclared domain": (_unknown_domain, UNSUPPORTED, "ONNX Runtime refuses"),
     "custom operator that runs nowhere": (_runs_nowhere, UNSUPPORTED, "ONNX Runtime refuses"),
     "too few inputs": (_too_few_inputs, INVALID, "ONNX checker"),
     "sparse weight": (_sparse, UNSUPPORTED, "sparse"),
