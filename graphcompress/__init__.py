@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from graphcompress.base import Capabilities, Context, Exact, Lossy, Pass, Target
     from graphcompress.build import Build, optimize, session
+    from graphcompress.capturing.checkpoint import export
+    from graphcompress.capturing.module import capture
     from graphcompress.data.load import Samples, load_samples
     from graphcompress.model import Model
     from graphcompress.options import option
@@ -31,6 +33,8 @@ _HOME = {
     "Rewriter": "rewrite",
     "Samples": "data.samples",
     "Target": "base",
+    "capture": "capturing.module",
+    "export": "capturing.checkpoint",
     "load_samples": "data.load",
     "optimize": "build",
     "option": "options",
@@ -51,6 +55,8 @@ __all__ = [  # noqa: RUF022 - the two verbs first
     "Rewriter",
     "Samples",
     "Target",
+    "capture",
+    "export",
     "load_samples",
     "option",
     "session",

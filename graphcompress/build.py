@@ -24,6 +24,8 @@ from graphcompress.artifact.inputs import copy_tokenizer, folder_bytes, input_ha
 from graphcompress.artifact.manifest import manifest
 from graphcompress.artifact.recipe import RECIPE, Recipe
 from graphcompress.base import Context, Pass, Progress, Target, no_progress
+from graphcompress.capturing.checkpoint import is_checkpoint
+from graphcompress.capturing.source import open_model
 from graphcompress.data.load import Samples, load_samples
 from graphcompress.errors import InvalidModelError, UsageError
 from graphcompress.metrics import Metric, Score
@@ -51,6 +53,7 @@ class Build:
         lowering: what the target recorded.
         score_before, score_after: the task metric, when one was asked for.
         samples: on which the outputs were compared.
+        model: what the passes made of the model; ``model.path`` is the file of the one that came in.
     """
 
     output: Path
@@ -65,6 +68,7 @@ class Build:
     score_before: Score | None = None
     score_after: Score | None = None
     samples: Samples = field(default_factory=lambda: Samples([]), repr=False)
+    model: Model | None = field(default=None, repr=False)
 
 
 def optimize(
@@ -85,6 +89,8 @@ def optimize(
     on_record: Callable[[PassRecord], None] = lambda record: None,
 ) -> Build:
     """Compress ``model`` with ``passes``, lower it for ``target``, verify and write the artifact.
+
+    ``model`` is an ONNX file, a Hugging Face folder (or a name on its hub), or a loaded Model.
 
     ``simplify`` runs first unless the passes name it. ``data`` are calibration samples (a path or loaded
     samples), ``eval_data`` those of the task ``metric`` (``data`` without). ``output`` is by default
@@ -109,7 +115,7 @@ def optimize(
     refuse_existing(folder, overwrite=overwrite)
 
     with disk_errors():
-        loaded = model if isinstance(model, Model) else Model.load(model)
+        loaded = model if isinstance(model, Model) else open_model(model)
         recipe = Recipe(
             model=path_text(model),
             passes=str(pipeline),
@@ -141,7 +147,7 @@ def optimize(
             progress("lower", 0, 1)
             lowering = lowering_target.lower(loaded, stage, ctx)
             progress("lower", 1, 1)
-            copy_tokenizer(source, stage)
+            copy_tokenizer(loaded.path, stage)
             run = lowering_target.session(stage)
             result = Build(
                 output=folder,
@@ -156,6 +162,7 @@ def optimize(
                 score_before=before.score,
                 score_after=before.score_of(run),
                 samples=before.samples,
+                model=loaded,
             )
             (stage / RECIPE).write_text(recipe.to_toml(), encoding="utf-8")
             (stage / report.REPORT).write_text(report.markdown(result), encoding="utf-8")
@@ -216,13 +223,13 @@ def session(path: str | Path) -> Run:
 
 
 def model_file(path: str | Path) -> Path:
-    """The ONNX file of an artifact, or ``path`` itself.
+    """The ONNX file of an artifact, or ``path`` itself (also when it is a checkpoint).
 
     Raises:
         UsageError: the folder is not an artifact, or has no ONNX file.
     """
     path = Path(path)
-    if not path.is_dir():
+    if not path.is_dir() or is_checkpoint(path):
         return path
     names = sorted(name for name in read_manifest(path)["files"] if name.endswith(".onnx"))
     if not names:

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from graphcompress.commands import bench, inspect, listing, optimize, verify
+from graphcompress.commands import bench, export, inspect, listing, optimize, verify
 
 EXIT_CODES = """\
 Exit codes: 0 done · 1 unexpected error · 2 usage · 3 contract or coverage broken · 4 model not supported ·
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 for command in (
     optimize.optimize,
+    export.export,
     inspect.inspect,
     bench.bench,
     verify.verify,

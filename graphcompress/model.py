@@ -114,6 +114,10 @@ class Model:
         """A tensor of ``array``, kept in scratch on disk (small ones in memory)."""
         return self._scratch.store(array, dtype)
 
+    def own(self, folder: Path) -> None:
+        """Delete ``folder``, where weights of this model may lie, when it and its copies are gone."""
+        self._scratch.own(folder)
+
     def release(self) -> None:
         """Unmap the weights that were read from disk; they are mapped again when touched."""
         for value in self.initializers():

@@ -44,10 +44,14 @@ class Scratch:
             file.name, 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(array.shape), name="", base_dir=folder
         )
 
+    def own(self, folder: Path) -> None:
+        """Delete ``folder`` when the last model that uses this scratch is gone."""
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+
     def _made(self) -> Path:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="graphcompress-"))
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+            self.own(self._folder)
         return self._folder
 
 

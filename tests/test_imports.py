@@ -115,12 +115,13 @@ def test_numerics_know_no_graph(module: str) -> None:
 
 
 LAYERS = (
-    ("errors", "numerics"),
+    ("errors", "extras", "numerics"),
     ("options", "reading", "scratch", "model", "base", "registry", "runtime"),
     ("expressions", "analysis", "rewrite", "data", "calibrate", "measure"),
     ("forms", "kronecker_forms", "pruning", "quantisation", "rules"),
     (
         "artifact",
+        "capturing",
         "metrics",
         "support",
         "verify",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    model: Annotated[Path, typer.Argument(help="ONNX file or artifact.")],
+    model: Annotated[Path, typer.Argument(help="ONNX file, artifact or Hugging Face folder.")],
     passes: Annotated[
         str | None,
         typer.Option(
@@ -35,14 +35,14 @@ def inspect(
     from graphcompress.artifact.manifest import rounded
     from graphcompress.base import Context
     from graphcompress.build import model_file, parse_target
+    from graphcompress.capturing.source import open_model
     from graphcompress.data.load import load_samples
     from graphcompress.inspection import inspect as look
-    from graphcompress.model import Model
     from graphcompress.pipeline import Pipeline
 
     steps = None if passes is None else () if passes == "none" else Pipeline.parse(passes).passes
     with progress_bars() as progress:
-        loaded = Model.load(model_file(model))
+        loaded = open_model(model_file(model))
         samples = load_samples(data, loaded, tokenizer=tokenizer) if data else None
         ctx = Context(samples, parse_target(target).capabilities, seed, progress)
         found = look(loaded, steps, ctx=ctx, progress=progress)

@@ -22,7 +22,9 @@ DEFAULT_PASSES = "simplify,int8"
 
 
 def optimize(
-    model: Annotated[Path | None, typer.Argument(help="ONNX file; may be left out with --recipe.")] = None,
+    model: Annotated[
+        Path | None, typer.Argument(help="ONNX file or Hugging Face folder; may be left out with --recipe.")
+    ] = None,
     passes: Annotated[
         str | None,
         typer.Option(
@@ -168,7 +170,8 @@ def _bench(wanted: Recipe, build: Build, progress: Progress) -> list[ShapeResult
     from graphcompress.bench import bench
     from graphcompress.build import session
 
-    contenders = {"before": session(wanted.model or ""), "after": session(build.output)}
+    read = build.model.path if build.model else None
+    contenders = {"before": session(read or wanted.model or ""), "after": session(build.output)}
     return bench(contenders, build.samples, progress=progress)
 
 

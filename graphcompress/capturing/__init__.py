@@ -1,0 +1,1 @@
+"""The front door: PyTorch modules and Hugging Face checkpoints become ONNX models."""

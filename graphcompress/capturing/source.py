@@ -1,0 +1,45 @@
+"""What a user may name as a model: an ONNX file, or a Hugging Face checkpoint that is captured first."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from graphcompress.capturing.checkpoint import export, is_checkpoint
+from graphcompress.model import Model
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def open_model(source: str | Path) -> Model:
+    """The Model of an ONNX file, of a Hugging Face folder, or of a name on its hub.
+
+    A checkpoint is exported with the defaults of ``graphcompress export`` to a temporary folder, which lives
+    as long as the model; its tokenizer lies beside the file.
+
+    Raises:
+        GraphCompressError: as :meth:`Model.load` and :func:`graphcompress.capturing.checkpoint.export`.
+    """
+    if not is_checkpoint(source) and not is_hub_name(source):
+        return Model.load(source)
+    folder = Path(tempfile.mkdtemp(prefix="graphcompress-"))
+    try:
+        model = Model.load(export(source, folder / "model.onnx"))
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    model.own(folder)
+    return model
+
+
+def is_hub_name(source: str | Path) -> bool:
+    """Whether ``source`` can only be ``owner/name`` on the hub: nothing here has that name or that folder."""
+    path = Path(source)
+    return (
+        _HUB_NAME.fullmatch(path.as_posix()) is not None
+        and path.suffix != ".onnx"
+        and not path.exists()
+        and not path.parent.is_dir()
+    )
