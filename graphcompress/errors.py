@@ -22,6 +22,12 @@ class UsageError(GraphCompressError, ValueError):
     exit_code = 2
 
 
+class MissingExtraError(GraphCompressError, ImportError):
+    """A part of the package that needs an optional dependency, which is not installed."""
+
+    exit_code = 2
+
+
 class ContractError(GraphCompressError):
     """A pass changed the outputs by more than it promised."""
 

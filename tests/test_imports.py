@@ -129,7 +129,7 @@ LAYERS = (
         "report",
         "build",
     ),
-    ("bench", "inspection", "reference"),
+    ("bench", "inspection", "reference", "fx"),
 )
 """Modules import their own layer and the ones above it only."""
 
@@ -154,6 +154,12 @@ def test_starting_up_loads_nothing_heavy(module: str) -> None:
     for name in (module, *reached(module, top_level_only=True)):
         loaded = {found.partition(".")[0] for found in imports(modules()[name], top_level_only=True)}
         assert not loaded & HEAVY, name
+
+
+def test_only_what_trains_or_captures_imports_torch() -> None:
+    allowed = set(within("graphcompress.fx", "graphcompress.capture", "graphcompress.distil"))
+    for module in set(modules()) - allowed:
+        assert "torch" not in {name.partition(".")[0] for name in imports(modules()[module])}, module
 
 
 def test_every_capability_of_a_target_is_read() -> None:

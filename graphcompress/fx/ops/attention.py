@@ -1,0 +1,87 @@
+"""Attention and rotary positions, operators since opset 23."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from torch import fx
+from torch.nn import functional
+
+from graphcompress.fx.attention import attention, rotary
+from graphcompress.fx.builder import Builder, Operand
+from graphcompress.fx.ops.table import operator
+
+
+@operator("Attention")
+def attention_(builder: Builder, node: ir.Node) -> Operand | tuple[Operand | None, ...]:
+    """softmax(scale · q · kᵀ + mask) · v; with caches, soft caps and scores as outputs on request."""
+    if builder.optional(node, 6) is not None:
+        builder.refuse(node, "a number of valid keys per sample (nonpad_kv_seqlen)")
+    q, k, v = (builder.tensor(value) for value in node.inputs[:3])
+    extra = [builder.optional(node, index) for index in (3, 4, 5)]
+    mask, past_key, past_value = (None if value is None else builder.tensor(value) for value in extra)
+    heads = (node.attributes.get_int("q_num_heads", 0), node.attributes.get_int("kv_num_heads", 0))
+    scale = node.attributes.get_float("scale", 0.0) or None
+    causal = bool(node.attributes.get_int("is_causal", 0))
+    capped = node.attributes.get_float("softcap", 0.0)
+    if past_key is None and len(node.outputs) == 1 and not capped:
+        return _plain(builder, node, (q, k, v), heads, mask=mask, scale=scale, causal=causal)
+    parts = builder.call(
+        attention,
+        q, k, v, mask, past_key, past_value,
+        heads=heads,
+        scale=scale,
+        causal=causal,
+        softcap=capped,
+        scores_after=node.attributes.get_int("qk_matmul_output_mode", 0),
+    )  # fmt: skip
+    return tuple(builder.item(parts, index) for index in range(len(node.outputs)))
+
+
+def _plain(
+    builder: Builder,
+    node: ir.Node,
+    operands: tuple[fx.Node, ...],
+    heads: tuple[int, int],
+    *,
+    mask: fx.Node | None,
+    scale: float | None,
+    causal: bool,
+) -> fx.Node:
+    """One call of PyTorch's attention, with heads split and merged around it."""
+    packed = builder.rank(node.inputs[0], node) == 3
+    counts = (heads[0], heads[1], heads[1]) if packed else _heads(builder, node)
+    if packed:
+        operands = tuple(
+            builder.method("transpose", builder.method("unflatten", x, -1, (count, -1)), 1, 2)
+            for x, count in zip(operands, counts, strict=True)
+        )
+    options: dict[str, object] = {"attn_mask": mask, "is_causal": causal and mask is None, "scale": scale}
+    if causal and mask is not None:
+        parts = builder.call(attention, *operands, mask, heads=heads, scale=scale, causal=True)
+        made = builder.item(parts, 0)
+    else:
+        grouped = {"enable_gqa": True} if counts[0] != counts[1] else {}
+        given = {name: value for name, value in options.items() if value not in (None, False)}
+        made = builder.call(functional.scaled_dot_product_attention, *operands, **given, **grouped)
+    return builder.method("flatten", builder.method("transpose", made, 1, 2), 2) if packed else made
+
+
+def _heads(builder: Builder, node: ir.Node) -> tuple[object, ...]:
+    return tuple(builder.size(value, 1) for value in node.inputs[:3] if value is not None)
+
+
+@operator("RotaryEmbedding")
+def rotary_embedding(builder: Builder, node: ir.Node) -> Operand:
+    """Queries or keys rotated by angles of their positions."""
+    x, cos, sin = (builder.tensor(value) for value in node.inputs[:3])
+    positions = builder.optional(node, 3)
+    return builder.call(
+        rotary,
+        x,
+        cos,
+        sin,
+        None if positions is None else builder.tensor(positions),
+        heads=node.attributes.get_int("num_heads", 0),
+        width=node.attributes.get_int("rotary_embedding_dim", 0),
+        interleaved=bool(node.attributes.get_int("interleaved", 0)),
+    )

@@ -1,0 +1,342 @@
+"""Operators that act on each element: arithmetic, comparisons, activations, types."""
+
+from __future__ import annotations
+
+import operator as op
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import fx
+from torch.nn import functional
+
+from graphcompress.fx import sizes
+from graphcompress.fx.builder import Builder, Operand
+from graphcompress.fx.ops.table import operator
+from graphcompress.fx.types import compute_type
+
+_UNARY: dict[str, Callable[..., Any]] = {
+    "Abs": torch.abs,
+    "Acos": torch.acos,
+    "Acosh": torch.acosh,
+    "Asin": torch.asin,
+    "Asinh": torch.asinh,
+    "Atan": torch.atan,
+    "Atanh": torch.atanh,
+    "BitwiseNot": torch.bitwise_not,
+    "Ceil": torch.ceil,
+    "Cos": torch.cos,
+    "Cosh": torch.cosh,
+    "Erf": torch.erf,
+    "Exp": torch.exp,
+    "Floor": torch.floor,
+    "HardSwish": functional.hardswish,
+    "IsNaN": torch.isnan,
+    "Log": torch.log,
+    "Mish": functional.mish,
+    "Neg": op.neg,
+    "Not": torch.logical_not,
+    "Reciprocal": torch.reciprocal,
+    "Relu": functional.relu,
+    "Round": torch.round,
+    "Sigmoid": torch.sigmoid,
+    "Sign": torch.sign,
+    "Sin": torch.sin,
+    "Sinh": torch.sinh,
+    "Softsign": functional.softsign,
+    "Sqrt": torch.sqrt,
+    "Tan": torch.tan,
+    "Tanh": torch.tanh,
+}
+
+_BINARY: dict[str, Callable[..., Any]] = {
+    "Add": op.add,
+    "And": torch.logical_and,
+    "BitwiseAnd": op.and_,
+    "BitwiseOr": op.or_,
+    "BitwiseXor": op.xor,
+    "Equal": op.eq,
+    "Greater": op.gt,
+    "GreaterOrEqual": op.ge,
+    "Less": op.lt,
+    "LessOrEqual": op.le,
+    "Mul": op.mul,
+    "Or": torch.logical_or,
+    "Sub": op.sub,
+    "Xor": torch.logical_xor,
+}
+
+_TENSORS_ONLY = frozenset({"And", "Or", "Xor"})
+
+
+@operator(*_UNARY)
+def unary(builder: Builder, node: ir.Node) -> Operand:
+    """One operand, one function."""
+    if node.op_type in sizes.FUNCTIONS and (found := _numbers(builder, node)) is not None:
+        return found
+    return builder.call(_UNARY[node.op_type], builder.tensor(node.inputs[0]))
+
+
+@operator(*_BINARY)
+def binary(builder: Builder, node: ir.Node) -> Operand:
+    """Two operands that broadcast; sizes of tensors stay Python numbers."""
+    if node.op_type in sizes.FUNCTIONS and (found := _numbers(builder, node)) is not None:
+        return found
+    left, right = operands(builder, node, numbers=node.op_type not in _TENSORS_ONLY)
+    return builder.call(_BINARY[node.op_type], left, right)
+
+
+def operands(
+    builder: Builder, node: ir.Node, *, numbers: bool = True
+) -> tuple[fx.Node | float, fx.Node | float]:
+    """Both operands of ``node``; at most one is a plain number."""
+    first, second = node.inputs[:2]
+    if not numbers:
+        return builder.tensor(first), builder.tensor(second)
+    left, right = builder.operand(first), builder.operand(second)
+    if not _is_tensor(builder, first, left) and not _is_tensor(builder, second, right):
+        left = builder.tensor(first)
+    return left, right
+
+
+def _is_tensor(builder: Builder, value: ir.Value | None, operand: fx.Node | float) -> bool:
+    return isinstance(operand, fx.Node) and builder.sizes(value) is None
+
+
+@operator("Div")
+def div(builder: Builder, node: ir.Node) -> Operand:
+    """Division; integers are rounded towards zero."""
+    found = _numbers(builder, node)
+    if found is not None:
+        return found
+    left, right = operands(builder, node)
+    if _is_integer(node.inputs[0]) and node.inputs[0] not in builder.quantised:
+        return builder.call(torch.div, builder.tensor(node.inputs[0]), right, rounding_mode="trunc")
+    return builder.call(op.truediv, left, right)
+
+
+@operator("Mod")
+def mod(builder: Builder, node: ir.Node) -> Operand:
+    """Remainder with the sign of the divisor, or of the dividend with ``fmod``."""
+    found = _numbers(builder, node) if not node.attributes.get_int("fmod", 0) else None
+    if found is not None:
+        return found
+    left, right = builder.tensor(node.inputs[0]), builder.operand(node.inputs[1])
+    return builder.call(torch.fmod if node.attributes.get_int("fmod", 0) else torch.remainder, left, right)
+
+
+@operator("Pow")
+def power(builder: Builder, node: ir.Node) -> Operand:
+    """Power, in the type of the base."""
+    left, right = operands(builder, node)
+    if isinstance(right, float) and right.is_integer() and not _is_integer(node.inputs[0]):
+        return builder.call(op.pow, left, int(right))
+    made = builder.call(op.pow, left, right)
+    base, exponent = node.inputs
+    if base is None or exponent is None or base.dtype == exponent.dtype:
+        return made
+    return builder.method("to", made, compute_type(base.dtype))
+
+
+@operator("Max", "Min")
+def extreme(builder: Builder, node: ir.Node) -> Operand:
+    """Largest or smallest of any number of operands that broadcast."""
+    found = _numbers(builder, node)
+    if found is not None:
+        return found
+    function = torch.maximum if node.op_type == "Max" else torch.minimum
+    return reduce(lambda a, b: builder.call(function, a, b), map(builder.tensor, node.inputs))
+
+
+@operator("Sum", "Mean")
+def total(builder: Builder, node: ir.Node) -> Operand:
+    """Sum or mean of any number of operands that broadcast."""
+    made = reduce(lambda a, b: builder.call(op.add, a, b), map(builder.tensor, node.inputs))
+    return made if node.op_type == "Sum" else builder.call(op.truediv, made, len(node.inputs))
+
+
+@operator("Where")
+def where(builder: Builder, node: ir.Node) -> Operand:
+    """One of two operands, by a condition."""
+    found = _numbers(builder, node)
+    if found is not None:
+        return found
+    condition = builder.tensor(node.inputs[0])
+    then, otherwise = builder.operand(node.inputs[1]), builder.operand(node.inputs[2])
+    are_numbers = not isinstance(then, fx.Node) and not isinstance(otherwise, fx.Node)
+    if are_numbers and node.outputs[0].dtype != ir.DataType.FLOAT:
+        then = builder.tensor(node.inputs[1])
+    return builder.call(torch.where, condition, then, otherwise)
+
+
+@operator("Clip")
+def clip(builder: Builder, node: ir.Node) -> Operand:
+    """Values limited from below, from above or both."""
+    x = builder.tensor(node.inputs[0])
+    limits = [builder.optional(node, index) for index in (1, 2)]
+    low, high = (None if limit is None else builder.operand(limit) for limit in limits)
+    if low is None and high is None:
+        return x
+    if isinstance(low, fx.Node) != isinstance(high, fx.Node):
+        low, high = (None if limit is None else builder.tensor(limit) for limit in limits)
+    return builder.call(torch.clamp, x, low, high)
+
+
+_INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
+
+
+@operator("Cast")
+def cast(builder: Builder, node: ir.Node) -> Operand:
+    """Another data type; float16 and bfloat16 are computed in float32."""
+    return _cast(builder, node, ir.DataType(node.attributes.get_int("to")))
+
+
+@operator("CastLike")
+def cast_like(builder: Builder, node: ir.Node) -> Operand:
+    """The data type of another value."""
+    other = node.inputs[1]
+    if other is None or other.dtype is None:
+        builder.refuse(node, "the type to cast to is not known")
+    return _cast(builder, node, other.dtype)
+
+
+def _cast(builder: Builder, node: ir.Node, dtype: ir.DataType) -> Operand:
+    source = node.inputs[0]
+    target = compute_type(dtype)
+    if target is None:
+        builder.refuse(node, f"torch has no type {dtype}")
+    found = builder.sizes(source)
+    if found is not None and found.dtype in _INTEGERS and dtype in _INTEGERS:
+        return sizes.Sizes(found.items, found.scalar, dtype)
+    x = builder.tensor(source)
+    same = source is not None and source.dtype is not None and compute_type(source.dtype) == target
+    if same and source not in builder.quantised:
+        return x
+    if source in builder.quantised and target == torch.float32:
+        return x
+    return builder.method("to", x, target)
+
+
+@operator("Identity", "Dropout")
+def identity(builder: Builder, node: ir.Node) -> Operand | tuple[Operand | None, ...]:
+    """The operand itself: dropout is for training as the exporter knew it, and does nothing here."""
+    found = builder.sizes(node.inputs[0])
+    made = builder.tensor(node.inputs[0]) if found is None else found
+    if len(node.outputs) == 1:
+        return made
+    return made, builder.call(torch.ones_like, builder.tensor(node.inputs[0]), dtype=torch.bool)
+
+
+@operator("Gelu")
+def gelu(builder: Builder, node: ir.Node) -> Operand:
+    """X · Φ(x), or its approximation by tanh."""
+    x = builder.tensor(node.inputs[0])
+    if node.attributes.get_string("approximate", "none") == "tanh":
+        return builder.call(functional.gelu, x, approximate="tanh")
+    return builder.call(functional.gelu, x)
+
+
+@operator("Softplus", "Elu", "Celu", "Selu", "LeakyRelu", "ThresholdedRelu", "HardSigmoid", "Shrink", "Swish")
+def activation(builder: Builder, node: ir.Node) -> Operand:
+    """Activations with parameters of their own."""
+    return _ACTIVATIONS[node.op_type](builder, node, builder.tensor(node.inputs[0]))
+
+
+def _elu(builder: Builder, node: ir.Node, x: fx.Node) -> fx.Node:
+    return builder.call(functional.elu, x, _float(node, "alpha", 1.0))
+
+
+def _celu(builder: Builder, node: ir.Node, x: fx.Node) -> fx.Node:
+    return builder.call(functional.celu, x, _float(node, "alpha", 1.0))
+
+
+def _selu(builder: Builder, node: ir.Node, x: fx.Node) -> fx.Node:
+    alpha = _float(node, "alpha", 1.6732632423543772)
+    scaled = builder.call(functional.elu, x, alpha)
+    return builder.call(op.mul, scaled, _float(node, "gamma", 1.0507009873554805))
+
+
+def _leaky_relu(builder: Builder, node: ir.Node, x: fx.Node) -> fx.Node:
+    return builder.call(functional.leaky_relu, x, _float(node, "alpha", 0.01))
+
+
+def _thresholded_relu(builder: Builder, node: ir.Node, x: fx.Node) -> fx.Node:
+    return builder.call(functional.threshold, x, _float(node, "alpha", 1.0), 0.0)
+
+
+def _hard_sigmoid(builder: Builder, node: ir.Node, x: fx.Node) -> fx.Node:
+    scaled = builder.call(op.mul, x, _float(node, "alpha", 0.2))
+    return builder.call(torch.clamp, builder.call(op.add, scaled, _float(node, "beta", 0.5)), 0, 1)
+
+
+def _shrink(builder: Builder, node: ir.Node, x: fx.Node) -> fx.Node:
+    lambd, bias = _float(node, "lambd", 0.5), _float(node, "bias", 0.0)
+    above = builder.call(torch.where, builder.call(op.gt, x, lambd), builder.call(op.sub, x, bias), 0.0)
+    return builder.call(torch.where, builder.call(op.lt, x, -lambd), builder.call(op.add, x, bias), above)
+
+
+def _swish(builder: Builder, node: ir.Node, x: fx.Node) -> fx.Node:
+    alpha = _float(node, "alpha", 1.0)
+    if alpha == 1.0:
+        return builder.call(functional.silu, x)
+    return builder.call(op.mul, x, builder.call(torch.sigmoid, builder.call(op.mul, x, alpha)))
+
+
+_ACTIVATIONS: dict[str, Callable[[Builder, ir.Node, fx.Node], fx.Node]] = {
+    "Celu": _celu,
+    "Elu": _elu,
+    "HardSigmoid": _hard_sigmoid,
+    "LeakyRelu": _leaky_relu,
+    "Selu": _selu,
+    "Shrink": _shrink,
+    "Softplus": lambda builder, node, x: builder.call(functional.softplus, x),
+    "Swish": _swish,
+    "ThresholdedRelu": _thresholded_relu,
+}
+
+
+@operator("PRelu")
+def prelu(builder: Builder, node: ir.Node) -> Operand:
+    """X where it is positive, a slope times x elsewhere."""
+    x, slope = builder.tensor(node.inputs[0]), builder.tensor(node.inputs[1])
+    return builder.call(torch.where, builder.call(op.ge, x, 0), x, builder.call(op.mul, x, slope))
+
+
+@operator("IsInf")
+def is_inf(builder: Builder, node: ir.Node) -> Operand:
+    """Whether a value is infinite, of either sign or of one."""
+    x = builder.tensor(node.inputs[0])
+    positive, negative = (node.attributes.get_int(f"detect_{sign}", 1) for sign in ("positive", "negative"))
+    if positive and negative:
+        return builder.call(torch.isinf, x)
+    if not positive and not negative:
+        return builder.call(torch.zeros_like, x, dtype=torch.bool)
+    return builder.call(torch.isposinf if positive else torch.isneginf, x)
+
+
+@operator("BitShift")
+def bit_shift(builder: Builder, node: ir.Node) -> Operand:
+    """Bits moved left or right."""
+    left, right = builder.tensor(node.inputs[0]), builder.tensor(node.inputs[1])
+    is_left = node.attributes.get_string("direction", "LEFT") == "LEFT"
+    return builder.call(op.lshift if is_left else op.rshift, left, right)
+
+
+def _float(node: ir.Node, name: str, default: float) -> float:
+    number: float = node.attributes.get_float(name, default)
+    return number
+
+
+def _is_integer(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype is not None and value.dtype.is_integer()
+
+
+def _numbers(builder: Builder, node: ir.Node) -> sizes.Sizes | None:
+    """The result as Python numbers, when all operands are such and not all are stored tables."""
+    found = [builder.sizes(value) for value in node.inputs]
+    known = [item for item in found if item is not None]
+    if len(known) < len(found) or node.outputs[0].dtype is None:
+        return None
+    return sizes.elementwise(builder.graph, node.op_type, known, node.outputs[0].dtype)

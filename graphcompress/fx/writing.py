@@ -1,0 +1,71 @@
+"""Trained values go back into the ONNX graph that they came from."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import fx
+
+from graphcompress.base import Context
+from graphcompress.errors import UsageError
+from graphcompress.fx.functional import quantise
+from graphcompress.fx.stored import Form
+from graphcompress.model import Model
+from graphcompress.rewrite import Rewriter
+
+
+def write_back(module: fx.GraphModule, model: Model) -> None:
+    """Put the parameters of ``module``, made by :func:`graphcompress.fx.to_fx`, into ``model``.
+
+    Integer weights are quantised again with their scale, half precision is rounded again. What did not change
+    is not touched: without training, the saved file is the same byte by byte.
+
+    Raises:
+        UsageError: ``model`` is not the one that ``module`` was made from: an initializer is missing or has
+            another shape.
+    """
+    forms: dict[str, Form] = module.meta["forms"]
+    rw = Rewriter(model, Context())
+    arrays = []
+    for path, form in forms.items():
+        value = model.graph.initializers.get(form.initializer)
+        array = _stored(module, path, form)
+        if (
+            value is None
+            or value.const_value is None
+            or tuple(value.const_value.shape.numpy()) != array.shape
+        ):
+            raise UsageError(
+                f"the module's parameter {path!r} does not fit the model: its initializer "
+                f"{form.initializer!r} is missing or not {list(array.shape)}; write back into the model that "
+                "to_fx was called with"
+            )
+        arrays.append((value, array))
+    for value, array in arrays:
+        _overwrite(rw, value, array)
+
+
+def _overwrite(rw: Rewriter, value: ir.Value, array: np.ndarray) -> None:
+    if value.const_value is None or value.dtype is None:
+        return
+    new = array.astype(value.dtype.numpy())
+    if new.tobytes() != value.const_value.numpy().tobytes():
+        rw.overwrite(value, new)
+
+
+def _stored(module: fx.GraphModule, path: str, form: Form) -> np.ndarray:
+    """The numbers of a parameter, as the ONNX graph stores them."""
+    tensor = module.get_parameter(path).detach().cpu()
+    if form.kind != "integer":
+        return tensor.numpy()
+    scale = _tensor(module, form.scale)
+    zero_point = _tensor(module, form.zero_point) if form.zero_point else 0
+    with torch.no_grad():
+        return quantise(tensor, scale, zero_point, form.lower, form.upper, form.axis).numpy()
+
+
+def _tensor(module: fx.GraphModule, path: str) -> torch.Tensor:
+    folder, _, leaf = path.rpartition(".")
+    found: torch.Tensor = getattr(module.get_submodule(folder), leaf)
+    return found.detach().cpu()
