@@ -1,6 +1,7 @@
 # make demo   exports a real model, compresses it and prints what happened
 # make test   style, types, tests
 # make docs   writes docs/passes.md and docs/targets.md anew
+# make matrix runs every architecture, exporter and check, and writes docs/support.md; about an hour, goes on when stopped
 # All of them set up .venv by themselves; Python 3.11 or newer is all they need.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ PIP     = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constr
 # On Linux, PyPI's torch brings 2 GB of CUDA along; this index has the small CPU build of the same version.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test docs clean
+.PHONY: demo test docs matrix clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python examples/demo.py
@@ -23,6 +24,9 @@ test: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m graphcompress.reference docs
+
+matrix: $(VENV)/.installed-dev
+	PYTHONPATH=tests $(BIN)/python -W ignore -m matrix --page docs/support.md $(MATRIX)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("graphcompress needs Python 3.11 or newer; try: make PYTHON=python3.11")'
@@ -45,4 +49,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed-torch
 	touch $@
 
 clean:
-	rm -rf demo-output build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf demo-output .matrix build dist .mypy_cache .ruff_cache .pytest_cache

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import texts
+from cutting import TOLERANCE, narrowed, some_of, zeroed
 from hypothesis import given
 
 from graphcompress.analysis.atoms.unify import Atoms
@@ -21,12 +22,6 @@ from graphcompress.model import Model
 from graphcompress.pruning.cut import cut
 from graphcompress.rewrite import Rewriter
 
-TOLERANCE = 1e-5
-"""Of the output's range: zeroed and cut differ by the order of additions alone."""
-
-Keeps = Mapping[str, np.ndarray]
-
-
 # ---- oracle: zeroing a unit everywhere equals cutting it
 
 
@@ -35,40 +30,6 @@ def kinds(model: Model) -> dict[tuple[str, int], int]:
     for group in couplings(model):
         counts[group.kind, group.size] = counts.get((group.kind, group.size), 0) + 1
     return counts
-
-
-def some_of(groups: list[Group], seed: int = 0) -> dict[str, np.ndarray]:
-    """A random mask for every group: at least one unit stays and at least one goes."""
-    rng = np.random.default_rng(seed)
-    keeps = {}
-    for group in groups:
-        keep = rng.random(group.size) < 0.6
-        stays, goes = rng.choice(group.size, 2, replace=False)
-        keep[stays], keep[goes] = True, False
-        keeps[group.name] = keep
-    return keeps
-
-
-def zeroed(model: Model, keeps: Keeps) -> Model:
-    twin = model.clone()
-    for group in couplings(twin):
-        if group.name not in keeps:
-            continue
-        for part in group.slices:
-            for node, index in part.uses:
-                array = node.inputs[index].const_value.numpy().copy()
-                gone = (part.units >= 0) & ~keeps[group.name][part.units]
-                array[(slice(None),) * part.axis + (gone,)] = 0
-                node.replace_input_with(index, Rewriter(twin, Context()).constant(array, "zeroed"))
-    return twin
-
-
-def narrowed(model: Model, keeps: Keeps) -> Model:
-    twin = model.clone()
-    groups = {group.name: group for group in couplings(twin)}
-    with Rewriter(twin, Context()) as rw:
-        cut(rw, {groups[name]: keep for name, keep in keeps.items()})
-    return twin
 
 
 def outputs(model: Model, feed: Mapping[str, np.ndarray], folder: Path) -> np.ndarray:
@@ -259,6 +220,7 @@ def test_reshape_target(before, after, expected):
         ("batch*sequence", Size(1, ("batch", "sequence"))),
         ("2*(sequence + 1)", Size(2, ("sequence + 1",))),
         ("sequence + 1", Size(1, ("sequence + 1",))),
+        ("sequence + past", Size(1, ("past + sequence",))),
         ("Min(512, 2*n)", Size(1, ("Min(512, 2*n)",))),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import texts
 import tokenizers
 from bert import Bert
 from hypothesis import given
@@ -225,3 +226,23 @@ def test_a_sample_longer_than_a_fixed_size_is_refused(tmp_path) -> None:
     onnx.save(proto, tmp_path / "fixed.onnx")
     with pytest.raises(DataError, match=r"row 2 has shape \[5\], input 'input_ids' takes at most 4"):
         load_samples(write_rows(tmp_path / "rows.jsonl"), Model.load(tmp_path / "fixed.onnx"))
+
+
+WITH_PAST = """
+g (float[batch, 2, past, 8] past_key_values, float[batch, 2, sequence, 8] new, int64[batch, total] attention_mask)
+  => (float[batch, 2, joined, 8] present)
+{
+  joined = Concat <axis = 2> (past_key_values, new)
+  mask = Cast <to = 1> (attention_mask)
+  axes = Constant <value = int64[2] {1, 3}> ()
+  column = Unsqueeze (mask, axes)
+  present = Mul (joined, column)
+}
+"""
+
+
+def test_synthetic_masks_reach_over_past_and_new_tokens():
+    model = texts.model_of(WITH_PAST)
+    sample = synthetic_samples(model, length=20).feeds[0]
+    shapes = {name: array.shape for name, array in sample.items()}
+    assert shapes == {"past_key_values": (2, 10, 8), "new": (2, 10, 8), "attention_mask": (20,)}

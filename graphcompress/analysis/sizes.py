@@ -61,7 +61,7 @@ def size_of(dim: int | ir.SymbolicDim) -> Size:
 def _parse(text: str) -> Size:
     factors = _factors(text)
     if factors is None:
-        return Size(1, (text,))
+        return Size(1, (str(ir.SymbolicDim(text).simplify()),))  # a + b is b + a
     number, symbols = 1, []
     for factor in factors:
         if factor.isdigit():

@@ -1,4 +1,4 @@
-"""How long a sample a model can take: as many tokens as it has positions."""
+"""How long a sample a model can take, and how its lengths hang together."""
 
 from __future__ import annotations
 
@@ -21,6 +21,22 @@ def longest_sample(model: Model) -> int | None:
     """
     limits = [limit for table in embeddings(model) if (limit := _limit(table)) is not None]
     return min(limits, default=None)
+
+
+def total_length(model: Model) -> ir.SymbolicDim | None:
+    """The length of past and new tokens together, where the graph joins an input (past keys) with new ones.
+
+    None without such an input, or where inputs of different lengths are joined.
+    """
+    found = {}
+    for node in model.graph:
+        if node.op_type != "Concat" or node.domain or node.outputs[0].shape is None:
+            continue
+        dim = node.outputs[0].shape[node.attributes.get_int("axis", 0)]
+        joined = [value for value in node.inputs if value is not None and value.is_graph_input()]
+        if joined and isinstance(dim, ir.SymbolicDim) and dim.value is not None:
+            found[str(dim.simplify())] = dim
+    return next(iter(found.values())) if len(found) == 1 else None
 
 
 def _limit(table: Embedding) -> int | None:

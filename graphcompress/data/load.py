@@ -12,7 +12,7 @@ import onnx_ir as ir
 import tokenizers
 
 from graphcompress.analysis.linears import embeddings
-from graphcompress.data.lengths import longest_sample
+from graphcompress.data.lengths import longest_sample, total_length
 from graphcompress.data.samples import Sample, Samples
 from graphcompress.data.tables import read_columns
 from graphcompress.errors import DataError
@@ -64,19 +64,24 @@ def load_samples(
 def synthetic_samples(model: Model, *, count: int = 8, length: int = 24, seed: int = 0) -> Samples:
     """Made-up samples that fit the model: random token ids, masks of ones, normal floats.
 
-    The longest has ``length`` tokens, or as many as the model has positions when that is less.
+    The longest has ``length`` tokens, or as many as the model has positions when that is less. A model that
+    reads past keys and values gets as many past tokens as new ones, and a mask over both.
 
     Enough to compare two forms of one model; no substitute for data when activations are calibrated.
     """
     rng = np.random.default_rng(seed)
-    length = min(length, longest_sample(model) or length)
+    length, total = min(length, longest_sample(model) or length), total_length(model)
+    joined: dict[str, ir.SymbolicDim] = {}
+    if total is not None:
+        length = max(1, length // 2)
+        joined = dict.fromkeys(_lengths_of_one_mask(model), total)
     rows = {id(item.indices): item.rows for item in embeddings(model)}
     feeds = []
     for index in range(count):
         size = max(2, length - 2 * (index % 8))
         feeds.append(
             {
-                name: _synthetic(value, rows.get(id(value)), size, rng)
+                name: _synthetic(value, _sizes(value, size, joined), rows.get(id(value)), rng)
                 for name, value in _inputs(model).items()
             }
         )
@@ -90,8 +95,32 @@ def _inputs(model: Model) -> dict[str, ir.Value]:
     }
 
 
-def _synthetic(value: ir.Value, rows: int | None, length: int, rng: np.random.Generator) -> np.ndarray:
-    shape = [dim if isinstance(dim, int) else length for dim in list(value.shape or [])[1:]]
+def _lengths_of_one_mask(model: Model) -> list[str]:
+    """Symbols of lengths that one mask has and no other input: the name an exporter gave to past and new."""
+    found: dict[str, list[str]] = {}
+    for value in model.graph.inputs:
+        for dim in value.shape or ():
+            if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
+                found.setdefault(str(dim), []).append((value.name or "").lower())
+    return [symbol for symbol, names in found.items() if len(names) == 1 and "mask" in names[0]]
+
+
+def _sizes(value: ir.Value, length: int, joined: Mapping[str, ir.SymbolicDim]) -> list[int]:
+    """Sizes without the batch: every symbol is ``length``, an expression of symbols what it gives."""
+    return [
+        dim if isinstance(dim, int) else _evaluated(joined.get(str(dim), dim), length)
+        for dim in list(value.shape or [])[1:]
+    ]
+
+
+def _evaluated(dim: ir.SymbolicDim, length: int) -> int:
+    size = dim.evaluate(dict.fromkeys(dim.free_symbols(), length)) if dim.value is not None else None
+    return int(size) if isinstance(size, int) else length
+
+
+def _synthetic(
+    value: ir.Value, shape: Sequence[int], rows: int | None, rng: np.random.Generator
+) -> np.ndarray:
     if value.dtype is None:
         raise DataError(f"input {value.name!r} has no data type; give samples with --data")
     dtype = value.dtype.numpy()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from graphcompress.analysis.sizes import size_of
 from graphcompress.rewrite import Rewriter
 
 Dim = int | ir.SymbolicDim
@@ -25,7 +26,7 @@ def same_dim(a: Dim, b: Dim) -> bool:
     """Whether two sizes are equal in every run (numbers or expressions); an unknown size equals nothing."""
     if isinstance(a, int) or isinstance(b, int):
         return isinstance(a, int) and isinstance(b, int) and a == b
-    return a.value is not None and b.value is not None and bool(a == b)
+    return size_of(a) == size_of(b)
 
 
 def same_shape(a: Sizes | None, b: Sizes | None) -> bool:

@@ -1,0 +1,1 @@
+"""The support matrix: architectures × exporters × checks, measured and written to docs/support.md."""

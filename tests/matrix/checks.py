@@ -1,0 +1,295 @@
+"""The columns of the matrix: a function each, which gives a figure or a reason or raises NotHeldError."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cutting
+import numpy as np
+import onnx
+from graphcompress.passes.int8 import Int8
+from graphcompress.passes.kron import Kron
+from graphcompress.passes.prune import Prune
+from graphcompress.passes.simplify import Simplify
+from graphcompress.targets.cpu import Cpu
+
+from graphcompress.analysis.attention import attentions
+from graphcompress.analysis.couplings import FFN, HEAD, couplings
+from graphcompress.analysis.linears import embeddings, linears
+from graphcompress.base import Context, Pass, Skipped
+from graphcompress.build import optimize
+from graphcompress.errors import GraphCompressError, UnsupportedModelError
+from graphcompress.kronecker_forms import write_expression
+from graphcompress.model import Model
+from graphcompress.numerics.kronecker.product import nearest, splits
+from graphcompress.pipeline import Pipeline
+from graphcompress.rewrite import Rewriter
+from graphcompress.verify import compare
+from matrix.subject import NotHeldError, Subject, largest_error, run
+
+EXACT = 1e-4
+"""Of the output range, as the contract of an exact pass has it."""
+
+INT8_DB = 20.0
+RATIO = 0.25
+
+
+@dataclass(frozen=True)
+class Result:
+    """One cell: ``ok`` with a figure, ``left`` with the library's reason too, ``fails`` with why."""
+
+    state: str
+    text: str
+    note: str = ""
+
+
+def check(name: str, subject: Subject) -> Result:
+    """The cell of one column; an error of the library is a failure, any other is not caught."""
+    try:
+        text, reasons = CHECKS[name](subject)
+    except NotHeldError as error:
+        return Result("fails", str(error))
+    except GraphCompressError as error:
+        return Result("fails", f"{type(error).__name__}: {error}")
+    return Result("left", text, "; ".join(reasons)) if reasons else Result("ok", text)
+
+
+Answer = tuple[str, list[str]]
+"""A figure, and the reasons that the library gave for what it left alone."""
+
+
+# ---- what is found
+
+
+def found_linears(subject: Subject) -> Answer:
+    """Linears are the source's nn.Linear and Conv1D."""
+    expected = subject.calls.get("linears", Counter())
+    for model in (subject.load(), subject.simplified()):
+        _same(expected, Counter((item.in_features, item.out_features) for item in linears(model)))
+    return f"{expected.total()}", []
+
+
+def found_embeddings(subject: Subject) -> Answer:
+    """Embeddings are the source's nn.Embedding."""
+    expected = subject.calls.get("embeddings", Counter())
+    for model in (subject.load(), subject.simplified()):
+        _same(expected, Counter((item.rows, item.width) for item in embeddings(model)))
+    return f"{expected.total()}", []
+
+
+def found_attentions(subject: Subject) -> Answer:
+    """Attentions have the source's heads and key/value heads."""
+    expected = Counter(subject.export.architecture.heads)
+    for model in (subject.load(), subject.simplified()):
+        _same(expected, Counter((item.num_heads, item.kv_heads) for item in attentions(model)))
+    return _heads(expected), []
+
+
+def _heads(counts: Counter[tuple[int, int]]) -> str:
+    parts = []
+    for (heads, groups), count in sorted(counts.items()):
+        parts.append(f"{count} × {heads}" + (f"/{groups}" if groups != heads else ""))
+    return ", ".join(parts)
+
+
+def found_groups(subject: Subject) -> Answer:
+    """FFN nodes and heads can be cut per layer as the configuration says."""
+    architecture = subject.export.architecture
+    groups = architecture.head_groups
+    heads = [group for _, group in architecture.heads] if groups is None else groups
+    found = couplings(subject.simplified())
+    _same(Counter(architecture.ffn), Counter(group.size for group in found if group.kind == FFN), "FFN ")
+    _same(Counter(heads), Counter(group.size for group in found if group.kind == HEAD), "heads ")
+    text = f"FFN {_counted(architecture.ffn)}"
+    return (f"{text}, heads {_counted(heads)}" if heads else text), []
+
+
+def _counted(sizes: Iterable[int]) -> str:
+    return ", ".join(f"{count} × {size}" for size, count in sorted(Counter(sizes).items()))
+
+
+def _same(expected: Counter, found: Counter, what: str = "") -> None:
+    if expected != found:
+        missing, extra = expected - found, found - expected
+        parts = [f"{what}missing {dict(missing)}"] if missing else []
+        raise NotHeldError("; ".join(parts + ([f"{what}not in the source {dict(extra)}"] if extra else [])))
+
+
+# ---- what is changed
+
+
+def simplify_is_exact(subject: Subject) -> Answer:
+    """``simplify`` changes no output."""
+    error = largest_error(subject.expected, run(subject.simplified(), subject.feeds))
+    _at_most(error, EXACT)
+    return f"{error:.0e}", []
+
+
+def cut_is_masked(subject: Subject) -> Answer:
+    """Removing units of every group equals zeroing their weights."""
+    worst = 0.0
+    for model in (subject.load(), subject.simplified()):
+        keeps = cutting.some_of([group for group in couplings(model) if group.exact])
+        expected = run(cutting.zeroed(model, keeps), subject.feeds)
+        worst = max(worst, largest_error(expected, run(cutting.narrowed(model, keeps), subject.feeds)))
+    _at_most(worst, cutting.TOLERANCE)
+    return f"{worst:.0e}", []
+
+
+def pruned_runs(subject: Subject) -> Answer:
+    """After a quarter is pruned the model runs at other batch sizes and lengths."""
+    model, ctx = subject.simplified(), Context()
+    before = model.parameters
+    Prune(ffn=RATIO, heads=RATIO).run(model, ctx)
+    outputs = run(model, subject.feeds)
+    for one, other in zip(subject.expected, outputs, strict=True):
+        shapes = {name: array.shape for name, array in one.items()}
+        if {name: array.shape for name, array in other.items()} != shapes:
+            raise NotHeldError("the outputs have other shapes")
+        if any(np.isnan(other[name]).sum() > np.isnan(array).sum() for name, array in one.items()):
+            raise NotHeldError("the outputs are not finite")
+    if model.parameters == before and not ctx.skipped:
+        raise NotHeldError("nothing was pruned and no reason given")
+    return f"-{1 - model.parameters / before:.0%}", _reasons(ctx.skipped)
+
+
+def _reasons(skipped: Iterable[Skipped]) -> list[str]:
+    return list(dict.fromkeys(item.reason for item in skipped))
+
+
+def kron_is_dense(subject: Subject) -> Answer:
+    """A sum of Kronecker products with all its terms is the weight."""
+    model = subject.simplified()
+    made = {}
+    with Rewriter(model, Context()) as rw:
+        for linear in linears(model):
+            found = [
+                split for split in splits(linear.in_features, linear.out_features) if split.full_rank > 1
+            ]
+            if not found or linear.weight.dtype is None:
+                continue
+            if (linear.weight, linear.transposed) not in made:
+                factors = nearest(linear.dense(), found[len(found) // 2], found[len(found) // 2].full_rank)
+                weight = write_expression(rw, factors, linear.name, linear.weight.dtype, before=linear.node)
+                made[linear.weight, linear.transposed] = weight
+            rw.set_weight(linear, made[linear.weight, linear.transposed])
+    error = largest_error(subject.expected, run(model, subject.feeds))
+    _at_most(error, EXACT)
+    if len(linears(model)) != subject.calls["linears"].total():
+        raise NotHeldError("linears are not found with factors as weights")
+    return f"{error:.0e}", []
+
+
+def int8_is_close(subject: Subject) -> Answer:
+    """``int8`` keeps 20 dB."""
+    model = subject.simplified()
+    ctx = Context(subject.samples, Cpu().capabilities)
+    Int8().run(model, ctx)
+    difference = compare(subject.expected, _iterated(run(model, subject.feeds)), subject.feeds)
+    if difference.sqnr_db < INT8_DB:
+        raise NotHeldError(f"{difference.sqnr_db:.1f} dB")
+    return f"{difference.sqnr_db:.0f} dB", []
+
+
+def _iterated(outputs: list[dict[str, np.ndarray]]) -> Callable[[object], dict[str, np.ndarray]]:
+    recorded = iter(outputs)
+    return lambda feed: next(recorded)
+
+
+# ---- what is promised
+
+
+def interface_stays(subject: Subject) -> Answer:
+    """Names, types, dynamic sizes and metadata stay, and the full checker accepts the result."""
+    model = compressed(subject)
+    with tempfile.TemporaryDirectory() as folder:
+        path = model.save(Path(folder) / "model.onnx")
+        onnx.checker.check_model(path, full_check=True)
+        before, after = onnx.load(subject.export.path), onnx.load(path)
+    for kind in ("input", "output"):
+        one, other = ([_described(v) for v in getattr(proto.graph, kind)] for proto in (before, after))
+        if one != other:
+            raise NotHeldError(f"{kind}s changed from {one} to {other}")
+    if _metadata(before) != _metadata(after):
+        raise NotHeldError(f"metadata changed from {_metadata(before)} to {_metadata(after)}")
+    return "", []
+
+
+def _described(value: onnx.ValueInfoProto) -> tuple[str, int, list[str | int]]:
+    tensor = value.type.tensor_type
+    return value.name, tensor.elem_type, [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
+
+
+def _metadata(proto: onnx.ModelProto) -> dict[str, str]:
+    return {item.key: item.value for item in proto.metadata_props}
+
+
+def compressed(subject: Subject) -> Model:
+    """The export after every pass: one linear factored, a quarter pruned, the rest quantised."""
+    model = subject.load()
+    factored = Kron(ratio=0.2, layers=glob.escape(linears(subject.simplified())[0].name))
+    passes: list[Pass] = [Simplify(), factored, Prune(ffn=RATIO, heads=RATIO), Int8()]
+    ctx = Context(subject.samples, Cpu().capabilities)
+    Pipeline(passes).run(model, ctx, allow=[step.name for step in passes])
+    return model
+
+
+def same_twice(subject: Subject) -> Answer:
+    """Two runs give the same bytes."""
+    digests = set()
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(2):
+            path = compressed(subject).save(Path(folder) / "model.onnx")
+            digests.add(hashlib.sha256(path.read_bytes()).hexdigest())
+    if len(digests) > 1:
+        raise NotHeldError("two runs differ")
+    return "", []
+
+
+def again_is_harmless(subject: Subject) -> Answer:
+    """``optimize`` on its own output changes nothing, or refuses an int8 one."""
+    target = Cpu(measure=False)
+    with tempfile.TemporaryDirectory() as folder:
+        names = [Path(folder) / name for name in ("once", "twice", "int8", "refused")]
+        once = optimize(subject.export.path, "simplify", target=target, output=names[0])
+        twice = optimize(names[0] / "model.onnx", "simplify", target=target, output=names[1])
+        counts = [len(onnx.load(name / "model.onnx").graph.node) for name in names[:2]]
+        _at_most(max(once.artifact.max_relative_error, twice.artifact.max_relative_error), EXACT)
+        if counts[1] > counts[0]:
+            raise NotHeldError(f"{counts[0]} nodes became {counts[1]}")
+        optimize(subject.export.path, "int8", target=target, output=names[2], allow=["int8"])
+        try:
+            optimize(names[2] / "model.onnx", "int8", target=target, output=names[3])
+        except UnsupportedModelError as error:
+            if "quantised already" not in str(error):
+                raise
+            return "", []
+    raise NotHeldError("an int8 artifact was quantised again")
+
+
+def _at_most(error: float, limit: float) -> None:
+    if not error <= limit:
+        raise NotHeldError(f"largest error {error:.1e} of the output range, {limit:.0e} is allowed")
+
+
+CHECKS: dict[str, Callable[[Subject], Answer]] = {
+    "linears": found_linears,
+    "embeddings": found_embeddings,
+    "attentions": found_attentions,
+    "groups": found_groups,
+    "cut = masked": cut_is_masked,
+    "25 % pruned": pruned_runs,
+    "kron = dense": kron_is_dense,
+    "int8": int8_is_close,
+    "simplify": simplify_is_exact,
+    "interface": interface_stays,
+    "twice": same_twice,
+    "again": again_is_harmless,
+}
+"""Column → check."""

@@ -1,0 +1,101 @@
+"""What the checks look at: one export, its model raw and simplified, feeds, and outputs by ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from graphcompress.passes.simplify import Simplify
+
+from graphcompress.base import Context
+from graphcompress.data.samples import Samples
+from graphcompress.model import Model
+from graphcompress.runtime import Runner
+from matrix.variants import Export
+
+SIZES = (
+    {"batch": 1, "sequence": 5, "past": 3, "source": 9, "texts": 2},
+    {"batch": 3, "sequence": 12, "past": 7, "source": 4, "texts": 1},
+    {"batch": 2, "sequence": 1, "past": 11, "source": 6, "texts": 3},
+)
+"""Other batch sizes and lengths than those of the export."""
+
+Outputs = list[dict[str, np.ndarray]]
+
+
+class NotHeldError(Exception):
+    """A check does not hold; the message says by how much."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One export under examination; every check takes models of its own from it."""
+
+    export: Export
+
+    def load(self) -> Model:
+        """The model as it came."""
+        return Model.load(self.export.path)
+
+    def simplified(self) -> Model:
+        """The model after ``simplify``, as every pass meets it."""
+        return self._simplified.clone()
+
+    @cached_property
+    def _simplified(self) -> Model:
+        model = self.load()
+        Simplify().run(model, Context())
+        return model
+
+    @cached_property
+    def feeds(self) -> list[dict[str, np.ndarray]]:
+        """One feed for each of :data:`SIZES`, and one without past where there is one."""
+        architecture = self.export.architecture
+        sizes = [*SIZES]
+        if "past" in architecture.symbols:
+            sizes.append({**SIZES[0], "past": 0})
+        return [architecture.feed(10 + seed, **size) for seed, size in enumerate(sizes)]
+
+    @cached_property
+    def expected(self) -> Outputs:
+        """What the export gives on the feeds."""
+        return run(self.load(), self.feeds)
+
+    @cached_property
+    def samples(self) -> Samples:
+        """Calibration samples: single rows of feeds."""
+        architecture = self.export.architecture
+        feeds = []
+        for seed in range(24):
+            one = architecture.feed(100 + seed, batch=1, texts=1, sequence=4 + seed % 9)
+            feeds.append({name: array[0] for name, array in one.items()})
+        return Samples(feeds)
+
+    @property
+    def calls(self) -> dict[str, Counter[tuple[int, ...]]]:
+        """Sizes of the linears and embeddings that the source calls."""
+        return {kind: Counter(map(tuple, sizes)) for kind, sizes in self.export.calls.items()}
+
+
+def run(model: Model, feeds: Sequence[Mapping[str, np.ndarray]]) -> Outputs:
+    """Outputs of ``model`` for each feed."""
+    with Runner(model) as runner:
+        return [runner(feed) for feed in feeds]
+
+
+def largest_error(expected: Outputs, actual: Outputs) -> float:
+    """Largest difference over the largest value of that output; infinite where NaN or shapes differ."""
+    worst = 0.0
+    for one, other in zip(expected, actual, strict=True):
+        if one.keys() != other.keys():
+            return np.inf
+        for name, array in one.items():
+            found = other[name]
+            if found.shape != array.shape or not np.array_equal(np.isnan(found), np.isnan(array)):
+                return np.inf
+            scale = float(np.nanmax(np.abs(array), initial=0.0)) or 1.0
+            worst = max(worst, float(np.nanmax(np.abs(found - array), initial=0.0)) / scale)
+    return worst

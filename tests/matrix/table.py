@@ -1,0 +1,77 @@
+"""docs/support.md: the matrix as tables, generated from the results."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+
+from matrix.checks import CHECKS, Result
+
+Row = tuple[str, str]
+"""Name of the architecture, text of the variant."""
+
+MARKS = {"ok": "✓", "left": "○", "fails": "✗"}
+VERSIONS = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript", "onnxslim", "onnxsim")
+
+HEAD = """# Which models are supported
+
+Written by `make matrix`; do not edit. Every row is a model of 2 or 3 layers with random weights, exported by
+torch's dynamo exporter, and every cell is a check that ran: ✓ holds (with the figure), ○ holds for what was
+changed, and the note says in the library's own words what was left alone, ✗ fails.
+
+{versions}
+
+| column | what is checked |
+|---|---|
+{columns}
+"""
+
+
+def page(results: Mapping[Row, Mapping[str, Result]]) -> str:
+    """The whole page."""
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in VERSIONS)
+    columns = "\n".join(f"| {name} | {_first_line(function)} |" for name, function in CHECKS.items())
+    parts = [HEAD.format(versions=versions, columns=columns), _summary(results)]
+    notes: dict[str, int] = {}
+    by_variant: dict[str, list[tuple[str, Mapping[str, Result]]]] = {}
+    for (name, variant), cells in results.items():
+        by_variant.setdefault(variant, []).append((name, cells))
+    for variant, rows in by_variant.items():
+        parts.append(f"## {variant[0].upper()}{variant[1:]}\n")
+        parts.append(_table(rows, notes))
+    if notes:
+        parts.append("## Notes\n")
+        parts.append("\n".join(f"{number}. {text}" for text, number in notes.items()) + "\n")
+    return "\n".join(parts)
+
+
+def _first_line(function: object) -> str:
+    return (function.__doc__ or "").partition("\n")[0].replace("``", "`")
+
+
+def _summary(results: Mapping[Row, Mapping[str, Result]]) -> str:
+    counts = Counter(result.state for cells in results.values() for result in cells.values())
+    names = {name for name, _ in results}
+    return (
+        f"{len(names)} architectures, {len(results)} exports, {counts.total()} cells: "
+        f"{counts['ok']} hold, {counts['left']} with something left alone, {counts['fails']} fail.\n"
+    )
+
+
+def _table(rows: Sequence[tuple[str, Mapping[str, Result]]], notes: dict[str, int]) -> str:
+    lines = [f"| model | {' | '.join(CHECKS)} |", "|---" * (len(CHECKS) + 1) + "|"]
+    for name, cells in rows:
+        texts = [_cell(cells.get(column), notes) for column in CHECKS]
+        lines.append(f"| {name} | {' | '.join(texts)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(result: Result | None, notes: dict[str, int]) -> str:
+    if result is None:
+        return "–"
+    figure = f"{MARKS[result.state]} {result.text}".strip()
+    if not result.note:
+        return figure
+    number = notes.setdefault(result.note.replace("|", "\\|"), len(notes) + 1)
+    return f"{figure} [{number}]"

@@ -1,0 +1,35 @@
+"""A representative part of the support matrix; ``make matrix`` runs all of it."""
+
+import pytest
+from matrix.architectures import ARCHITECTURES
+from matrix.checks import CHECKS, check
+from matrix.subject import Subject
+from matrix.table import page
+from matrix.variants import Variant, export
+
+SLOW = ("twice", "again")
+"""Columns that run whole builds; one model of each kind has them here."""
+
+PART = {
+    "bert, masked LM (tied)": Variant("sdpa", 18, stripped=True),
+    "albert (one layer, three times)": Variant("eager", 18),
+    "modernbert": Variant("sdpa", 18, stripped=True),
+    "gpt2, past": Variant("sdpa", 18),
+    "llama, past": Variant("eager", 23),
+    "bart, decoder with past": Variant("sdpa", 18),
+    "whisper": Variant("eager", 20),
+    "vit": Variant("sdpa", 23),
+    "swin": Variant("sdpa", 18),
+}
+WHOLE = ("bert, masked LM (tied)", "gpt2, past")
+
+
+@pytest.mark.parametrize("name", PART)
+def test_every_cell_holds(name, tmp_path):
+    subject = Subject(export(name, ARCHITECTURES[name], PART[name], tmp_path))
+    columns = [column for column in CHECKS if name in WHOLE or column not in SLOW]
+    results = {column: check(column, subject) for column in columns}
+    assert {column: cell.text for column, cell in results.items() if cell.state == "fails"} == {}
+    text = page({(name, str(PART[name])): results})
+    assert f"| {name} | ✓" in text
+    assert all(cell.note in text for cell in results.values())
