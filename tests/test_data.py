@@ -229,14 +229,15 @@ def test_a_sample_longer_than_a_fixed_size_is_refused(tmp_path) -> None:
 
 
 WITH_PAST = """
-g (float[batch, 2, past, 8] past_key_values, float[batch, 2, sequence, 8] new, int64[batch, total] attention_mask)
-  => (float[batch, 2, joined, 8] present)
+g (
+  float[batch, 2, past, 8] past_keys, float[batch, 2, sequence, 8] new, int64[batch, total] attention_mask
+) => (float[batch, 2, present, 8] shown)
 {
-  joined = Concat <axis = 2> (past_key_values, new)
+  joined = Concat <axis = 2> (past_keys, new)
   mask = Cast <to = 1> (attention_mask)
   axes = Constant <value = int64[2] {1, 3}> ()
   column = Unsqueeze (mask, axes)
-  present = Mul (joined, column)
+  shown = Mul (joined, column)
 }
 """
 
@@ -245,4 +246,4 @@ def test_synthetic_masks_reach_over_past_and_new_tokens():
     model = texts.model_of(WITH_PAST)
     sample = synthetic_samples(model, length=20).feeds[0]
     shapes = {name: array.shape for name, array in sample.items()}
-    assert shapes == {"past_key_values": (2, 10, 8), "new": (2, 10, 8), "attention_mask": (20,)}
+    assert shapes == {"past_keys": (2, 10, 8), "new": (2, 10, 8), "attention_mask": (20,)}

@@ -30,13 +30,25 @@ def total_length(model: Model) -> ir.SymbolicDim | None:
     """
     found = {}
     for node in model.graph:
-        if node.op_type != "Concat" or node.domain or node.outputs[0].shape is None:
+        if node.op_type != "Concat" or node.domain or not any(_is_input(value) for value in node.inputs):
             continue
-        dim = node.outputs[0].shape[node.attributes.get_int("axis", 0)]
-        joined = [value for value in node.inputs if value is not None and value.is_graph_input()]
-        if joined and isinstance(dim, ir.SymbolicDim) and dim.value is not None:
-            found[str(dim.simplify())] = dim
+        parts = [_dim(value, node.attributes.get_int("axis", 0)) for value in node.inputs]
+        if None not in parts:
+            total = ir.SymbolicDim(" + ".join(f"({part})" for part in parts)).simplify()
+            found[str(total)] = total
     return next(iter(found.values())) if len(found) == 1 else None
+
+
+def _is_input(value: ir.Value | None) -> bool:
+    return value is not None and value.is_graph_input()
+
+
+def _dim(value: ir.Value | None, axis: int) -> str | None:
+    """The size along an axis as text, or None when it is not known."""
+    if value is None or value.shape is None:
+        return None
+    dim = value.shape[axis]
+    return str(dim) if isinstance(dim, int) or dim.value is not None else None
 
 
 def _limit(table: Embedding) -> int | None:
