@@ -157,7 +157,7 @@ def test_starting_up_loads_nothing_heavy(module: str) -> None:
 
 
 def test_only_what_trains_or_captures_imports_torch() -> None:
-    allowed = set(within("graphcompress.fx", "graphcompress.capture", "graphcompress.distil"))
+    allowed = set(within("graphcompress.fx", "graphcompress.capturing", "graphcompress.distillation"))
     for module in set(modules()) - allowed:
         assert "torch" not in {name.partition(".")[0] for name in imports(modules()[module])}, module
 
