@@ -5,9 +5,10 @@ Usage: python benchmarks/prune_stsb.py MODEL.onnx --data FOLDER [--fused FUSED.o
 
 MODEL.onnx is a sentence encoder with tokenizer.json beside it. FOLDER (or GRAPHCOMPRESS_DATA) holds
 stsb/train.jsonl.gz, of which 300 sentences drawn with a fixed seed calibrate, and stsb/validation.jsonl.gz,
-whose 1,500 pairs are scored: Spearman of the cosine of mean-pooled outputs, of which 0.002 is chance. The
-outputs are also held against the original's, token by token and as mean-pooled sentences, in dB of SQNR:
-the finer figures. The same share of FFN nodes and of heads goes in every layer.
+whose 1,500 pairs are scored: Spearman of the cosine of mean-pooled outputs, and its difference to the
+original's with the standard error of a paired bootstrap over the pairs. The outputs are also held against
+the original's, token by token and as mean-pooled sentences, in dB of SQNR: the finer figures. The same share
+of FFN nodes and of heads goes in every layer.
 
 onnxsim prunes by its calibrated rules and recovers by its own least squares. It recognises heads in fused
 operators only: give it with --fused the same model after ONNX Runtime's transformer optimizer (attention and
@@ -39,6 +40,7 @@ from graphcompress.runtime import session_of
 
 CALIBRATION_SENTENCES = 300
 BATCH = 32
+RESAMPLES = 1000
 
 Write = Callable[[Path, Path, Samples, float], None]
 
@@ -79,15 +81,15 @@ def onnxsim(recover: bool, calibrated: bool = True) -> Write:
 
 CONTENDERS: dict[str, Write] = {
     "ours, refit": ours(),
+    "ours, no refit": ours(importance="obs", refit=False),
+    "ours, activation, refit": ours(importance="activation"),
     "ours, activation, no refit": ours(importance="activation", refit=False),
-    "ours, no refit": ours(refit=False),
     "onnxsim calibrated, recovery": onnxsim(recover=True),
     "onnxsim calibrated": onnxsim(recover=False),
     "onnxsim magnitude, recovery": onnxsim(recover=True, calibrated=False),
     "ours, FFN only, refit": ours(heads=False),
     "ours, FFN only, no refit": ours(heads=False, refit=False),
     "ours, magnitude, no refit": ours(importance="magnitude", refit=False),
-    "ours, activation, refit": ours(importance="activation"),
     "ours, global, refit": ours(scope="global"),
 }
 
@@ -111,9 +113,17 @@ class Outputs:
     tokens: np.ndarray
     sentences: np.ndarray
 
-    def spearman(self, scores: np.ndarray) -> float:
-        """Rank correlation of ``scores`` [pairs] with the cosines of sentences 0 and 1, 2 and 3 …."""
-        return spearman(cosine(self.sentences[0::2], self.sentences[1::2]), scores)
+    @property
+    def cosines(self) -> np.ndarray:
+        """[pairs]: of sentences 0 and 1, 2 and 3 …."""
+        return cosine(self.sentences[0::2], self.sentences[1::2])
+
+
+def standard_error(first: np.ndarray, second: np.ndarray, scores: np.ndarray) -> float:
+    """Of the difference of two Spearman correlations with ``scores``, all [pairs]: a paired bootstrap."""
+    rng = np.random.default_rng(0)
+    draws = (rng.integers(len(scores), size=len(scores)) for _ in range(RESAMPLES))
+    return float(np.std([spearman(first[d], scores[d]) - spearman(second[d], scores[d]) for d in draws]))
 
 
 def outputs(path: Path, samples: Samples) -> Outputs:
@@ -150,9 +160,11 @@ def main() -> None:
     samples = calibration(Path(options.data) / "stsb/train.jsonl.gz", original)
     dev = load_samples(Path(options.data) / "stsb/validation.jsonl.gz", original, pair="separate")
     scores = np.array(dev.columns["score"], float)
-    table = Table("ratio", "contender", "Spearman", "tokens dB", "sentences dB", "parameters", "MB", "s")
+    table = Table(
+        "ratio", "contender", "Spearman", "to fp32", "tokens dB", "sentences dB", "parameters", "MB", "s"
+    )
     reference = outputs(options.model, dev)
-    row = ["", "fp32", f"{reference.spearman(scores):.4f}", "", "", f"{original.parameters:,}"]
+    row = ["", "fp32", f"{spearman(reference.cosines, scores):.4f}", "", "", "", f"{original.parameters:,}"]
     console.print(*row)
     table.add_row(*row)
     runs = [
@@ -175,7 +187,10 @@ def main() -> None:
             f"{sqnr_db(reference.tokens, result.tokens):.2f}",
             f"{sqnr_db(reference.sentences, result.sentences):.2f}",
         ]
-        row = [f"{ratio:g}", name, f"{result.spearman(scores):.4f}", *errors]
+        score = spearman(result.cosines, scores)
+        change = score - spearman(reference.cosines, scores)
+        chance = standard_error(result.cosines, reference.cosines, scores)
+        row = [f"{ratio:g}", name, f"{score:.4f}", f"{change:+.4f} ± {chance:.4f}", *errors]
         row += [f"{parameters:,}", f"{size:.1f}", f"{seconds:.0f}"]
         console.print(*row)
         table.add_row(*row)
