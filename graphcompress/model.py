@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import onnx_shape_inference
 from graphcompress.errors import InvalidModelError
 from graphcompress.reading.model_file import read_model
 from graphcompress.scratch import Scratch
+from graphcompress.stored import StoredTensor
 
 EXTERNAL_DATA_LIMIT_BYTES = 1_500_000_000
 """Above this a model is saved with its weights beside it: protobuf ends at 2 GB."""
@@ -26,13 +27,13 @@ class Model:
 
     Attributes:
         ir: the ``onnx_ir`` model; edit it through :class:`graphcompress.rewrite.Rewriter` only.
-        path: the file it came from, or None.
+        files: that it came from: the ONNX file, and those of its external data.
         kept: provenance of narrowed values: name → axis → the indices of the original that were kept.
     """
 
-    def __init__(self, model: ir.Model, path: Path | None = None) -> None:
+    def __init__(self, model: ir.Model, files: Sequence[Path] = ()) -> None:
         self.ir = model
-        self.path = path
+        self.files = tuple(files)
         self.kept: dict[str, dict[int, np.ndarray]] = {}
         self._scratch = Scratch()
         self._declared = {
@@ -52,11 +53,16 @@ class Model:
         """
         path = Path(path)
         try:
-            return cls(read_model(path), path)
+            return cls(*read_model(path))
         except (onnx_shape_inference.ShapeInferenceError, onnx_shape_inference.OpUsageError) as error:
             raise InvalidModelError(
                 f"{path}: its shapes contradict each other ({error}); export it again"
             ) from error
+
+    @property
+    def path(self) -> Path | None:
+        """The ONNX file it came from, or None."""
+        return self.files[0] if self.files else None
 
     @property
     def graph(self) -> ir.Graph:
@@ -70,7 +76,7 @@ class Model:
 
     def clone(self) -> Model:
         """A copy with its own graph; weights are shared, not copied."""
-        twin = Model(self.ir.clone(), self.path)
+        twin = Model(self.ir.clone(), self.files)
         twin.kept = {name: dict(axes) for name, axes in self.kept.items()}
         twin._scratch = self._scratch
         return twin
@@ -102,8 +108,6 @@ class Model:
             if value.const_value is None or value.dtype is None or not value.dtype.is_floating_point():
                 continue
             problem = _not_finite(value.const_value.numpy())
-            if isinstance(value.const_value, ir.ExternalTensor):
-                value.const_value.release()
             if problem is not None:
                 raise InvalidModelError(
                     f"{self.path or 'the model'}: weight {value.name!r} holds {problem}; "
@@ -117,12 +121,6 @@ class Model:
     def own(self, folder: Path) -> None:
         """Delete ``folder``, where weights of this model may lie, when it and its copies are gone."""
         self._scratch.own(folder)
-
-    def release(self) -> None:
-        """Unmap the weights that were read from disk; they are mapped again when touched."""
-        for value in self.initializers():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                value.const_value.release()
 
     # ---- shapes
 
@@ -168,7 +166,7 @@ class Model:
             OSError: the disk is full or not writable; an earlier file at ``path`` is untouched.
         """
         path = Path(path)
-        self._hold(path.with_name(f"{path.name}.data"))
+        self._hold({path.resolve(), path.with_name(f"{path.name}.data").resolve()})
         external = f"{path.name}.data" if self.weight_bytes > EXTERNAL_DATA_LIMIT_BYTES else None
         with tempfile.TemporaryDirectory(prefix=".graphcompress-", dir=path.parent) as folder:
             self.write(Path(folder) / path.name, external)
@@ -176,30 +174,19 @@ class Model:
                 file.replace(path.parent / file.name)
         return path
 
-    def _hold(self, file: Path) -> None:
-        """Map the weights that are read from ``file``, which will be replaced: a map outlives the name."""
+    def _hold(self, files: Collection[Path]) -> None:
+        """Map the weights that are read from ``files``, which will be replaced: a map outlives the name."""
         for value in self.initializers():
             tensor = value.const_value
-            if isinstance(tensor, ir.ExternalTensor) and Path(tensor.path).resolve() == file.resolve():
+            if isinstance(tensor, StoredTensor) and tensor.file in files:
                 value.const_value = ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
 
     def write(self, path: Path, external: str | None = None) -> None:
         """Write the model straight to ``path``; ``external`` names a file beside it for the weights."""
-        if external is not None:
-            ir.save(self.ir, path, external_data=external, size_threshold_bytes=1024)
-            return
-        initializers = list(self.initializers())
-        tensors = [value.const_value for value in initializers]
-        try:
-            for value in initializers:
-                if isinstance(value.const_value, ir.ExternalTensor):
-                    value.const_value = ir.tensor(
-                        value.const_value.numpy(), dtype=value.const_value.dtype, name=value.name
-                    )
+        if external is None:
             ir.save(self.ir, path)
-        finally:
-            for value, tensor in zip(initializers, tensors, strict=True):
-                value.const_value = tensor
+        else:
+            ir.save(self.ir, path, external_data=external, size_threshold_bytes=1024)
 
 
 def is_weight(value: ir.Value) -> bool:

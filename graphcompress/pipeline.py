@@ -108,7 +108,6 @@ class Pipeline:
             record = _run_pass(step, model, ctx, check, allow)
             records.append(record)
             on_record(record)
-            model.release()
             if isinstance(step.contract, Lossy) and record.coverage < require_coverage:
                 raise CoverageError(
                     f"{step} touched {record.coverage:.1%} of the parameters, {require_coverage:.1%} are "

@@ -12,9 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.errors import OutputError
-
-IN_MEMORY_BYTES = 1 << 16
-"""Smaller tensors stay in memory."""
+from graphcompress.stored import IN_MEMORY_BYTES, StoredTensor
 
 
 class Scratch:
@@ -40,8 +38,16 @@ class Scratch:
             file.write_bytes(tensor.tobytes())
         except OSError as error:
             raise no_room(error, tensor.nbytes) from error
-        return ir.ExternalTensor(
-            file.name, 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(array.shape), name="", base_dir=folder
+        return StoredTensor(
+            ir.ExternalTensor(
+                file.name,
+                0,
+                tensor.nbytes,
+                tensor.dtype,
+                shape=ir.Shape(array.shape),
+                name="",
+                base_dir=folder,
+            )
         )
 
     def own(self, folder: Path) -> None:

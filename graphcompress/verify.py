@@ -16,6 +16,7 @@ from graphcompress.model import Model
 from graphcompress.numerics.metrics import cosine, ratio_db
 from graphcompress.reading.wholeness import SMALL_BYTES, with_shape
 from graphcompress.runtime import Feed
+from graphcompress.stored import StoredTensor
 
 Run = Callable[[Feed], Mapping[str, np.ndarray]]
 
@@ -218,7 +219,7 @@ def _without_weights(model: Model) -> ir.Model:
     for name, value in list(copy.graph.initializers.items()):
         if value.const_value is None or value.is_graph_input():
             continue
-        if value.const_value.nbytes > SMALL_BYTES or isinstance(value.const_value, ir.ExternalTensor):
+        if value.const_value.nbytes > SMALL_BYTES or isinstance(value.const_value, StoredTensor):
             copy.graph.initializers.pop(name)
             value.const_value = None
             copy.graph.inputs.append(value)

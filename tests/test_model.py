@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from graphcompress.errors import InvalidModelError
 from graphcompress.model import Model
 from graphcompress.runtime import Runner
+from graphcompress.stored import StoredTensor
 
 
 def saved(model: onnx.ModelProto, folder: Path) -> Path:
@@ -203,11 +204,52 @@ def test_subgraphs_and_their_weights_come_back(tmp_path) -> None:
 # ---- weights
 
 
-def test_external_data_are_read_late_and_saved_inside(tiny_bert_proto, tmp_path) -> None:
+@pytest.fixture
+def on_disk(monkeypatch) -> None:
+    """Weights of any size stay on disk."""
+    monkeypatch.setattr("graphcompress.stored.IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("graphcompress.reading.skim.LARGE_BYTES", 1)
+
+
+def test_weights_inside_the_file_are_read_late(tiny_bert_proto, tmp_path, on_disk) -> None:
+    loaded = Model.load(saved(tiny_bert_proto, tmp_path))
+    raw = {tensor.name: tensor for tensor in tiny_bert_proto.graph.initializer if tensor.raw_data}
+    late = [v for v in loaded.initializers() if isinstance(v.const_value, StoredTensor)]
+    assert {value.name for value in late} == set(raw)
+    for value in late:
+        np.testing.assert_array_equal(value.const_value.numpy(), onnx.numpy_helper.to_array(raw[value.name]))
+    assert loaded.files == (tmp_path / loaded.path.name,)
+
+
+def test_a_model_can_be_saved_over_itself(tiny_bert_proto, tmp_path, on_disk) -> None:
+    path = saved(tiny_bert_proto, tmp_path)
+    loaded = Model.load(path)
+    before = {value.name: value.const_value.numpy().copy() for value in loaded.initializers()}
+    loaded.graph.initializers.pop(
+        next(iter(loaded.graph.initializers))
+    )  # every offset in the new file differs
+    loaded.save(path)
+    for value in loaded.initializers():
+        np.testing.assert_array_equal(value.const_value.numpy(), before[value.name])
+
+
+@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
+def test_a_file_under_another_name_is_read(link, tiny_bert_proto, tmp_path, on_disk) -> None:
+    path = saved(tiny_bert_proto, tmp_path)
+    other = tmp_path / "elsewhere" / "linked.onnx"
+    other.parent.mkdir()
+    getattr(other, link)(path)
+    for value, original in zip(
+        Model.load(other).initializers(), Model.load(path).initializers(), strict=True
+    ):
+        np.testing.assert_array_equal(value.const_value.numpy(), original.const_value.numpy())
+
+
+def test_external_data_are_read_late_and_saved_inside(tiny_bert_proto, tmp_path, on_disk) -> None:
     source = tmp_path / "source"
     path = external_copy(tiny_bert_proto, source)
     loaded = Model.load(path)
-    assert any(isinstance(value.const_value, ir.ExternalTensor) for value in loaded.initializers())
+    assert any(isinstance(value.const_value, StoredTensor) for value in loaded.initializers())
     again = loaded.save(tmp_path / "one.onnx")
     for file in source.iterdir():
         file.unlink()
@@ -216,7 +258,9 @@ def test_external_data_are_read_late_and_saved_inside(tiny_bert_proto, tmp_path)
         np.testing.assert_array_equal(numpy_helper.to_array(tensor), numpy_helper.to_array(original))
 
 
-def test_a_model_with_external_data_can_be_saved_over_itself(tiny_bert_proto, tmp_path, monkeypatch) -> None:
+def test_a_model_with_external_data_can_be_saved_over_itself(
+    tiny_bert_proto, tmp_path, monkeypatch, on_disk
+) -> None:
     monkeypatch.setattr("graphcompress.model.EXTERNAL_DATA_LIMIT_BYTES", 1000)
     path = external_copy(tiny_bert_proto, tmp_path)
     loaded = Model.load(path)
@@ -246,7 +290,7 @@ def test_a_copy_outlives_the_model_whose_scratch_it_shares(tiny_bert_path) -> No
     value = ir.Value(name="big", type=ir.TensorType(ir.DataType.FLOAT), const_value=model.store(array))
     value.const_value.name = "big"
     model.graph.register_initializer(value)
-    folder = Path(value.const_value.path).parent
+    folder = value.const_value.file.parent
     twin = model.clone()
     del model, value
     gc.collect()

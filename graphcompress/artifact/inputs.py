@@ -5,8 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import onnx_ir as ir
-
 from graphcompress.artifact.folder import sha256
 from graphcompress.artifact.recipe import Recipe
 from graphcompress.model import Model
@@ -31,7 +29,7 @@ def input_hashes(recipe: Recipe, model: Model) -> dict[str, str]:
     if recipe.model and Path(recipe.model).is_dir():
         paths += [path for path in sorted(Path(recipe.model).iterdir()) if not path.name.startswith(".")]
     elif recipe.model:
-        paths += model_files(model)
+        paths += model.files
     if paths and recipe.tokenizer:
         paths.append(Path(recipe.tokenizer))
     if recipe.model:
@@ -39,18 +37,9 @@ def input_hashes(recipe: Recipe, model: Model) -> dict[str, str]:
     return {path.as_posix(): sha256(path) for path in paths if path.is_file()}
 
 
-def model_files(model: Model) -> list[Path]:
-    """The ONNX file and the files that its weights lie in."""
-    if model.path is None:
-        return []
-    tensors = (value.const_value for value in model.initializers())
-    external = {str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
-    return [model.path, *(model.path.parent / name for name in sorted(external))]
-
-
 def model_bytes(model: Model) -> int:
     """Bytes of the file that the model came from, with its external data; 0 without a file."""
-    return sum(path.stat().st_size for path in model_files(model) if path.is_file())
+    return sum(path.stat().st_size for path in model.files if path.is_file())
 
 
 def folder_bytes(folder: Path) -> int:

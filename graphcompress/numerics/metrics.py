@@ -8,11 +8,19 @@ import scipy.stats
 SQNR_CEILING_DB = 200.0
 """Reported for identical arrays, where the ratio is infinite."""
 
+BLOCK = 1 << 20
+"""Elements that are held in double precision at once."""
+
 
 def sqnr_db(reference: np.ndarray, actual: np.ndarray) -> float:
     """Signal-to-quantisation-noise ratio 10·log10(Σ reference² / Σ (reference - actual)²), at most 200 dB."""
-    noise = float(np.sum(np.square(np.asarray(actual, np.float64) - reference)))
-    signal = float(np.sum(np.square(np.asarray(reference, np.float64))))
+    wanted, seen = np.ravel(reference), np.ravel(actual)
+    signal = noise = 0.0
+    for start in range(0, wanted.size, BLOCK):
+        block = wanted[start : start + BLOCK].astype(np.float64)
+        signal += float(block @ block)
+        block -= seen[start : start + BLOCK]
+        noise += float(block @ block)
     return ratio_db(signal, noise)
 
 

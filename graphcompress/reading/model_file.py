@@ -11,7 +11,9 @@ from google.protobuf.message import DecodeError
 
 from graphcompress.errors import InvalidModelError
 from graphcompress.reading.protos import graphs, is_sorted, nodes, number_of_bytes, tensors
+from graphcompress.reading.skim import skim
 from graphcompress.reading.wholeness import STANDARD_DOMAINS, check_whole
+from graphcompress.stored import stored
 
 _NOT_MODELS = {
     b"version https://git-lfs": "is a Git LFS pointer, not the model; fetch the model with git lfs pull",
@@ -21,8 +23,10 @@ _NOT_MODELS = {
 }
 
 
-def read_model(path: Path) -> ir.Model:
-    """The ``onnx_ir`` model in ``path``, functions inlined, with its external data checked but not read.
+def read_model(path: Path) -> tuple[ir.Model, tuple[Path, ...]]:
+    """The ``onnx_ir`` model in ``path``, functions inlined, and the files that it lies in, ``path`` first.
+
+    Large weights are checked but not read.
 
     Raises:
         InvalidModelError: no such file, not ONNX, truncated, damaged, or external data missing, cut short or
@@ -32,10 +36,12 @@ def read_model(path: Path) -> ir.Model:
     proto = _parse(path)
     _normalise_domains(proto)
     check_whole(path, proto)
+    files = {path.name: path}
     for graph in graphs(proto):
         for tensor in tensors(graph):
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                _check_external(path, tensor)
+                location, file = _check_external(path, tensor)
+                files[location] = file
     try:
         model = ir.from_proto(proto)
         if not is_sorted(proto.graph):
@@ -47,7 +53,11 @@ def read_model(path: Path) -> ir.Model:
             f"{path}: cannot be read ({_first_line(_root(error))}); the file is damaged, export it again"
         ) from error
     ir.external_data.set_base_dir(model.graph, path.parent)
-    return model
+    for part in model.graphs():
+        for value in part.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = stored(value.const_value)
+    return model, tuple(files.values())
 
 
 def _parse(path: Path) -> onnx.ModelProto:
@@ -56,23 +66,21 @@ def _parse(path: Path) -> onnx.ModelProto:
     if not path.is_file():
         raise InvalidModelError(f"{path}: not a file; give the model's .onnx file")
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            begin = file.read(max(map(len, _NOT_MODELS)))
+        for start, problem in _NOT_MODELS.items():
+            if begin.startswith(start):
+                raise InvalidModelError(f"{path} {problem}")
+        return skim(path)
     except OSError as error:
         raise InvalidModelError(
             f"{path}: cannot be read ({error.strerror}); check its permissions"
         ) from error
-    for start, problem in _NOT_MODELS.items():
-        if content.startswith(start):
-            raise InvalidModelError(f"{path} {problem}")
-    try:
-        model = onnx.ModelProto()
-        model.ParseFromString(content)
     except (DecodeError, ValueError) as error:
         raise InvalidModelError(
-            f"{path}: not an ONNX file, or it is truncated (its {len(content):,} bytes cannot be decoded); "
-            "copy or export it again"
+            f"{path}: not an ONNX file, or it is truncated (its {path.stat().st_size:,} bytes cannot be "
+            "decoded); copy or export it again"
         ) from error
-    return model
 
 
 def _normalise_domains(model: onnx.ModelProto) -> None:
@@ -92,14 +100,15 @@ def _normalise_domains(model: onnx.ModelProto) -> None:
             declared.add(node.domain)
 
 
-def _check_external(path: Path, tensor: onnx.TensorProto) -> None:
+def _check_external(path: Path, tensor: onnx.TensorProto) -> tuple[str, Path]:
+    """The file that a weight is in: as the model says it, and where that is."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     where = f"{path}: external data of weight {tensor.name!r}"
     if not entries.get("location"):
         raise InvalidModelError(f"{where} names no file; the model is damaged, export it again")
     location = Path(entries["location"])
     offset, length = (_number(where, key, entries.get(key)) for key in ("offset", "length"))
-    file = _contained(where, path.parent, location)
+    file = path if location == Path(path.name) else _contained(where, path.parent, location)
     wanted, seen = number_of_bytes(tensor), file.stat().st_size
     if length is not None and length != wanted:
         raise InvalidModelError(
@@ -111,6 +120,7 @@ def _check_external(path: Path, tensor: onnx.TensorProto) -> None:
             f"{where} is cut short: {location} has {seen:,} bytes, {(offset or 0) + wanted:,} are needed; "
             "copy it again"
         )
+    return location.as_posix(), file
 
 
 def _contained(where: str, parent: Path, location: Path) -> Path:

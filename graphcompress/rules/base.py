@@ -51,12 +51,6 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     return value.const_value.numpy()
 
 
-def unmap(value: ir.Value) -> None:
-    """Let go of the memory of a stored tensor that was read from disk; it is mapped again when touched."""
-    if isinstance(value.const_value, ir.ExternalTensor):
-        value.const_value.release()
-
-
 def only_use(value: ir.Value) -> ir.Node | None:
     """The one node that reads ``value`` once, when nothing else does."""
     uses = value.uses()

@@ -11,7 +11,6 @@ import onnx_ir.passes.common as common
 
 from graphcompress.model import is_weight
 from graphcompress.rewrite import Rewriter
-from graphcompress.rules.base import unmap
 
 FOLDED_ELEMENTS = 1024
 """Integer tables above this size are left alone."""
@@ -93,7 +92,6 @@ def _fingerprints(rw: Rewriter) -> Iterator[tuple[tuple[object, ...], ir.Value]]
             continue
         for value in values:
             digest = hashlib.sha256(value.const_value.tobytes()).digest()  # type: ignore[union-attr]
-            unmap(value)
             yield (*group, digest), value
 
 

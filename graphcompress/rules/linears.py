@@ -10,7 +10,7 @@ from graphcompress.analysis.linears import NAME_KEY, linears
 from graphcompress.expressions import evaluate, expression_nodes, is_constant, leaves
 from graphcompress.model import is_weight
 from graphcompress.rewrite import Rewriter
-from graphcompress.rules.base import Rule, constant, only_use, producer, same_shape, unmap
+from graphcompress.rules.base import Rule, constant, only_use, producer, same_shape
 
 SMALL_BYTES = 64
 """Results up to this size are folded even when the expression is smaller."""
@@ -32,8 +32,6 @@ def fold_weight(rw: Rewriter, node: ir.Node) -> str | None:
     suffix = "transposed" if node.op_type == "Transpose" else "folded"
     folded = rw.constant(evaluate(value), f"{name}.{suffix}", value.dtype)
     folded.metadata_props[NAME_KEY] = name
-    for leaf in leaves(value):
-        unmap(leaf)
     rw.touch(name, f"{node.op_type} of a weight folded")
     rw.replace(value, folded)
     return f"{node.op_type} of a weight"

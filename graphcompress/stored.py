@@ -1,0 +1,62 @@
+"""Tensors that lie in a file and are mapped only while somebody holds their array."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+IN_MEMORY_BYTES = 1 << 16
+"""Smaller tensors stay in memory."""
+
+
+class StoredTensor(ir.LazyTensor):
+    """A tensor in a file: each array of it is mapped anew, and unmapped with its last reference.
+
+    So memory follows the weights in use, and nobody has to say when a weight is no longer needed.
+
+    Attributes:
+        file: where the bytes are.
+        offset: of its first byte.
+    """
+
+    def __init__(self, external: ir.ExternalTensor) -> None:
+        """Read what ``external`` describes; its folder has been checked by whoever made it."""
+        self.file = Path(external.path).resolve()
+        self.offset = external.offset or 0
+        length = external.length or external.nbytes
+
+        def mapped() -> ir.ExternalTensor:
+            return ir.ExternalTensor(
+                str(self.file),
+                self.offset,
+                length,
+                external.dtype,
+                shape=external.shape,
+                name=external.name or "",
+                base_dir="",  # no boundary: the file is known by its whole path
+            )
+
+        super().__init__(
+            mapped,
+            dtype=external.dtype,
+            shape=external.shape,
+            name=external.name,
+            doc_string=external.doc_string,
+            metadata_props=dict(external.metadata_props),
+        )
+
+
+def stored(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    """``tensor`` as a :class:`StoredTensor`; a small one as an array in memory."""
+    if tensor.nbytes >= IN_MEMORY_BYTES:
+        return StoredTensor(tensor)
+    array = StoredTensor(tensor).numpy().copy()
+    return ir.Tensor(
+        array,
+        dtype=tensor.dtype,
+        shape=tensor.shape,
+        name=tensor.name,
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+    )
