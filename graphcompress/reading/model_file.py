@@ -66,12 +66,9 @@ def _parse(path: Path) -> onnx.ModelProto:
     if not path.is_file():
         raise InvalidModelError(f"{path}: not a file; give the model's .onnx file")
     try:
-        with path.open("rb") as file:
-            begin = file.read(max(map(len, _NOT_MODELS)))
-        for start, problem in _NOT_MODELS.items():
-            if begin.startswith(start):
-                raise InvalidModelError(f"{path} {problem}")
-        return skim(path)
+        begin = _begin(path)
+        kind = next((kind for start, kind in _NOT_MODELS.items() if begin.startswith(start)), None)
+        model = skim(path) if kind is None else None
     except OSError as error:
         raise InvalidModelError(
             f"{path}: cannot be read ({error.strerror}); check its permissions"
@@ -81,6 +78,14 @@ def _parse(path: Path) -> onnx.ModelProto:
             f"{path}: not an ONNX file, or it is truncated (its {path.stat().st_size:,} bytes cannot be "
             "decoded); copy or export it again"
         ) from error
+    if model is None:
+        raise InvalidModelError(f"{path} {kind}")
+    return model
+
+
+def _begin(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(max(map(len, _NOT_MODELS)))
 
 
 def _normalise_domains(model: onnx.ModelProto) -> None:
