@@ -1,6 +1,6 @@
 # make demo   exports a real model, compresses it and prints what happened
 # make test   style, types, tests
-# make docs   writes docs/passes.md and docs/targets.md anew
+# make docs   writes docs/passes.md, docs/targets.md and docs/fx.md anew
 # make matrix runs every architecture, exporter and check, and writes docs/support.md; about an hour, goes on when stopped
 # All of them set up .venv by themselves; Python 3.11 or newer is all they need.
 
@@ -22,8 +22,9 @@ test: $(VENV)/.installed-dev
 	$(BIN)/mypy -p graphcompress
 	$(BIN)/pytest -n 2
 
-docs: $(VENV)/.installed
+docs: $(VENV)/.installed-torch
 	$(BIN)/python -m graphcompress.reference docs
+	$(BIN)/python -W ignore -m graphcompress.fx.conformance docs/fx.md
 
 matrix: $(VENV)/.installed-dev
 	PYTHONPATH=tests $(BIN)/python -W ignore -m matrix --page docs/support.md $(MATRIX)

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_AFTER_MASK, _AFTER_CAP, _AFTER_SOFTMAX = 1, 2, 3
-
 
 def attention(
     q: Tensor,
@@ -23,13 +21,16 @@ def attention(
     scale: float | None = None,
     causal: bool = False,
     softcap: float = 0.0,
+    window: tuple[int, int] = (-1, -1),
+    valid: Tensor | None = None,
     scores_after: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operator Attention of opset 23, step by step: output, keys, values, scores.
 
     q, k, v are [batch, heads, tokens, size], or [batch, tokens, heads · size] with ``heads`` of queries and
-    of keys; pasts go in front of keys and values. ``scores_after``: 0 the products, 1 with the mask, 2 after
-    the soft cap, 3 the probabilities.
+    of keys; pasts go in front of keys and values. A query sees keys from ``window[0]`` before it to
+    ``window[1]`` after it (-1: all); ``valid`` [batch] counts the keys that are no padding. ``scores_after``:
+    0 the products, 1 after the soft cap, 2 with the mask, 3 the probabilities.
     """
     packed = q.dim() == 3
     if packed:
@@ -42,16 +43,16 @@ def attention(
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     scores = q @ k.transpose(-1, -2) * factor
-    steps = [scores]
-    bias = _bias(q, k, mask, causal)
     capped = softcap * torch.tanh(scores / softcap) if softcap else scores
-    masked = scores if bias is None else scores + bias
-    final = capped if bias is None else capped + bias
-    steps += [masked, capped, functional.softmax(final, dim=-1)]
-    made = steps[_AFTER_SOFTMAX] @ v
+    offset = _offset(q, past_key, valid)
+    bias = _bias(q, k, mask, offset, (-1, 0) if causal else (-1, -1), window, valid)
+    masked = capped if bias is None else capped + bias
+    empty = (masked == -math.inf).all(-1, keepdim=True)
+    probabilities = functional.softmax(masked, dim=-1).masked_fill(empty, 0)
+    made = probabilities @ v
     if packed:
         made = made.transpose(1, 2).flatten(2)
-    return made, keys, values, steps[scores_after]
+    return made, keys, values, (scores, capped, masked, probabilities)[scores_after]
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -59,18 +60,46 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return torch.unflatten(x, -1, (heads, -1)).transpose(1, 2)
 
 
-def _bias(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:
-    """What is added to the scores: the mask, and -inf where a key comes after the query."""
+def _offset(q: Tensor, past_key: Tensor | None, valid: Tensor | None) -> Tensor | int:
+    """How many keys come before the first query: one number, or one per sample [batch, 1, 1, 1]."""
+    if past_key is not None:
+        return past_key.shape[2]
+    return 0 if valid is None else (valid - q.shape[2]).reshape(-1, 1, 1, 1)
+
+
+def _bias(
+    q: Tensor,
+    k: Tensor,
+    mask: Tensor | None,
+    offset: Tensor | int,
+    causal: tuple[int, int],
+    window: tuple[int, int],
+    valid: Tensor | None,
+) -> Tensor | None:
+    """What is added to the scores: the mask, and -inf where a query may not see a key."""
     bias = mask
     if mask is not None and mask.dtype == torch.bool:
-        bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -math.inf)
+        bias = _forbidden(~mask, q)
     if bias is not None and bias.shape[-1] < k.shape[2]:
         bias = functional.pad(bias, (0, k.shape[2] - bias.shape[-1]), value=-math.inf)
-    if not causal:
-        return bias
-    allowed = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-    later = torch.zeros_like(allowed, dtype=q.dtype).masked_fill(~allowed, -math.inf)
-    return later if bias is None else bias + later
+    keys = torch.arange(k.shape[2], device=q.device)
+    queries = torch.arange(q.shape[2], device=q.device).unsqueeze(-1) + offset
+    for before, after in (causal, window):
+        if before >= 0:
+            bias = _plus(bias, _forbidden(keys < queries - before, q))
+        if after >= 0:
+            bias = _plus(bias, _forbidden(keys > queries + after, q))
+    if valid is not None:
+        bias = _plus(bias, _forbidden(keys >= valid.reshape(-1, 1, 1, 1), q))
+    return bias
+
+
+def _forbidden(places: Tensor, like: Tensor) -> Tensor:
+    return torch.zeros_like(places, dtype=like.dtype).masked_fill(places, -math.inf)
+
+
+def _plus(bias: Tensor | None, more: Tensor) -> Tensor:
+    return more if bias is None else bias + more
 
 
 def rotary(

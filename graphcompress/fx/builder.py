@@ -15,7 +15,7 @@ from graphcompress.errors import UnsupportedModelError
 from graphcompress.fx.names import identifier
 from graphcompress.fx.sizes import Item, Sizes, sizes_of_array
 from graphcompress.fx.stored import Stored
-from graphcompress.fx.types import compute_type
+from graphcompress.fx.types import compute_type, stored_type
 
 Operand = fx.Node | Sizes
 Argument = Any
@@ -70,10 +70,15 @@ class Builder:
 
     def placeholder(self, value: ir.Value) -> None:
         """A graph input, as an argument of its name."""
-        node = self.graph.placeholder(identifier(value.name or "input"))
-        self._operands[value] = node
-        if value.dtype is not None and compute_type(value.dtype) is None:
+        if compute_type(value.dtype) is None or not isinstance(value.type, ir.TensorType):
             self.refuse_type(value)
+        self._operands[value] = self.graph.placeholder(identifier(value.name or "input"))
+
+    def convert_inputs(self) -> None:
+        """Let inputs of a type that is computed in a wider one be converted; after the last placeholder."""
+        for value, node in list(self._operands.items()):
+            if stored_type(value.dtype) != compute_type(value.dtype):
+                self._operands[value] = self.method("to", node, compute_type(value.dtype))
 
     def set(self, value: ir.Value, operand: Operand) -> None:
         """Remember what stands for an ONNX value; a node takes over its name."""
@@ -142,6 +147,8 @@ class Builder:
         sizes = self.sizes(value)
         if sizes is not None:
             return sizes.items
+        if value is not None and value.shape is not None and not len(value.shape):
+            return [self.method("item", self.tensor(value))]
         listed = self.method("tolist", self.tensor(value))
         length = value.shape[0] if value is not None and value.shape is not None and value.shape else None
         if not isinstance(length, int):
@@ -208,7 +215,7 @@ class Builder:
             UnsupportedModelError: always.
         """
         raise UnsupportedModelError(
-            f"value {value.name!r} is of type {value.dtype}, for which torch has no counterpart"
+            f"value {value.name!r} is of type {value.type}, for which torch has no counterpart"
         )
 
 

@@ -54,6 +54,7 @@ def to_fx(model: Model, *, learn_scales: bool = False, taps: Sequence[str] = ())
         if value.name not in model.graph.initializers:
             builder.placeholder(value)
             names[identifier(value.name or "input")] = value.name or ""
+    builder.convert_inputs()
     fusions = plan(model, set(wanted))
     for node in model.graph:
         _write(builder, node, fusions)

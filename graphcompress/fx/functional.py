@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -163,9 +164,21 @@ def gather_nd(x: Tensor, index: Tensor, batch_dims: int = 0) -> Tensor:
     return x[tuple(part.reshape(part.shape + extra) for part in mesh) + parts]
 
 
-def scatter_nd(x: Tensor, index: Tensor, updates: Tensor, *, accumulate: bool = False) -> Tensor:
-    """A copy of ``x`` with ``updates`` put at, or added to, the tuples along the last axis of ``index``."""
-    return x.index_put(tuple(index.unbind(-1)), updates, accumulate=accumulate)
+def scatter_nd(x: Tensor, index: Tensor, updates: Tensor, reduce: str = "") -> Tensor:
+    """A copy of ``x`` with ``updates`` put at the tuples along the last axis of ``index``.
+
+    ``reduce`` combines instead: sum, prod, amax or amin.
+    """
+    if not reduce:
+        return x.index_put(tuple(index.unbind(-1)), updates)
+    depth = index.shape[-1]
+    rows = torch.zeros(index.shape[:-1], dtype=torch.int64, device=x.device)
+    for axis in range(depth):
+        rows = rows * x.shape[axis] + index[..., axis] % x.shape[axis]
+    flat = x.reshape(math.prod(x.shape[:depth]), -1)
+    values = updates.reshape(rows.numel(), -1)
+    places = rows.reshape(-1, 1).expand_as(values)
+    return flat.scatter_reduce(0, places, values, reduce=reduce).reshape(x.shape)
 
 
 def one_hot(index: Tensor, depth: int, values: Tensor, axis: int = -1) -> Tensor:
@@ -203,3 +216,24 @@ def _padded(x: Tensor, axis: int, before: int, after: int, mode: str, value: flo
         period = max(2 * size - 2, 1)
         place = (place % period).minimum(period - place % period)
     return x.index_select(axis, place)
+
+
+def reshape_to(x: Tensor, sizes: Sequence[int], copied: bool) -> Tensor:
+    """``x`` in other sizes; a size 0 copies that of ``x``, when ``copied``."""
+    wanted = [x.shape[axis] if copied and size == 0 else size for axis, size in enumerate(sizes)]
+    return x.reshape(wanted)
+
+
+def unsqueeze_at(x: Tensor, axes: Sequence[int]) -> Tensor:
+    """New axes of size 1, places counted in the result."""
+    rank = x.dim() + len(axes)
+    for axis in sorted(axis % rank for axis in axes):
+        x = x.unsqueeze(axis)
+    return x
+
+
+def product(x: Tensor, axes: Sequence[int], keepdim: bool) -> Tensor:
+    """Product of the entries along ``axes``."""
+    for axis in sorted((axis % x.dim() for axis in axes), reverse=True):
+        x = torch.prod(x, axis, keepdim=keepdim)
+    return x

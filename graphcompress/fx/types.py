@@ -19,6 +19,8 @@ _TYPES = {
     ir.DataType.UINT8: torch.uint8,
     ir.DataType.UINT16: torch.int32,
     ir.DataType.UINT32: torch.int64,
+    ir.DataType.INT2: torch.int8,
+    ir.DataType.UINT2: torch.uint8,
     ir.DataType.INT4: torch.int8,
     ir.DataType.UINT4: torch.uint8,
     ir.DataType.BOOL: torch.bool,
@@ -38,12 +40,18 @@ _RANGES = {
     ir.DataType.UINT8: (0, 255),
     ir.DataType.INT16: (-32768, 32767),
     ir.DataType.UINT16: (0, 65535),
+    ir.DataType.INT2: (-2, 1),
+    ir.DataType.UINT2: (0, 3),
     ir.DataType.INT4: (-8, 7),
     ir.DataType.UINT4: (0, 15),
 }
 
 LOW_BIT = frozenset(_RANGES)
 """Integer types that weights and activations are quantised to."""
+
+
+NARROW = frozenset({ir.DataType.INT2, ir.DataType.UINT2, ir.DataType.INT4, ir.DataType.UINT4})
+"""Types that hold quantised numbers here, and are computed with nowhere."""
 
 
 def compute_type(dtype: ir.DataType | None) -> torch.dtype | None:

@@ -14,16 +14,16 @@ from graphcompress.fx.ops.table import operator
 @operator("Attention")
 def attention_(builder: Builder, node: ir.Node) -> Operand | tuple[Operand | None, ...]:
     """softmax(scale · q · kᵀ + mask) · v; with caches, soft caps and scores as outputs on request."""
-    if builder.optional(node, 6) is not None:
-        builder.refuse(node, "a number of valid keys per sample (nonpad_kv_seqlen)")
     q, k, v = (builder.tensor(value) for value in node.inputs[:3])
-    extra = [builder.optional(node, index) for index in (3, 4, 5)]
-    mask, past_key, past_value = (None if value is None else builder.tensor(value) for value in extra)
+    extra = [builder.optional(node, index) for index in (3, 4, 5, 6)]
+    mask, past_key, past_value, valid = (None if value is None else builder.tensor(value) for value in extra)
+    window = tuple(node.attributes.get_int(f"{side}_window_size", -1) for side in ("left", "right"))
     heads = (node.attributes.get_int("q_num_heads", 0), node.attributes.get_int("kv_num_heads", 0))
     scale = node.attributes.get_float("scale", 0.0) or None
     causal = bool(node.attributes.get_int("is_causal", 0))
     capped = node.attributes.get_float("softcap", 0.0)
-    if past_key is None and len(node.outputs) == 1 and not capped:
+    is_plain = past_key is None and valid is None and window == (-1, -1)
+    if is_plain and len(node.outputs) == 1 and not capped:
         return _plain(builder, node, (q, k, v), heads, mask=mask, scale=scale, causal=causal)
     parts = builder.call(
         attention,
@@ -32,6 +32,8 @@ def attention_(builder: Builder, node: ir.Node) -> Operand | tuple[Operand | Non
         scale=scale,
         causal=causal,
         softcap=capped,
+        window=window,
+        valid=valid,
         scores_after=node.attributes.get_int("qk_matmul_output_mode", 0),
     )  # fmt: skip
     return tuple(builder.item(parts, index) for index in range(len(node.outputs)))

@@ -15,7 +15,7 @@ from torch.nn import functional
 from graphcompress.fx import sizes
 from graphcompress.fx.builder import Builder, Operand
 from graphcompress.fx.ops.table import operator
-from graphcompress.fx.types import compute_type
+from graphcompress.fx.types import NARROW, compute_type
 
 _UNARY: dict[str, Callable[..., Any]] = {
     "Abs": torch.abs,
@@ -205,7 +205,7 @@ def cast_like(builder: Builder, node: ir.Node) -> Operand:
 def _cast(builder: Builder, node: ir.Node, dtype: ir.DataType) -> Operand:
     source = node.inputs[0]
     target = compute_type(dtype)
-    if target is None:
+    if target is None or dtype in NARROW:
         builder.refuse(node, f"torch has no type {dtype}")
     found = builder.sizes(source)
     if found is not None and found.dtype in _INTEGERS and dtype in _INTEGERS:
@@ -221,7 +221,11 @@ def _cast(builder: Builder, node: ir.Node, dtype: ir.DataType) -> Operand:
 
 @operator("Identity", "Dropout")
 def identity(builder: Builder, node: ir.Node) -> Operand | tuple[Operand | None, ...]:
-    """The operand itself: dropout is for training as the exporter knew it, and does nothing here."""
+    """The operand itself; of dropout, what it is at inference."""
+    if node.op_type == "Dropout" and (training := builder.optional(node, 2)) is not None:
+        flag = builder.array(training)
+        if flag is None or flag.any():
+            builder.refuse(node, "it drops at random")
     found = builder.sizes(node.inputs[0])
     made = builder.tensor(node.inputs[0]) if found is None else found
     if len(node.outputs) == 1:

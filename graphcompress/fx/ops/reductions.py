@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from graphcompress.fx.builder import Builder, Operand
+from graphcompress.fx.functional import product
 from graphcompress.fx.ops.table import operator
 from graphcompress.fx.sizes import Item
 
@@ -31,7 +32,7 @@ def reduce(builder: Builder, node: ir.Node) -> Operand:
     if isinstance(axes, tuple) and not axes:
         return _each(builder, node.op_type, x)
     if node.op_type == "ReduceProd":
-        return _product(builder, node, x, axes, keep)
+        return builder.call(product, x, axes, keep)
     dtype = node.inputs[0].dtype if node.inputs[0] is not None else None
     if dtype == ir.DataType.BOOL:
         return builder.call(torch.any if node.op_type == "ReduceMax" else torch.all, x, axes, keepdim=keep)
@@ -65,15 +66,6 @@ def _each(builder: Builder, op_type: str, x: fx.Node) -> fx.Node:
     if op_type in ("ReduceL1", "ReduceL2"):
         return builder.call(torch.abs, x)
     return builder.call(torch.log, x) if op_type == "ReduceLogSum" else x
-
-
-def _product(builder: Builder, node: ir.Node, x: fx.Node, axes: Any, keep: bool) -> Operand:  # noqa: ANN401
-    if isinstance(axes, fx.Node):
-        builder.refuse(node, "its axes are computed at run time")
-    rank = builder.rank(node.inputs[0], node)
-    for axis in sorted((axis % rank for axis in axes), reverse=True):
-        x = builder.call(torch.prod, x, axis, keepdim=keep)
-    return x
 
 
 def _axes(builder: Builder, node: ir.Node) -> tuple[Any, ...] | fx.Node:

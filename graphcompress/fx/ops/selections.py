@@ -86,9 +86,7 @@ def gather_by_tuples(builder: Builder, node: ir.Node) -> Operand:
 def scatter_by_tuples(builder: Builder, node: ir.Node) -> Operand:
     """A copy of a tensor with slices replaced, or added to, at tuples of indices."""
     reduction = node.attributes.get_string("reduction", "none")
-    if reduction not in ("none", "add"):
-        builder.refuse(node, f"the reduction {reduction!r}")
-    return builder.call(scatter_nd, *map(builder.tensor, node.inputs), accumulate=reduction == "add")
+    return builder.call(scatter_nd, *map(builder.tensor, node.inputs), REDUCTIONS[reduction])
 
 
 @operator("ScatterElements")
@@ -100,8 +98,11 @@ def scatter_elements(builder: Builder, node: ir.Node) -> Operand:
     indices = builder.call(op.mod, indices, size)
     if reduction == "none":
         return builder.call(torch.scatter, data, axis, indices, updates)
-    names = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
-    return builder.call(torch.scatter_reduce, data, axis, indices, updates, reduce=names[reduction])
+    return builder.call(torch.scatter_reduce, data, axis, indices, updates, reduce=REDUCTIONS[reduction])
+
+
+REDUCTIONS = {"none": "", "add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
+"""Reductions of ONNX by the names of PyTorch."""
 
 
 @operator("OneHot")
@@ -127,22 +128,21 @@ def top_k(builder: Builder, node: ir.Node) -> tuple[Operand | None, ...]:
     counts = builder.ints(node.inputs[1])
     if isinstance(counts, fx.Node):
         builder.refuse(node, "its k is computed at run time")
+    axis, largest = node.attributes.get_int("axis", -1), bool(node.attributes.get_int("largest", 1))
     parts = builder.call(
-        torch.topk,
-        builder.tensor(node.inputs[0]),
-        counts[0],
-        dim=node.attributes.get_int("axis", -1),
-        largest=bool(node.attributes.get_int("largest", 1)),
-        sorted=bool(node.attributes.get_int("sorted", 1)),
+        torch.sort, builder.tensor(node.inputs[0]), dim=axis, descending=largest, stable=True
     )
-    return builder.item(parts, 0), builder.item(parts, 1)
+    values, places = (builder.item(parts, index) for index in (0, 1))
+    return tuple(builder.method("narrow", part, axis, 0, counts[0]) for part in (values, places))
 
 
 @operator("CumSum")
 def cumulative_sum(builder: Builder, node: ir.Node) -> Operand:
     """Running sums along an axis; exclusive of the entry itself, or from the end, on request."""
     axes = builder.ints(node.inputs[1])
-    axis = builder.call(op.getitem, axes, 0) if isinstance(axes, fx.Node) else axes[0]
+    if isinstance(axes, fx.Node):
+        builder.refuse(node, "the rank of its axis is not known")
+    axis = axes[0]
     x = builder.tensor(node.inputs[0])
     backwards = bool(node.attributes.get_int("reverse", 0))
     made = builder.call(torch.flip, x, [axis]) if backwards else x

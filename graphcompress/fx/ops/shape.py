@@ -12,7 +12,13 @@ import torch
 from torch import fx
 
 from graphcompress.fx.builder import Builder, Operand
-from graphcompress.fx.functional import expand_to, slice_at_run_time, take_backwards
+from graphcompress.fx.functional import (
+    expand_to,
+    reshape_to,
+    slice_at_run_time,
+    take_backwards,
+    unsqueeze_at,
+)
 from graphcompress.fx.ops.table import operator
 from graphcompress.fx.sizes import Item, Sizes, sizes_of_array
 from graphcompress.fx.types import compute_type
@@ -48,6 +54,10 @@ def reshape(builder: Builder, node: ir.Node) -> Operand:
     source = node.inputs[0]
     found = builder.sizes(source)
     target = builder.ints(node.inputs[1])
+    if builder.sizes(node.inputs[1]) is None:
+        copied = not node.attributes.get_int("allowzero", 0)
+        listed = target if isinstance(target, fx.Node) else list(target)
+        return builder.call(reshape_to, builder.tensor(source), listed, copied)
     if isinstance(target, fx.Node):
         return builder.call(torch.reshape, builder.tensor(source), target)
     if found is not None and len(target) <= 1:
@@ -100,10 +110,10 @@ def unsqueeze(builder: Builder, node: ir.Node) -> Operand:
     found, axes = builder.sizes(node.inputs[0]), builder.ints(node.inputs[1])
     if found is not None and found.scalar and len(builder.known_ints(node.inputs[1]) or ()) == 1:
         return Sizes(found.items, False, found.dtype)
-    rank = builder.rank(node.outputs[0], node)
-    if isinstance(axes, fx.Node) or any(isinstance(axis, fx.Node) for axis in axes):
-        builder.refuse(node, "its axes are computed at run time")
     x = builder.tensor(node.inputs[0])
+    if isinstance(axes, fx.Node) or any(isinstance(axis, fx.Node) for axis in axes):
+        return builder.call(unsqueeze_at, x, axes)
+    rank = builder.rank(node.inputs[0], node) + len(axes)
     for axis in sorted(int(axis) % rank for axis in axes):  # type: ignore[arg-type]
         x = builder.method("unsqueeze", x, axis)
     return x
