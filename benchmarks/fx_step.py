@@ -87,11 +87,8 @@ def _timed(steps: tuple[Step, Step], rounds: int) -> tuple[list[float], list[flo
 def _report(shape: str, ours: list[float], theirs: list[float]) -> None:
     ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
     low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
-    print(
-        f"{shape}: graph {statistics.median(ours) * 1e3:.0f} ms, "
-        f"module {statistics.median(theirs) * 1e3:.0f} ms, ratio {statistics.median(ratios):.2f} ({low:.2f}–{high:.2f})",
-        flush=True,
-    )
+    times = " and ".join(f"{statistics.median(row) * 1e3:.0f} ms" for row in (ours, theirs))
+    print(f"{shape}: {times}, ratio {statistics.median(ratios):.2f} ({low:.2f}–{high:.2f})", flush=True)
 
 
 if __name__ == "__main__":
