@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_shape_inference
 
+import graphcompress.inference  # noqa: F401 (adds its rules to those of the library)
 from graphcompress.errors import InvalidModelError
 from graphcompress.reading.model_file import read_model
 from graphcompress.scratch import Scratch

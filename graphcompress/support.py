@@ -7,6 +7,7 @@ import onnx_ir as ir
 from graphcompress.analysis.linears import embeddings, linears
 from graphcompress.errors import UnsupportedModelError
 from graphcompress.expressions import is_constant
+from graphcompress.fused.operators import FUSED_DOMAIN, node_name, obstacle
 from graphcompress.model import Model
 
 QUANTISED_OPS = frozenset(
@@ -29,8 +30,6 @@ QUANTISED_OPS = frozenset(
 )
 """Operators, in any domain, that a quantised model has and a floating-point one has not."""
 
-FUSED_DOMAIN = "com.microsoft"
-
 
 def refuse_unsupported(model: Model) -> None:
     """Refuse a model on which no pass could do anything. Custom operators are kept and passed around.
@@ -46,15 +45,23 @@ def refuse_unsupported(model: Model) -> None:
                 f"{where} is quantised already (node {node.name!r} is a {node.op_type}); "
                 "start from the floating-point model"
             )
-        if node.domain == FUSED_DOMAIN and any(_is_matrix(value) for value in node.inputs):
-            raise UnsupportedModelError(
-                f"{where} was fused by ONNX Runtime already (node {node.name!r}, a {node.op_type}, holds "
-                "weights that no pass can see); start from the model before it was optimised"
-            )
-    if not linears(model) and not embeddings(model):
+        _refuse_hidden_weights(node, where)
+    fused = any(node.domain == FUSED_DOMAIN for node in model.graph)
+    if not fused and not linears(model) and not embeddings(model):
         raise UnsupportedModelError(
             f"{where} has no linear maps and no embeddings in standard operators: there is nothing to "
             "compress; give an exported Transformer"
+        )
+
+
+def _refuse_hidden_weights(node: ir.Node, where: object) -> None:
+    if node.domain != FUSED_DOMAIN or not any(_is_matrix(value) for value in node.inputs):
+        return
+    reason = obstacle(node)
+    if reason is not None:
+        raise UnsupportedModelError(
+            f"{where} was fused by ONNX Runtime, and its node {node_name(node)!r} (a {node.op_type}) "
+            f"holds weights that no pass can see: {reason}; start from the model before it was optimised"
         )
 
 

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from graphcompress.analysis.bounds import Bounds
 from graphcompress.base import Context, Contract, Exact, Pass
 from graphcompress.expressions import is_constant
+from graphcompress.fused.operators import standardise
 from graphcompress.model import Model, is_weight
 from graphcompress.options import option
 from graphcompress.rewrite import Rewriter
@@ -26,6 +27,9 @@ FAMILIES = (heads.RULES, shapes.RULES, arithmetic.RULES, linears.RULES, masks.RU
 @dataclass(frozen=True)
 class Simplify(Pass):
     """Remove what an exporter left behind; outputs do not change.
+
+    What ONNX Runtime's optimisers fused (operators of com.microsoft) is written in standard operators first:
+    every other pass then sees the weights and the heads inside.
 
     Folds constants and weight transposes, brings every linear to one form (MatMul with a weight [in, out],
     then Add with a bias [out]), turns shape arithmetic into constants, merges duplicates, and removes what
@@ -50,7 +54,10 @@ class Simplify(Pass):
         """Apply every rule until none matches; report what was removed and what stays."""
         before = len(model.graph)
         with Rewriter(model, ctx) as rw:
+            rewritten = standardise(rw)
             removed = self._simplify(rw)
+        for kind, count in sorted(rewritten.items()):
+            rw.note(f"{count} × {kind} written in standard operators")
         for kind, count in sorted(removed.items(), key=lambda item: (-item[1], item[0])):
             rw.note(f"{count} × {kind}")
         rw.note(f"{before} nodes became {len(model.graph)}" if rw.modified else "nothing to simplify")

@@ -29,6 +29,12 @@ STANDARD_DOMAINS = ("", "ai.onnx")
 OPSETS = (13, 25)
 """Lowest and highest version of the standard operators that is read."""
 
+FUSED_OPERATORS = ("SimplifiedLayerNormalization", "LayerNormalization")
+"""Operators that ONNX Runtime writes into models whose standard operators do not have them."""
+
+_UNCHECKED = "graphcompress.unchecked"
+"""Domain under which an operator that the ONNX checker does not know passes it."""
+
 SMALL_BYTES = 1024
 """Larger weights are not shown to the ONNX checker, which would copy them."""
 
@@ -208,7 +214,8 @@ def _check_operators(path: Path, model: onnx.ModelProto) -> None:
         for node in graph.node:
             if (node.domain, node.op_type) in functions:
                 continue
-            if node.domain in STANDARD_DOMAINS and not onnx.defs.has(node.op_type, opset, ""):
+            standard = node.domain in STANDARD_DOMAINS and node.op_type not in FUSED_OPERATORS
+            if standard and not onnx.defs.has(node.op_type, opset, ""):
                 raise InvalidModelError(
                     f"{path}: node {_label(node)} is no operator of opset {opset}; "
                     "the file is damaged, export it again"
@@ -223,10 +230,14 @@ def _check_schema(path: Path, model: onnx.ModelProto) -> None:
         return
     copy = onnx.ModelProto(ir_version=max(model.ir_version, 4))
     copy.opset_import.extend(model.opset_import)
+    copy.opset_import.append(onnx.helper.make_opsetid(_UNCHECKED, 1))
     copy.functions.extend(model.functions)
     graph, source = copy.graph, model.graph
     graph.name = source.name or "graph"
     graph.node.extend(execution_order(path, source))
+    for node in graph.node:
+        if node.op_type in FUSED_OPERATORS and not node.domain:
+            node.domain = _UNCHECKED
     graph.input.extend(map(with_shape, source.input))
     graph.output.extend(map(with_shape, source.output))
     inputs = {value.name for value in source.input}

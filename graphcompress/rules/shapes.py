@@ -9,6 +9,7 @@ from graphcompress.analysis.reshape import reshape_target
 from graphcompress.expressions import is_constant
 from graphcompress.rewrite import Rewriter
 from graphcompress.rules.base import (
+    Dim,
     Rule,
     constant,
     only_use,
@@ -33,6 +34,60 @@ def known_value(rw: Rewriter, node: ir.Node) -> str | None:
         return None
     rw.replace(value, rw.constant(tensor.numpy(), f"{value.name}.folded"))
     return "shape arithmetic on fixed sizes"
+
+
+def size_of_input(rw: Rewriter, node: ir.Node) -> str | None:
+    """One size of a value is read from the input of the model that has it: then all that read it are alike.
+
+    Exporters ask the hidden state of every layer for the batch and the length.
+    """
+    shape = node if node.op_type == "Shape" else producer(node.inputs[0], "Shape")
+    data = None if shape is None else shape.inputs[0]
+    if (
+        shape is None
+        or data is None
+        or data.shape is None
+        or ("start" in shape.attributes and shape is not node)
+    ):
+        return None
+    axis = _axis_asked_for(node, len(data.shape))
+    found = None if axis is None else _first_with(rw, data.shape[axis])
+    if found is None or found[0] is data:
+        return None
+    source, position = found
+    if shape is node:
+        rw.set_input(node, 0, source)
+        rw.set_attribute(node, "start", position)
+        rw.set_attribute(node, "end", position + 1)
+    else:
+        sizes = rw.node("Shape", source, before=node, name=f"{source.name}.shape")
+        index = np.full(node.inputs[1].shape.numpy(), position, np.int64)  # type: ignore[union-attr]
+        rw.set_input(node, 0, sizes)
+        rw.set_input(node, 1, rw.constant(index, f"{node.outputs[0].name}.axis"))
+    return "size read from a layer instead of an input"
+
+
+def _axis_asked_for(node: ir.Node, rank: int) -> int | None:
+    """The one axis of which a Shape, or a Gather from a Shape, gives the size."""
+    if node.op_type == "Shape":
+        start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", rank)
+        start, end, _ = slice(start, end).indices(rank)
+        return start if end == start + 1 else None
+    index = constant(node.inputs[1])
+    if index is None or index.size != 1 or node.attributes.get_int("axis", 0) != 0:
+        return None
+    return int(index.reshape(())) % rank
+
+
+def _first_with(rw: Rewriter, dim: Dim) -> tuple[ir.Value, int] | None:
+    """The first input of the model with an axis of the variable size ``dim``, and that axis."""
+    if isinstance(dim, int):
+        return None
+    for value in rw.model.graph.inputs:
+        for axis, other in enumerate(value.shape or ()):
+            if same_dim(dim, other):
+                return value, axis
+    return None
 
 
 def constant_target(rw: Rewriter, node: ir.Node) -> str | None:
@@ -189,6 +244,7 @@ _LOSSLESS = {
 """Type → the types that hold every number of it."""
 
 _MOVES: dict[str, tuple[Rule, ...]] = {
+    **dict.fromkeys(("Shape", "Gather"), (known_value, size_of_input)),
     "Reshape": (no_op_reshape, constant_target, reshape_of_reshape),
     "Transpose": (transpose_chain,),
     "Expand": (no_op_reshape, expand_before_broadcast, constant_expand),
@@ -197,7 +253,7 @@ _MOVES: dict[str, tuple[Rule, ...]] = {
     "Squeeze": (known_value, no_op_reshape, reshape_of_reshape),
     "Cast": (known_value, cast_of_same_type, cast_of_cast),
 }
-_ARITHMETIC = ("Shape", "Size", "Gather", "Concat", "Mul", "Add", "Sub", "Div")
+_ARITHMETIC = ("Size", "Concat", "Mul", "Add", "Sub", "Div")
 
 RULES: dict[str, tuple[Rule, ...]] = {**dict.fromkeys(_ARITHMETIC, (known_value,)), **_MOVES}
 """Operator → rules, tried in this order."""

@@ -169,7 +169,7 @@ def _quantised(model: onnx.ModelProto, folder: Path) -> None:
 
 
 def _fused(model: onnx.ModelProto, folder: Path) -> None:
-    node(model).op_type, node(model).domain = "FusedMatMul", "com.microsoft"
+    node(model).op_type, node(model).domain = "GemmFastGelu", "com.microsoft"
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
 
 

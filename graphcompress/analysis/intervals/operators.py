@@ -42,6 +42,9 @@ TRANSFER: dict[str, Transfer] = {
     "Not": logic.not_,
     "And": arithmetic.extreme(min),
     "Or": arithmetic.extreme(max),
+    "Equal": logic.compare(
+        lambda a, b: a.low == a.high == b.low == b.high, lambda a, b: a.high < b.low or a.low > b.high
+    ),
     "GreaterOrEqual": logic.compare(lambda a, b: a.low >= b.high, lambda a, b: a.high < b.low),
     "Greater": logic.compare(lambda a, b: a.low > b.high, lambda a, b: a.high <= b.low),
     "LessOrEqual": logic.compare(lambda a, b: a.high <= b.low, lambda a, b: a.low > b.high),

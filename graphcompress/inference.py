@@ -1,0 +1,114 @@
+"""Rules of symbolic shape inference that its library lacks, mostly sizes that are computed around an Expand.
+
+A size ``-1`` in the target of an Expand means "as it is"; exporters spell that out as
+``Where(Equal(target, -1), 1, target)`` with the -1 made by ConstantOfShape. A size is never negative, so what
+comes out is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import onnx_ir as ir
+from onnx_shape_inference import ShapeInferenceContext, registry
+
+_SINCE = 13
+"""The lowest opset that is read; the library's own rules are registered for earlier ones."""
+
+_LONGEST = 64
+"""Elements of an integer vector that is followed."""
+
+_CONTRIB = "com.microsoft"
+
+Dim = int | ir.SymbolicDim
+Rule = Callable[[ShapeInferenceContext, ir.Node], None]
+
+
+def _expand(ctx: ShapeInferenceContext, node: ir.Node) -> None:
+    """As the library's; and the number of axes where only the length of the target is known."""
+    _LIBRARY["Expand"](ctx, node)
+    data, target = node.inputs
+    if node.outputs[0].shape is not None or data is None or target is None or data.shape is None:
+        return
+    length = None if target.shape is None or len(target.shape) != 1 else target.shape[0]
+    if isinstance(length, int):
+        rank = max(length, len(data.shape))
+        dims = [ctx.new_symbolic_dim() for _ in range(rank)]
+        ctx.set_shape_and_dtype(node.outputs[0], ir.Shape(dims), data.dtype)
+
+
+def _constant_of_shape(ctx: ShapeInferenceContext, node: ir.Node) -> None:
+    """As the library's; and the numbers of a short integer vector."""
+    _LIBRARY["ConstantOfShape"](ctx, node)
+    length = _elements(ctx, node.inputs[0])
+    value = node.attributes.get("value")
+    if length is None or len(length) != 1 or value is None:
+        return
+    size, tensor = length[0], value.as_tensor()
+    if isinstance(size, int) and size <= _LONGEST and tensor.dtype == ir.DataType.INT64:
+        ctx.set_shape_and_dtype(node.outputs[0], ir.Shape([size]), tensor.dtype)
+        ctx.set_symbolic_value(node.outputs[0], [int(tensor.numpy().reshape(-1)[0])] * size)
+
+
+def _where(ctx: ShapeInferenceContext, node: ir.Node) -> None:
+    """As the library's; and the elements that a comparison with a negative number decides."""
+    _LIBRARY["Where"](ctx, node)
+    condition, then, otherwise = node.inputs
+    test = None if condition is None else condition.producer()
+    if test is None or test.domain or test.op_type != "Equal":
+        return
+    parts = [_elements(ctx, value) for value in (*test.inputs, then, otherwise)]
+    if any(part is None for part in parts):
+        return
+    longest = max(len(part) for part in parts if part is not None)
+    rows = [part * longest if len(part) == 1 else part for part in parts if part is not None]
+    if longest > _LONGEST or any(len(row) != longest for row in rows):
+        return
+    chosen: list[Dim] = []
+    for left, right, one, other in zip(*rows, strict=True):
+        equal = _equal(left, right)
+        if equal is None:
+            return
+        chosen.append(one if equal else other)
+    ctx.set_symbolic_value(node.outputs[0], chosen)
+
+
+def _fused_matmul(ctx: ShapeInferenceContext, node: ir.Node) -> None:
+    """As the library's, which reads the axes wrong where batch axes are moved: then nothing is said."""
+    moved = any(node.attributes.get_int(name, 0) for name in ("transBatchA", "transBatchB"))
+    if not moved:
+        _LIBRARY["FusedMatMul"](ctx, node)
+
+
+def _elements(ctx: ShapeInferenceContext, value: ir.Value | None) -> list[Dim] | None:
+    """The elements of an integer vector, numbers or sizes, where they are known."""
+    if value is None:
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    if tensor is not None:
+        integers = tensor.size <= _LONGEST and tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32)
+        return [int(number) for number in tensor.numpy().reshape(-1)] if integers else None
+    known: Sequence[Dim] | None = ctx.get_symbolic_value(value)
+    return None if known is None else list(known)
+
+
+def _equal(left: Dim, right: Dim) -> bool | None:
+    """Whether two elements are equal in every run, or in none (a size is not negative); None: unknown."""
+    if isinstance(left, int) and isinstance(right, int):
+        return left == right
+    for number, size in ((left, right), (right, left)):
+        if isinstance(number, int) and number < 0 and isinstance(size, ir.SymbolicDim):
+            return False if size.value is not None and "-" not in size.value else None
+    return None
+
+
+_RULES: dict[str, Rule] = {"ConstantOfShape": _constant_of_shape, "Expand": _expand, "Where": _where}
+_CONTRIB_RULES: dict[str, Rule] = {"FusedMatMul": _fused_matmul}
+
+registry.collect()  # the library's rules come first, so that those of this file take their place
+_LIBRARY: dict[str, Rule] = {op_type: registry.get("", op_type, _SINCE - 1) for op_type in _RULES}
+_LIBRARY |= {op_type: registry.get(_CONTRIB, op_type, 1) for op_type in _CONTRIB_RULES}
+for _op_type, _rule in _RULES.items():
+    registry.register("", _op_type, since_version=_SINCE)(_rule)
+for _op_type, _rule in _CONTRIB_RULES.items():
+    registry.register(_CONTRIB, _op_type, since_version=1)(_rule)

@@ -1,0 +1,469 @@
+"""Operators that ONNX Runtime fuses, written in standard ones: ONNX Runtime's own kernels are the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+import pytest
+from graphcompress.passes.simplify import Simplify
+from onnx import TensorProto, helper, numpy_helper
+
+from graphcompress.analysis.attention import attentions
+from graphcompress.analysis.couplings import couplings
+from graphcompress.analysis.linears import embeddings, linears
+from graphcompress.base import Context
+from graphcompress.errors import UnsupportedModelError
+from graphcompress.fused.operators import standardise
+from graphcompress.model import Model
+from graphcompress.rewrite import Rewriter
+from graphcompress.runtime import session_of
+from graphcompress.support import refuse_unsupported
+
+BATCH, LENGTH, PAST, HIDDEN, HEADS = 7, 5, 6, 12, 3
+SIZE = HIDDEN // HEADS
+TOLERANCE = 1e-5
+
+NAMES = {BATCH: "batch", LENGTH: "length", PAST: "past", LENGTH + PAST: "total", 2 * BATCH: "2*batch"}
+
+
+def random(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
+
+
+def int32(*numbers: object) -> np.ndarray:
+    return np.array(*numbers, np.int32)
+
+
+def model_of(
+    node: onnx.NodeProto,
+    inputs: Mapping[str, np.ndarray],
+    stored: Mapping[str, np.ndarray],
+    *,
+    opset: int = 18,
+    symbols: bool = True,
+    ranks: Mapping[str, int] | None = None,
+) -> onnx.ModelProto:
+    """One node; inputs of variable size, named by how large they are here (batch, length …)."""
+    infos = [
+        helper.make_tensor_value_info(
+            name,
+            helper.np_dtype_to_tensor_dtype(array.dtype),
+            [NAMES.get(size, size) if symbols else size for size in array.shape],
+        )
+        for name, array in inputs.items()
+    ]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in node.output if name]
+    for info in outputs:
+        info.type.tensor_type.elem_type = (ranks or {}).get(info.name, TensorProto.FLOAT)
+        info.type.tensor_type.ClearField("shape")
+    tensors = [numpy_helper.from_array(array, name) for name, array in stored.items()]
+    graph = helper.make_graph([node], "one", infos, outputs, tensors)
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def run(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    return session_of(model.SerializeToString()).run(None, dict(feed))
+
+
+def check(
+    op_type: str,
+    tmp_path,
+    inputs: Mapping[str, np.ndarray],
+    stored: Mapping[str, np.ndarray] | None = None,
+    *,
+    order: Sequence[str] = (),
+    outputs: Sequence[str] = ("out",),
+    domain: str = "com.microsoft",
+    opset: int = 18,
+    tolerance: float = TOLERANCE,
+    kinds: Mapping[str, int] | None = None,
+    **attributes: object,
+) -> Model:
+    """Write the node in standard operators: nothing of it is left, the outputs are those of its kernel."""
+    names = order or [*inputs, *(stored or {})]
+    node = helper.make_node(op_type, names, list(outputs), name="fused", domain=domain, **attributes)
+    proto = model_of(node, inputs, stored or {}, opset=opset, ranks=kinds)
+    onnx.save(proto, tmp_path / "model.onnx")
+    model, ctx = Model.load(tmp_path / "model.onnx"), Context()
+    with Rewriter(model, ctx) as rw:
+        standardise(rw)
+    assert not ctx.skipped
+    assert all(not n.domain and n.op_type != "SimplifiedLayerNormalization" for n in model.graph)
+    path = model.save(tmp_path / "standard.onnx")
+    if opset >= 17 or op_type != "LayerNormalization":
+        onnx.checker.check_model(onnx.load(path), full_check=True)
+    for got, want in zip(run(onnx.load(path), inputs), run(proto, inputs), strict=True):
+        assert got.dtype == want.dtype
+        np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * max(1.0, np.abs(want).max()))
+    return model
+
+
+# ---- activations and normalisations
+
+
+@pytest.mark.parametrize("opset", [13, 18, 20])
+@pytest.mark.parametrize(
+    ("op_type", "bias", "attributes"),
+    [
+        ("Gelu", False, {}),
+        ("BiasGelu", True, {}),
+        ("FastGelu", False, {}),
+        ("FastGelu", True, {}),
+        ("QuickGelu", False, {}),
+        ("QuickGelu", False, {"alpha": 1.0}),
+        ("QuickGelu", False, {"alpha": 2.5}),
+    ],
+)
+def test_activations(op_type, bias, attributes, opset, tmp_path) -> None:
+    stored = {"bias": random(HIDDEN)} if bias else {}
+    x = {"x": 3 * random(BATCH, LENGTH, HIDDEN)}
+    check(
+        op_type, tmp_path, x, stored, opset=opset, tolerance=1e-4 if "Fast" in op_type else 1e-5, **attributes
+    )
+
+
+@pytest.mark.parametrize("opset", [13, 17, 18, 23])
+@pytest.mark.parametrize("skip", [(BATCH, LENGTH, HIDDEN), (1, LENGTH, HIDDEN), (LENGTH, HIDDEN)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_skip_layer_normalization(opset, skip, bias, tmp_path) -> None:
+    stored = {"gamma": random(HIDDEN), "beta": random(HIDDEN, seed=1)}
+    stored |= {"bias": random(HIDDEN, seed=2)} if bias else {}
+    check(
+        "SkipLayerNormalization",
+        tmp_path,
+        {"x": random(BATCH, LENGTH, HIDDEN), "skip": random(*skip, seed=3)},
+        stored,
+        opset=opset,
+        outputs=["out", "", "", "sum"],
+        epsilon=1e-5,
+    )
+
+
+@pytest.mark.parametrize("opset", [17, 23])
+@pytest.mark.parametrize("bias", [True, False])
+def test_skip_simplified_layer_normalization(opset, bias, tmp_path) -> None:
+    stored = {"gamma": random(HIDDEN)} | ({"bias": random(HIDDEN, seed=2)} if bias else {})
+    check(
+        "SkipSimplifiedLayerNormalization",
+        tmp_path,
+        {"x": random(BATCH, LENGTH, HIDDEN), "skip": random(BATCH, LENGTH, HIDDEN, seed=3)},
+        stored,
+        opset=opset,
+        outputs=["out", "", "", "sum"],
+        epsilon=1e-6,
+    )
+
+
+@pytest.mark.parametrize("opset", [17, 23])
+def test_simplified_layer_normalization_of_the_standard_domain(opset, tmp_path) -> None:
+    x, scale = {"x": random(BATCH, LENGTH, HIDDEN)}, {"scale": random(HIDDEN)}
+    check("SimplifiedLayerNormalization", tmp_path, x, scale, domain="", opset=opset, axis=-1, epsilon=1e-6)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_layer_normalization_before_its_opset(bias, tmp_path) -> None:
+    stored = {"scale": random(HIDDEN)} | ({"bias": random(HIDDEN, seed=1)} if bias else {})
+    x = {"x": random(BATCH, LENGTH, HIDDEN)}
+    model = check("LayerNormalization", tmp_path, x, stored, domain="", opset=14, axis=-1)
+    assert "LayerNormalization" not in {node.op_type for node in model.graph}
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("segments", [True, False])
+@pytest.mark.parametrize("positions", [None, 1, BATCH])
+def test_embeddings(masked, segments, positions, tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    inputs = {"ids": rng.integers(0, 20, (BATCH, LENGTH)).astype(np.int32)}
+    stored = {"words": random(20, HIDDEN), "places": random(16, HIDDEN, seed=1)}
+    stored |= {"gamma": random(HIDDEN), "beta": random(HIDDEN, seed=2)}
+    order = ["ids", "", "words", "places", "", "gamma", "beta"]
+    if segments:
+        inputs["segments"] = rng.integers(0, 2, (BATCH, LENGTH)).astype(np.int32)
+        stored["kinds"] = random(2, HIDDEN, seed=3)
+        order[1], order[4] = "segments", "kinds"
+    if masked:
+        inputs["mask"] = MASKS["ones and zeros"]
+    order.append("mask" if masked else "")
+    if positions is not None:
+        inputs["positions"] = rng.integers(0, 16, (positions, LENGTH)).astype(np.int32)
+        order.append("positions")
+    model = check(
+        "EmbedLayerNormalization",
+        tmp_path,
+        inputs,
+        stored,
+        order=order,
+        outputs=["out", "lengths", "sum"],
+        kinds={"lengths": TensorProto.INT32},
+    )
+    assert len(embeddings(model)) == 2 + segments
+
+
+# ---- products
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {},
+        {"alpha": 0.25},
+        {"transA": 1},
+        {"transB": 1, "alpha": 2.0},
+        {"transA": 1, "transB": 1},
+        {"transBatchA": 1},
+        {"transBatchB": 1},
+        {"transBatchA": 1, "transBatchB": 1, "transA": 1, "transB": 1, "alpha": 0.5},
+    ],
+)
+def test_fused_matmul(attributes, tmp_path) -> None:
+    left, right = [2, 4, 3, 8], [2, 4, 8, 10]
+    for shape, swap, batch in ((left, "transA", "transBatchA"), (right, "transB", "transBatchB")):
+        if swap in attributes:
+            shape[-1], shape[-2] = shape[-2], shape[-1]
+        if batch in attributes:
+            shape[:] = [shape[2], shape[0], shape[1], shape[3]]
+    inputs = {"a": random(*left), "b": random(*right, seed=1)}
+    check("FusedMatMul", tmp_path, inputs, **attributes)
+
+
+def test_a_transposed_weight_inside_a_product_is_a_linear(tmp_path) -> None:
+    inputs, stored = {"x": random(BATCH, LENGTH, 8)}, {"weight": random(10, 8, seed=1)}
+    model = check("FusedMatMul", tmp_path, inputs, stored, transB=1)
+    Simplify().run(model, Context())
+    assert [(linear.in_features, linear.out_features) for linear in linears(model)] == [(8, 10)]
+
+
+@pytest.mark.parametrize("activation", ["Relu", "Tanh", "Sigmoid", "LeakyRelu"])
+def test_fused_gemm(activation, tmp_path) -> None:
+    stored = {"weight": random(10, 8), "bias": random(10)}
+    numbers = {"activation_alpha": 0.3} if activation == "LeakyRelu" else {}
+    check(
+        "FusedGemm",
+        tmp_path,
+        {"x": random(BATCH, 8)},
+        stored,
+        activation=activation,
+        transB=1,
+        alpha=0.5,
+        **numbers,
+    )
+
+
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("activation", ["Relu", "LeakyRelu"])
+def test_fused_conv(activation, residual, tmp_path) -> None:
+    inputs = {"x": random(2, 4, 8, 8)} | ({"rest": random(2, 6, 8, 8, seed=2)} if residual else {})
+    stored = {"weight": random(6, 4, 3, 3), "bias": random(6)}
+    order = ["x", "weight", "bias", *(["rest"] if residual else [])]
+    numbers = {"activation_params": [0.2]} if activation == "LeakyRelu" else {}
+    check(
+        "FusedConv",
+        tmp_path,
+        inputs,
+        stored,
+        order=order,
+        activation=activation,
+        pads=[1, 1, 1, 1],
+        **numbers,
+    )
+
+
+# ---- rotary positions
+
+
+@pytest.mark.parametrize("rank", [3, 4])
+@pytest.mark.parametrize("interleaved", [0, 1])
+@pytest.mark.parametrize("offset", [True, False])
+@pytest.mark.parametrize("part", [0, 4])
+def test_rotary_embedding(rank, interleaved, offset, part, tmp_path) -> None:
+    heads, size = 2, 8
+    shape = (BATCH, LENGTH, heads * size) if rank == 3 else (BATCH, heads, LENGTH, size)
+    positions = np.array([3]) if offset else np.random.default_rng(0).integers(0, 16, (BATCH, LENGTH))
+    half = (part or size) // 2
+    stored = {"cos": random(16, half), "sin": random(16, half, seed=1)}
+    more = {"rotary_embedding_dim": part, "num_heads": heads} if part else {}
+    inputs = {"x": random(*shape), "positions": positions}
+    check("RotaryEmbedding", tmp_path, inputs, stored, interleaved=interleaved, **more)
+
+
+# ---- attention
+
+MASKS = {
+    "none": None,
+    "ones and zeros": int32([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0, 1, 1, 1, 0], *[[1, 1, 0, 0, 0]] * 4]),
+    "per query": (np.random.default_rng(1).random((BATCH, LENGTH, LENGTH)) < 0.7).astype(np.int32),
+    "ends": int32([5, 3, 1, 4, 5, 2, 3]),
+    "ends and starts": int32([5, 4, 3, 5, 5, 2, 4, 0, 2, 1, 0, 3, 1, 0]),
+}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("causal", [0, 1])
+@pytest.mark.parametrize("biased", [True, False])
+def test_attention(mask, causal, biased, tmp_path) -> None:
+    inputs = {"x": random(BATCH, LENGTH, HIDDEN)}
+    stored = {"weight": random(HIDDEN, 3 * HIDDEN)} | ({"bias": random(3 * HIDDEN)} if biased else {})
+    order = ["x", "weight", "bias" if biased else ""]
+    if MASKS[mask] is not None:
+        inputs["mask"] = MASKS[mask]
+        order.append("mask")
+    model = check("Attention", tmp_path, inputs, stored, order=order, num_heads=HEADS, unidirectional=causal)
+    (found,) = attentions(model)
+    assert (found.num_heads, found.head_dim, found.scale) == (HEADS, SIZE, pytest.approx(SIZE**-0.5))
+    assert [linear.bias is not None for linear in linears(model)] == [biased] * 3
+
+
+def test_attention_with_past(tmp_path) -> None:
+    inputs = {
+        "x": random(BATCH, LENGTH, HIDDEN),
+        "mask": (np.random.default_rng(1).random((BATCH, LENGTH + PAST)) < 0.7).astype(np.int32),
+        "past": random(2, BATCH, HEADS, PAST, SIZE),
+    }
+    stored = {"weight": random(HIDDEN, 3 * HIDDEN), "bias": random(3 * HIDDEN)}
+    check(
+        "Attention",
+        tmp_path,
+        inputs,
+        stored,
+        order=["x", "weight", "bias", "mask", "past"],
+        outputs=["out", "present"],
+        num_heads=HEADS,
+        unidirectional=1,
+        scale=0.3,
+        mask_filter_value=-5.0,
+    )
+
+
+@pytest.mark.parametrize("shape", [(1, HEADS), (BATCH, 1), (BATCH, HEADS)])
+def test_attention_with_a_bias_of_scores(shape, tmp_path) -> None:
+    inputs = {"x": random(BATCH, LENGTH, HIDDEN), "scores": random(*shape, LENGTH, LENGTH, seed=4)}
+    stored = {"weight": random(HIDDEN, 3 * HIDDEN), "bias": random(3 * HIDDEN)}
+    order = ["x", "weight", "bias", "", "", "scores"]
+    outputs = ["out", "present"]
+    check("Attention", tmp_path, inputs, stored, order=order, outputs=outputs, num_heads=HEADS)
+
+
+def test_attention_of_unequal_widths(tmp_path) -> None:
+    stored = {"weight": random(10, 6 + 6 + 9), "bias": random(6 + 6 + 9)}
+    x = {"x": random(BATCH, LENGTH, 10)}
+    model = check("Attention", tmp_path, x, stored, num_heads=3, qkv_hidden_sizes=[6, 6, 9])
+    assert [linear.out_features for linear in linears(model)] == [6, 6, 9]
+
+
+@pytest.mark.parametrize("mask", [None, "ones and zeros", "per query", "ends"])
+@pytest.mark.parametrize("causal", [0, 1])
+@pytest.mark.parametrize("biased", [True, False])
+def test_multi_head_attention(mask, causal, biased, tmp_path) -> None:
+    inputs = {name: random(BATCH, LENGTH, HIDDEN, seed=i) for i, name in enumerate("qkv")}
+    order = ["q", "k", "v", "bias" if biased else ""]
+    if mask is not None:
+        inputs["mask"] = MASKS[mask]
+        order.append("mask")
+    stored = {"bias": random(3 * HIDDEN)} if biased else {}
+    check("MultiHeadAttention", tmp_path, inputs, stored, order=order, num_heads=HEADS, unidirectional=causal)
+
+
+def test_multi_head_attention_with_past_and_bias_of_scores(tmp_path) -> None:
+    inputs = {name: random(BATCH, LENGTH, HIDDEN, seed=i) for i, name in enumerate("qkv")}
+    inputs |= {name: random(BATCH, HEADS, PAST, SIZE, seed=i) for i, name in enumerate(("pk", "pv"), 5)}
+    inputs["scores"] = random(BATCH, 1, LENGTH, LENGTH + PAST, seed=9)
+    check(
+        "MultiHeadAttention",
+        tmp_path,
+        inputs,
+        order=["q", "k", "v", "", "", "scores", "pk", "pv"],
+        outputs=["out", "present_k", "present_v"],
+        num_heads=HEADS,
+        scale=0.4,
+    )
+
+
+def test_cross_attention_over_a_cache(tmp_path) -> None:
+    inputs = {"q": random(BATCH, LENGTH, HIDDEN)}
+    inputs |= {name: random(BATCH, HEADS, PAST, SIZE, seed=i) for i, name in enumerate("kv")}
+    check("MultiHeadAttention", tmp_path, inputs, num_heads=HEADS)
+
+
+# ---- what is not handled
+
+
+def load(tmp_path, node: onnx.NodeProto, inputs, stored, **more) -> Model:
+    onnx.save(model_of(node, inputs, stored, **more), tmp_path / "model.onnx")
+    return Model.load(tmp_path / "model.onnx")
+
+
+def attention_node(**attributes: object) -> onnx.NodeProto:
+    names = ["x", "weight", "", "mask"]
+    return helper.make_node(
+        "Attention", names, ["out"], name="deep", domain="com.microsoft", num_heads=HEADS, **attributes
+    )
+
+
+@pytest.mark.parametrize(
+    ("mask", "attributes", "words"),
+    [
+        (np.ones((BATCH, 1, 8, 8), np.int32), {}, "its mask has 4 axes"),
+        (np.ones(3 * BATCH + 2, np.int32), {}, "neither the batch nor twice the batch"),
+        (MASKS["ends"], {"do_rotary": 1}, "do_rotary"),
+        (MASKS["ends"], {"past_present_share_buffer": 1}, "share a buffer"),
+    ],
+)
+def test_weights_that_stay_hidden_are_refused_by_name(mask, attributes, words, tmp_path) -> None:
+    inputs = {"x": random(BATCH, LENGTH, HIDDEN), "mask": mask}
+    model = load(tmp_path, attention_node(**attributes), inputs, {"weight": random(HIDDEN, 3 * HIDDEN)})
+    with pytest.raises(UnsupportedModelError, match=f"'deep' .a Attention.*{words}"):
+        refuse_unsupported(model)
+
+
+def test_an_operator_without_weights_is_kept_with_the_reason(tmp_path) -> None:
+    inputs = {name: random(BATCH, LENGTH, HIDDEN, seed=i) for i, name in enumerate("qkv")}
+    node = helper.make_node(
+        "MultiHeadAttention",
+        [*inputs],
+        ["out", "", "", "qk"],
+        name="m",
+        domain="com.microsoft",
+        num_heads=HEADS,
+    )
+    model, ctx = load(tmp_path, node, inputs, {}), Context()
+    Simplify().run(model, ctx)
+    assert [node.op_type for node in model.graph] == ["MultiHeadAttention"]
+    assert [(item.name, item.reason) for item in ctx.skipped] == [
+        ("m", "MultiHeadAttention of ONNX Runtime is kept: its scores are read (output qk)")
+    ]
+
+
+def test_shared_weights_stay_shared(tmp_path) -> None:
+    """Two layers that use the same weights, as ALBERT does."""
+    stored = {"weight": random(HIDDEN, 3 * HIDDEN), "bias": random(3 * HIDDEN)}
+    nodes = [
+        helper.make_node(
+            "Attention", [x, "weight", "bias"], [y], name=y, domain="com.microsoft", num_heads=HEADS
+        )
+        for x, y in (("x", "y"), ("y", "out"))
+    ]
+    proto = model_of(nodes[1], {"x": random(BATCH, LENGTH, HIDDEN)}, stored)
+    proto.graph.node.insert(0, nodes[0])
+    onnx.save(proto, tmp_path / "model.onnx")
+    model = Model.load(tmp_path / "model.onnx")
+    Simplify().run(model, Context())
+    first, second = linears(model)[:3], linears(model)[3:]
+    assert [a.weight is b.weight for a, b in zip(first, second, strict=True)] == [True] * 3
+
+
+def test_heads_can_be_found_and_cut(tmp_path) -> None:
+    inputs = {"x": random(BATCH, LENGTH, HIDDEN), "mask": MASKS["ones and zeros"]}
+    stored = {"weight": random(HIDDEN, 3 * HIDDEN), "dense": random(HIDDEN, HIDDEN)}
+    proto = model_of(attention_node(), inputs, stored)
+    proto.graph.node.append(helper.make_node("MatMul", ["out", "dense"], ["y"]))
+    proto.graph.output[0].name = "y"
+    onnx.save(proto, tmp_path / "model.onnx")
+    model = Model.load(tmp_path / "model.onnx")
+    refuse_unsupported(model)
+    Simplify().run(model, Context())
+    assert [(group.kind, group.size) for group in couplings(model) if group.kind == "head"] == [
+        ("head", HEADS)
+    ]
