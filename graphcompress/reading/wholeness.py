@@ -235,8 +235,9 @@ def _check_schema(path: Path, model: onnx.ModelProto) -> None:
     graph, source = copy.graph, model.graph
     graph.name = source.name or "graph"
     graph.node.extend(execution_order(path, source))
+    opset = next(entry.version for entry in model.opset_import if not entry.domain)
     for node in graph.node:
-        if node.op_type in FUSED_OPERATORS and not node.domain:
+        if not (node.domain or onnx.defs.has(node.op_type, opset, "")):
             node.domain = _UNCHECKED
     graph.input.extend(map(with_shape, source.input))
     graph.output.extend(map(with_shape, source.output))
