@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
-import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.linears import Embedding, Linear, embeddings, linears
 from graphcompress.base import Context, Contract, Lossy, Pass
-from graphcompress.calibrate import observe
-from graphcompress.data.load import Samples
+from graphcompress.calibrate import equal_batches
+from graphcompress.data.load import Samples, synthetic_samples
 from graphcompress.errors import UsageError
 from graphcompress.expressions import is_constant
 from graphcompress.model import Model
-from graphcompress.numerics.metrics import sqnr_db
-from graphcompress.numerics.observers import Activation, Calibration, quantisation
-from graphcompress.numerics.quantise import Affine, WeightRange, affine, quantise_weight
-from graphcompress.numerics.smooth import smoothing
+from graphcompress.numerics.observers import Activation, Calibration
+from graphcompress.numerics.quantise import WeightRange
 from graphcompress.options import option
-from graphcompress.quantisation.equalise import Equalisable, divide, equalisable
-from graphcompress.quantisation.lowbit import (
-    LowBitWeight,
-    low_bit_leaves,
-    low_bit_linear,
-    low_bit_table,
-    stays_expression,
+from graphcompress.quantisation.calibration import reached, see, split
+from graphcompress.quantisation.decide import (
+    LinearForm,
+    Plan,
+    Scheme,
+    TableForm,
+    decide,
+    decide_table,
+    divide_outliers,
 )
-from graphcompress.quantisation.qdq import QdqWriter
 from graphcompress.quantisation.quantisable import linear_reason, table_reason, tied_table
+from graphcompress.quantisation.search import Choice, fewest_in_float
+from graphcompress.quantisation.smoothing import smooth
+from graphcompress.quantisation.write import write
 from graphcompress.rewrite import Rewriter
+from graphcompress.runtime import Runner
+from graphcompress.verify import compare
 
 _METHODS: tuple[Calibration, ...] = ("minmax", "percentile", "mse")
 
@@ -50,8 +52,14 @@ class Int8(Pass):
     Left alone, and listed with the reason: products of two activations (attention), linears narrower than
     16, weights that something else needs in float, linears whose output would fall below ``min_sqnr_db``,
     small embeddings, and what is quantised already. Activation outliers are moved into the weights
-    (SmoothQuant, arXiv:2211.10438) only where the preceding normalisation is read by quantised linears
-    alone, since it is exact only there.
+    (SmoothQuant, arXiv:2211.10438) and into the preceding normalisation only where quantised linears alone
+    read it, since it is exact only there.
+
+    The result is judged by the model's own outputs, on samples kept from calibration. Where they keep less
+    than ``keep_db``, the few features of an activation that are far larger than the others are divided down
+    in front of its quantisation, and the rows of the weights multiplied: exact anywhere, for one elementwise
+    product. If that is not enough, as few linears as possible stay in float, found by running the model
+    without the worst of them, and are listed with the figure.
     """
 
     name: ClassVar[str] = "int8"
@@ -76,6 +84,13 @@ class Int8(Pass):
         "without VNNI); auto asks the target",
         choices=("auto", "8bit", "7bit", "pairs"),
     )
+    keep_db: float = option(
+        15.0,
+        "where 8 bits cost the model's outputs more than this SQNR leaves, divide outlier features down, and "
+        "leave in float as few linears as it takes; 0: do not look",
+        unit="dB",
+        minimum=0.0,
+    )
     layers: str = option("*", "glob over the names of linears and embeddings")
     embeddings: bool = option(True, "store embeddings in int8, too")
     smooth: bool = option(True, "move outliers of activations into weights where that is exact and helps")
@@ -92,29 +107,26 @@ class Int8(Pass):
             UsageError: the scheme needs samples that are not there, or the target cannot do it.
         """
         samples = self._samples(ctx)
-        signed = ctx.capabilities.int8_activations == "int8"
+        scheme = self._scheme(ctx, static=samples is not None)
+        calibrating, judging = split(samples or ctx.samples or synthetic_samples(model, seed=ctx.seed))
         with Rewriter(model, ctx) as rw:
             chosen = self._admissible(rw)
-            seen = _observe(model, chosen, samples, ctx) if samples else {}
+            judge = _Judge(model, judging, ctx) if chosen and self.keep_db else None
+            seen: dict[ir.Value, Activation] = {}
             if samples:
-                chosen = _reached(rw, chosen, seen)
-            if samples and self.smooth:
-                chosen = self._smooth(rw, chosen, seen, samples, signed)
-            writer = QdqWriter(rw)
-            done = 0
-            ranges: dict[ir.Value, Affine] = {}
-            for number, linear in enumerate(chosen):
-                ctx.progress("int8", number, len(chosen))
-                weight = low_bit_linear(linear, self._weight_range(ctx))
-                if samples and linear.input not in ranges:
-                    readers = [other for other in chosen if other.input is linear.input]
-                    ranges[linear.input] = self._range(seen[linear.input], readers, signed)
-                done += self._linear(
-                    rw, writer, linear, weight, seen.get(linear.input), ranges.get(linear.input)
-                )
-            self._tables(rw, writer)
-            ctx.progress("int8", len(chosen), len(chosen))
-            self._notes(rw, model, done, static=samples is not None)
+                seen = see(model, chosen, calibrating, ctx)
+                chosen = reached(rw, chosen, seen)
+                chosen = self._smooth(rw, chosen, seen, calibrating, signed=scheme.signed)
+            tables = self._tables(rw, chosen)
+            forms = decide(chosen, seen, scheme)
+            choice = Choice(Plan(self._fitting(forms), tables))
+            if judge is not None and self._lacks(forms, choice.plan, judge):
+                seen = seen or see(model, chosen, calibrating, ctx)
+                forms = divide_outliers(forms, seen, scheme)
+                choice = self._rescue(Plan(self._fitting(forms), tables), judge)
+            self._report(rw, forms, choice)
+            write(rw, choice.plan)
+            self._notes(rw, choice.plan, static=scheme.static)
 
     # ---- what to do
 
@@ -132,24 +144,17 @@ class Int8(Pass):
             )
         return None
 
-    def _weight_range(self, ctx: Context) -> WeightRange:
-        if self.weights != "auto":
-            return cast("WeightRange", self.weights)
-        return "pairs" if ctx.capabilities.int8_weight_bits < 8 else "8bit"
-
-    def _range(self, activation: Activation, readers: Sequence[Linear], signed: bool) -> Affine:
-        """The range of an activation; ``auto`` compares methods by the error of what is computed from it."""
-        methods = _METHODS if self.calibrate == "auto" else (cast("Calibration", self.calibrate),)
-        found = [
-            quantisation(activation.histogram, method, signed=signed, percentile=self.percentile)
-            for method in methods
-        ]
-        if len(found) == 1:
-            return found[0]
-        rows = activation.sample.rows
-        weights = np.concatenate([reader.dense() for reader in readers], axis=1)
-        errors = [float(np.sum(((range_.fake_quantise(rows) - rows) @ weights) ** 2)) for range_ in found]
-        return found[int(np.argmin(errors))]
+    def _scheme(self, ctx: Context, *, static: bool) -> Scheme:
+        narrow = ctx.capabilities.int8_weight_bits < 8
+        return Scheme(
+            weights=("pairs" if narrow else "8bit")
+            if self.weights == "auto"
+            else cast("WeightRange", self.weights),
+            methods=_METHODS if self.calibrate == "auto" else (cast("Calibration", self.calibrate),),
+            percentile=self.percentile,
+            signed=ctx.capabilities.int8_activations == "int8",
+            static=static,
+        )
 
     def _admissible(self, rw: Rewriter) -> list[Linear]:
         candidates = linears(rw.model, self.layers)
@@ -164,19 +169,17 @@ class Int8(Pass):
     def _lookups(self, model: Model) -> list[Embedding]:
         return embeddings(model, self.layers) if self.embeddings else []
 
-    def _tables(self, rw: Rewriter, writer: QdqWriter) -> None:
+    def _tables(self, rw: Rewriter, chosen: Sequence[Linear]) -> list[TableForm]:
+        """The 8-bit forms of the embeddings; those that have none are skipped."""
+        tied = {tied_table(linear) for linear in chosen}
+        forms = []
         for table in self._lookups(rw.model):
-            if table.weight in writer.tables:
-                rw.touch(table, "shared with a linear")
-                writer.embedding_from(table, *writer.tables[table.weight])
-                continue
-            reason = table_reason(table, rw.ctx.capabilities)
+            reason = None if table.weight in tied else table_reason(table, rw.ctx.capabilities)
             if reason:
                 rw.skip(table, reason)
             else:
-                _embedding(rw, writer, table)
-
-    # ---- smoothing
+                forms.append(TableForm(table) if table.weight in tied else decide_table(table))
+        return forms
 
     def _smooth(
         self,
@@ -184,120 +187,89 @@ class Int8(Pass):
         chosen: list[Linear],
         seen: dict[ir.Value, Activation],
         samples: Samples,
+        *,
         signed: bool,
     ) -> list[Linear]:
-        """Equalise where it is exact and helps; returns the linears as they are then, updates ``seen``."""
-        reasons: Counter[str] = Counter()
-        smoothed: list[ir.Value] = []
-        for value, activation in list(seen.items()):
-            readers = [linear for linear in chosen if linear.input is value]
-            item = equalisable(value, readers)
-            if any(tied_table(reader) for reader in readers):
-                item = "an embedding shares the weight that would take them"
-            if isinstance(item, Equalisable):
-                factors = self._factors(activation, readers, signed)
-                item = item if factors is not None else "it would not lower the error"
-            if isinstance(item, str) or factors is None:
-                reasons[str(item)] += 1
-                continue
-            divide(rw, item, factors)
-            smoothed.append(value)
-        for reason, count in reasons.items():
-            rw.note(f"outliers of {count} activations were not moved into weights: {reason}")
+        """Smooth where it is exact and helps; returns the linears as they are then, updates ``seen``."""
+        smoothed = smooth(rw, chosen, seen, alpha=self.alpha, signed=signed) if self.smooth else ()
         if not smoothed:
             return chosen
-        rw.note(f"outliers of {len(smoothed)} activations were moved into the weights that read them")
         nodes = {linear.node for linear in chosen}
         chosen = [linear for linear in linears(rw.model, self.layers) if linear.node in nodes]
         again = [linear for linear in chosen if linear.input in smoothed]
-        seen.update(_observe(rw.model, again, samples, rw.ctx))
+        seen.update(see(rw.model, again, samples, rw.ctx))
         return chosen
 
-    def _factors(self, activation: Activation, readers: Sequence[Linear], signed: bool) -> np.ndarray | None:
-        """Factors per feature, or None where quantising with them is not better than without."""
-        weights = np.concatenate([reader.dense() for reader in readers], axis=1)
-        factors = smoothing(activation.peaks, np.abs(weights).max(axis=1), self.alpha)
-        rows = activation.sample.rows
-        plain = _joint_sqnr_db(rows, weights, signed)
-        return factors if _joint_sqnr_db(rows / factors, weights * factors[:, None], signed) > plain else None
+    # ---- what has to stay in float
 
-    # ---- writing
+    def _fitting(self, forms: Sequence[LinearForm]) -> list[LinearForm]:
+        return [form for form in forms if form.sqnr_db >= self.min_sqnr_db]
 
-    def _linear(
-        self,
-        rw: Rewriter,
-        writer: QdqWriter,
-        linear: Linear,
-        weight: LowBitWeight,
-        activation: Activation | None,
-        range_: Affine | None,
-    ) -> bool:
-        dense, low = linear.dense(), weight.quantised.dequantise()
-        if activation is None or range_ is None:
-            figure = sqnr_db(dense, low)
-        else:
-            rows = activation.sample.rows
-            figure = sqnr_db(rows @ dense, range_.fake_quantise(rows) @ low)
-        if figure < self.min_sqnr_db:
-            rw.skip(linear, f"its own SQNR would be below {self.min_sqnr_db:g} dB", sqnr_db=figure)
-            return False
-        rw.touch(linear, "stays an expression" if weight.is_expression else "", sqnr_db=figure)
-        if range_ is None:
-            writer.dynamic(linear, weight)
-        else:
-            writer.static(linear, range_, weight)
-        return True
+    def _lacks(self, forms: Sequence[LinearForm], plan: Plan, judge: _Judge) -> bool:
+        """Whether ``plan`` leaves a linear out, or its outputs fall below what is to be kept."""
+        return len(plan.linears) < len(forms) or judge.sqnr_db(plan) < self.keep_db
 
-    def _notes(self, rw: Rewriter, model: Model, done: int, *, static: bool) -> None:
+    def _rescue(self, plan: Plan, judge: _Judge) -> Choice:
+        """``plan``, or as much of it as keeps the outputs, where the plain one does not."""
+        if judge.sqnr_db(plan) >= self.keep_db:
+            return Choice(plan)
+        return fewest_in_float(plan, self.keep_db, judge.sqnr_db)
+
+    def _report(self, rw: Rewriter, forms: Sequence[LinearForm], choice: Choice) -> None:
+        """Skip what stays in float, with the reason and the figure."""
+        for form in forms:
+            if form.sqnr_db < self.min_sqnr_db:
+                reason = f"its own SQNR would be below {self.min_sqnr_db:g} dB"
+                rw.skip(form.linear, reason, sqnr_db=form.sqnr_db)
+        for form in choice.left:
+            reason = f"with it in int8 the outputs would fall below {self.keep_db:g} dB"
+            rw.skip(form.linear, reason, sqnr_db=form.row_db)
+        for table in choice.tables_left:
+            rw.skip(table.table, f"with it in int8 the outputs would fall below {self.keep_db:g} dB")
+        divided = {form.linear.input for form in choice.plan.linears if form.weight.factors is not None}
+        if divided:
+            rw.note(
+                f"{len(divided)} activations are divided by a factor per feature before they are quantised, "
+                "because a few features are far larger than the others"
+            )
+
+    def _notes(self, rw: Rewriter, plan: Plan, *, static: bool) -> None:
         products = [
             node
-            for node in model.graph
+            for node in rw.model.graph
             if node.op_type == "MatMul" and not node.domain and not any(is_constant(x) for x in node.inputs)
         ]
+        quantised = {form.linear.node for form in plan.linears}
+        products = [node for node in products if node not in quantised]
         if products:
             rw.note(
                 f"{len(products)} products of two activations (attention) stay in float: "
                 "quantising both sides costs a CPU more than the product"
             )
-        if done and not static:
+        if plan.linears and not static:
             rw.note(
                 "scales are computed from the whole batch: an answer changes a little with its batch mates "
                 "and with padding; with samples (--data) they are calibrated once, and it does not"
             )
 
 
-def _embedding(rw: Rewriter, writer: QdqWriter, table: Embedding) -> None:
-    if stays_expression(table):
-        rw.touch(table, "stays an expression")
-        writer.leaves(low_bit_leaves(table.weight), table.node)
-        return
-    quantised = low_bit_table(table)
-    figure = sqnr_db(table.dense(), quantised.dequantise())
-    rw.touch(
-        table, "one scale per row" if quantised.scale.ndim == 2 else "one scale per column", sqnr_db=figure
-    )
-    writer.embedding(table, quantised)
+class _Judge:
+    """Measures plans by the outputs of the whole model, written and run on a copy of it."""
 
+    def __init__(self, model: Model, samples: Samples, ctx: Context) -> None:
+        self._model = model
+        self._ctx = ctx
+        self._feeds = [samples.batch(indices) for indices in equal_batches(samples)]
+        self._measured = 0
+        with Runner(model) as runner:
+            self._expected = [runner(feed) for feed in self._feeds]
 
-def _observe(
-    model: Model, chosen: Sequence[Linear], samples: Samples, ctx: Context
-) -> dict[ir.Value, Activation]:
-    seen = {linear.input: Activation() for linear in chosen}
-    observe(model, seen, samples, progress=ctx.progress)
-    return seen
-
-
-def _reached(rw: Rewriter, chosen: Sequence[Linear], seen: dict[ir.Value, Activation]) -> list[Linear]:
-    """The linears whose input calibration has seen; the others are skipped."""
-    for value in [value for value, activation in seen.items() if activation.histogram.total == 0]:
-        del seen[value]
-    for linear in chosen:
-        if linear.input not in seen:
-            rw.skip(linear, "no sample reached it, or its input was never finite: its range is unknown")
-    return [linear for linear in chosen if linear.input in seen]
-
-
-def _joint_sqnr_db(rows: np.ndarray, weights: np.ndarray, signed: bool) -> float:
-    """SQNR of rows · weights [in, out] when both are quantised to their full range."""
-    range_ = affine(float(rows.min(initial=0.0)), float(rows.max(initial=0.0)), signed=signed)
-    return sqnr_db(rows @ weights, range_.fake_quantise(rows) @ quantise_weight(weights).dequantise())
+    def sqnr_db(self, plan: Plan) -> float:
+        """SQNR of the worst output when ``plan`` is carried out."""
+        self._ctx.progress("int8: judge the outputs", self._measured, self._measured + 1)
+        self._measured += 1
+        twin = self._model.clone()
+        with Rewriter(twin, Context(capabilities=self._ctx.capabilities)) as rw:
+            write(rw, plan.on(twin))
+        with Runner(twin) as runner:
+            return compare(self._expected, runner, self._feeds).sqnr_db

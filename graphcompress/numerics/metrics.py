@@ -24,6 +24,20 @@ def sqnr_db(reference: np.ndarray, actual: np.ndarray) -> float:
     return ratio_db(signal, noise)
 
 
+def row_sqnr_db(reference: np.ndarray, actual: np.ndarray) -> float:
+    """SQNR of rows [..., features] that all count alike: their mean share of noise, at most 200 dB.
+
+    Where a few rows are a hundred times as large as the others, the plain ratio only sees those few. A row
+    that is less than a hundredth of their root mean square is measured against that.
+    """
+    exact = np.asarray(reference, np.float64).reshape(-1, np.shape(reference)[-1])
+    noise = np.mean(np.square(np.asarray(actual, np.float64).reshape(exact.shape) - exact), axis=1)
+    signal = np.mean(np.square(exact), axis=1)
+    if signal.size == 0 or not signal.any():
+        return ratio_db(float(np.sum(signal)), float(np.sum(noise)))
+    return ratio_db(1.0, float(np.mean(noise / np.maximum(signal, 1e-4 * np.mean(signal)))))
+
+
 def ratio_db(signal: float, noise: float) -> float:
     """10·log10(signal / noise), between -200 and 200 dB."""
     if noise == 0.0:

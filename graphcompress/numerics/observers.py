@@ -127,21 +127,40 @@ class Activation:
     Attributes:
         histogram: of all values.
         sample: some rows, for the error of what consumes them.
-        peaks: [features] largest magnitude per feature.
+        lows, highs: [features] smallest and largest value per feature, zero included.
     """
 
     def __init__(self) -> None:
         self.histogram = Histogram()
         self.sample = RowSample()
-        self.peaks = np.zeros(0, np.float32)
+        self.lows = np.zeros(0, np.float32)
+        self.highs = np.zeros(0, np.float32)
+
+    @property
+    def peaks(self) -> np.ndarray:
+        """[features] largest magnitude per feature."""
+        return np.maximum(-self.lows, self.highs)
 
     def update(self, array: np.ndarray) -> None:
         """Take in the value of one batch; what is not finite in it is left out."""
         rows = finite_rows(array)
         self.histogram.update(array)
         self.sample.update(rows)
-        peaks = np.abs(rows).max(axis=0, initial=0.0).astype(np.float32)
-        self.peaks = peaks if self.peaks.size == 0 else np.maximum(self.peaks, peaks)
+        lows = rows.min(axis=0, initial=0.0).astype(np.float32)
+        highs = rows.max(axis=0, initial=0.0).astype(np.float32)
+        self.lows = lows if self.lows.size == 0 else np.minimum(self.lows, lows)
+        self.highs = highs if self.highs.size == 0 else np.maximum(self.highs, highs)
+
+    def divided(self, factors: np.ndarray) -> Activation:
+        """Of the same activation divided by ``factors`` [features], as far as the kept rows tell.
+
+        Its extremes are those of everything seen; what lies between them is counted on the kept rows.
+        """
+        other = Activation()
+        other.update(self.sample.rows / factors)
+        other.lows, other.highs = self.lows / factors, self.highs / factors
+        other.histogram.update(np.concatenate([other.lows, other.highs]))
+        return other
 
 
 def quantisation(

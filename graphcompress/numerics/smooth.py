@@ -1,4 +1,4 @@
-"""Moves outliers of an activation into the weights that read it (SmoothQuant, arXiv:2211.10438, eq. 4)."""
+"""Factors per feature that move the outliers of an activation into the weights that read it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ SMALLEST = 1e-5
 def smoothing(activation_peaks: np.ndarray, weight_peaks: np.ndarray, alpha: float) -> np.ndarray:
     """Factor per feature [features]: activations are divided by it, rows of the weights multiplied.
 
+    SmoothQuant (arXiv:2211.10438), equation 4.
+
     ``alpha`` (0-1) says how much of the difficulty moves to the weights; features that never carry anything
     get 1.
     """
@@ -17,3 +19,13 @@ def smoothing(activation_peaks: np.ndarray, weight_peaks: np.ndarray, alpha: flo
     weight = np.maximum(weight_peaks.astype(np.float64), SMALLEST)
     factors = activation**alpha / weight ** (1.0 - alpha)
     return np.where(activation_peaks > 0, np.maximum(factors, SMALLEST), 1.0).astype(np.float32)
+
+
+def capping(peaks: np.ndarray, count: int) -> np.ndarray:
+    """Factor per feature [features] that brings the ``count`` largest features down to the next one.
+
+    All other factors are 1. Only weights of the few outlier features grow, so what the weights lose is far
+    less than what the activation gains.
+    """
+    limit = max(float(np.sort(peaks)[-1 - count]), SMALLEST)
+    return np.maximum(peaks / np.float32(limit), 1.0).astype(np.float32)

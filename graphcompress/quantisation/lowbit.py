@@ -42,21 +42,28 @@ class LowBitWeight:
         leaves: low-bit forms of the leaves that have one, when the weight stays an expression; then the
             values are quantised from the expression when the session is made.
         is_expression: the weight stays an expression.
+        factors: [in] by which the rows were multiplied before, and the activation has to be divided.
     """
 
     quantised: QuantisedArray
     leaves: Mapping[ir.Value, Leaf] = field(default_factory=dict)
     is_expression: bool = False
+    factors: np.ndarray | None = None
 
 
-def low_bit_linear(linear: Linear, kind: WeightRange) -> LowBitWeight:
-    """Quantise the weight of ``linear``; an expression stays one when its leaves are smaller."""
+def low_bit_linear(linear: Linear, kind: WeightRange, factors: np.ndarray | None = None) -> LowBitWeight:
+    """Quantise the weight of ``linear``; an expression stays one when its leaves are smaller.
+
+    ``factors`` [in] multiply its rows before, for an activation that is divided by them.
+    """
+    by_row = np.float32(1.0) if factors is None else factors[:, None]
     if not stays_expression(linear):
-        return LowBitWeight(quantise_weight(linear.dense(), kind))
+        return LowBitWeight(quantise_weight(linear.dense() * by_row, kind), factors=factors)
     chosen = low_bit_leaves(linear.weight)
     array = evaluate(linear.weight, {leaf: restored(leaf, form) for leaf, form in chosen.items()})
     dense = array.T if linear.transposed else array
-    return LowBitWeight(quantise_weight(dense, kind), chosen, is_expression=True)
+    quantised = quantise_weight(dense * by_row, kind)
+    return LowBitWeight(quantised, chosen, is_expression=True, factors=factors)
 
 
 def stays_expression(item: Linear | Embedding) -> bool:

@@ -24,7 +24,7 @@ class QdqWriter:
     def __init__(self, rewriter: Rewriter) -> None:
         self.rw = rewriter
         self._activations: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
-        self._weights: dict[tuple[ir.Value, bool], tuple[ir.Value, ir.Value, ir.Value]] = {}
+        self._weights: dict[tuple[ir.Value | None, ...], tuple[ir.Value, ir.Value, ir.Value]] = {}
         self.tables: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
 
     # ---- linears
@@ -35,7 +35,7 @@ class QdqWriter:
         All consumers share the QuantizeLinear; each has a DequantizeLinear of its own, as ONNX Runtime's
         fusion wants.
         """
-        quantised, scale, zero_point = self._static_input(linear, activation)
+        quantised, scale, zero_point = self._static_input(linear, activation, weight)
         values = self._weight(linear, weight)
         dequantised = self.rw.node(
             "DequantizeLinear", *values, before=linear.node, name=f"{linear.name}.dequantised", axis=1
@@ -55,7 +55,7 @@ class QdqWriter:
         """DynamicQuantizeLinear → MatMulInteger → Cast → Mul by both scales, in place of the MatMul."""
         values, weight_scale, weight_zero = self._weight(linear, weight)
         product = self._as_matmul(linear, linear.weight)
-        quantised, scale, zero_point = self._dynamic_input(linear.input, product)
+        quantised, scale, zero_point = self._dynamic_input(linear.input, weight, product)
         out = product.outputs[0]
         integers = self.rw.node(
             "MatMulInteger",
@@ -72,30 +72,44 @@ class QdqWriter:
         scales = self.rw.node("Mul", scale, weight_scale, before=product, name=f"{out.name}.scale")
         self.rw.replace(out, self.rw.node("Mul", floats, scales, before=product, name=f"{out.name}.scaled"))
 
-    def _static_input(self, linear: Linear, activation: Affine) -> tuple[ir.Value, ir.Value, ir.Value]:
+    def _static_input(
+        self, linear: Linear, activation: Affine, weight: LowBitWeight
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
         x = linear.input
         if x not in self._activations:
             dtype = np.int8 if activation.signed else np.uint8
             scale = self.rw.constant(np.array(activation.scale, np.float32), f"{x.name}.scale")
             zero_point = self.rw.constant(np.array(activation.zero_point, dtype), f"{x.name}.zero_point")
+            divided = self._divided(x, weight, linear.node)
             quantised = self.rw.node(
-                "QuantizeLinear", x, scale, zero_point, before=linear.node, name=f"{x.name}.quantised"
+                "QuantizeLinear", divided, scale, zero_point, before=linear.node, name=f"{x.name}.quantised"
             )
             self._activations[x] = (quantised, scale, zero_point)
         return self._activations[x]
 
-    def _dynamic_input(self, x: ir.Value, before: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:
+    def _dynamic_input(
+        self, x: ir.Value, weight: LowBitWeight, before: ir.Node
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
         if x not in self._activations:
+            divided = self._divided(x, weight, before)
             first = self.rw.node(
-                "DynamicQuantizeLinear", x, before=before, name=f"{x.name}.quantised", outputs=3
+                "DynamicQuantizeLinear", divided, before=before, name=f"{x.name}.quantised", outputs=3
             )
             node: ir.Node = first.producer()  # type: ignore[assignment]
             self._activations[x] = (node.outputs[0], node.outputs[1], node.outputs[2])
         return self._activations[x]
 
+    def _divided(self, x: ir.Value, weight: LowBitWeight, before: ir.Node) -> ir.Value:
+        """The activation divided by the factors that its readers' weights took over."""
+        if weight.factors is None:
+            return x
+        inverse = self.rw.constant((1.0 / weight.factors).astype(np.float32), f"{x.name}.inverse_factors")
+        return self.rw.node("Mul", x, inverse, before=before, name=f"{x.name}.divided")
+
     def _weight(self, linear: Linear, weight: LowBitWeight) -> tuple[ir.Value, ir.Value, ir.Value]:
         """int8 values [in, out], scale [out], zero point [out]; written once for a weight used twice."""
-        key = (linear.weight, linear.transposed)
+        layout = linear.weight if linear.transposed else None
+        key = (linear.weight, layout, linear.input if weight.factors is not None else None)
         if key not in self._weights:
             scale = self.rw.constant(weight.quantised.scale, f"{linear.name}.scale")
             zeros = np.zeros(weight.quantised.scale.shape, np.int8)
@@ -118,6 +132,9 @@ class QdqWriter:
             expression = self.rw.node(
                 "Transpose", expression, before=node, name=f"{linear.name}.transposed", perm=[1, 0]
             )
+        if weight.factors is not None:
+            factors = self.rw.constant(weight.factors[:, None], f"{linear.name}.factors")
+            expression = self.rw.node("Mul", expression, factors, before=node, name=f"{linear.name}.grown")
         return self.rw.node(
             "QuantizeLinear",
             expression,
