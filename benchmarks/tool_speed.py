@@ -1,0 +1,78 @@
+"""Time and memory of `graphcompress optimize --passes simplify,int8`, by the number of layers.
+
+    python benchmarks/tool_speed.py [--hidden 128] [--layers 2 6 12 24 48 96] [--passes simplify,int8]
+
+    python benchmarks/tool_speed.py --hidden 768 --layers 12      # the size of BERT-base
+
+The model is a BERT of random weights. Every run is a process of its own, whose peak of resident memory
+counts mapped files too; the time includes the start of Python. Latency is not measured (--no-bench).
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import onnx
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from bert import Bert
+
+HEAD_SIZE, BERT_WIDTH, BERT_VOCABULARY = 64, 768, 30522
+
+
+def write_model(path: Path, layers: int, hidden: int) -> int:
+    """A BERT of random weights; returns its number of nodes."""
+    proto = Bert(
+        layers=layers,
+        hidden=hidden,
+        heads=max(1, hidden // HEAD_SIZE),
+        ffn=4 * hidden,
+        vocabulary=BERT_VOCABULARY if hidden == BERT_WIDTH else 1000,
+        positions=512,
+    ).model()
+    onnx.save(proto, path)
+    return len(proto.graph.node)
+
+
+def run(path: Path, passes: str) -> tuple[float, int]:
+    """Seconds of one build, and the bytes of the largest resident memory of any build so far."""
+    command = [sys.executable, "-m", "graphcompress", "optimize", str(path), "--passes", passes]
+    command += ["-o", str(path.parent / "out"), "--overwrite", "--no-bench"]
+    start = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+
+
+def main() -> None:
+    """Print a line per number of layers."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--layers", type=int, nargs="+", default=[2, 6, 12, 24, 48, 96])
+    parser.add_argument("--passes", default="simplify,int8")
+    options = parser.parse_args()
+    table = Table("layers", "nodes", "file MB", "seconds", "peak MB", "peak / file")
+    for layers in sorted(options.layers):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            nodes = write_model(path, layers, options.hidden)
+            size = path.stat().st_size
+            run(path, options.passes)  # measures operator forms, which later builds find in the cache
+            seconds, peak = run(path, options.passes)
+        row = [str(layers), str(nodes), f"{size / 1e6:.1f}", f"{seconds:.1f}", f"{peak / 1e6:.0f}"]
+        table.add_row(*row, f"{peak / size:.2f}")
+        Console(stderr=True).print(*row)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
