@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +18,9 @@ from graphcompress.verify import Run
 
 SHAPES = ("1xnatural", "1x128", "8x128")
 ROUNDS = 20
+FEWEST_ROUNDS = 3
+RUNS_PER_ROUND = 2
+"""Of each contender: one to wake the threads, one that counts."""
 
 _SHAPE = re.compile(r"(\d+)x(\d+|natural)")
 
@@ -45,9 +50,13 @@ def bench(
     *,
     shapes: Sequence[str] = SHAPES,
     rounds: int = ROUNDS,
+    seconds: float = math.inf,
     progress: Progress = no_progress,
 ) -> list[ShapeResult]:
     """Time ``contenders`` on feeds of ``shapes``: ``<batch>x<length>``, ``natural`` for the median length.
+
+    A shape is given fewer rounds where ``rounds`` would take more than ``seconds``, and is skipped where
+    three would.
 
     Raises:
         UsageError: a shape that does not read.
@@ -56,12 +65,15 @@ def bench(
     results = []
     for shape in shapes:
         feed, label = shaped_feed(samples, shape)
-        reason = _refusal(contenders, feed)
+        took, reason = _first_runs(contenders, feed)
+        possible = int(min(rounds, seconds / (RUNS_PER_ROUND * took))) if took else rounds
+        if not reason and possible < min(rounds, FEWEST_ROUNDS):
+            reason = f"a run of each takes {took:.2g} s; time it with graphcompress bench"
         if reason:
             results.append(ShapeResult(label, first, skipped=reason))
             continue
         runs = {name: (lambda run=run, feed=feed: run(feed)) for name, run in contenders.items()}
-        measured = interleaved(runs, rounds=rounds, progress=progress, text=f"measure {label}")
+        measured = interleaved(runs, rounds=possible, warmup=1, progress=progress, text=f"measure {label}")
         ratios = {name: measured.ratio(name, first) for name in contenders if name != first}
         results.append(ShapeResult(label, first, measured.timings, ratios))
     return results
@@ -98,10 +110,12 @@ def _stretched(array: np.ndarray, own: int, length: int) -> np.ndarray:
     return np.concatenate([array] * repeats)[:length]
 
 
-def _refusal(contenders: Mapping[str, Run], feed: Mapping[str, np.ndarray]) -> str:
+def _first_runs(contenders: Mapping[str, Run], feed: Mapping[str, np.ndarray]) -> tuple[float, str]:
+    """Seconds that one run of each took, and why one did not run, or an empty text."""
+    start = time.perf_counter()
     for name, run in contenders.items():
         try:
             run(feed)
         except Exception as error:  # the runtime's exceptions share no base class
-            return f"{name} does not run at this shape ({str(error).splitlines()[0][:200]})"
-    return ""
+            return 0.0, f"{name} does not run at this shape ({str(error).splitlines()[0][:200]})"
+    return time.perf_counter() - start, ""

@@ -1,12 +1,14 @@
 """Interleaved timing."""
 
 import itertools
-import threading
 import time
 
+import numpy as np
 import pytest
 
 from graphcompress import measure
+from graphcompress.bench import ROUNDS, bench
+from graphcompress.data.samples import Samples
 from graphcompress.measure import Measurement, interleaved
 
 
@@ -33,37 +35,51 @@ def test_everyone_takes_a_turn_in_every_round_and_the_order_rotates(monkeypatch)
     assert all(len(times) == 3 for times in result.rounds_ms.values())
 
 
-def test_measures_a_known_ratio():
-    runs = {"short": lambda: time.sleep(0.004), "long": lambda: time.sleep(0.02)}
+class Clock:
+    """Time that passes only when somebody says so; ``busy`` is the share of it that a core worked."""
+
+    def __init__(self) -> None:
+        self.now = self.worked = 0.0
+        self.busy = 1.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def process_time(self) -> float:
+        return self.worked
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.worked += seconds * self.busy
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(measure, "time", made)
+    return made
+
+
+def test_measures_a_known_ratio(clock):
+    clock.busy = 0.0
+    runs = {"short": lambda: clock.sleep(0.004), "long": lambda: clock.sleep(0.02)}
     ratio = interleaved(runs, rounds=5, warmup=1).ratio("short", to="long")
-    assert 3.0 < ratio.median < 6.0
+    assert ratio.median == pytest.approx(5.0)
 
 
-def test_a_turn_waits_for_threads_that_are_still_spinning():
-    stop = threading.Event()
+def test_a_turn_waits_for_threads_that_are_still_spinning(clock):
+    def rest_after_a_while(seconds):
+        clock.busy = float(clock.now < 0.05)
+        Clock.sleep(clock, seconds)
 
-    def spin():
-        while not stop.is_set():
-            pass
-
-    spinner = threading.Thread(target=spin)
-    spinner.start()
-    timer = threading.Timer(0.06, stop.set)
-    began = time.perf_counter()
-    timer.start()
+    clock.sleep = rest_after_a_while
     measure._wait_until_idle()
-    waited = time.perf_counter() - began
-    stop.set()
-    spinner.join()
-    assert waited >= 0.05
+    assert 0.05 <= clock.now < 0.07
 
 
-def test_a_process_that_never_rests_is_waited_for_only_so_long(monkeypatch):
-    monkeypatch.setattr(measure, "_IDLE_SHARE", -1.0)
-    monkeypatch.setattr(measure, "_IDLE_PATIENCE_SECONDS", 0.02)
-    began = time.perf_counter()
+def test_a_process_that_never_rests_is_waited_for_only_so_long(clock):
     measure._wait_until_idle()
-    assert time.perf_counter() - began < 2.0
+    assert 0.25 <= clock.now < 0.26
 
 
 def test_progress_is_reported_to_the_end():
@@ -76,3 +92,22 @@ def test_progress_is_reported_to_the_end():
 def test_nothing_to_measure_is_refused(runs, rounds):
     with pytest.raises(ValueError, match="nothing to measure"):
         interleaved(runs, rounds=rounds)
+
+
+def test_a_shape_that_takes_too_long_is_skipped_and_a_slow_one_gets_fewer_rounds():
+    samples = Samples([{"ids": np.ones(4, np.int64)}])
+    runs = []
+
+    def slow(feed):
+        runs.append(feed)
+        time.sleep(0.02)
+        return {}
+
+    (skipped,) = bench({"slow": slow}, samples, shapes=["1x4"], seconds=0.1)
+    assert "time it with graphcompress bench" in skipped.skipped
+    assert len(runs) == 1
+    runs.clear()
+    (measured,) = bench({"slow": slow}, samples, shapes=["1x4"], seconds=0.3)
+    assert not measured.skipped
+    assert measured.timings["slow"].median_ms >= 20
+    assert len(runs) < 2 * ROUNDS

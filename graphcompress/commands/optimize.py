@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from graphcompress.build import Build
     from graphcompress.pipeline import PassRecord
 
+BENCH_SECONDS = 10.0
+"""At each shape."""
+
 DEFAULT_PASSES = "simplify,int8"
 
 
@@ -172,7 +175,7 @@ def _bench(wanted: Recipe, build: Build, progress: Progress) -> list[ShapeResult
 
     read = build.model.path if build.model else None
     contenders = {"before": session(read or wanted.model or ""), "after": session(build.output)}
-    return bench(contenders, build.samples, progress=progress)
+    return bench(contenders, build.samples, seconds=BENCH_SECONDS, progress=progress)
 
 
 def _print_record(record: PassRecord) -> None:
