@@ -329,6 +329,38 @@ def test_batched_products_over_flattened_heads_are_unflattened() -> None:
     assert ops(result) == {"Transpose": 1, "Div": 1, "MatMul": 1}
 
 
+FLAT_ROWS = """g (float[b, s, 6] x) => (float[b, s, 2, 4] y) {{
+    n = Shape <start = 0, end = 2> (x)
+    f = Reshape(x, rows)
+    p = Gemm(f, w, c)
+    all = Concat <axis = 0> (n, eight)
+    u = Reshape({read}, all)
+    v = Relu(u)
+    split = Concat <axis = 0> (n, two, four)
+    y = Reshape(v, split)
+}}"""
+FLAT_SIZES = {
+    "rows": np.array([-1, 6]),
+    "eight": np.array([8]),
+    "two": np.array([2]),
+    "four": np.array([4]),
+    "w": normal(6, 8),
+    "c": normal(8),
+}
+
+
+def test_a_linear_over_flattened_rows_takes_them_as_they_are() -> None:
+    result, ctx = simplified(model_of(FLAT_ROWS.format(read="p"), **FLAT_SIZES), *x_feeds(3, 5))
+    assert ops(result) == {"MatMul": 1, "Add": 1, "Relu": 1, "Reshape": 1}
+    assert "1 × Reshape around a linear" in ctx.notes
+
+
+def test_flattened_rows_stay_where_something_else_comes_before_the_reshape() -> None:
+    text = FLAT_ROWS.format(read="q").replace("all =", "q = Softmax <axis = 0> (p)\n    all =")
+    result, _ = simplified(model_of(text, **FLAT_SIZES), *x_feeds(3, 5))
+    assert ops(result)["Reshape"] == 3
+
+
 def test_flattened_products_with_another_reader_are_not_computed_twice() -> None:
     model = model_of(
         """g (float[b, 4, s, 5] q) => (float[b, 4, s, 5] y, float[n, s, 5] z) {

@@ -98,12 +98,15 @@ def stored_parameters(weight: ir.Value) -> int:
     return sum(number_of_parameters(leaf) for leaf in leaves(weight))
 
 
+def linear_at(node: ir.Node) -> Linear | None:
+    """The linear map whose product ``node`` is, or None."""
+    view = None if node.domain else _VIEWS.get(node.op_type)
+    return view(node) if view else None
+
+
 def _find_linears(model: Model) -> Iterator[Linear]:
     for node in model.graph:
-        if node.domain:
-            continue
-        view = _VIEWS.get(node.op_type)
-        linear = view(node) if view else None
+        linear = linear_at(node)
         if linear is not None:
             yield linear
 

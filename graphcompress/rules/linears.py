@@ -6,7 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.arguments import scalar
-from graphcompress.analysis.linears import NAME_KEY, linears
+from graphcompress.analysis.linears import NAME_KEY, linear_at
+from graphcompress.analysis.reshape import reshape_target
 from graphcompress.expressions import evaluate, expression_nodes, is_constant, leaves
 from graphcompress.model import is_weight
 from graphcompress.rewrite import Rewriter
@@ -70,7 +71,7 @@ def weight_name(value: ir.Value) -> str:
 
 def gemm(rw: Rewriter, node: ir.Node) -> str | None:
     """A Gemm with a constant weight becomes MatMul and Add."""
-    found = next((linear for linear in linears(rw.model) if linear.node is node), None)
+    found = linear_at(node)
     if found is None:
         return None
     bias = node.inputs[2] if len(node.inputs) > 2 else None
@@ -151,5 +152,36 @@ def _scaled(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None]:
     return None, None
 
 
-RULES: dict[str, tuple[Rule, ...]] = {"Gemm": (gemm,), "Add": (bias_last,), "MatMul": (one_scale,)}
+def unflattened_rows(rw: Rewriter, node: ir.Node) -> str | None:
+    """A linear between Reshapes [.., in] → [rows, in] and from [rows, out] multiplies the rows as they were.
+
+    Exporters write ``addmm`` over two axes only; MatMul takes any number, so that the first Reshape and the
+    arithmetic of its target go, and the second mostly turns out to move nothing.
+    """
+    flat = producer(node.inputs[0], "Reshape")
+    data = None if flat is None else flat.inputs[0]
+    linear = linear_at(node)
+    if linear is None or data is None or data.shape is None or len(data.shape) < 3:
+        return None
+    if data.shape[-1] != linear.in_features or len(linear.input.shape or ()) != 2:
+        return None
+    back = only_use(linear.output)
+    if back is None or back.op_type != "Reshape" or back.domain or back.outputs[0].shape is None:
+        return None
+    sizes = reshape_target([*data.shape[:-1], linear.out_features], list(back.outputs[0].shape))
+    if sizes is None:
+        return None
+    rw.set_input(node, 0, data)
+    rw.set_input(back, 1, rw.constant(np.array(sizes, np.int64), f"{back.outputs[0].name}.shape"))
+    rw.set_attribute(back, "allowzero", None)  # a 0 copies
+    for value in (node.outputs[0], linear.output):
+        value.shape = None  # until shapes are inferred anew
+    return "Reshape around a linear"
+
+
+RULES: dict[str, tuple[Rule, ...]] = {
+    "Gemm": (gemm,),
+    "Add": (bias_last,),
+    "MatMul": (one_scale, unflattened_rows),
+}
 """Operator → rules, tried in this order; :func:`fold_weight` is for every operator."""

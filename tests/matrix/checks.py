@@ -31,6 +31,7 @@ from graphcompress.numerics.kronecker.product import nearest, splits
 from graphcompress.pipeline import Pipeline
 from graphcompress.rewrite import Rewriter
 from graphcompress.verify import compare
+from matrix import tools
 from matrix.subject import NotHeldError, Subject, largest_error, run
 
 EXACT = 1e-4
@@ -129,6 +130,18 @@ def simplify_is_exact(subject: Subject) -> Answer:
     error = largest_error(subject.expected, run(subject.simplified(), subject.feeds))
     _at_most(error, EXACT)
     return f"{error:.0e}", []
+
+
+def fewest_nodes(subject: Subject) -> Answer:
+    """No other simplifier leaves fewer nodes with the same outputs (their best in brackets)."""
+    left = len(subject.simplified().graph)
+    others = tools.counts(onnx.load(subject.export.path), subject.feeds)
+    counts = [count for count in others.values() if isinstance(count, int)]
+    best = min(counts, default=left)
+    if left > best:
+        names = [name for name, count in others.items() if count == best]
+        raise NotHeldError(f"{left} nodes, {names[0]} leaves {best}")
+    return f"{left} ({best})" if counts else f"{left}", []
 
 
 def cut_is_masked(subject: Subject) -> Answer:
@@ -288,6 +301,7 @@ CHECKS: dict[str, Callable[[Subject], Answer]] = {
     "kron = dense": kron_is_dense,
     "int8": int8_is_close,
     "simplify": simplify_is_exact,
+    "nodes": fewest_nodes,
     "interface": interface_stays,
     "twice": same_twice,
     "again": again_is_harmless,

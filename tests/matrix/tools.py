@@ -1,0 +1,81 @@
+"""Other simplifiers, to count nodes against; whatever one of them raises or breaks is shown as its result."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx
+
+from graphcompress.runtime import session_of
+
+TOLERANCE = 1e-4
+"""Of the largest output, as the contract of an exact pass has it."""
+
+Feeds = Sequence[Mapping[str, np.ndarray]]
+
+
+def slim(proto: onnx.ModelProto) -> onnx.ModelProto:
+    import onnxslim
+
+    return onnxslim.slim(proto)
+
+
+def sim(proto: onnx.ModelProto) -> onnx.ModelProto:
+    import onnxsim
+
+    return onnxsim.simplify(proto)[0]
+
+
+def onnxscript_optimizer(proto: onnx.ModelProto) -> onnx.ModelProto:
+    import onnxscript.optimizer
+
+    return onnxscript.optimizer.optimize(proto)
+
+
+TOOLS: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
+    "onnxslim": slim,
+    "onnxsim": sim,
+    "onnxscript": onnxscript_optimizer,
+}
+
+
+def nodes(proto: onnx.ModelProto) -> int:
+    """Number of nodes of the main graph that compute something."""
+    return sum(node.op_type != "Constant" for node in proto.graph.node)
+
+
+def counts(proto: onnx.ModelProto, feeds: Feeds) -> dict[str, int | str]:
+    """Tool → number of nodes it leaves, or what went wrong."""
+    expected = outputs(proto, feeds)
+    return {name: _count(tool, proto, feeds, expected) for name, tool in TOOLS.items()}
+
+
+def _count(
+    tool: Callable[[onnx.ModelProto], onnx.ModelProto],
+    proto: onnx.ModelProto,
+    feeds: Feeds,
+    expected: list[list[np.ndarray]],
+) -> int | str:
+    try:
+        result = tool(copy.deepcopy(proto))
+        actual = outputs(result, feeds)
+    except Exception as error:  # whatever a foreign tool raises is its result
+        return type(error).__name__
+    pairs = [pair for x, y in zip(actual, expected, strict=True) for pair in zip(x, y, strict=True)]
+    return nodes(result) if all(close(a, b) for a, b in pairs) else f"wrong outputs with {nodes(result)}"
+
+
+def outputs(proto: onnx.ModelProto, feeds: Feeds) -> list[list[np.ndarray]]:
+    """What ONNX Runtime gives for each feed."""
+    session = session_of(proto.SerializeToString())
+    return [session.run(None, dict(feed)) for feed in feeds]
+
+
+def close(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal up to :data:`TOLERANCE` of the largest output, NaN where NaN was."""
+    if a.shape != b.shape:
+        return False
+    atol = TOLERANCE * float(np.nanmax(np.abs(b), initial=0.0))
+    return np.allclose(a, b, rtol=0, atol=atol, equal_nan=True)
