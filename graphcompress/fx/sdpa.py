@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -13,6 +15,7 @@ from torch.nn import functional
 
 from graphcompress.analysis.arguments import scalar
 from graphcompress.analysis.attention import Attention, attentions
+from graphcompress.expressions import is_constant
 from graphcompress.fx.builder import Builder
 from graphcompress.fx.ops.shape import permuted
 from graphcompress.model import Model
@@ -28,6 +31,26 @@ def attention_fusions(model: Model) -> Iterator[Written]:
             yield tuple(chain.nodes), chain.write
 
 
+@dataclass(frozen=True)
+class _Mask:
+    """What is added to the scores: ``value``, or where ``condition`` says so a number that makes them vanish.
+
+    ``kept``: scores stay where the condition holds, else where it does not.
+    """
+
+    value: ir.Value | None = None
+    condition: ir.Value | None = None
+    kept: bool = True
+    fill: float = -math.inf
+
+    def write(self, builder: Builder) -> fx.Node:
+        """The mask as a tensor of floats."""
+        if self.condition is None:
+            return builder.tensor(self.value)
+        then, otherwise = (0.0, self.fill) if self.kept else (self.fill, 0.0)
+        return builder.shared(torch.where, builder.tensor(self.condition), then, otherwise)
+
+
 @dataclass
 class _Chain:
     """What lies between the operands of an attention and its result.
@@ -35,7 +58,7 @@ class _Chain:
     Attributes:
         nodes: in execution order, the product with the values last.
         query, key, value: operands; ``key`` is transposed already, [..., size, tokens].
-        mask: what is added to the scores, or None; ``condition`` says where scores stay, else ``fill``.
+        masks: what is added to the scores, and before which factor: the last one first.
         scale: factor on the scores.
     """
 
@@ -43,19 +66,15 @@ class _Chain:
     key: ir.Value
     value: ir.Value
     nodes: list[ir.Node] = field(default_factory=list)
-    mask: ir.Value | None = None
-    condition: ir.Value | None = None
-    kept: bool = True
-    fill: float = -math.inf
+    masks: list[tuple[_Mask, float]] = field(default_factory=list)
     scale: float = 1.0
 
     def write(self, builder: Builder) -> fx.Node:
         """The call."""
         query, value = builder.tensor(self.query), builder.tensor(self.value)
         options: dict[str, object] = {}
-        mask = self._mask(builder)
-        if mask is not None:
-            options["attn_mask"] = mask
+        if self.masks:
+            options["attn_mask"] = self._mask(builder)
         return builder.call(
             functional.scaled_dot_product_attention,
             query,
@@ -65,11 +84,15 @@ class _Chain:
             scale=self.scale,
         )
 
-    def _mask(self, builder: Builder) -> fx.Node | None:
-        if self.condition is None:
-            return None if self.mask is None else builder.tensor(self.mask)
-        then, otherwise = (0.0, self.fill) if self.kept else (self.fill, 0.0)
-        return builder.shared(torch.where, builder.tensor(self.condition), then, otherwise)
+    def _mask(self, builder: Builder) -> fx.Node:
+        """The sum of all masks, those that attentions share written once."""
+        made = [
+            mask.write(builder)
+            if factor == 1.0
+            else builder.shared(operator.mul, mask.write(builder), factor)
+            for mask, factor in reversed(self.masks)
+        ]
+        return functools.reduce(lambda one, other: builder.shared(operator.add, one, other), made)
 
 
 def _chain(attention: Attention) -> _Chain | None:
@@ -106,13 +129,11 @@ def _before(chain: _Chain, value: ir.Value | None, product: ir.Node) -> list[ir.
 
 
 def _scaled(chain: _Chain, node: ir.Node) -> ir.Value | None:
-    """The operand that ``node`` scales, when it does only that, before any mask is added."""
+    """The operand that ``node`` only scales."""
     found = _factor(node)
     if found is None:
         return None
     chain.scale *= found[1]
-    if found[1] != 1.0 and (chain.mask is not None):
-        return found[0]
     return found[0]
 
 
@@ -128,23 +149,24 @@ def _factor(node: ir.Node) -> tuple[ir.Value, float] | None:
 
 
 def _masked(chain: _Chain, node: ir.Node) -> ir.Value | None:
-    """The scores that ``node`` masks; a second mask, or a scale after one, cannot be expressed."""
-    if node.domain or chain.mask is not None or chain.condition is not None or chain.scale != 1.0:
+    """The scores that ``node`` masks; what follows towards the Softmax scales the mask, too."""
+    if node.domain:
         return None
     if node.op_type == "Add":
         left, right = node.inputs
-        scores, chain.mask = (left, right) if _is_scores(left) else (right, left)
+        scores, mask = (left, right) if _is_scores(left) else (right, left)
+        chain.masks.append((_Mask(mask), chain.scale))
         return scores
-    if node.op_type != "Where":
+    if node.op_type != "Where" or chain.scale != 1.0:
         return None
     condition, then, otherwise = node.inputs
     number = scalar(otherwise)
-    chain.kept = number is not None
+    kept = number is not None
     number = scalar(then) if number is None else number
     if number is None or number > _MASKING:
         return None
-    chain.condition, chain.fill = condition, number
-    return then if chain.kept else otherwise
+    chain.masks.append((_Mask(None, condition, kept, number), 1.0))
+    return then if kept else otherwise
 
 
 _MASKING = -1e30
@@ -152,10 +174,18 @@ _MASKING = -1e30
 
 
 def _is_scores(value: ir.Value | None) -> bool:
+    """Whether ``value`` is a product of two computed values, scaled or with something added to it."""
     node = None if value is None else value.producer()
-    while node is not None and _factor(node) is not None:
-        node = _factor(node)[0].producer()  # type: ignore[index]
-    return node is not None and node.op_type == "MatMul"
+    if node is None or node.domain:
+        return False
+    if node.op_type == "MatMul":
+        return not any(is_constant(operand) for operand in node.inputs)
+    found = _factor(node)
+    return (
+        _is_scores(found[0])
+        if found is not None
+        else node.op_type == "Add" and any(map(_is_scores, node.inputs))
+    )
 
 
 def _after(softmax: ir.Node, last: ir.Node) -> list[ir.Node] | None:
