@@ -166,7 +166,7 @@ def _run_pass(step: Pass, model: Model, ctx: Context, check: _Checker, allow: Co
     fresh = dataclasses.replace(ctx, touched=[], skipped=[], notes=[])
     step.run(model, fresh)
     change, total, bytes_on_disk = check.after(model)
-    broken = step.contract.broken_by(change)
+    broken = step.contract.broken_by(change, rounding(model))
     if broken and step.name not in allow:
         raise ContractError(
             f"{step} broke its contract on {change.samples} samples: {broken}. "
@@ -190,6 +190,15 @@ def weight_parameters(model: Model) -> int:
     return sum(item.parameters for item in linears(model)) + sum(
         item.parameters for item in embeddings(model)
     )
+
+
+def rounding(model: Model) -> float:
+    """The relative rounding of the coarsest float type that the main graph computes in; 0 without floats."""
+    kinds = {value.dtype for node in model.graph for value in node.outputs if value.dtype is not None}
+    return max((_EPSILONS.get(kind.name, 0.0) for kind in kinds), default=0.0)
+
+
+_EPSILONS = {"BFLOAT16": 2.0**-7, "FLOAT16": 2.0**-10, "FLOAT": 2.0**-23, "DOUBLE": 2.0**-52}
 
 
 def _reasons(skipped: Sequence[Skipped]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphcompress.analysis.linears import embeddings, linears
+from graphcompress.analysis.linears import embeddings, inner_linears, linears, overridable_weights
 from graphcompress.errors import UnsupportedModelError
 from graphcompress.expressions import is_constant
 from graphcompress.fused.operators import FUSED_DOMAIN, node_name, obstacle
@@ -48,10 +48,27 @@ def refuse_unsupported(model: Model) -> None:
         _refuse_hidden_weights(node, where)
     fused = any(node.domain == FUSED_DOMAIN for node in model.graph)
     if not fused and not linears(model) and not embeddings(model):
-        raise UnsupportedModelError(
-            f"{where} has no linear maps and no embeddings in standard operators: there is nothing to "
-            "compress; give an exported Transformer"
+        raise UnsupportedModelError(f"{where} {_why_nothing(model)}")
+
+
+def _why_nothing(model: Model) -> str:
+    """What is known of a model without linears and embeddings in its main graph."""
+    overridable = next((value for value in overridable_weights(model)), None)
+    if overridable is not None:
+        return (
+            f"has no weights of its own: {overridable.name!r} and others are inputs, too, which a caller may "
+            "override; remove them from the inputs (keep_initializers_as_inputs=False at export)"
         )
+    inside = next(inner_linears(model), None)
+    if inside is not None:
+        return (
+            f"has its linear maps inside subgraphs (of node {node_name(inside[0])!r}, {inside[0].op_type}), "
+            "where no pass looks; export the branches as models of their own"
+        )
+    return (
+        "has no linear maps and no embeddings in standard operators: there is nothing to compress; "
+        "give an exported Transformer"
+    )
 
 
 def _refuse_hidden_weights(node: ir.Node, where: object) -> None:

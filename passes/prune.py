@@ -206,9 +206,9 @@ def _carry_out(rw: Rewriter, plans: Sequence[Plan]) -> None:
         if plan.fit is not None and plan.block.can_refit:
             dense = plan.block.reader.dense().astype(np.float64)
             dense[plan.rows] = plan.fit.weight
-            write_fit(rw, plan.block.reader, Fit(dense, plan.fit.bias))
+            write_fit(rw, plan.block.readers, Fit(dense, plan.fit.bias))
         elif plan.fit is not None:
-            write_bias(rw, plan.block.reader, plan.fit.bias)
+            write_bias(rw, plan.block.readers, plan.fit.bias)
     cut(rw, {plan.block.group: plan.keep for plan in plans})
 
 

@@ -10,6 +10,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from graphcompress.analysis.bounds import Bounds
+from graphcompress.analysis.linears import inner_linears, overridable_weights
 from graphcompress.base import Context, Contract, Exact, Pass
 from graphcompress.expressions import is_constant
 from graphcompress.fused.operators import standardise
@@ -102,7 +103,14 @@ class Simplify(Pass):
 
 
 def _report_what_stays(rw: Rewriter) -> None:
-    """Tell which weight expressions and which guards were kept, and why."""
+    """Tell which weights and which guards were kept, and why."""
+    for value in overridable_weights(rw.model):
+        rw.skip(value.name or "", "it is an input, too: a caller may override it")
+    for node, inner in inner_linears(rw.model):
+        rw.skip(
+            inner.name or inner.outputs[0].name or "",
+            f"inside a subgraph of {node.op_type}, where no pass looks",
+        )
     for node in rw.model.graph:
         value = node.outputs[0]
         if value.const_value is not None or not is_constant(value) or not linears.is_whole_expression(value):

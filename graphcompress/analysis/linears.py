@@ -93,6 +93,37 @@ def embeddings(model: Model, layers: str = "*") -> list[Embedding]:
     return [embedding for embedding in _find_embeddings(model) if fnmatch.fnmatchcase(embedding.name, layers)]
 
 
+def overridable_weights(model: Model) -> Iterator[ir.Value]:
+    """Weights of two or more axes that are inputs, too: a caller may override them, so they stay."""
+    for value in model.graph.initializers.values():
+        if value.is_graph_input() and _is_matrix(value):
+            yield value
+
+
+def inner_linears(model: Model) -> Iterator[tuple[ir.Node, ir.Node]]:
+    """Products with a stored weight inside subgraphs, each after the node of the main graph that holds it."""
+    for node in model.graph:
+        for graph in _graphs_of(node):
+            for inner in graph.all_nodes():
+                weights = (
+                    value for value in inner.inputs if value is not None and value.const_value is not None
+                )
+                if inner.op_type in (*_VIEWS, "Gather") and any(map(_is_matrix, weights)):
+                    yield node, inner
+
+
+def _graphs_of(node: ir.Node) -> Iterator[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def _is_matrix(value: ir.Value) -> bool:
+    return value.shape is not None and len(value.shape) >= 2 and is_weight(value)
+
+
 def stored_parameters(weight: ir.Value) -> int:
     """Number of parameters stored for a weight: its own, or those of the leaves of its expression."""
     return sum(number_of_parameters(leaf) for leaf in leaves(weight))

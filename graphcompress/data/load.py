@@ -318,4 +318,4 @@ def _fixed(inputs: Mapping[str, ir.Value]) -> dict[str, tuple[int | None, ...]]:
     sizes = {
         name: tuple(dim if isinstance(dim, int) else None for dim in shape) for name, shape in shapes.items()
     }
-    return {name: shape for name, shape in sizes.items() if any(shape)}
+    return {name: shape for name, shape in sizes.items() if any(shape) or not shape}

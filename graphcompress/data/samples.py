@@ -24,7 +24,8 @@ class Samples:
         pad: input name → value that fills a shorter sample up (0 where not given).
         per_row: samples per data row: 2 where the two texts of a pair are encoded separately.
         synthetic: made up from the model's inputs, not a user's data.
-        fixed: input name → its sizes, the batch in front; None where the model does not fix one.
+        fixed: input name → its sizes, the batch in front; None where the model does not fix one, empty for an
+            input of no axes.
     """
 
     feeds: Sequence[Sample]
@@ -60,10 +61,15 @@ class Samples:
         return indices
 
     def batch(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """One padded feed of the samples at ``indices``; a fixed batch is filled up with the last of them."""
+        """One padded feed of the samples at ``indices``; a fixed batch is filled up with the last of them.
+
+        An input of no axes (a switch) holds for the whole batch: the first sample gives it.
+        """
         chosen = [self.feeds[index] for index in indices]
         return {
-            name: _stack([sample[name] for sample in chosen], self.pad.get(name, 0), self.fixed.get(name, ()))
+            name: np.asarray(chosen[0][name])
+            if self.fixed.get(name) == ()
+            else _stack([sample[name] for sample in chosen], self.pad.get(name, 0), self.fixed.get(name, ()))
             for name in chosen[0]
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from graphcompress.expressions import evaluate, leaves
 from graphcompress.model import Model
 from graphcompress.numerics.importance import rows_of, unit_norms
 from graphcompress.numerics.least_squares import GatheredRows, JointMoments
+from graphcompress.numerics.moments import finite_rows
 from graphcompress.rewrite import Rewriter
 
 HELD_OUT = 5
@@ -35,9 +37,12 @@ MEMORY_BYTES = 600_000_000
 class Block:
     """A group of heads or FFN nodes, and the one linear that reads them.
 
+    An encoder that runs several times on the same weights (two towers, layers that share theirs) has several
+    readers with one weight and one bias: they are one reader, of the tokens of all.
+
     Attributes:
         group: what is cut.
-        reader: the linear whose input rows are cut.
+        reader: the linear whose input rows are cut; the first of those that share their weight.
         units: [in] the unit that each input feature of the reader belongs to.
         rows: [units, r] the same the other way round.
     """
@@ -58,9 +63,17 @@ class Block:
         return self.group.size
 
     @property
+    def readers(self) -> tuple[Linear, ...]:
+        """All linears that read the units; they share weight and bias."""
+        return self.group.consumers
+
+    @property
     def linears(self) -> list[Linear]:
-        """All linears that lose columns or rows."""
-        return [*self.group.producers, self.reader]
+        """All linears that lose columns or rows; of those that share their weight the first."""
+        first: dict[ir.Value, Linear] = {}
+        for linear in (*self.group.producers, self.reader):
+            first.setdefault(linear.weight, linear)
+        return list(first.values())
 
     @property
     def can_refit(self) -> bool:
@@ -111,10 +124,22 @@ class _Watch:
         self.moments = GatheredRows(moments)
 
     def update(self, array: np.ndarray) -> None:
-        """Take in tokens [..., features]."""
-        tokens = array.reshape(-1, array.shape[-1])
+        """Take in tokens [..., features]; those that hold NaN or infinity are left out."""
+        tokens = finite_rows(array)
         self.moments.update(tokens)
         self.evidence.peaks = np.maximum(self.evidence.peaks, np.abs(tokens).max(axis=0, initial=0.0))
+
+
+class _Watches:
+    """Observers of one value: each belongs to a block that reads it."""
+
+    def __init__(self) -> None:
+        self.all: list[_Watch] = []
+
+    def update(self, array: np.ndarray) -> None:
+        """Show it to all."""
+        for watch in self.all:
+            watch.update(array)
 
 
 class Witness:
@@ -134,13 +159,18 @@ class Witness:
             yield from ((block, self._known[block]) for block in portion)
 
     def _gather(self, blocks: Sequence[Block]) -> dict[Block, Evidence]:
-        inputs = {block.reader.input: Evidence(block.reader.in_features) for block in blocks}
+        inputs = {block: tuple(reader.input for reader in block.readers) for block in blocks}
+        found = {inputs[block]: Evidence(block.reader.in_features) for block in blocks}
         for samples, part in ((self.fit_on, "fit"), (self.held_out, "held_out")):
-            watches = {x: _Watch(evidence, getattr(evidence, part)) for x, evidence in inputs.items()}
+            watches: dict[ir.Value, _Watches] = defaultdict(_Watches)
+            for values, evidence in found.items():
+                watch = _Watch(evidence, getattr(evidence, part))
+                for value in values:
+                    watches[value].all.append(watch)
             observe(self.model, watches, samples, progress=self.progress, text="prune: activations")
-            for watch in watches.values():
+            for watch in (watch for several in watches.values() for watch in several.all):
                 watch.moments.finished()
-        return {block: inputs[block.reader.input] for block in blocks}
+        return {block: found[inputs[block]] for block in blocks}
 
 
 def blocks_of(rw: Rewriter, groups: Sequence[Group], only: str) -> list[Block]:
@@ -185,11 +215,13 @@ def bias_of(linear: Linear) -> np.ndarray:
 
 def _obstacle(group: Group) -> str | None:
     """Why a group is left alone, or None."""
-    if len(group.consumers) != 1:
-        return f"{len(group.consumers)} linears read it; one is needed to know what a unit contributes"
+    weights = {(linear.weight, linear.bias, linear.transposed) for linear in group.consumers}
+    if len(weights) != 1:
+        return f"{len(weights)} linears read it; one is needed to know what a unit contributes"
+    sharing = Counter(linear.weight for linear in (*group.producers, *group.consumers))
     for linear in (*group.producers, *group.consumers):
-        stored = [linear.weight, *leaves(linear.weight)]
-        if any(len(value.uses()) > 1 or value.is_graph_output() for value in stored):
+        stored = (linear.weight, *leaves(linear.weight))
+        if any(len(value.uses()) > sharing.get(value, 1) or value.is_graph_output() for value in stored):
             return f"weight {linear.name!r} is tied: another part of the model reads it too"
     units = _units(group, group.consumers[0])
     sizes = set(np.bincount(units[units >= 0], minlength=group.size).tolist())

@@ -57,6 +57,7 @@ class _Cut:
         self.keep = {group.leaf: keep for group, keep in cuts.items()}
         self.sizes = {leaf: int(keep.sum()) for leaf, keep in self.keep.items()}
         self._index: dict[int, np.ndarray | None] = {}
+        self._copies: dict[tuple[object, ...], ir.Value] = {}
 
     def run(self) -> None:
         """Rewrite constants of shape first, then the stored tensors."""
@@ -239,14 +240,24 @@ class _Cut:
         array = tensor.numpy()
         for axis, index in kept.items():
             array = np.take(array, index, axis=axis)
-        if not value.is_initializer() or len(value.uses()) > len(uses):
-            new = self.rw.constant(array, value.name or "", value.dtype)
+        if not value.is_initializer() or len(value.uses()) > len(uses) or self._is_copied(value):
+            new = self._copy(value, array, kept)
             for node, position in uses:
                 self.rw.set_input(node, position, new)
-            _compose(self.rw.model, new, kept)
             return
         self.rw.overwrite(value, array)
         _compose(self.rw.model, value, kept)
+
+    def _is_copied(self, value: ir.Value) -> bool:
+        return any(key[0] is value for key in self._copies)
+
+    def _copy(self, value: ir.Value, array: np.ndarray, kept: Mapping[int, np.ndarray]) -> ir.Value:
+        """A tensor for some readers of ``value``; readers that lose the same share it."""
+        key = (value, *((axis, index.tobytes()) for axis, index in sorted(kept.items())))
+        if key not in self._copies:
+            self._copies[key] = self.rw.constant(array, value.name or "", value.dtype)
+            _compose(self.rw.model, self._copies[key], kept)
+        return self._copies[key]
 
     def _record(self, nodes: Sequence[ir.Node]) -> None:
         for node in nodes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -10,25 +12,32 @@ from graphcompress.numerics.least_squares import Fit
 from graphcompress.rewrite import Rewriter
 
 
-def write_fit(rw: Rewriter, linear: Linear, fit: Fit) -> None:
-    """Store another weight [in, out] and bias for a linear whose weight is an initializer."""
-    rw.overwrite(linear.weight, fit.weight.T if linear.transposed else fit.weight)
-    write_bias(rw, linear, fit.bias)
+def write_fit(rw: Rewriter, readers: Sequence[Linear], fit: Fit) -> None:
+    """Store another weight [in, out] and bias for linears that share both; the weight is an initializer."""
+    first = readers[0]
+    rw.overwrite(first.weight, fit.weight.T if first.transposed else fit.weight)
+    write_bias(rw, readers, fit.bias)
 
 
-def write_bias(rw: Rewriter, linear: Linear, bias: np.ndarray) -> None:
-    """Give a linear another bias [out], or one where it has none."""
-    value = linear.bias
-    if value is not None and value.is_initializer() and len(value.uses()) == 1:
+def write_bias(rw: Rewriter, readers: Sequence[Linear], bias: np.ndarray) -> None:
+    """Give linears that share their bias another one [out], or one where they have none."""
+    first = readers[0]
+    value = first.bias
+    if value is not None and value.is_initializer() and len(value.uses()) == len(readers):
         rw.overwrite(value, bias)
         return
-    dtype = linear.output.dtype or ir.DataType.FLOAT
-    new = rw.constant(bias.astype(dtype.numpy()), f"{linear.name}.bias", dtype)
+    dtype = first.output.dtype or ir.DataType.FLOAT
+    new = rw.constant(bias.astype(dtype.numpy()), f"{first.name}.bias", dtype)
+    for linear in readers:
+        _set_bias(rw, linear, new)
+
+
+def _set_bias(rw: Rewriter, linear: Linear, new: ir.Value) -> None:
+    value = linear.bias
     if value is not None:
         node = linear.node if linear.node.op_type == "Gemm" else linear.output.producer()
         rw.set_input(node, list(node.inputs).index(value), new)  # type: ignore[union-attr, arg-type]
     elif linear.node.op_type == "Gemm":
-        linear.node.resize_inputs(3)
         rw.set_input(linear.node, 2, new)
     else:
         product = linear.node.outputs[0]

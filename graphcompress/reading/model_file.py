@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import onnx
@@ -14,6 +15,11 @@ from graphcompress.reading.protos import graphs, is_sorted, nodes, number_of_byt
 from graphcompress.reading.skim import skim
 from graphcompress.reading.wholeness import STANDARD_DOMAINS, check_whole
 from graphcompress.stored import stored
+
+_IR_OF_FREE_INITIALIZERS = 4
+"""Since this version an initializer need not be an input; one that is may be overridden."""
+
+_log = logging.getLogger(__name__)
 
 _NOT_MODELS = {
     b"version https://git-lfs": "is a Git LFS pointer, not the model; fetch the model with git lfs pull",
@@ -35,6 +41,7 @@ def read_model(path: Path) -> tuple[ir.Model, tuple[Path, ...]]:
     """
     proto = _parse(path)
     _normalise_domains(proto)
+    _free_initializers(proto)
     check_whole(path, proto)
     files = {path.name: path}
     for graph in graphs(proto):
@@ -48,10 +55,13 @@ def read_model(path: Path) -> tuple[ir.Model, tuple[Path, ...]]:
             common.TopologicalSortPass()(model)
         if model.functions:
             common.InlinePass()(model)
+        common.LiftConstantsToInitializersPass()(model)  # a weight may stand in a Constant node
     except (ir.serde.SerdeError, ir.passes.PassError, ValueError, TypeError, KeyError) as error:
         raise InvalidModelError(
             f"{path}: cannot be read ({_first_line(_root(error))}); the file is damaged, export it again"
         ) from error
+    if proto.training_info:
+        _log.warning("%s: its training graphs (training_info) are not read and will not be written", path)
     ir.external_data.set_base_dir(model.graph, path.parent)
     for part in model.graphs():
         for value in part.initializers.values():
@@ -103,6 +113,18 @@ def _normalise_domains(model: onnx.ModelProto) -> None:
         if node.domain and node.domain not in declared | functions:
             model.opset_import.append(onnx.helper.make_opsetid(node.domain, 1))
             declared.add(node.domain)
+
+
+def _free_initializers(model: onnx.ModelProto) -> None:
+    """Before IR version 4 every initializer had to be an input as well and was constant all the same."""
+    if model.ir_version >= _IR_OF_FREE_INITIALIZERS:
+        return
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in stored]
+    if len(inputs) < len(model.graph.input):
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
+        model.ir_version = _IR_OF_FREE_INITIALIZERS
 
 
 def _check_external(path: Path, tensor: onnx.TensorProto) -> tuple[str, Path]:
