@@ -44,8 +44,12 @@ class Prune(Pass):
             activations (Fully Quantized Transformer, arXiv:1910.10485 v1); how many differs between layers.
         auto: obs with samples (activation when nothing is refitted), magnitude without.
 
-    Left alone: tied weights, a block that several linears read, the last unit of a block, the last layer. A
-    reader whose weight is an expression over factors is cut but not refitted: only its bias is corrected.
+    An encoder that runs several times on the same weights (two towers, shared layers) is cut alike everywhere,
+    and fitted on the tokens of all its runs.
+
+    Left alone: weights tied otherwise, a block that several linears of different weights read, the last unit of
+    a block, the last layer. A reader whose weight is an expression over factors is cut but not refitted: only
+    its bias is corrected.
     """
 
     name: ClassVar[str] = "prune"

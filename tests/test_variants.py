@@ -222,7 +222,7 @@ def stem_and_head() -> onnx.ModelProto:
     index = next(i for i, node in enumerate(graph.node) if "embeddings.LayerNorm" in node.output)
     stem = [
         helper.make_node(
-            "Conv", ["frames", "stem.0", "stem.0.bias"], ["stem.wide"], pads=[1, 1], kernel_shape=[3]
+            "Conv", ["frames", "stem.0", "stem.0.bias"], ["wide"], pads=[1, 1], kernel_shape=[3]
         ),
         helper.make_node("Relu", ["wide"], ["stem.bent"]),
         helper.make_node("Conv", ["stem.bent", "stem.1", "stem.1.bias"], ["stem.out"], kernel_shape=[1]),
