@@ -33,6 +33,7 @@ from graphcompress.rewrite import Rewriter
 from graphcompress.verify import compare
 from matrix import tools
 from matrix.subject import NotHeldError, Subject, largest_error, run
+from matrix.training import fx_is_runtime
 
 EXACT = 1e-4
 """Of the output range, as the contract of an exact pass has it."""
@@ -301,6 +302,7 @@ CHECKS: dict[str, Callable[[Subject], Answer]] = {
     "kron = dense": kron_is_dense,
     "int8": int8_is_close,
     "simplify": simplify_is_exact,
+    "to_fx": fx_is_runtime,
     "nodes": fewest_nodes,
     "interface": interface_stays,
     "twice": same_twice,
