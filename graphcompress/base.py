@@ -84,12 +84,32 @@ class Capabilities:
 class Progress(Protocol):
     """Reports long work; the command line draws a bar, a library call draws nothing."""
 
-    def __call__(self, text: str, done: int, total: int) -> None:
-        """``done`` of ``total`` steps of the work called ``text`` are finished."""
+    def __call__(self, text: str, done: int, total: int, detail: str = "") -> None:
+        """``done`` of ``total`` steps of the work called ``text`` are finished; ``detail`` tells more."""
 
 
-def no_progress(text: str, done: int, total: int) -> None:
+def no_progress(text: str, done: int, total: int, detail: str = "") -> None:
     """The progress of a library call: silence."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a pass that trains learns from.
+
+    Attributes:
+        samples: to train on; labels, where there are any, are in their columns.
+        teacher: whose answers are learned; None for the model as it came in.
+        held_out: to evaluate on; None for a part of ``samples``.
+        metric: name of the task metric that is evaluated; None for the loss itself.
+        folder: for checkpoints, from which an interrupted run goes on and which say that a run is done; None
+            for none.
+    """
+
+    samples: Samples
+    teacher: Model | None = None
+    held_out: Samples | None = None
+    metric: str | None = None
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +141,8 @@ class Context:
         capabilities: of the target that the result is for.
         seed: for everything random.
         progress: called on long work.
+        training: what a pass that trains learns from, or None.
+        original: the model as it came in, kept (its weights on disk) where a later pass trains, else None.
         touched, skipped, notes: filled by the pass (through a Rewriter) and reported after it.
     """
 
@@ -128,6 +150,8 @@ class Context:
     capabilities: Capabilities = field(default_factory=Capabilities)
     seed: int = 0
     progress: Progress = no_progress
+    training: Training | None = None
+    original: Model | None = None
     touched: list[Touched] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -160,6 +184,8 @@ class Pass(_Named, abc.ABC):
     """
 
     contract: ClassVar[Contract]
+    trains: ClassVar[bool] = False
+    """Whether it makes good what lossy passes before it cost: they are judged by their contracts after it."""
 
     @abc.abstractmethod
     def run(self, model: Model, ctx: Context) -> None:

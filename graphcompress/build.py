@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +25,7 @@ from graphcompress.artifact.folder import (
 from graphcompress.artifact.inputs import copy_tokenizer, folder_bytes, input_hashes, model_bytes, path_text
 from graphcompress.artifact.manifest import manifest
 from graphcompress.artifact.recipe import RECIPE, Recipe
-from graphcompress.base import Context, Pass, Progress, Target, no_progress
+from graphcompress.base import Context, Pass, Progress, Target, Training, no_progress
 from graphcompress.capturing.checkpoint import is_checkpoint
 from graphcompress.capturing.source import open_model
 from graphcompress.data.load import Samples, load_samples
@@ -32,6 +34,7 @@ from graphcompress.metrics import Metric, Score
 from graphcompress.model import Model
 from graphcompress.options import build, split_calls
 from graphcompress.pipeline import CHECK_BATCH, PassRecord, Pipeline, Size, check_samples
+from graphcompress.processes import rank
 from graphcompress.runtime import Feed, Runner, session_of
 from graphcompress.support import refuse_unsupported
 from graphcompress.verify import Difference, Invariance, Run, batch_invariance, compare
@@ -80,6 +83,8 @@ def optimize(
     tokenizer: str | Path | None = None,
     metric: str | None = None,
     eval_data: Samples | str | Path | None = None,
+    train: Samples | str | Path | None = None,
+    teacher: Model | str | Path | None = None,
     output: str | Path | None = None,
     seed: int = 0,
     allow: Collection[str] = (),
@@ -93,9 +98,11 @@ def optimize(
     ``model`` is an ONNX file, a Hugging Face folder (or a name on its hub), or a loaded Model.
 
     ``simplify`` runs first unless the passes name it. ``data`` are calibration samples (a path or loaded
-    samples), ``eval_data`` those of the task ``metric`` (``data`` without). ``output`` is by default
-    ``<model>-<target>`` in the working folder; an existing artifact is only replaced with ``overwrite``.
-    A model given as an object is changed in place, and its recipe names no file.
+    samples), ``eval_data`` those of the task ``metric`` (``data`` without). A pass that trains learns from
+    ``train`` what ``teacher`` answers (by default the model as it came in); its checkpoints lie in
+    ``<output>.training`` until the build is done, and an interrupted build goes on from there. ``output`` is
+    by default ``<model>-<target>`` in the working folder; an existing artifact is only replaced with
+    ``overwrite``. A model given as an object is changed in place, and its recipe names no file.
 
     Raises:
         GraphCompressError: one of its kinds for every way in which this can fail; nothing is written then.
@@ -110,12 +117,18 @@ def optimize(
         raise UsageError("--eval-data is read by a metric only; name one with --metric")
     if chosen and eval_data is None and data is None:
         raise UsageError(f"metric {metric!r} needs samples; give them with --eval-data or --data")
+    _check_training(pipeline, train, teacher)
     source = model.path if isinstance(model, Model) else Path(model)
     folder = Path(output) if output else Path(f"{source.stem if source else 'model'}-{lowering_target.name}")
     refuse_existing(folder, overwrite=overwrite)
+    checkpoints = folder.with_name(f"{folder.name}.training")
 
     with disk_errors():
         loaded = model if isinstance(model, Model) else open_model(model)
+        if rank() > 0:  # all processes of a launcher train, one writes
+            unread = Path(tempfile.mkdtemp(prefix="graphcompress-"))
+            loaded.own(unread)
+            folder = unread / folder.name
         recipe = Recipe(
             model=path_text(model),
             passes=str(pipeline),
@@ -124,6 +137,8 @@ def optimize(
             tokenizer=path_text(tokenizer),
             metric=metric,
             eval_data=path_text(eval_data),
+            train=path_text(train),
+            teacher=path_text(teacher),
             seed=seed,
             allow=tuple(sorted(allow)),
             require_coverage=require_coverage,
@@ -132,13 +147,17 @@ def optimize(
         refuse_unsupported(loaded)
         loaded.check_weights_are_finite()
         pair = chosen.pair if chosen else "joint"
-        samples, held_out = (
+        samples, held_out, learnt = (
             load_samples(given, loaded, tokenizer=tokenizer, pair=pair)
             if isinstance(given, (str, Path))
             else given
-            for given in (data, eval_data)
+            for given in (data, eval_data, train)
         )
-        ctx = Context(samples, lowering_target.capabilities, seed, progress)
+        training = None
+        if learnt is not None:
+            guide = open_model(teacher) if isinstance(teacher, (str, Path)) else teacher
+            training = Training(learnt, guide, held_out or samples if chosen else None, metric, checkpoints)
+        ctx = Context(samples, lowering_target.capabilities, seed, progress, training)
         before = _Reference(loaded, ctx, chosen, held_out or samples)
         records = pipeline.run(
             loaded, ctx, allow=allow, require_coverage=require_coverage, on_record=on_record
@@ -167,6 +186,8 @@ def optimize(
             (stage / RECIPE).write_text(recipe.to_toml(), encoding="utf-8")
             (stage / report.REPORT).write_text(report.markdown(result), encoding="utf-8")
             write_manifest(stage, manifest(result, file_hashes(stage)))
+        if rank() == 0:
+            shutil.rmtree(checkpoints, ignore_errors=True)
     return result
 
 
@@ -248,6 +269,15 @@ def parse_target(text: str) -> Target:
         raise UsageError(f"expected one target, got {text!r}; known: {', '.join(registry.names('targets'))}")
     name, options = calls[0]
     return build(registry.target_class(name), name, options)
+
+
+def _check_training(pipeline: Pipeline, train: object, teacher: object) -> None:
+    if pipeline.trains and train is None:
+        raise UsageError(f"{pipeline} trains; give samples to train on with --train")
+    if not pipeline.trains and (train is not None or teacher is not None):
+        raise UsageError(
+            f"--train and --teacher are read by a pass that trains, {pipeline} has none: distill"
+        )
 
 
 def _pipeline(passes: str | Collection[Pass]) -> Pipeline:

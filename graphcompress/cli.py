@@ -14,7 +14,7 @@ from graphcompress.commands import bench, export, inspect, listing, optimize, ve
 
 EXIT_CODES = """\
 Exit codes: 0 done · 1 unexpected error · 2 usage · 3 contract or coverage broken · 4 model not supported ·
-5 invalid model file · 6 data · 7 output · 130 interrupted · 143 terminated
+5 invalid model file · 6 data · 7 output · 8 training · 130 interrupted · 143 terminated
 """
 INTERRUPTED, TERMINATED = 130, 143
 STOPPED: Mapping[object, str] = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}

@@ -58,6 +58,12 @@ class DataError(GraphCompressError, ValueError):
     exit_code = 6
 
 
+class TrainingError(GraphCompressError):
+    """A training that cannot go on: the loss is no number, or memory ran out."""
+
+    exit_code = 8
+
+
 class OutputError(GraphCompressError, OSError):
     """The artifact could not be written; nothing half-done is left behind."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from graphcompress import registry
 from graphcompress.analysis.cost import macs
 from graphcompress.analysis.linears import embeddings, linears
-from graphcompress.base import Context, Lossy, Pass, Skipped, Touched, parameters_of
+from graphcompress.base import Context, Exact, Lossy, Pass, Skipped, Touched, parameters_of
 from graphcompress.data.load import Samples, synthetic_samples
 from graphcompress.errors import ContractError, CoverageError, UsageError, nearest
 from graphcompress.model import Model
@@ -38,7 +38,8 @@ class PassRecord:
         text: the pass as a user would type it.
         touched, skipped, notes: as the pass reported them.
         size: of the model after it.
-        step: outputs against the model before this pass.
+        step: outputs against the model before this pass; of a pass that trains, against the model before the
+            first lossy pass that awaits it.
         total: outputs against the model that came in.
         coverage: share of the parameters of linears and embeddings that it touched.
         broken: how it broke its contract, when that was allowed.
@@ -101,11 +102,23 @@ class Pipeline:
             UsageError: ``allow`` names a pass that is not in the pipeline, or the coverage is no share.
         """
         self.check_request(allow, require_coverage)
+        if self.trains and ctx.training is None:
+            raise UsageError(f"{self} trains; give samples to train on with --train")
         check = _Checker(model, ctx)
         records = []
+        original = model.clone() if self.trains else None
         for number, step in enumerate(self.passes):
             ctx.progress(f"{step}", number, len(self.passes))
-            record = _run_pass(step, model, ctx, check, allow)
+            record = _run_pass(
+                step,
+                model,
+                dataclasses.replace(ctx, original=original),
+                check,
+                allow,
+                awaits=self._awaits_training(number),
+            )
+            if original and all(isinstance(done.contract, Exact) for done in self.passes[: number + 1]):
+                original = model.clone()  # the same model in a plainer form
             records.append(record)
             on_record(record)
             if isinstance(step.contract, Lossy) and record.coverage < require_coverage:
@@ -115,6 +128,17 @@ class Pipeline:
                 )
         ctx.progress("passes", len(self.passes), len(self.passes))
         return records
+
+    @property
+    def trains(self) -> bool:
+        """Whether one of its passes trains."""
+        return any(step.trains for step in self.passes)
+
+    def _awaits_training(self, number: int) -> bool:
+        """Whether a pass is judged after one that trains, because it is lossy and such a pass follows."""
+        step = self.passes[number]
+        trained = any(later.trains for later in self.passes[number + 1 :])
+        return trained and isinstance(step.contract, Lossy) and not step.trains
 
     def check_request(self, allow: Collection[str], require_coverage: float) -> None:
         """Fail before any work when :meth:`run` would refuse these options.
@@ -146,32 +170,47 @@ class _Checker:
         with Runner(model) as runner:
             self.original = [runner(feed) for feed in self.feeds]
         self.before = self.original
+        self.awaiting: list[Pass] = []
+        """Lossy passes that are judged together with the pass that trains."""
+        self._before_awaiting = self.before
 
-    def after(self, model: Model) -> tuple[Difference, Difference, int]:
-        """Difference to the outputs before the pass, to the original's, and the bytes on disk."""
+    def await_training(self, step: Pass) -> None:
+        """Judge ``step`` later; call it before the pass has run."""
+        if not self.awaiting:
+            self._before_awaiting = self.before
+        self.awaiting.append(step)
+
+    def after(self, model: Model, *, trained: bool = False) -> tuple[Difference, Difference, int]:
+        """Difference to the outputs before the pass, to the original's, and the bytes on disk.
+
+        A pass that ``trained`` is compared with the model before the first of those that await it.
+        """
         check_structure(model, self.interface)
         with Runner(model) as runner:
             now = [runner(feed) for feed in self.feeds]
             bytes_on_disk = runner.bytes_on_disk
         recorded = iter(now)
-        step = compare(self.before, lambda feed: next(recorded), self.feeds)
+        before = self._before_awaiting if trained and self.awaiting else self.before
+        step = compare(before, lambda feed: next(recorded), self.feeds)
         recorded = iter(now)
         total = compare(self.original, lambda feed: next(recorded), self.feeds)
         self.before = now
         return step, total, bytes_on_disk
 
 
-def _run_pass(step: Pass, model: Model, ctx: Context, check: _Checker, allow: Collection[str]) -> PassRecord:
+def _run_pass(
+    step: Pass, model: Model, ctx: Context, check: _Checker, allow: Collection[str], *, awaits: bool
+) -> PassRecord:
+    """Run one pass and judge it; one that ``awaits`` training is judged with the pass that trains."""
     weights = weight_parameters(model)
     fresh = dataclasses.replace(ctx, touched=[], skipped=[], notes=[])
+    if awaits:
+        check.await_training(step)
     step.run(model, fresh)
-    change, total, bytes_on_disk = check.after(model)
-    broken = step.contract.broken_by(change, rounding(model))
-    if broken and step.name not in allow:
-        raise ContractError(
-            f"{step} broke its contract on {change.samples} samples: {broken}. "
-            f"Ask for less, or accept it with --allow {step.name}"
-        )
+    change, total, bytes_on_disk = check.after(model, trained=step.trains)
+    judged = [] if awaits else [step]
+    if step.trains:
+        judged, check.awaiting = [*check.awaiting, step], []
     return PassRecord(
         text=str(step),
         touched=tuple(fresh.touched),
@@ -181,8 +220,28 @@ def _run_pass(step: Pass, model: Model, ctx: Context, check: _Checker, allow: Co
         step=change,
         total=total,
         coverage=min(1.0, parameters_of(fresh.touched) / weights) if weights else 0.0,
-        broken=broken,
+        broken=_judge(judged, change, allow, rounding(model)),
     )
+
+
+def _judge(
+    judged: Sequence[Pass], change: Difference, allow: Collection[str], epsilon: float
+) -> str | None:
+    """How contracts were broken where that is allowed; the last of ``judged`` is the pass that ran.
+
+    Raises:
+        ContractError: a contract is broken and not allowed to be.
+    """
+    broken = [(item, item.contract.broken_by(change, epsilon)) for item in judged]
+    reasons = [(item, reason) for item, reason in broken if reason is not None]
+    for item, reason in reasons:
+        if item.name not in allow:
+            after = "" if item is judged[-1] else f", after {judged[-1]}"
+            raise ContractError(
+                f"{item} broke its contract on {change.samples} samples{after}: {reason}. "
+                f"Ask for less, or accept it with --allow {item.name}"
+            )
+    return "; ".join(reason for _, reason in reasons) or None
 
 
 def weight_parameters(model: Model) -> int:

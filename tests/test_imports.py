@@ -115,7 +115,7 @@ def test_numerics_know_no_graph(module: str) -> None:
 
 
 LAYERS = (
-    ("errors", "extras", "numerics"),
+    ("errors", "extras", "numerics", "processes"),
     ("options", "reading", "scratch", "model", "base", "registry", "runtime"),
     ("expressions", "analysis", "rewrite", "data", "calibrate", "measure"),
     ("forms", "kronecker_forms", "pruning", "quantisation", "rules"),
@@ -129,7 +129,7 @@ LAYERS = (
         "report",
         "build",
     ),
-    ("bench", "inspection", "reference", "fx"),
+    ("bench", "inspection", "reference", "fx", "distillation"),
 )
 """Modules import their own layer and the ones above it only."""
 

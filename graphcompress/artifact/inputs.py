@@ -25,11 +25,13 @@ def path_text(given: object) -> str | None:
 
 def input_hashes(recipe: Recipe, model: Model) -> dict[str, str]:
     """Hashes of every file that the build reads, by the path as it was given."""
-    paths = [Path(path) for path in (recipe.data, recipe.eval_data) if path]
+    paths = [Path(path) for path in (recipe.data, recipe.eval_data, recipe.train) if path]
     if recipe.model and Path(recipe.model).is_dir():
         paths += [path for path in sorted(Path(recipe.model).iterdir()) if not path.name.startswith(".")]
     elif recipe.model:
         paths += model.files
+    if recipe.teacher:
+        paths.append(Path(recipe.teacher))
     if paths and recipe.tokenizer:
         paths.append(Path(recipe.tokenizer))
     if recipe.model:

@@ -35,6 +35,8 @@ class Recipe:
         tokenizer: for samples that are texts; found beside the model when None.
         metric: name of the task metric.
         eval_data: samples for the metric; ``data`` when None.
+        train: samples that a pass learns from.
+        teacher: ONNX file whose answers a pass learns; the model itself when None.
         seed: for everything random.
         allow: passes whose broken contract is accepted.
         require_coverage: least share (0-1) of the parameters that every lossy pass must touch.
@@ -48,10 +50,17 @@ class Recipe:
     tokenizer: str | None = None
     metric: str | None = None
     eval_data: str | None = None
+    train: str | None = None
+    teacher: str | None = None
     seed: int = 0
     allow: tuple[str, ...] = ()
     require_coverage: float = 0.0
     sha256: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[str | None, ...]:
+        """What the recipe reads, where it is named."""
+        return (self.model, self.data, self.tokenizer, self.eval_data, self.train, self.teacher)
 
     def to_toml(self) -> str:
         """The recipe as the text of a TOML file; options without a value are left out."""

@@ -48,6 +48,14 @@ def optimize(
     eval_data: Annotated[
         Path | None, typer.Option(help="Samples for the metric.", show_default="those of --data")
     ] = None,
+    train: Annotated[
+        Path | None,
+        typer.Option(help="Samples that a pass such as distill learns from.", show_default="none"),
+    ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(help="ONNX file whose answers are learned.", show_default="the model as it came in"),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Folder of the artifact.", show_default="<model>-<target>"),
@@ -79,6 +87,7 @@ def optimize(
     Example: graphcompress optimize model.onnx --passes kron,prune,int8 --data sentences.jsonl -o small
     """
     from graphcompress.artifact.recipe import Recipe, read_recipe
+    from graphcompress.processes import rank
     from graphcompress.report import check_report_path, write_report
 
     if report is not None:
@@ -92,6 +101,8 @@ def optimize(
         "tokenizer": tokenizer,
         "metric": metric,
         "eval_data": eval_data,
+        "train": train,
+        "teacher": teacher,
         "seed": seed,
         "require_coverage": require_coverage,
         "allow": tuple(allow) if allow else None,
@@ -102,8 +113,8 @@ def optimize(
         build = _run(
             wanted, output, overwrite, progress, lambda record: None if json else _print_record(record)
         )
-        benched = _bench(wanted, build, progress) if bench else []
-    if report is not None:
+        benched = _bench(wanted, build, progress) if bench and rank() == 0 else []
+    if report is not None and rank() == 0:
         write_report(report, build, benched)
     if json:
         print_json(_document(build, benched))
@@ -132,10 +143,7 @@ def _merged(base: Recipe, given: dict[str, Any]) -> Recipe:
 
 def _kept_hashes(base: Recipe, merged: Recipe) -> dict[str, str]:
     """Hashes of ``base`` that still hold for ``merged``; what lies beside a model goes with that model."""
-    before, after = (
-        {Path(path).as_posix() for path in (it.model, it.data, it.tokenizer, it.eval_data) if path}
-        for it in (base, merged)
-    )
+    before, after = ({Path(path).as_posix() for path in it.files if path} for it in (base, merged))
     if merged.model != base.model:
         return {path: digest for path, digest in base.sha256.items() if path in after}
     return {path: digest for path, digest in base.sha256.items() if path not in before - after}
@@ -159,6 +167,8 @@ def _run(
         tokenizer=wanted.tokenizer,
         metric=wanted.metric,
         eval_data=wanted.eval_data,
+        train=wanted.train,
+        teacher=wanted.teacher,
         output=output,
         seed=wanted.seed,
         allow=wanted.allow,

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from graphcompress.processes import rank
+
 if TYPE_CHECKING:
     from graphcompress.base import Progress
     from graphcompress.data.load import Pair, Samples
@@ -39,7 +41,7 @@ FILE_WIDTH = 200
 
 def out() -> Console:
     """Results, on standard output; lines are never broken by force, tables only to fit a terminal."""
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = Console(highlight=False, soft_wrap=True, markup=False, quiet=rank() > 0)
     if not console.is_terminal:
         console.width = FILE_WIDTH
     return console
@@ -47,6 +49,8 @@ def out() -> Console:
 
 def print_json(document: object) -> None:
     """One JSON document on standard output."""
+    if rank() > 0:
+        return
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -61,14 +65,17 @@ def progress_bars() -> Iterator[Progress]:
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TimeElapsedColumn(),
+        TextColumn("{task.fields[detail]}", markup=False),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with Progress(
+        *columns, console=console, transient=True, disable=rank() > 0 or not console.is_terminal
+    ) as bars:
         tasks: dict[str, Any] = {}
 
-        def report(text: str, done: int, total: int) -> None:
+        def report(text: str, done: int, total: int, detail: str = "") -> None:
             if text not in tasks:
-                tasks[text] = bars.add_task(text, total=total)
-            bars.update(tasks[text], completed=done, total=total)
+                tasks[text] = bars.add_task(text, total=total, detail="")
+            bars.update(tasks[text], completed=done, total=total, detail=detail)
             if done >= total:
                 bars.remove_task(tasks.pop(text))
 

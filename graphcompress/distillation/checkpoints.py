@@ -1,0 +1,67 @@
+"""Checkpoints: the whole state of a run, from which it goes on to the same result."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from graphcompress.distillation.settings import Settings
+from graphcompress.errors import OutputError
+
+SECONDS = 60.0
+"""How often the state is written."""
+
+
+class Checkpoints:
+    """One file in ``folder``, named after what decides the run: another run finds nothing there."""
+
+    def __init__(self, folder: Path | None, identity: str) -> None:
+        self.path = None if folder is None else folder / f"{identity[:16]}.pt"
+        self._written = time.monotonic()
+
+    def read(self) -> dict[str, Any] | None:
+        """The state that an interrupted run left, or None."""
+        if self.path is None or not self.path.is_file():
+            return None
+        state: dict[str, Any] = torch.load(self.path, weights_only=True)
+        return state
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to write again."""
+        return self.path is not None and time.monotonic() - self._written >= SECONDS
+
+    def write(self, state: dict[str, Any]) -> None:
+        """Write ``state``; the earlier file is whole until the new one is.
+
+        Raises:
+            OutputError: the disk is full or not writable.
+        """
+        if self.path is None:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            part = self.path.with_suffix(".part")
+            torch.save(state, part)
+            part.replace(self.path)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            raise OutputError(f"{self.path}: the checkpoint could not be written ({error})") from error
+        self._written = time.monotonic()
+
+
+def identity(
+    settings: Settings, seed: int, tensors: Iterable[torch.Tensor], arrays: Iterable[np.ndarray]
+) -> str:
+    """A hash of all that decides the result: options, seed, weights of student and teacher, samples."""
+    digest = hashlib.sha256(repr((settings, seed)).encode())
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for array in arrays:
+        digest.update(array.tobytes())
+    return digest.hexdigest()

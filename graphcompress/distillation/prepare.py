@@ -1,0 +1,210 @@
+"""Everything that can fail does so here, before the first step: operators, outputs, columns, labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import fx
+
+from graphcompress.analysis.taps import Unshared, shared
+from graphcompress.base import Training
+from graphcompress.data.samples import Samples
+from graphcompress.distillation.batches import Batches
+from graphcompress.distillation.losses import KL, MSE, Answer, Counts, Losses, mask_of
+from graphcompress.distillation.settings import Settings
+from graphcompress.errors import DataError, UsageError
+from graphcompress.fx import to_fx
+from graphcompress.metrics import LABEL_COLUMNS
+from graphcompress.model import Model
+from graphcompress.runtime import Feed
+
+MEASURED_BATCHES = 4
+HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 256
+
+
+@dataclass
+class Prepared:
+    """A student and its teacher as modules, what they are compared by, and what they are shown.
+
+    Attributes:
+        student, teacher: return their outputs and the values at the shared places, by name.
+        losses: with the teacher's powers measured.
+        samples: to train on.
+        held_out: to evaluate on.
+        labels, held_out_labels: class of every sample, or None where there are none to learn.
+        unshared: places that have no counterpart.
+        device: where it runs.
+    """
+
+    student: fx.GraphModule
+    teacher: fx.GraphModule
+    losses: Losses
+    samples: Samples
+    held_out: Samples
+    labels: np.ndarray | None
+    held_out_labels: np.ndarray | None
+    unshared: list[Unshared]
+    device: torch.device
+
+
+def prepare(model: Model, original: Model, training: Training, settings: Settings) -> Prepared:
+    """Make modules of the student and of its teacher, and run one batch through both.
+
+    Raises:
+        UnsupportedModelError: an operator without a counterpart in torch, named with its node.
+        UsageError: the teacher has other outputs, or no loss has a weight.
+        DataError: a label outside the classes, or samples that do not fit.
+    """
+    teacher_model = training.teacher or original
+    wanted = {kind for kind, weight in settings.weights().items() if weight}
+    places, unshared = shared(model, teacher_model) if wanted else ([], [])
+    places = [place for place in places if place.kind in wanted]
+    student = to_fx(model, learn_scales=settings.learn_scales, taps=[place.student for place in places])
+    teacher = to_fx(teacher_model, taps=[place.teacher for place in places])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    student.to(device)
+    teacher.to(device).requires_grad_(False)
+    samples, held_out = _split(training)
+    feed = samples.batch(list(range(min(2, len(samples)))))
+    with torch.no_grad():
+        own, other = run(student, feed, device), run(teacher, feed, device)
+    answers = _answers(model, own, other, settings)
+    understood = [place for place in places if _is_batched(own[place.student], feed)]
+    labels, held_out_labels = (
+        _labels(given, own, answers) if settings.labels else None for given in (samples, held_out)
+    )
+    losses = Losses(settings, understood, answers)
+    _measure(losses, teacher, samples, device)
+    if not understood and not (answers and settings.outputs) and labels is None:
+        raise UsageError(
+            "distill: no loss is left; give a weight to a term that this model and its teacher have"
+        )
+    return Prepared(
+        student,
+        teacher,
+        losses,
+        samples,
+        held_out,
+        labels,
+        held_out_labels,
+        [item for item in unshared if item.kind in wanted],
+        device,
+    )
+
+
+def run(
+    module: fx.GraphModule, feed: Mapping[str, np.ndarray], device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Outputs and taps of ``module`` by name."""
+    names: Mapping[str, str] = module.meta["inputs"]
+    tensors = {
+        key: torch.from_numpy(np.ascontiguousarray(feed[name])).to(device) for key, name in names.items()
+    }
+    outputs: dict[str, torch.Tensor] = module(**tensors)
+    return outputs
+
+
+# ---- outputs
+
+
+def _answers(
+    model: Model,
+    student: Mapping[str, torch.Tensor],
+    teacher: Mapping[str, torch.Tensor],
+    settings: Settings,
+) -> list[Answer]:
+    """Outputs of the graph that are learned: all that are floating point.
+
+    Raises:
+        UsageError: the teacher lacks one, or has it in another shape.
+    """
+    found = []
+    for value in model.graph.outputs:
+        name = value.name or ""
+        if not student[name].is_floating_point():
+            continue
+        if name not in teacher:
+            raise UsageError(
+                f"the teacher has no output {name!r}; it has {sorted(teacher)}; give one for the same task"
+            )
+        if teacher[name].shape != student[name].shape:
+            raise UsageError(
+                f"output {name!r} of the teacher has shape {list(teacher[name].shape)}, the student's is "
+                f"{list(student[name].shape)}: give a teacher for the same task, with as many classes"
+            )
+        found.append(Answer(name, _loss_of(name, student[name], settings.answer_loss)))
+    return found
+
+
+def _loss_of(name: str, value: torch.Tensor, asked: str) -> str:
+    """Distributions are compared as such: what is called logits, unless it is a single number."""
+    if asked != "auto":
+        return asked
+    return KL if "logits" in name and value.ndim > 1 and value.shape[-1] > 1 else MSE
+
+
+def _is_batched(value: torch.Tensor, feed: Feed) -> bool:
+    """Whether the first axis of a tap is the batch: only then padding can be told from tokens."""
+    return value.ndim > 0 and value.shape[0] == len(next(iter(feed.values())))
+
+
+# ---- samples
+
+
+def _split(training: Training) -> tuple[Samples, Samples]:
+    """Samples to train on and to evaluate on; without held-out ones, every so many of them is held out."""
+    samples = training.samples
+    if training.held_out is not None:
+        return samples, training.held_out
+    rows = len(samples) // samples.per_row
+    count = min(HELD_OUT_MOST, int(rows * HELD_OUT_SHARE))
+    if count == 0:
+        return samples, samples
+    held = {int(row) for row in np.linspace(0, rows - 1, count)}
+    return _rows(samples, [row for row in range(rows) if row not in held]), _rows(samples, sorted(held))
+
+
+def _rows(samples: Samples, rows: Sequence[int]) -> Samples:
+    per = samples.per_row
+    return replace(
+        samples,
+        feeds=[samples.feeds[row * per + offset] for row in rows for offset in range(per)],
+        columns={name: [values[row] for row in rows] for name, values in samples.columns.items()},
+    )
+
+
+def _labels(
+    samples: Samples, student: Mapping[str, torch.Tensor], answers: Sequence[Answer]
+) -> np.ndarray | None:
+    """Classes of the samples, where the data and the graph have them.
+
+    Raises:
+        DataError: a label that is no class of the output.
+    """
+    column = next((name for name in LABEL_COLUMNS if name in samples.columns), None)
+    logits = student[answers[0].name] if answers else None
+    if column is None or logits is None or logits.ndim != 2 or answers[0].loss != KL or samples.per_row != 1:
+        return None
+    classes = logits.shape[1]
+    for row, label in enumerate(samples.columns[column], 1):
+        if not isinstance(label, (int, np.integer)) or isinstance(label, bool) or not 0 <= label < classes:
+            raise DataError(
+                f"column {column!r} row {row} is {label!r}, the output {answers[0].name!r} has the classes "
+                f"0 to {classes - 1}; correct the data, or leave labels out with distill{{labels=0}}"
+            )
+    return np.asarray(samples.columns[column], dtype=np.int64)
+
+
+def _measure(losses: Losses, teacher: fx.GraphModule, samples: Samples, device: torch.device) -> None:
+    """Powers of the teacher's values on the first batches in the order of the file."""
+    batches = Batches(samples, 16, 0)
+    chosen = [batches(step) for step in range(min(MEASURED_BATCHES, batches.per_epoch))]
+    with torch.no_grad():
+        found = [
+            (run(teacher, feed, device), None if (mask := mask_of(feed)) is None else mask.to(device))
+            for feed in map(samples.batch, chosen)
+        ]
+    losses.measure(found, Counts.of([samples.feeds[index] for batch in chosen for index in batch]))

@@ -1,0 +1,51 @@
+"""One run, from models to trained weights."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+from graphcompress import metrics
+from graphcompress.analysis.taps import Unshared
+from graphcompress.base import Context, Training
+from graphcompress.distillation.checkpoints import Checkpoints, identity
+from graphcompress.distillation.group import Group
+from graphcompress.distillation.loop import Outcome, Trainer
+from graphcompress.distillation.prepare import Prepared, prepare
+from graphcompress.distillation.settings import Settings
+from graphcompress.errors import TrainingError
+from graphcompress.fx import write_back
+from graphcompress.model import Model
+
+
+def train(
+    model: Model, original: Model, training: Training, settings: Settings, ctx: Context
+) -> tuple[Outcome, list[Unshared]]:
+    """Train ``model`` in place; returns how it went, and the places that had no counterpart.
+
+    Raises:
+        GraphCompressError: as :func:`prepare` and :meth:`Trainer.run`; after a TrainingError the model has
+            the last good weights.
+    """
+    given = prepare(model, original, training, settings)
+    metric = metrics.metric(training.metric) if training.metric else None
+    if metric is not None:
+        metrics.check_columns(metric, given.held_out)
+    group = Group()
+    try:
+        checkpoints = Checkpoints(training.folder, _identity(given, settings, ctx.seed))
+        trainer = Trainer(given, settings, metric, ctx.seed, group, checkpoints, ctx.progress)
+        try:
+            outcome = trainer.run()
+        except TrainingError:
+            write_back(given.student, model)
+            raise
+        write_back(given.student, model)
+    finally:
+        group.close()
+    return outcome, given.unshared
+
+
+def _identity(given: Prepared, settings: Settings, seed: int) -> str:
+    tensors = chain(given.student.state_dict().values(), given.teacher.state_dict().values())
+    arrays = (array for feed in given.samples.feeds for array in feed.values())
+    return identity(settings, seed, tensors, arrays)

@@ -1,0 +1,15 @@
+"""Which of several processes this is, when a launcher (torchrun, accelerate launch) started more than one."""
+
+from __future__ import annotations
+
+import os
+
+
+def rank() -> int:
+    """Number of this process; 0 writes and prints, and is the only one without a launcher."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def processes() -> int:
+    """Number of processes that work together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,0 +1,104 @@
+"""distill: the rewritten graph learns what the original answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from graphcompress.analysis.linears import embeddings, linears
+from graphcompress.base import Context, Contract, Lossy, Pass, Training
+from graphcompress.extras import needs_torch
+from graphcompress.model import Model
+from graphcompress.options import option
+from graphcompress.rewrite import Rewriter
+
+if TYPE_CHECKING:
+    from graphcompress.distillation.settings import Settings
+
+
+@dataclass(frozen=True)
+class Distill(Pass):
+    """Train the graph as it is now (the student) to answer like the model as it came in (its teacher).
+
+    Needs samples to train on (``--train``), and no labels. The graph that is trained is the one that is
+    deployed: pruned matrices, Kronecker factors, and after ``int8`` its roundings with a straight-through
+    gradient (quantisation-aware training). Lossy passes before it are judged by their contracts after it.
+
+    The loss is a weighted sum. ``outputs``: every output of the graph, as a divergence at ``temperature``
+    where it is logits, else as a squared error. ``hidden``, ``ffn``, ``scores`` and ``embedding``: squared
+    errors of every layer's output, every FFN's output, every attention's scores before the mask, and the
+    embedding output (the last three as in KroneckerBERT, arXiv:2109.06243); a squared error is divided by the
+    power of the teacher's value, so that 1 is an error as large as the signal. ``labels``: cross entropy,
+    where the data have a label column and the model one answer per sample. Places are matched by their
+    origin, also where heads or layers were removed; what has no counterpart in another ``--teacher`` is
+    reported.
+
+    The student is evaluated on ``--eval-data`` with ``--metric`` (without, by the loss on a part of the
+    training samples that is held out), and the best of the evaluated states is kept, which may be the first.
+    An interrupted run goes on from its checkpoint to the same result. Several processes (``torchrun``,
+    ``accelerate launch``) share every batch.
+    """
+
+    name: ClassVar[str] = "distill"
+    contract: ClassVar[Contract] = Lossy(min_sqnr_db=5.0)
+    trains: ClassVar[bool] = True
+
+    epochs: float = option(3.0, "passes over the training samples", minimum=0.0)
+    steps: int = option(0, "optimiser steps instead of epochs; 0 for epochs", minimum=0)
+    lr: float = option(1e-4, "highest learning rate (AdamW)", minimum=0.0)
+    warmup: float = option(0.1, "share of the steps in which it rises", minimum=0.0, maximum=1.0)
+    decay: str = option("linear", "how it falls afterwards", choices=("linear", "cosine", "none"))
+    weight_decay: float = option(0.0, "of AdamW", minimum=0.0)
+    clip: float = option(1.0, "largest norm of the gradient; 0 for no limit", minimum=0.0)
+    batch: int = option(32, "samples that are run at once, over all processes", minimum=1)
+    accumulate: int = option(1, "batches per optimiser step", minimum=1)
+    temperature: float = option(2.0, "of the divergence between logits", minimum=0.01)
+    answer_loss: str = option("auto", "how outputs are compared", choices=("auto", "kl", "mse"))
+    outputs: float = option(1.0, "weight of the outputs", minimum=0.0)
+    hidden: float = option(1.0, "weight of the outputs of all layers", minimum=0.0)
+    ffn: float = option(0.0, "weight of the outputs of all FFNs", minimum=0.0)
+    scores: float = option(0.0, "weight of attention scores before the mask", minimum=0.0)
+    embedding: float = option(0.0, "weight of the embedding output", minimum=0.0)
+    labels: float = option(1.0, "weight of the labels, where there are any", minimum=0.0)
+    evaluations: int = option(8, "times that the student is evaluated", minimum=1)
+    patience: int = option(0, "stop after so many evaluations without a better one; 0 for never", minimum=0)
+    bf16: bool = option(False, "run in bfloat16 where that is safe (fast with AMX or on GPUs)")
+    learn_scales: bool = option(False, "also train the scales of quantisation")
+    only: str = option("*", "glob over the names of the weights that are trained")
+
+    def run(self, model: Model, ctx: Context) -> None:
+        """Train and write the best weights back.
+
+        Raises:
+            GraphCompressError: torch is missing; an operator without counterpart; a teacher or samples that
+                do not fit (all before the first step); a loss that is no number, or no memory.
+        """
+        with Rewriter(model, ctx) as rw:
+            if ctx.training is None or ctx.original is None:
+                rw.note("nothing to learn from; give samples with --train")
+                return
+            needs_torch("distill")
+            self._train(rw, ctx.training, ctx.original)
+
+    def settings(self) -> Settings:
+        """The options as the training reads them."""
+        from graphcompress.distillation.settings import Settings
+
+        return Settings(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)})
+
+    def _train(self, rw: Rewriter, training: Training, original: Model) -> None:
+        from graphcompress.distillation.training import train
+
+        result, unshared = train(rw.model, original, training, self.settings(), rw.ctx)
+        for item in (*linears(rw.model), *embeddings(rw.model)):
+            rw.touch(item, "trained")
+        for place in unshared:
+            rw.skip(place.student, f"no {place.kind} loss: {place.reason}")
+        rw.modified = True
+        rw.note(
+            f"{result.label} {result.start:.4f} → {result.best:.4f}, "
+            f"the best after step {result.best_step:,} of {result.steps:,}"
+        )
+        if result.best_step == result.steps:
+            rw.note("the last evaluation was the best: more epochs would bring more")
