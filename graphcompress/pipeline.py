@@ -224,9 +224,7 @@ def _run_pass(
     )
 
 
-def _judge(
-    judged: Sequence[Pass], change: Difference, allow: Collection[str], epsilon: float
-) -> str | None:
+def _judge(judged: Sequence[Pass], change: Difference, allow: Collection[str], epsilon: float) -> str | None:
     """How contracts were broken where that is allowed; the last of ``judged`` is the pass that ran.
 
     Raises:
