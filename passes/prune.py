@@ -44,11 +44,11 @@ class Prune(Pass):
             activations (Fully Quantized Transformer, arXiv:1910.10485 v1); how many differs between layers.
         auto: obs with samples (activation when nothing is refitted), magnitude without.
 
-    An encoder that runs several times on the same weights (two towers, shared layers) is cut alike everywhere,
-    and fitted on the tokens of all its runs.
+    An encoder that runs several times on the same weights (two towers, shared layers) is cut alike in all its
+    runs, and fitted on the tokens of all.
 
-    Left alone: weights tied otherwise, a block that several linears of different weights read, the last unit of
-    a block, the last layer. A reader whose weight is an expression over factors is cut but not refitted: only
+    Left alone: weights tied otherwise, a block that linears of different weights read, the last unit of a
+    block, the last layer. A reader whose weight is an expression over factors is cut but not refitted: only
     its bias is corrected.
     """
 

@@ -17,12 +17,15 @@ from graphcompress.fused.operators import standardise
 from graphcompress.model import Model, is_weight
 from graphcompress.options import option
 from graphcompress.rewrite import Rewriter
-from graphcompress.rules import arithmetic, cleanup, guards, heads, linears, masks, shapes
+from graphcompress.rules import arithmetic, cleanup, convolutions, guards, heads, linears, masks, shapes
 from graphcompress.rules.base import Rule
 
 MAX_ROUNDS = 20
 LARGEST_INPUT = 1e6
-FAMILIES = (heads.RULES, shapes.RULES, arithmetic.RULES, linears.RULES, masks.RULES)
+FAMILIES = (
+    *(heads.RULES, shapes.RULES, arithmetic.RULES),
+    *(linears.RULES, convolutions.RULES, masks.RULES),
+)
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,11 @@ class Simplify(Pass):
     every other pass then sees the weights and the heads inside.
 
     Folds constants and weight transposes, brings every linear to one form (MatMul with a weight [in, out],
-    then Add with a bias [out]), turns shape arithmetic into constants, merges duplicates, and removes what
-    never acts: no-op Cast, Identity and Dropout, Reshape and Transpose chains, mask arithmetic that is always
-    true, and the guard against NaN after Softmax where the ranges of all values prove that there is none. A
-    guard that may act, on rows masked with -inf throughout, becomes a flag per row with the same result.
+    then Add with a bias [out]; so is a Conv with a kernel of 1 beside a Transpose), turns shape arithmetic to
+    constants, merges duplicates, and removes what never acts: no-op Cast, Identity and Dropout, Reshape and
+    Transpose chains, mask arithmetic that is always true, and the guard against NaN after Softmax where the
+    ranges of all values prove that there is none. A guard that may act, on rows masked with -inf throughout,
+    becomes a flag per row with the same result.
 
     Left alone: weights that are smaller as an expression than folded (Kronecker factors), tied weights,
     guards that may act, initializers that are also inputs, custom operators, subgraphs, GELU.
@@ -104,6 +108,10 @@ class Simplify(Pass):
 
 def _report_what_stays(rw: Rewriter) -> None:
     """Tell which weights and which guards were kept, and why."""
+    for node in rw.model.graph:
+        if node.op_type == "Conv" and not node.domain and node.inputs[1] is not None:
+            reason = convolutions.why_not(node) or "its neighbours are in channel order"
+            rw.skip(node.inputs[1].name or "", f"a convolution: {reason}; no pass compresses it")
     for value in overridable_weights(rw.model):
         rw.skip(value.name or "", "it is an input, too: a caller may override it")
     for node, inner in inner_linears(rw.model):

@@ -23,12 +23,12 @@ class NodeCost:
 
 
 def macs(model: Model, *, batch: int = BATCH, length: int = LENGTH) -> int:
-    """MACs of one run on ``batch`` samples of ``length`` tokens: linears, and both products of attention."""
+    """MACs of one run on ``batch`` samples of ``length`` tokens: linears, convolutions, attention."""
     return sum(cost.macs for cost in node_costs(model, batch=batch, length=length))
 
 
 def node_costs(model: Model, *, batch: int = BATCH, length: int = LENGTH) -> list[NodeCost]:
-    """MACs of every linear, MatMul and Attention, in execution order; a constant expression is free."""
+    """MACs of every linear, MatMul, Conv and Attention, in execution order; a constant expression is free."""
     bindings = _bindings(model, batch, length)
     costs = []
     for node in model.graph:
@@ -58,8 +58,15 @@ def _of_attention(node: ir.Node, bindings: Mapping[str, int]) -> int | None:
     return (math.prod(query) + math.prod(out)) * keys
 
 
+def _of_conv(node: ir.Node, bindings: Mapping[str, int]) -> int | None:
+    """Every element of the result meets one filter: [channels of a group, positions of the kernel]."""
+    out, weight = _sizes(node.outputs[0], bindings), _sizes(node.inputs[1], bindings)
+    return None if out is None or weight is None else math.prod(out) * math.prod(weight[1:])
+
+
 _COUNTS: dict[str, Callable[[ir.Node, Mapping[str, int]], int | None]] = {
     "Attention": _of_attention,
+    "Conv": _of_conv,
     "Gemm": _of_product,
     "MatMul": _of_product,
     "MatMulInteger": _of_product,
