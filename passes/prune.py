@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.couplings import FFN, HEAD, couplings
+from graphcompress.analysis.couplings import FFN, HEAD, Group, couplings, fixed_heads, relate
 from graphcompress.analysis.layers import Layer, layers
 from graphcompress.base import Context, Contract, Lossy, Pass
 from graphcompress.calibrate import BATCH, real_tokens
@@ -81,7 +82,9 @@ class Prune(Pass):
         with Rewriter(model, ctx) as rw:
             if self.layers:
                 _remove_layers(rw, self.layers)
-            blocks = [block for block in blocks_of(rw, couplings(model), self.only) if self._wants(rw, block)]
+            groups = couplings(model)
+            blocks = [block for block in blocks_of(rw, groups, self.only) if self._wants(rw, block)]
+            self._name_fixed_heads(rw, groups)
             plans = Planner(model, ctx, self._request(ctx)).plans(blocks)
             self._tell(rw, plans)
             chosen = [plan for plan in plans if len(plan.removed)]
@@ -118,6 +121,14 @@ class Prune(Pass):
         return True
 
     # ---- what the user is told
+
+    def _name_fixed_heads(self, rw: Rewriter, groups: Sequence[Group]) -> None:
+        if self.asks and not self.heads:
+            return
+        relations = groups[0].relations if groups else relate(rw.model)
+        for name, reason in fixed_heads(rw.model, relations):
+            if fnmatch.fnmatchcase(name, self.only):
+                rw.skip(name, f"the axis of its heads is fixed: {reason}")
 
     def _tell(self, rw: Rewriter, plans: Sequence[Plan]) -> None:
         for plan in plans:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+import texts
 from bert import Bert
 from conftest import random_samples
 from graphcompress.passes.kron import Kron
@@ -512,3 +513,18 @@ def test_after_kron_the_bias_is_corrected(factored_path, tiny_samples):
         pruned(model, tiny_samples, ffn=0.5, importance="activation", refit=refit)
         errors[refit] = distance(before, outputs(model, tiny_samples))
     assert 0 < errors[True] < errors[False]
+
+
+def test_heads_that_callers_pass_in_are_left_alone_by_name():
+    text = texts.PACKED.replace("bool[batch, 1, 1, sequence] mask", "float[batch, 4, past, 4] past_values")
+    text = text.replace("masked = Where(mask, scores, lowest)", "")
+    text = text.replace("Softmax <axis = -1> (masked)", "Softmax <axis = -1> (scores)")
+    text = text.replace("soft, vt)", "soft, all)").replace("  raw =", "  all = Add(vt, past_values)\n  raw =")
+    ctx = pruned(texts.model_of(text), ffn=0.25, heads=0.25)
+    assert ("qkv", "the axis of its heads is fixed: it is an input of the graph") in [
+        (item.name, item.reason) for item in ctx.skipped
+    ]
+
+
+def test_heads_are_not_named_where_only_ffn_nodes_are_wanted(tiny_bert):
+    assert pruned(tiny_bert, ffn=0.25).skipped == []

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
+from graphcompress.analysis.atoms.store import BLOCKED
 from graphcompress.analysis.attention import Attention, attentions
 from graphcompress.analysis.extents import block_measured
 from graphcompress.analysis.linears import Linear, embeddings, linears
@@ -79,6 +80,18 @@ def couplings(model: Model) -> list[Group]:
     survey = _Survey.of(model, relations)
     groups = [survey.group(leaf) for leaf in survey.candidates()]
     return _with_distinct_names(groups)
+
+
+def fixed_heads(model: Model, relations: Relations) -> list[tuple[str, str]]:
+    """Attentions none of whose heads can be cut: the name of what produces them, and why."""
+    found = []
+    for attention in attentions(model):
+        leaves = _head_leaves(relations, attention)
+        if leaves and all(relations.is_blocked(leaf) for leaf in leaves):
+            linear = next(iter(attention.producers), None)
+            name = linear.name if linear is not None else _name_of(attention.output)
+            found.append((name, relations.atoms.marks(leaves[0])[BLOCKED]))
+    return found
 
 
 def relate(model: Model) -> Relations:
@@ -224,13 +237,16 @@ class _Survey:
                 self.attended.update(self.relations.fixed_leaves(self.relations.axes(value)))
 
     def _heads(self, attention: Attention) -> list[int]:
-        """Leaves over which an attention is repeated, outermost first: heads, or groups of heads."""
-        axes = self.relations.axes(attention.output) or []
-        if attention.scores is not None or len(axes) == 4:
-            found = self.relations.fixed_leaves(axes[:-2])
-        else:
-            found = self.relations.fixed_leaves(axes[-1:])
+        found = _head_leaves(self.relations, attention)
         return [leaf for leaf in found if not self.relations.is_blocked(leaf)]
+
+
+def _head_leaves(relations: Relations, attention: Attention) -> list[int]:
+    """Leaves over which an attention is repeated, outermost first: heads, or groups of heads."""
+    axes = relations.axes(attention.output) or []
+    if attention.scores is not None or len(axes) == 4:
+        return relations.fixed_leaves(axes[:-2])
+    return relations.fixed_leaves(axes[-1:])
 
 
 def _name_of(value: ir.Value | None) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import fnmatch
+import functools
 import hashlib
 import json
 import sys
@@ -24,7 +25,7 @@ from matrix.architectures import ARCHITECTURES
 from matrix.checks import CHECKS, Result, check
 from matrix.subject import Subject
 from matrix.table import MARKS, page
-from matrix.variants import Variant, export, variants
+from matrix.variants import Variant, export, export_file, variants
 
 Cells = dict[str, Result]
 
@@ -37,16 +38,21 @@ def main() -> int:
     parser.add_argument("--only", default="*", help="glob over the names of architectures")
     parser.add_argument("--variant", default="*", help="glob over variants, such as 'sdpa, opset 18'")
     parser.add_argument("--columns", default="*", help="glob over columns")
+    parser.add_argument("--no-export", action="store_true", help="only exports that the cache holds")
     arguments = parser.parse_args()
-    results = {}
+    failed = False
     for name, variant in _chosen(arguments.only, arguments.variant):
+        if arguments.no_export and not export_file(name, variant, arguments.cache).exists():
+            continue
         started = time.perf_counter()
         cells = _run(name, variant, arguments.cache, arguments.columns)
-        results[name, str(variant)] = cells
+        failed |= any(result.state == "fails" for result in cells.values())
         _tell(f"{name} · {variant}", cells, time.perf_counter() - started)
     if arguments.page:
+        every = list(_chosen("*", "*"))
+        results = {(name, str(variant)): _known(name, variant, arguments.cache) for name, variant in every}
         arguments.page.write_text(page(results), encoding="utf-8")
-    return int(any(result.state == "fails" for cells in results.values() for result in cells.values()))
+    return int(failed)
 
 
 def _chosen(only: str, form: str) -> Iterator[tuple[str, Variant]]:
@@ -63,21 +69,31 @@ def _chosen(only: str, form: str) -> Iterator[tuple[str, Variant]]:
 
 def _run(name: str, variant: Variant, cache: Path, columns: str) -> Cells:
     """The cells of one export, from the cache where nothing has changed."""
-    exported = export(name, ARCHITECTURES[name], variant, cache)
-    store = exported.path.with_suffix(".results.json")
-    known = json.loads(store.read_text()) if store.exists() else {}
-    cells = {}
-    if known.get("sources") == _sources():
-        cells = {column: Result(**cell) for column, cell in known["cells"].items()}
-    subject = Subject(exported)
+    subject = Subject(export(name, ARCHITECTURES[name], variant, cache))
+    cells = _known(name, variant, cache)
     for column in CHECKS:
         if column not in cells and fnmatch.fnmatch(column, columns):
             cells[column] = check(column, subject)
     record = {"sources": _sources(), "cells": {key: dataclasses.asdict(cell) for key, cell in cells.items()}}
-    store.write_text(json.dumps(record, indent=1))
+    _store(name, variant, cache).write_text(json.dumps(record, indent=1))
     return cells
 
 
+def _known(name: str, variant: Variant, cache: Path) -> Cells:
+    """Results of earlier runs of the same sources."""
+    store = _store(name, variant, cache)
+    known = json.loads(store.read_text()) if store.exists() else {}
+    if known.get("sources") != _sources():
+        return {}
+    return {column: Result(**cell) for column, cell in known["cells"].items()}
+
+
+def _store(name: str, variant: Variant, cache: Path) -> Path:
+    file = export_file(name, variant, cache)
+    return file.with_name(f"{file.stem}{'-stripped' if variant.stripped else ''}.results.json")
+
+
+@functools.cache
 def _sources() -> str:
     """Hash of the library and of the matrix itself."""
     digest = hashlib.sha256()

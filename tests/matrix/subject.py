@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -35,6 +35,7 @@ class Subject:
     """One export under examination; every check takes models of its own from it."""
 
     export: Export
+    _made: dict[str, bytes] = field(default_factory=dict)
 
     def load(self) -> Model:
         """The model as it came."""
@@ -73,6 +74,12 @@ class Subject:
             one = architecture.feed(100 + seed, batch=1, texts=1, sequence=4 + seed % 9)
             feeds.append({name: array[0] for name, array in one.items()})
         return Samples(feeds)
+
+    def once(self, name: str, make: Callable[[], bytes]) -> bytes:
+        """What ``make`` gives, made when it is first asked for."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
 
     @property
     def calls(self) -> dict[str, Counter[tuple[int, ...]]]:

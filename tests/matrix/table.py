@@ -32,7 +32,8 @@ def page(results: Mapping[Row, Mapping[str, Result]]) -> str:
     """The whole page."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in VERSIONS)
     columns = "\n".join(f"| {name} | {_first_line(function)} |" for name, function in CHECKS.items())
-    parts = [HEAD.format(versions=versions, columns=columns), _summary(results)]
+    results, planned = {row: cells for row, cells in results.items() if cells}, len(results)
+    parts = [HEAD.format(versions=versions, columns=columns), _summary(results, planned)]
     notes: dict[str, int] = {}
     by_variant: dict[str, list[tuple[str, Mapping[str, Result]]]] = {}
     for (name, variant), cells in results.items():
@@ -50,11 +51,11 @@ def _first_line(function: object) -> str:
     return (function.__doc__ or "").partition("\n")[0].replace("``", "`")
 
 
-def _summary(results: Mapping[Row, Mapping[str, Result]]) -> str:
+def _summary(results: Mapping[Row, Mapping[str, Result]], planned: int) -> str:
     counts = Counter(result.state for cells in results.values() for result in cells.values())
     names = {name for name, _ in results}
     return (
-        f"{len(names)} architectures, {len(results)} exports, {counts.total()} cells: "
+        f"{len(names)} architectures, {len(results)} of {planned} exports, {counts.total()} cells: "
         f"{counts['ok']} hold, {counts['left']} with something left alone, {counts['fails']} fail.\n"
     )
 

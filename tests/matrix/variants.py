@@ -77,8 +77,7 @@ def variants(name: str, architecture: Architecture) -> Iterator[Variant]:
 
 def export(name: str, architecture: Architecture, variant: Variant, folder: Path) -> Export:
     """The export of one variant; a file that is in ``folder`` already is taken from there."""
-    stem = "".join(letter if letter.isalnum() else "_" for letter in name)
-    whole = folder / f"{stem}-{variant.attention}-{variant.opset}.onnx"
+    whole = export_file(name, variant, folder)
     if not whole.exists():
         _export(architecture, variant, whole)
     calls = json.loads(whole.with_suffix(".json").read_text())
@@ -88,6 +87,12 @@ def export(name: str, architecture: Architecture, variant: Variant, folder: Path
         if not path.exists():
             onnx.save(stripped(onnx.load(whole)), path)
     return Export(name, architecture, variant, path, calls)
+
+
+def export_file(name: str, variant: Variant, folder: Path) -> Path:
+    """Where an export lies (that from which a stripped one is made)."""
+    stem = "".join(letter if letter.isalnum() else "_" for letter in name)
+    return folder / f"{stem}-{variant.attention}-{variant.opset}.onnx"
 
 
 def stripped(proto: onnx.ModelProto) -> onnx.ModelProto:
