@@ -15,7 +15,7 @@ PART = {
     "albert (one layer, three times)": Variant("eager", 18),
     "modernbert": Variant("sdpa", 18, stripped=True),
     "gpt2, past": Variant("sdpa", 18),
-    "llama, past": Variant("eager", 23),
+    "llama, past": Variant("eager", 18),
     "bart, decoder with past": Variant("sdpa", 18),
     "whisper": Variant("eager", 20),
     "vit": Variant("sdpa", 23),

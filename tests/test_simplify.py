@@ -329,6 +329,58 @@ def test_batched_products_over_flattened_heads_are_unflattened() -> None:
     assert ops(result) == {"Transpose": 1, "Div": 1, "MatMul": 1}
 
 
+def test_slices_along_two_axes_become_one_and_a_pad_by_nothing_goes() -> None:
+    model = model_of(
+        """g (float[b, s, 6] x) => (float[b, m, n] y, float[b, m, n] z) {
+            p = Pad(x, none)
+            a = Slice(p, zero, end, one, two)
+            y = Slice(a, one, five, two, two)
+            z = Slice(a, zero, five, two, two)
+        }""",
+        none=np.zeros(6, np.int64),
+        zero=np.array([0]),
+        one=np.array([1]),
+        two=np.array([2]),
+        five=np.array([5]),
+        end=np.array([np.iinfo(np.int64).max]),
+    )
+    result, _ = simplified(model, *x_feeds(3, 6))
+    assert ops(result) == {"Slice": 2}
+
+
+def test_slices_of_the_same_axis_stay_two() -> None:
+    model = model_of(
+        """g (float[b, s, 6] x) => (float[b, s, n] y) {
+            a = Slice(x, one, five, two, one)
+            y = Slice(a, one, two, two, one)
+        }""",
+        one=np.array([1]),
+        two=np.array([2]),
+        five=np.array([5]),
+    )
+    result, _ = simplified(model, *x_feeds(3))
+    assert ops(result) == {"Slice": 2}
+
+
+def test_a_mask_of_ones_is_no_mask() -> None:
+    model = model_of(
+        """g (float[b, 2, 3, 4] x) => (float[b, 2, 3, 4] y) {
+            n = Shape(x)
+            sizes = Slice(n, zero, one)
+            target = Concat <axis = 0> (sizes, ones)
+            mask = Expand(always, target)
+            y = Attention(x, x, x, mask)
+        }""",
+        opset=23,
+        zero=np.array([0]),
+        one=np.array([1]),
+        ones=np.array([1, 3, 3]),
+        always=np.ones((1, 1, 3, 3), bool),
+    )
+    result, _ = simplified(model, {"x": normal(2, 2, 3, 4)})
+    assert ops(result) == {"Attention": 1}
+
+
 FLAT_ROWS = """g (float[b, s, 6] x) => (float[b, s, 2, 4] y) {{
     n = Shape <start = 0, end = 2> (x)
     f = Reshape(x, rows)

@@ -41,6 +41,16 @@ def decided_where(rw: Rewriter, node: ir.Node, bounds: Bounds) -> str | None:
     return "guard against NaN" if producer(condition, "IsNaN") else "Where that always chooses the same"
 
 
+def idle_mask(rw: Rewriter, node: ir.Node, bounds: Bounds) -> str | None:
+    """A mask of an Attention that is true everywhere is not needed."""
+    if len(node.inputs) < 4 or node.inputs[3] is None or bounds.of(node.inputs[3]) != TRUE:
+        return None
+    if node.inputs[3].dtype != ir.DataType.BOOL:
+        return None
+    rw.set_input(node, 3, None)
+    return "mask of an Attention that is always true"
+
+
 def gather_of_coordinates(rw: Rewriter, node: ir.Node) -> str | None:
     """GatherND by a mesh of counting indices, which selects every element of the data once: an Unsqueeze.
 
@@ -93,6 +103,7 @@ RULES: dict[str, tuple[Rule, ...]] = {"GatherND": (gather_of_coordinates,), "Not
 
 BOUNDED_RULES: dict[str, tuple[Bounded, ...]] = {
     "And": (decided_logic,),
+    "Attention": (idle_mask,),
     "Or": (decided_logic,),
     "Where": (decided_where,),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from graphcompress.analysis.arguments import slice_ranges
 from graphcompress.analysis.reshape import reshape_target
 from graphcompress.expressions import is_constant
 from graphcompress.rewrite import Rewriter
@@ -135,6 +136,38 @@ def reshape_of_reshape(rw: Rewriter, node: ir.Node) -> str | None:
     return f"{first.op_type} before {node.op_type}"
 
 
+def no_op_pad(rw: Rewriter, node: ir.Node) -> str | None:
+    """A Pad by nothing is removed."""
+    data, out = node.inputs[0], node.outputs[0]
+    pads = constant(node.inputs[1])
+    if data is None or pads is None or pads.any() or not replaceable(out, data):
+        return None
+    rw.replace(out, data)
+    return "no-op Pad"
+
+
+def slice_of_slice(rw: Rewriter, node: ir.Node) -> str | None:
+    """Two Slices along different axes, with constant bounds, become one."""
+    inner = producer(node.inputs[0], "Slice")
+    first, second = None if inner is None else slice_ranges(inner), slice_ranges(node)
+    if inner is None or inner.inputs[0] is None or not first or not second or first.keys() & second.keys():
+        return None
+    if any(step < 1 for _, _, step in (*first.values(), *second.values())):
+        return None
+    both = sorted({**first, **second}.items())
+    columns = (
+        [start for _, (start, _, _) in both],
+        [np.iinfo(np.int64).max if stop is None else stop for _, (_, stop, _) in both],
+        [axis for axis, _ in both],
+        [step for _, (_, _, step) in both],
+    )
+    rw.set_input(node, 0, inner.inputs[0])
+    for index, (name, numbers) in enumerate(zip(_SLICE_INPUTS, columns, strict=True), start=1):
+        table = rw.constant(np.array(numbers, np.int64), f"{node.outputs[0].name}.{name}")
+        rw.set_input(node, index, table)
+    return "Slice of a Slice"
+
+
 def transpose_chain(rw: Rewriter, node: ir.Node) -> str | None:
     """A Transpose that moves nothing is removed; a Transpose of a Transpose becomes one."""
     data, out = node.inputs[0], node.outputs[0]
@@ -243,12 +276,15 @@ _LOSSLESS = {
 }
 """Type → the types that hold every number of it."""
 
+_SLICE_INPUTS = ("starts", "ends", "axes", "steps")
+
 _MOVES: dict[str, tuple[Rule, ...]] = {
     **dict.fromkeys(("Shape", "Gather"), (known_value, size_of_input)),
     "Reshape": (no_op_reshape, constant_target, reshape_of_reshape),
     "Transpose": (transpose_chain,),
     "Expand": (no_op_reshape, expand_before_broadcast, constant_expand),
-    "Slice": (known_value, no_op_reshape),
+    "Pad": (no_op_pad,),
+    "Slice": (known_value, no_op_reshape, slice_of_slice),
     "Unsqueeze": (known_value, unsqueeze_of_unsqueeze, no_op_reshape, reshape_of_reshape),
     "Squeeze": (known_value, no_op_reshape, reshape_of_reshape),
     "Cast": (known_value, cast_of_same_type, cast_of_cast),

@@ -52,6 +52,8 @@ class Result:
 
 def check(name: str, subject: Subject) -> Result:
     """The cell of one column; an error of the library is a failure, any other is not caught."""
+    if name not in STATIC and subject.obstacle:
+        return Result("left", "", subject.obstacle)
     try:
         text, reasons = CHECKS[name](subject)
     except NotHeldError as error:
@@ -60,6 +62,9 @@ def check(name: str, subject: Subject) -> Result:
         return Result("fails", f"{type(error).__name__}: {error}")
     return Result("left", text, "; ".join(reasons)) if reasons else Result("ok", text)
 
+
+STATIC = ("linears", "embeddings", "attentions", "groups")
+"""Columns that do not run the model."""
 
 Answer = tuple[str, list[str]]
 """A figure, and the reasons that the library gave for what it left alone."""

@@ -12,6 +12,7 @@ from graphcompress.passes.simplify import Simplify
 
 from graphcompress.base import Context
 from graphcompress.data.samples import Samples
+from graphcompress.errors import DataError
 from graphcompress.model import Model
 from graphcompress.runtime import Runner
 from matrix.variants import Export
@@ -64,6 +65,16 @@ class Subject:
     def expected(self) -> Outputs:
         """What the export gives on the feeds."""
         return run(self.load(), self.feeds)
+
+    @cached_property
+    def obstacle(self) -> str:
+        """Why the export itself does not run at :data:`SIZES`; empty when it does."""
+        try:
+            self.expected  # noqa: B018 (computed for what it raises)
+        except DataError as error:
+            said = str(error).partition("Status Message: ")[2] or str(error)
+            return f"ONNX Runtime cannot run the export itself at other sizes: {said.partition(';')[0]}"
+        return ""
 
     @cached_property
     def samples(self) -> Samples:
