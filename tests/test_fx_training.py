@@ -179,6 +179,23 @@ def test_the_gradient_of_rounding_passes_through_and_stops_where_it_clamps():
     assert torch.allclose(scale.grad, wanted, atol=1e-3)
 
 
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_the_fast_rounding_is_the_one_with_learned_scales(axis):
+    torch.manual_seed(0)
+    x = torch.randn(6, 6, dtype=torch.float32).mul(5)
+    scale = torch.tensor(0.07) if axis is None else torch.rand(6) * 0.1 + 0.02
+    point = torch.tensor(3, dtype=torch.uint8) if axis is None else torch.arange(6, dtype=torch.uint8)
+    results = []
+    for learned in (False, True):
+        leaf, steps = x.clone().requires_grad_(), scale.clone().requires_grad_(learned)
+        made = fake_quantise(leaf, steps, point, 0, 100, axis)
+        made.square().sum().backward()
+        results.append((made.detach(), leaf.grad))
+    assert torch.allclose(results[0][0], results[1][0], atol=1e-6)
+    assert torch.allclose(results[0][1], results[1][1], atol=1e-5)
+    assert 0 < int((results[0][1] == 0).sum()) < x.numel()
+
+
 def test_scales_per_channel_get_gradients_of_their_shape():
     x = torch.randn(3, 4, requires_grad=True)
     scale = torch.full((4,), 0.1, requires_grad=True)

@@ -97,8 +97,25 @@ def dequantise(x: Tensor, scale: Tensor, zero_point: Tensor | int = 0, axis: int
 def fake_quantise(
     x: Tensor, scale: Tensor, zero_point: Tensor | int, lower: int, upper: int, axis: int | None = None
 ) -> Tensor:
-    """``x`` rounded to the numbers that quantisation leaves of it; gradients as in :func:`quantise`."""
-    return dequantise(quantise(x, scale, zero_point, lower, upper, axis), scale, zero_point, axis).to(x.dtype)
+    """``x`` rounded to the numbers that quantisation leaves of it; gradients as in :func:`quantise`.
+
+    PyTorch's own kernels do it in one pass, where the scale is fixed and there is one, or one per channel; a
+    compiler, which has no such kernel, fuses the elementary steps.
+    """
+    if scale.requires_grad or scale.dim() > 1 or torch.compiler.is_compiling():
+        grid = quantise(x, scale, zero_point, lower, upper, axis)
+        return dequantise(grid, scale, zero_point, axis).to(x.dtype)
+    channel = axis if scale.numel() > 1 else None
+    steps = scale if channel is not None else scale.reshape(())
+    if isinstance(zero_point, Tensor):
+        points = zero_point.reshape(steps.shape).to(torch.int32)
+    else:
+        points = torch.full_like(steps, zero_point, dtype=torch.int32)
+    if channel is None:
+        made = torch.fake_quantize_per_tensor_affine(x.float(), steps, points, lower, upper)
+    else:
+        made = torch.fake_quantize_per_channel_affine(x.float(), steps, points, channel, lower, upper)
+    return made.to(x.dtype)
 
 
 def dynamic_quantise(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import fx
 
 from graphcompress.base import Context
 from graphcompress.errors import UsageError
-from graphcompress.fx.functional import quantise
+from graphcompress.fx.functional import fake_quantise, quantise
 from graphcompress.fx.stored import Form
 from graphcompress.model import Model
 from graphcompress.rewrite import Rewriter
@@ -61,8 +61,9 @@ def _stored(module: fx.GraphModule, path: str, form: Form) -> np.ndarray:
         return tensor.numpy()
     scale = _tensor(module, form.scale)
     zero_point = _tensor(module, form.zero_point) if form.zero_point else 0
+    grid = (scale, zero_point, form.lower, form.upper, form.axis)
     with torch.no_grad():
-        return quantise(tensor, scale, zero_point, form.lower, form.upper, form.axis).numpy()
+        return quantise(fake_quantise(tensor, *grid), *grid).numpy()  # as the forward rounds, at ties too
 
 
 def _tensor(module: fx.GraphModule, path: str) -> torch.Tensor:
