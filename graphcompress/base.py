@@ -187,6 +187,9 @@ class Pass(_Named, abc.ABC):
     trains: ClassVar[bool] = False
     """Whether it makes good what lossy passes before it cost: they are judged by their contracts after it."""
 
+    def check(self, model: Model, ctx: Context) -> None:
+        """Refuse what :meth:`run` would fail on; called before the first pass that is not exact works."""
+
     @abc.abstractmethod
     def run(self, model: Model, ctx: Context) -> None:
         """Rewrite ``model`` in place; report what was touched, and what was left alone and why."""

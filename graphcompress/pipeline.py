@@ -107,8 +107,13 @@ class Pipeline:
         check = _Checker(model, ctx)
         records = []
         original = model.clone() if self.trains else None
+        checked = False
         for number, step in enumerate(self.passes):
             ctx.progress(f"{step}", number, len(self.passes))
+            if not checked and not isinstance(step.contract, Exact):
+                checked = True
+                for later in self.passes[number:]:
+                    later.check(model, ctx)
             record = _run_pass(
                 step,
                 model,

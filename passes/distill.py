@@ -67,6 +67,19 @@ class Distill(Pass):
     learn_scales: bool = option(False, "also train the scales of quantisation")
     only: str = option("*", "glob over the names of the weights that are trained")
 
+    def check(self, model: Model, ctx: Context) -> None:
+        """Refuse samples, a teacher or operators that do not fit, before other passes take their time.
+
+        Raises:
+            GraphCompressError: as :meth:`run`.
+        """
+        if ctx.training is None:
+            return
+        needs_torch("distill")
+        from graphcompress.distillation.prepare import check
+
+        check(model, ctx.training, self.settings())
+
     def run(self, model: Model, ctx: Context) -> None:
         """Train and write the best weights back.
 

@@ -16,12 +16,14 @@ import pytest
 from bert import Bert
 from conftest import random_samples
 from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 
 from graphcompress.passes.distill import Distill  # noqa: E402
 
 from graphcompress.base import Context, Training  # noqa: E402
+from graphcompress.cli import app  # noqa: E402
 from graphcompress.data.samples import Samples  # noqa: E402
 from graphcompress.distillation import checkpoints, loop  # noqa: E402
 from graphcompress.distillation.batches import Batches, parts  # noqa: E402
@@ -169,6 +171,44 @@ def test_only_the_chosen_weights_move() -> None:
     after = weights(model)
     assert np.array_equal(before["table"], after["table"])
     assert not np.array_equal(before["weight"], after["weight"])
+
+
+def test_bfloat16_comes_close(tiny_bert: Model) -> None:
+    found = []
+    for bf16 in ("false", "true"):
+        copy = tiny_bert.clone()
+        step = f"prune{{ffn=0.5}},distill{{steps=3 lr=0.001 batch=8 evaluations=1 bf16={bf16}}}"
+        found.append(trained(copy, step, Training(sentences(24)))[-1].total.sqnr_db)
+    assert found[1] == pytest.approx(found[0], abs=1.0)
+    assert found[1] != found[0]
+
+
+def test_another_teacher_is_matched_by_depth_and_what_has_no_counterpart_is_named(tiny_bert: Model) -> None:
+    teacher = Model(ir.from_proto(Bert(layers=4, ffn=96, seed=5).model()))
+    step = "distill{steps=4 lr=0.003 batch=8 evaluations=1 ffn=1 scores=1 embedding=1}"
+    (record,) = trained(tiny_bert, step, Training(sentences(24), teacher=teacher))
+    assert not record.skipped
+    wide = Model(ir.from_proto(Bert(heads=8, seed=5).model()))
+    (record,) = trained(tiny_bert.clone(), step, Training(sentences(24), teacher=wide))
+    assert {item.reason for item in record.skipped} == {
+        "no scores loss: 4 wide at axis 1, the teacher's is 8"
+    }
+
+
+def test_the_command_line_trains_and_its_recipe_knows(tiny_bert_path: Path, tmp_path: Path) -> None:
+    data = tmp_path / "train.npz"
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1, 100, (24, 9))
+    np.savez(data, input_ids=ids, attention_mask=np.ones_like(ids), token_type_ids=np.zeros_like(ids))
+    command = ["optimize", str(tiny_bert_path), "--passes", "prune{ffn=0.25},distill{steps=3 batch=8}"]
+    command += ["--train", str(data), "--data", str(data), "--no-bench", "-o", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [*command, "--target", "cpu{measure=false}"])
+    assert done.exit_code == 0, done.output
+    assert "loss on held-out samples" in done.output
+    assert f'train = "{data.as_posix()}"' in (tmp_path / "out" / "recipe.toml").read_text()
+    assert [path.name for path in tmp_path.iterdir() if path.name != "train.npz"] == ["out"]
+    refused = CliRunner().invoke(app, [*command[:2], "--passes", "kron", "--train", str(data)])
+    assert "has none" in str(refused.exception)
 
 
 # ---- the same result every time
@@ -377,10 +417,22 @@ def test_patience_ends_a_run_that_does_not_get_better(tiny_bert: Model) -> None:
     assert "the best after step 0 of 2" in record.notes[0]
 
 
-def test_a_label_outside_the_classes() -> None:
-    ctx = Context(training=Training(labelled([0, 1, 3])), original=classifier())
-    with pytest.raises(DataError, match=r"column 'label' row 3 is 3, .* the classes 0 to 2"):
-        Distill().run(classifier(), ctx)
+@pytest.mark.parametrize("wrong", [3, -1, "yes", 0.5, True])
+def test_a_label_outside_the_classes_stops_before_any_work(wrong: object) -> None:
+    training = Training(labelled([0, 1, wrong]))
+    problem = r"column 'label' row 3 is .*, .* the classes 0 to 2"
+    with pytest.raises(DataError, match=problem):
+        Distill().run(classifier(), Context(training=training, original=classifier()))
+    with pytest.raises(DataError, match=problem):
+        Pipeline.parse("kron,distill").run(classifier(), Context(training=training))
+
+
+def test_samples_without_the_column_of_the_metric() -> None:
+    samples = labelled([0, 1, 2])
+    bare = dataclasses.replace(samples, columns={})
+    training = Training(samples, held_out=bare, metric="accuracy")
+    with pytest.raises(DataError, match="needs a column label"):
+        Pipeline.parse("kron,distill").run(classifier(), Context(training=training))
 
 
 def test_a_teacher_for_another_task(tiny_bert: Model) -> None:

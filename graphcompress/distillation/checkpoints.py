@@ -29,7 +29,7 @@ class Checkpoints:
         """The state that an interrupted run left, or None."""
         if self.path is None or not self.path.is_file():
             return None
-        state: dict[str, Any] = torch.load(self.path, weights_only=True)
+        state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
         return state
 
     @property

@@ -17,7 +17,7 @@ from graphcompress.distillation.losses import KL, MSE, Answer, Counts, Losses, m
 from graphcompress.distillation.settings import Settings
 from graphcompress.errors import DataError, UsageError
 from graphcompress.fx import to_fx
-from graphcompress.metrics import LABEL_COLUMNS
+from graphcompress.metrics import LABEL_COLUMNS, check_columns, metric
 from graphcompress.model import Model
 from graphcompress.runtime import Feed
 
@@ -93,6 +93,25 @@ def prepare(model: Model, original: Model, training: Training, settings: Setting
         [item for item in unshared if item.kind in wanted],
         device,
     )
+
+
+def check(model: Model, training: Training, settings: Settings) -> None:
+    """Refuse early what would fail when ``model``, made smaller, is the student.
+
+    Raises:
+        GraphCompressError: as :func:`prepare`.
+    """
+    student = to_fx(model)
+    teacher = student if training.teacher is None else to_fx(training.teacher)
+    samples, held_out = _split(training)
+    feed = samples.batch(list(range(min(2, len(samples)))))
+    with torch.no_grad():
+        own, other = (run(module, feed, torch.device("cpu")) for module in (student, teacher))
+    answers = _answers(model, own, other, settings)
+    for given in (samples, held_out) if settings.labels else ():
+        _labels(given, own, answers)
+    if training.metric is not None:
+        check_columns(metric(training.metric), held_out)
 
 
 def run(

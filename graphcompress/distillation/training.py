@@ -28,8 +28,6 @@ def train(
     """
     given = prepare(model, original, training, settings)
     metric = metrics.metric(training.metric) if training.metric else None
-    if metric is not None:
-        metrics.check_columns(metric, given.held_out)
     group = Group()
     try:
         checkpoints = Checkpoints(training.folder, _identity(given, settings, ctx.seed))
