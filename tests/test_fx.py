@@ -13,6 +13,7 @@ from graphcompress.passes.int8 import Int8
 from graphcompress.passes.kron import Kron
 from graphcompress.passes.prune import Prune
 from graphcompress.passes.simplify import Simplify
+from onnx import TensorProto, helper, numpy_helper
 
 from graphcompress.base import Context
 from graphcompress.data.load import Samples
@@ -190,3 +191,39 @@ def test_a_saved_module_state_fits_again(tiny_bert, tmp_path: Path):
     again = to_fx(tiny_bert)
     again.load_state_dict(torch.load(tmp_path / "state.pt"))
     assert torch.equal(*(m(**tensors(feed()))["last_hidden_state"] for m in (module, again)))
+
+
+def activation(name: str) -> Model:
+    node = helper.make_node
+    numbers = {"half": 0.5, "one": 1.0, "three": 3.0, "small": 0.044715, "root": np.sqrt(2 / np.pi)}
+    nodes = {
+        "silu": [node("Sigmoid", ["x"], ["s"]), node("Mul", ["x", "s"], ["y"])],
+        "gelu": [
+            node("Mul", ["x", "half"], ["h"]),
+            node("Pow", ["x", "three"], ["p"]),
+            node("Mul", ["p", "small"], ["m"]),
+            node("Add", ["x", "m"], ["a"]),
+            node("Mul", ["a", "root"], ["r"]),
+            node("Tanh", ["r"], ["t"]),
+            node("Add", ["t", "one"], ["b"]),
+            node("Mul", ["h", "b"], ["y"]),
+        ],
+    }
+    x, y = (helper.make_tensor_value_info(value, TensorProto.FLOAT, ["rows", 8]) for value in "xy")
+    stored = [numpy_helper.from_array(np.array(number, np.float32), key) for key, number in numbers.items()]
+    graph = helper.make_graph(nodes[name], "activation", [x], [y], stored)
+    return Model(
+        ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10))
+    )
+
+
+@pytest.mark.parametrize("name", ["silu", "gelu"])
+def test_an_activation_that_was_spelt_out_is_one_call(name):
+    model = activation(name)
+    module = to_fx(model)
+    assert f"{name}(x" in module.code
+    assert sum(node.op == "call_function" for node in module.graph.nodes) == 1
+    assert (
+        error(model, module, {"x": np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)})
+        < 1e-6
+    )

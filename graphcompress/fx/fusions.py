@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from graphcompress.analysis.linears import linears
 from graphcompress.forms.gelu import Gelu, GeluSite
+from graphcompress.fx.activations import spelt_out_activations
 from graphcompress.fx.builder import Builder
 from graphcompress.fx.sdpa import attention_fusions
 from graphcompress.model import Model
@@ -39,7 +40,7 @@ def plan(model: Model, visible: Collection[ir.Value]) -> dict[ir.Node, Fusion | 
 
 
 def _fusions(model: Model) -> Iterator[Fusion]:
-    for nodes, write in attention_fusions(model):
+    for nodes, write in (*attention_fusions(model), *spelt_out_activations(model)):
         yield Fusion(nodes, write)
     yield from _gelus(model)
     yield from _linears(model)
