@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 
-from graphcompress.errors import UsageError
+from graphcompress.errors import MissingExtraError
 
 
 def needs_torch(what: str, *packages: str) -> None:
     """Fail when PyTorch (or one of the other ``packages`` of the extra) is not installed.
 
     Raises:
-        UsageError: it names what is missing and the extra that brings it.
+        MissingExtraError: it names what is missing and the extra that brings it.
     """
     missing = [name for name in ("torch", *packages) if importlib.util.find_spec(name) is None]
     if missing:
-        raise UsageError(
+        raise MissingExtraError(
             f"{what} needs {' and '.join(missing)}, not installed here: pip install 'graphcompress[torch]'"
         )

@@ -18,7 +18,7 @@ from graphcompress.capturing import module as tracing  # noqa: E402
 from graphcompress.capturing.checkpoint import export, is_checkpoint  # noqa: E402
 from graphcompress.capturing.source import is_hub_name, open_model  # noqa: E402
 from graphcompress.cli import app  # noqa: E402
-from graphcompress.errors import ContractError, InvalidModelError, UsageError  # noqa: E402
+from graphcompress.errors import ContractError, InvalidModelError, MissingExtraError, UsageError  # noqa: E402
 from graphcompress.extras import needs_torch  # noqa: E402
 from graphcompress.runtime import Runner, session_of  # noqa: E402
 
@@ -262,5 +262,5 @@ def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("without_torch")
 def test_a_missing_extra_is_named() -> None:
-    with pytest.raises(UsageError, match=r"needs torch and transformers, .* 'graphcompress\[torch\]'"):
+    with pytest.raises(MissingExtraError, match=r"needs torch and transformers, .* 'graphcompress\[torch\]'"):
         needs_torch("export", "transformers")

@@ -405,7 +405,7 @@ def test_memory_that_runs_out_ends_with_advice(tiny_bert: Model, monkeypatch: py
     def refuse(*_: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr(loop.Trainer, "_terms", refuse)
+    monkeypatch.setattr(loop, "terms_of", refuse)
     ctx = Context(training=Training(random_samples(24)), original=tiny_bert.clone())
     with pytest.raises(TrainingError, match=r"memory ran out on 8 samples.*batch=4 accumulate=2"):
         Distill(steps=4, batch=8).run(tiny_bert, ctx)

@@ -45,7 +45,8 @@ def export(
     checkpoint says. Kept are the logits, without any the last hidden state, unless ``outputs`` names others.
 
     Raises:
-        UsageError: torch or transformers are missing, or an unknown task or output.
+        MissingExtraError: torch or transformers are not installed.
+        UsageError: an unknown task or output.
         InvalidModelError: no such checkpoint, or it lacks weights that the outputs need.
         UnsupportedModelError: inputs that cannot be made up, or torch cannot translate the model.
         ContractError: the ONNX model answers other than PyTorch's.

@@ -71,7 +71,8 @@ def capture(
     Face output), else ``output``, or ``output_0``, ``output_1``, …; ``outputs`` chooses some of them.
 
     Raises:
-        UsageError: example inputs that the module does not take, an unknown output, or no torch installed.
+        MissingExtraError: torch is not installed.
+        UsageError: example inputs that the module does not take, or an unknown output.
         UnsupportedModelError: torch cannot trace the module or translate it.
         ContractError: the ONNX model answers other than the module, also at other batch sizes and lengths.
     """

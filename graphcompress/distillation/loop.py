@@ -11,24 +11,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
-from graphcompress import metrics
 from graphcompress.base import Progress
-from graphcompress.data.samples import Samples
 from graphcompress.distillation.batches import Batches, parts
 from graphcompress.distillation.checkpoints import Checkpoints
+from graphcompress.distillation.evaluation import Evaluation, terms_of
 from graphcompress.distillation.group import Group
-from graphcompress.distillation.losses import Counts, mask_of
-from graphcompress.distillation.prepare import Prepared, run
+from graphcompress.distillation.losses import Counts
+from graphcompress.distillation.prepare import Prepared
 from graphcompress.distillation.settings import Settings
 from graphcompress.errors import TrainingError, UsageError
 from graphcompress.metrics import Metric
-from graphcompress.runtime import Feed
 
 _LOG = logging.getLogger(__name__)
-EVALUATION_BATCH = 16
 SMOOTHING = 0.9
 """Of the loss terms that are shown."""
 
@@ -70,7 +66,7 @@ class Trainer:
     ) -> None:
         self.given = given
         self.settings = settings
-        self.metric = metric
+        self.evaluation = Evaluation(given, settings, metric)
         self.group = group
         self.checkpoints = checkpoints
         self.progress = progress
@@ -85,7 +81,6 @@ class Trainer:
         self.best: dict[str, Any] = {}
         self.start = math.nan
         self.terms: dict[str, float] = {}
-        self._reference: np.ndarray | None = None
 
     def run(self) -> Outcome:
         """Train; the student then has the best weights that were evaluated.
@@ -116,7 +111,7 @@ class Trainer:
     @property
     def label(self) -> str:
         """What is evaluated."""
-        return self.metric.label if self.metric else "loss on held-out samples"
+        return self.evaluation.label
 
     @property
     def _is_out_of_patience(self) -> bool:
@@ -147,7 +142,7 @@ class Trainer:
         for part in parts(indices, group.size * self.settings.accumulate)[group.rank :: group.size]:
             if not part:
                 continue
-            terms = self._terms(part, counts, samples, self.given.labels)
+            terms = terms_of(self.given, self.settings, part, counts, samples, self.given.labels)
             sum(terms.values(), torch.zeros((), device=self.given.device)).backward()  # type: ignore[no-untyped-call]
             for name, value in terms.items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach()
@@ -159,21 +154,6 @@ class Trainer:
         group.add_up([*(p.grad for p in self.parameters if p.grad is not None), sums])
         return dict(zip(names, sums.tolist(), strict=True))
 
-    def _terms(
-        self, indices: list[int], counts: Counts, samples: Samples, labels: np.ndarray | None
-    ) -> dict[str, torch.Tensor]:
-        given = self.given
-        feed = samples.batch(indices)
-        mask = mask_of(feed)
-        classes = None if labels is None else torch.from_numpy(labels[indices]).to(given.device)
-        with torch.autocast(given.device.type, torch.bfloat16, enabled=self.settings.bf16):
-            with torch.no_grad():
-                teacher = run(given.teacher, feed, given.device)
-            student = run(given.student, feed, given.device)
-        return given.losses(
-            student, teacher, None if mask is None else mask.to(given.device), classes, counts
-        )
-
     def _term_names(self) -> list[str]:
         kinds = list(dict.fromkeys(place.kind for place in self.given.losses.places))
         first = ["outputs"] if self.settings.outputs else []
@@ -184,46 +164,14 @@ class Trainer:
     def _evaluate(self) -> None:
         """Score the student; keep its weights when it is the best so far."""
         with self._advice_when_out_of_memory():
-            score = self.group.from_first(self._score() if self.group.rank == 0 else 0.0)
+            score = self.group.from_first(self.evaluation() if self.group.rank == 0 else 0.0)
         _LOG.info("step %d of %d: %s %.4f, %s", self.step, self.steps, self.label, score, self._shown_terms())
-        if not self.best or self._is_better(score, self.best["score"]):
+        if not self.best or self.evaluation.is_better(score, self.best["score"]):
             weights = {name: tensor.detach().clone() for name, tensor in self._weights().items()}
             self.best = {"score": score, "step": self.step, "weights": weights}
             self.since_best = 0
         else:
             self.since_best += 1
-
-    def _is_better(self, score: float, than: float) -> bool:
-        return score > than if self.metric else score < than
-
-    def _score(self) -> float:
-        with torch.no_grad():
-            return self._loss() if self.metric is None else self._metric(self.metric)
-
-    def _metric(self, metric: Metric) -> float:
-        samples = self.given.held_out
-        if self._reference is None:
-            self._reference = metrics.answers(metric, self._runs(self.given.teacher), samples)
-        found = metrics.answers(metric, self._runs(self.given.student), samples)
-        return metrics.score(metric, found, self._reference, samples).value
-
-    def _runs(self, module: torch.fx.GraphModule) -> Any:  # noqa: ANN401 - a function from feed to outputs
-        names = [answer.name for answer in self.given.losses.answers]
-
-        def outputs(feed: Feed) -> dict[str, np.ndarray]:
-            found = run(module, feed, self.given.device)
-            return {name: found[name].float().cpu().numpy() for name in names}
-
-        return outputs
-
-    def _loss(self) -> float:
-        """The loss on the held-out samples."""
-        samples, labels, total = self.given.held_out, self.given.held_out_labels, 0.0
-        counts, order = Counts.of(samples.feeds), samples.order(by_length=True)
-        for start in range(0, len(order), EVALUATION_BATCH):
-            terms = self._terms(order[start : start + EVALUATION_BATCH], counts, samples, labels)
-            total += sum(float(value) for value in terms.values())
-        return total
 
     # ---- state
 
