@@ -12,12 +12,12 @@ SLOW = ("twice", "again")
 
 PART = {
     "bert, masked LM (tied)": Variant("sdpa", 18, stripped=True),
-    "albert (one layer, three times)": Variant("eager", 18),
+    "albert (one layer, three times)": Variant("sdpa", 18),
     "modernbert": Variant("sdpa", 18, stripped=True),
     "gpt2, past": Variant("sdpa", 18),
     "llama, past": Variant("eager", 18),
     "bart, decoder with past": Variant("sdpa", 18),
-    "whisper": Variant("eager", 20),
+    "whisper": Variant("sdpa", 18),
     "vit": Variant("sdpa", 23),
     "swin": Variant("sdpa", 18),
 }

@@ -18,7 +18,8 @@ HEAD = """# Which models are supported
 
 Written by `make matrix`; do not edit. Every row is a model of 2 or 3 layers with random weights, exported by
 torch's dynamo exporter, and every cell is a check that ran: ✓ holds (with the figure), ○ holds for what was
-changed, and the note says in the library's own words what was left alone, ✗ fails. – was not run when this page was written.
+changed, and the note says in the library's own words what was left alone, ✗ fails. – was not run when this
+page was written.
 
 {versions}
 
