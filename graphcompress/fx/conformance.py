@@ -112,9 +112,9 @@ import graphcompress
 from graphcompress.fx import to_fx, write_back
 
 model = graphcompress.load("model.onnx")
-module = to_fx(model)                       # parameters carry the names of the initializers
-outputs = module(**feed)                    # tensors by input name → tensors by output name
-...                                         # train it as any PyTorch module
+module = to_fx(model)  # parameters carry the names of the initializers
+outputs = module(**feed)  # tensors by input name → tensors by output name
+...  # train it as any PyTorch module
 write_back(module, model)
 model.save("trained.onnx")
 ```
