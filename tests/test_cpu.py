@@ -5,11 +5,14 @@ import logging
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
+from bert import Bert
 from graphcompress.targets.cpu import Cpu, detected_isa, parse_shapes
 
 from graphcompress.base import Context
+from graphcompress.data.lengths import longest_sample
 from graphcompress.errors import UsageError
 from graphcompress.forms import cache as cache_module
 from graphcompress.forms.cache import MeasurementCache, cache_folder
@@ -273,3 +276,26 @@ def test_wrong_shapes_are_refused_at_once(text):
 def test_unknown_isa_is_refused():
     with pytest.raises(UsageError, match="avx2"):
         Cpu(isa="avx3")
+
+
+def test_forms_are_measured_no_longer_than_the_model_has_positions(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = Model(ir.from_proto(Bert(layers=1, hidden=128, positions=64).model()))
+    (record,) = Pipeline.parse("int8").run(model, Context())
+    assert "embeddings.position_embeddings.weight" in {item.name for item in record.touched}
+    assert longest_sample(model) == 64
+    Cpu(shapes="1x16,2x128").lower(model, tmp_path, Context())
+    keys = MeasurementCache()._entries
+    assert keys
+    assert all(key.endswith("1x16,2x64") for key in keys)
+
+
+def test_a_model_that_cannot_run_at_a_shape_keeps_the_default_forms(
+    tiny_bert, tmp_path, monkeypatch, caplog
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("graphcompress.data.load.longest_sample", lambda model: None)
+    Cpu(shapes="2x128").lower(tiny_bert, tmp_path, Context())
+    assert not MeasurementCache()._entries
+    assert "are not measured: ONNX Runtime cannot run the model" in caplog.text
+    assert (tmp_path / "model.onnx").is_file()

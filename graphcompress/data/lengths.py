@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphcompress.analysis.linears import Embedding, embeddings
 from graphcompress.expressions import evaluate, is_constant
 from graphcompress.model import Model
 
@@ -17,9 +16,9 @@ def longest_sample(model: Model) -> int | None:
 
     Positions are numbers that the graph makes itself, by Range or a slice of a stored list, perhaps with a
     constant added: rows of the table below the first position are not for tokens. A table read by anything
-    else, such as buckets of relative positions, sets no limit.
+    else, such as buckets of relative positions, sets no limit. Quantised tables count like others.
     """
-    limits = [limit for table in embeddings(model) if (limit := _limit(table)) is not None]
+    limits = [limit for node in model.graph if (limit := _limit(node)) is not None]
     return min(limits, default=None)
 
 
@@ -51,9 +50,16 @@ def _dim(value: ir.Value | None, axis: int) -> str | None:
     return str(dim) if isinstance(dim, int) or dim.value is not None else None
 
 
-def _limit(table: Embedding) -> int | None:
-    rows = table.rows
-    node = table.indices.producer()
+def _limit(lookup: ir.Node) -> int | None:
+    """How many positions there are when ``lookup`` reads a table of positions."""
+    axis: int = lookup.attributes.get_int("axis", 0)
+    table, indices = lookup.inputs[:2] if lookup.op_type == "Gather" and axis == 0 else (None, None)
+    if table is None or indices is None or not is_constant(table):
+        return None
+    if table.shape is None or len(table.shape) != 2 or not isinstance(table.shape[0], int):
+        return None
+    rows = table.shape[0]
+    node = indices.producer()
     while node is not None and node.op_type in _SAME_COUNT:
         value, first = _counted(node)
         if value is None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from graphcompress.base import Context, Progress, no_progress
 from graphcompress.data.load import synthetic_samples
+from graphcompress.errors import DataError
 from graphcompress.forms.cache import MeasurementCache, Times
 from graphcompress.forms.family import UNCHANGED, Family, Site
 from graphcompress.measure import interleaved
@@ -126,8 +127,12 @@ def _times(
     kept = cache.get(key)
     if kept is not None and _fits(kept, family, len(feeds)):
         return kept
-    with Runner(model, site.inputs) as runner:
-        inside = [runner(feed) for feed in feeds]
+    try:
+        with Runner(model, site.inputs) as runner:
+            inside = [runner(feed) for feed in feeds]
+    except DataError as error:
+        _LOG.warning("forms of %s are not measured: %s", family.name, error)
+        return {}
     times = measure_forms(site.extract(model), family, inside)
     cache.put(key, times)
     return times

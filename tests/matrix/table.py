@@ -29,9 +29,16 @@ page was written.
 """
 
 
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
 def page(results: Mapping[Row, Mapping[str, Result]]) -> str:
     """The whole page."""
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in VERSIONS)
+    versions = ", ".join(f"{name} {_version(name)}" for name in VERSIONS)
     columns = "\n".join(f"| {name} | {_first_line(function)} |" for name, function in CHECKS.items())
     results, planned = {row: cells for row, cells in results.items() if cells}, len(results)
     parts = [HEAD.format(versions=versions, columns=columns), _summary(results, planned)]
