@@ -52,11 +52,6 @@ def stored(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
     if tensor.nbytes >= IN_MEMORY_BYTES:
         return StoredTensor(tensor)
     array = StoredTensor(tensor).numpy().copy()
-    return ir.Tensor(
-        array,
-        dtype=tensor.dtype,
-        shape=tensor.shape,
-        name=tensor.name,
-        doc_string=tensor.doc_string,
-        metadata_props=dict(tensor.metadata_props),
-    )
+    made = ir.tensor(array, dtype=tensor.dtype, name=tensor.name, doc_string=tensor.doc_string)
+    made.metadata_props.update(tensor.metadata_props)
+    return made

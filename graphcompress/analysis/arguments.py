@@ -20,6 +20,18 @@ def scalar(value: ir.Value | None) -> float | None:
     return float(value.const_value.numpy().reshape(()))
 
 
+def scaled(node: ir.Node | None) -> tuple[ir.Value, float] | None:
+    """The value that a Mul or Div scales by a stored number, and the number that it is multiplied by."""
+    if node is None or node.domain or node.op_type not in ("Mul", "Div"):
+        return None
+    left, right = node.inputs
+    number = scalar(right)
+    if left is not None and number:
+        return left, number if node.op_type == "Mul" else 1.0 / number
+    number = scalar(left) if node.op_type == "Mul" else None
+    return (right, number) if right is not None and number is not None else None
+
+
 def slice_ranges(node: ir.Node) -> dict[int, tuple[int, int | None, int]] | None:
     """Axis → (start, stop, step) of a Slice with constant bounds (stop None: to the end), or None."""
     operands = [constant_integers(node, index) for index in range(1, 5)]

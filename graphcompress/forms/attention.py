@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from graphcompress.analysis.arguments import scaled
 from graphcompress.forms.family import (
     CONTRIB,
     Family,
@@ -18,7 +19,6 @@ from graphcompress.forms.family import (
     is_standard,
     only_reader,
     put_in_place,
-    scalar,
 )
 from graphcompress.model import Model
 from graphcompress.rewrite import Rewriter
@@ -110,7 +110,7 @@ def _scaled_product(value: ir.Value | None) -> tuple[ir.Node, float, tuple[ir.No
     scale = 1.0
     nodes: list[ir.Node] = []
     node = value.producer() if value is not None else None
-    while node is not None and (factor := _factor(node)) is not None:
+    while node is not None and (factor := scaled(node)) is not None:
         nodes.insert(0, node)
         scale *= factor[1]
         node = factor[0].producer()
@@ -119,24 +119,12 @@ def _scaled_product(value: ir.Value | None) -> tuple[ir.Node, float, tuple[ir.No
     return node, scale, tuple(nodes)
 
 
-def _factor(node: ir.Node | None) -> tuple[ir.Value, float] | None:
-    """The value that a Mul or Div scales by a stored number, and the number."""
-    if node is None or not (is_standard(node, "Mul") or is_standard(node, "Div")):
-        return None
-    left, right = node.inputs
-    number = scalar(right)
-    if left is not None and number:
-        return left, number if node.op_type == "Mul" else 1.0 / number
-    number = scalar(left) if node.op_type == "Mul" else None
-    return (right, number) if right is not None and number is not None else None
-
-
 def _heads(value: ir.Value | None) -> _Heads | None:
     """Follow transposes and scales back to the Reshape that splits a value into heads."""
     order, scale = _IDENTITY, 1.0
     nodes: list[ir.Node] = []
     while value is not None and (node := value.producer()) is not None and not node.domain:
-        factor = _factor(node)
+        factor = scaled(node)
         if factor is not None:
             scale, following = scale * factor[1], factor[0]
         elif node.op_type == "Transpose" and len(perm := node.attributes.get_ints("perm", ())) == 4:

@@ -136,14 +136,6 @@ def operand_beside(node: ir.Node, value: ir.Value) -> ir.Value | None:
     return second if first is value else first
 
 
-def scalar(value: ir.Value | None) -> float | None:
-    """The number that a stored constant of one element holds, else None."""
-    if value is None or value.const_value is None or value.is_graph_input():
-        return None
-    array = value.const_value.numpy()
-    return float(array.reshape(-1)[0]) if array.size == 1 else None
-
-
 def _described(value: ir.Value | None, numbers: dict[ir.Value, int]) -> str:
     if value is None:
         return "none"

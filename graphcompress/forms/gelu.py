@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from graphcompress.analysis.arguments import scalar
 from graphcompress.expressions import is_constant
 from graphcompress.forms.family import (
     CONTRIB,
@@ -20,7 +21,6 @@ from graphcompress.forms.family import (
     only_reader,
     operand_beside,
     put_in_place,
-    scalar,
 )
 from graphcompress.model import Model
 from graphcompress.rewrite import Rewriter

@@ -9,7 +9,8 @@ import onnx_ir as ir
 from torch import fx
 from torch.nn import functional
 
-from graphcompress.forms.family import is_standard, only_reader, operand_beside, scalar
+from graphcompress.analysis.arguments import scalar
+from graphcompress.forms.family import is_standard, only_reader, operand_beside
 from graphcompress.fx.builder import Builder
 from graphcompress.model import Model
 

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 from torch.nn import functional
 
-from graphcompress.analysis.arguments import scalar
+from graphcompress.analysis.arguments import scalar, scaled
 from graphcompress.analysis.attention import Attention, attentions
 from graphcompress.expressions import is_constant
 from graphcompress.fx.builder import Builder
@@ -130,22 +130,11 @@ def _before(chain: _Chain, value: ir.Value | None, product: ir.Node) -> list[ir.
 
 def _scaled(chain: _Chain, node: ir.Node) -> ir.Value | None:
     """The operand that ``node`` only scales."""
-    found = _factor(node)
+    found = scaled(node)
     if found is None:
         return None
     chain.scale *= found[1]
     return found[0]
-
-
-def _factor(node: ir.Node) -> tuple[ir.Value, float] | None:
-    if node.domain or node.op_type not in ("Mul", "Div"):
-        return None
-    left, right = node.inputs
-    number = scalar(right)
-    if left is not None and number:
-        return left, number if node.op_type == "Mul" else 1.0 / number
-    number = scalar(left) if node.op_type == "Mul" else None
-    return (right, number) if right is not None and number is not None else None
 
 
 def _masked(chain: _Chain, node: ir.Node) -> ir.Value | None:
@@ -180,7 +169,7 @@ def _is_scores(value: ir.Value | None) -> bool:
         return False
     if node.op_type == "MatMul":
         return not any(is_constant(operand) for operand in node.inputs)
-    found = _factor(node)
+    found = scaled(node)
     return (
         _is_scores(found[0])
         if found is not None
@@ -205,7 +194,7 @@ def _after(softmax: ir.Node, last: ir.Node) -> list[ir.Node] | None:
 def _unscaled(chain: _Chain, value: ir.Value) -> tuple[ir.Value, list[ir.Node]]:
     """An operand before it was multiplied by a number, which goes into the scale."""
     nodes: list[ir.Node] = []
-    while (node := value.producer()) is not None and len(value.uses()) == 1 and (found := _factor(node)):
+    while (node := value.producer()) is not None and len(value.uses()) == 1 and (found := scaled(node)):
         chain.scale *= found[1]
         nodes.insert(0, node)
         value = found[0]
