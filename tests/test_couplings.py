@@ -76,6 +76,8 @@ FORMS = {
     "packed slices": (texts.PACKED_SLICES, 18, {(HEAD, 4): 1, (OTHER, 4): 2}),
     "grouped": (texts.GROUPED, 18, {(HEAD, 2): 1, (OTHER, 2): 1, (OTHER, 8): 2}),
     "operator": (texts.OPERATOR, 23, {(HEAD, 2): 1, (OTHER, 2): 1, (OTHER, 8): 1}),
+    "relative bias": (texts.RELATIVE_BIAS, 18, {(HEAD, 4): 2, (OTHER, 4): 4}),
+    "shared expand": (texts.SHARED_EXPAND, 18, {(HEAD, 4): 2, (OTHER, 4): 4}),
     "measured scale": (texts.MEASURED_SCALE, 18, {(HEAD, 4): 1, (OTHER, 4): 1}),
 }
 
@@ -135,6 +137,30 @@ def test_cut_twice_composes_what_was_kept(tmp_path):
     at_once = narrowed(model, {"up": np.isin(np.arange(24), kept)})
     feed = feeds(model)[0]
     np.testing.assert_array_equal(outputs(twice, feed, tmp_path), outputs(at_once, feed, tmp_path))
+
+
+def test_heads_of_layers_that_share_a_bias_are_cut_apart_and_again(tmp_path):
+    model = texts.model_of(texts.RELATIVE_BIAS)
+    names = [group.name for group in couplings(model) if group.kind == HEAD]
+    keeps = {names[0]: np.array([True, False, True, True]), names[1]: np.array([False, False, False, True])}
+    once = narrowed(model, keeps)
+    table = once.graph.initializers["table"]
+    assert list(table.shape) == [5, 4]
+    looked_up = [node for node in once.graph if node.op_type == "Gather" and node.inputs[0] is not table]
+    assert [node.inputs[1].const_value.numpy().tolist() for node in looked_up] == [[0, 2, 3], [3]]
+    assert (HEAD, 3) in kinds(once)
+    twice = narrowed(once, {names[0]: np.array([True, False, True])})
+    at_once = narrowed(model, {**keeps, names[0]: np.array([True, False, False, True])})
+    feed = feeds(model)[1]
+    np.testing.assert_array_equal(outputs(twice, feed, tmp_path), outputs(at_once, feed, tmp_path))
+
+
+def test_one_layers_bias_is_cut_itself():
+    text = texts.RELATIVE_BIAS.replace("scores1 = Add(raw1, bias)", "scores1 = Identity(raw1)")
+    model = texts.model_of(text)
+    narrow = narrowed(model, some_of([group for group in couplings(model) if group.kind == HEAD]))
+    assert narrow.graph.initializers["table"].shape[1] < 4
+    assert [node.op_type for node in narrow.graph].count("Gather") == 1
 
 
 def test_cut_of_nothing_edits_nothing():

@@ -156,6 +156,88 @@ g (float[batch, sequence, 16] x) => (float[batch, sequence, 16] y)
 }
 """
 
+_SIZES = """
+  size0 = Shape <start = 0, end = 1> (x0)
+  size1 = Shape <start = 1, end = 2> (x0)
+  length = Squeeze(size1)
+  places = Range(n0, length, n1)
+  columns = Unsqueeze(places, axis0)
+  rows = Unsqueeze(places, axis1)
+  apart = Sub(columns, rows)
+  near = Clip(apart, lowest, highest)
+  bucket = Add(near, highest)
+"""
+
+_LAYER = """
+  q{0} = MatMul(x{0}, q_proj{0})
+  k{0} = MatMul(x{0}, k_proj{0})
+  v{0} = MatMul(x{0}, v_proj{0})
+  q4{0} = Reshape(q{0}, heads)
+  k4{0} = Reshape(k{0}, heads)
+  v4{0} = Reshape(v{0}, heads)
+  qt{0} = Transpose <perm = [0, 2, 1, 3]> (q4{0})
+  kt{0} = Transpose <perm = [0, 2, 3, 1]> (k4{0})
+  vt{0} = Transpose <perm = [0, 2, 1, 3]> (v4{0})
+{scores}
+  soft{0} = Softmax <axis = -1> (scores{0})
+  context{0} = MatMul(soft{0}, vt{0})
+  ct{0} = Transpose <perm = [0, 2, 1, 3]> (context{0})
+  c{0} = Reshape(ct{0}, joined)
+  o{0} = MatMul(c{0}, out{0})
+  x{1} = Add(x{0}, o{0})
+"""
+
+
+def _layers(*, between: str, scores: str, more: str = "") -> str:
+    """Two layers of attention; ``between`` is computed once, before the layers or after the first product."""
+    weights = ", ".join(
+        f"float[16, 16] {name}{layer}" for layer in (0, 1) for name in ("q_proj", "k_proj", "v_proj", "out")
+    )
+    parts = [_LAYER.format(n, n + 1, scores=scores.format(n, between=between * (n == 0))) for n in (0, 1)]
+    return (
+        "g (float[batch, sequence, 16] x0) => (float[batch, sequence, 16] x2)\n"
+        f"<{weights}, int64[4] heads = {{0, 0, 4, 4}}, int64[3] joined = {{0, 0, 16}}, int64 n0 = {{0}}, "
+        "int64 n1 = {1}, int64[1] axis0 = {0}, int64[1] axis1 = {1}, int64[1] n4 = {4}, "
+        f"int64 lowest = {{-2}}, int64 highest = {{2}}{more}>\n{{{_SIZES}{''.join(parts)}}}\n"
+    )
+
+
+RELATIVE_BIAS = _layers(
+    between="""
+  by_bucket = Gather(table, bucket)
+  bias = Transpose <perm = [2, 0, 1]> (by_bucket)
+""",
+    scores="""{between}
+  raw{0} = MatMul(qt{0}, kt{0})
+  scores{0} = Add(raw{0}, bias)
+""",
+    more=", float[5, 4] table",
+)
+"""Both layers add one bias by relative position."""
+
+SHARED_EXPAND = _layers(
+    between="""
+  all_heads = Shape <start = 0, end = 1> (raw0)
+  wide = Concat <axis = 0> (all_heads, size1, size1)
+  one_bucket = Unsqueeze(in_reach, axis0)
+  buckets = Expand(one_bucket, wide)
+""",
+    scores="""
+  batches{0} = Mul(size0, n4)
+  flat{0} = Concat <axis = 0> (batches{0}, size1, n4)
+  turned{0} = Concat <axis = 0> (batches{0}, n4, size1)
+  by_head{0} = Concat <axis = 0> (size0, n4, size1, size1)
+  q3{0} = Reshape(qt{0}, flat{0})
+  k3{0} = Reshape(kt{0}, turned{0})
+  raw{0} = MatMul(q3{0}, k3{0})
+{between}
+  taken{0} = GatherElements <axis = -1> (raw{0}, buckets)
+  both{0} = Add(raw{0}, taken{0})
+  scores{0} = Reshape(both{0}, by_head{0})
+""",
+).replace("bucket = Add(near, highest)", "bucket = Add(near, highest)\n  in_reach = Mod(bucket, size1)")
+"""Both layers read one Expand along heads, whose size is measured in the first."""
+
 MEASURED_SCALE = """
 g (float[batch, sequence, 16] x) => (float[batch, sequence, 16] y)
 <float[16, 16] q_proj, float[16, 16] k_proj, float[16, 16] v_proj, float[16, 16] out,

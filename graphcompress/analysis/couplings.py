@@ -15,12 +15,11 @@ from graphcompress.analysis.extents import block_measured
 from graphcompress.analysis.linears import Linear, embeddings, linears
 from graphcompress.analysis.relations.operators import apply
 from graphcompress.analysis.relations.rules import AVERAGED, CONTRACTED, Axes, Relations, use_key
+from graphcompress.analysis.relations.uses import OwnAxes, Use, looked_up, repeated_uses
 from graphcompress.analysis.residual import branches
+from graphcompress.analysis.score_terms import tying_terms
 from graphcompress.expressions import expression_nodes
 from graphcompress.model import Model
-
-Use = tuple[ir.Node, int]
-"""A reader of a value: a node and the index of its input."""
 
 FFN, HEAD, HIDDEN, OTHER = "ffn", "head", "hidden", "other"
 
@@ -86,7 +85,7 @@ def fixed_heads(model: Model, relations: Relations) -> list[tuple[str, str]]:
     """Attentions none of whose heads can be cut: the name of what produces them, and why."""
     found = []
     for attention in attentions(model):
-        leaves = _head_leaves(relations, attention)
+        leaves = relations.head_leaves(attention.output, operator=attention.scores is None)
         if leaves and all(relations.is_blocked(leaf) for leaf in leaves):
             linear = next(iter(attention.producers), None)
             name = linear.name if linear is not None else _name_of(attention.output)
@@ -95,8 +94,18 @@ def fixed_heads(model: Model, relations: Relations) -> list[tuple[str, str]]:
 
 
 def relate(model: Model) -> Relations:
-    """The atoms of the main graph, with what must keep its size blocked."""
-    relations = Relations(model)
+    """The atoms of the main graph, with what must keep its size blocked.
+
+    Where a bias ties the heads of several attentions, it is not to: each then looks up its heads in it.
+    """
+    repeated = repeated_uses(model)
+    relations = _related(model, repeated)
+    apart = looked_up(tying_terms(relations, attentions(model)))
+    return _related(model, {**apart, **repeated}) if apart else relations
+
+
+def _related(model: Model, own: OwnAxes) -> Relations:
+    relations = Relations(model, own)
     for node in model.graph:
         apply(relations, node)
     block_measured(relations, model.graph)
@@ -215,7 +224,8 @@ class _Survey:
 
     def _stored(self, model: Model) -> None:
         for value, uses in _stored_uses(model):
-            axes = self.relations.operand(*uses[0])
+            own = any(use in self.relations.own for use in uses) and len(uses) > 1
+            axes = self.relations.axes(value) if own else self.relations.operand(*uses[0])
             for axis, atom in enumerate(axes or ()):
                 self._slice(value, axis, atom, uses)
 
@@ -237,16 +247,8 @@ class _Survey:
                 self.attended.update(self.relations.fixed_leaves(self.relations.axes(value)))
 
     def _heads(self, attention: Attention) -> list[int]:
-        found = _head_leaves(self.relations, attention)
+        found = self.relations.head_leaves(attention.output, operator=attention.scores is None)
         return [leaf for leaf in found if not self.relations.is_blocked(leaf)]
-
-
-def _head_leaves(relations: Relations, attention: Attention) -> list[int]:
-    """Leaves over which an attention is repeated, outermost first: heads, or groups of heads."""
-    axes = relations.axes(attention.output) or []
-    if attention.scores is not None or len(axes) == 4:
-        return relations.fixed_leaves(axes[:-2])
-    return relations.fixed_leaves(axes[-1:])
 
 
 def _name_of(value: ir.Value | None) -> str:

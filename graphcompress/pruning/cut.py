@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -10,8 +11,11 @@ import onnx_ir as ir
 from graphcompress.analysis.arguments import slice_ranges
 from graphcompress.analysis.couplings import Group
 from graphcompress.analysis.relations.rules import Axes, Relations
+from graphcompress.analysis.relations.uses import repeated_axes
 from graphcompress.analysis.reshape import Dim, reshape_target
+from graphcompress.analysis.sizes import ONE
 from graphcompress.model import Model
+from graphcompress.pruning.left import Left
 from graphcompress.rewrite import Rewriter
 
 
@@ -54,9 +58,7 @@ class _Cut:
         self.rw = rw
         self.cuts = cuts
         self.relations: Relations = next(iter(cuts)).relations
-        self.keep = {group.leaf: keep for group, keep in cuts.items()}
-        self.sizes = {leaf: int(keep.sum()) for leaf, keep in self.keep.items()}
-        self._index: dict[int, np.ndarray | None] = {}
+        self.left = Left(self.relations, {group.leaf: keep for group, keep in cuts.items()})
         self._copies: dict[tuple[object, ...], ir.Value] = {}
 
     def run(self) -> None:
@@ -67,50 +69,15 @@ class _Cut:
             edit = _EDITS.get(node.op_type)
             if edit is not None and not node.domain and self._touches(node):
                 edit(self, node)
+        for node, index in self.relations.own:
+            self._give_its_own(node, index)
         self._cut_stored()
         self.rw.modified = True
-
-    # ---- what changes
-
-    def changes(self, axes: Iterable[int | None] | None) -> bool:
-        """Whether any of the axes loses units."""
-        return any(atom is not None and self.index(atom) is not None for atom in axes or ())
-
-    def index(self, atom: int) -> np.ndarray | None:
-        """Kept indices of an axis of fixed size, or None when it keeps all."""
-        root = self.relations.atoms.root(atom)
-        if root not in self._index:
-            self._index[root] = self._kept(root)
-        return self._index[root]
-
-    def _kept(self, root: int) -> np.ndarray | None:
-        atoms = self.relations.atoms
-        leaves = [leaf for leaf in atoms.leaves(root) if leaf in self.keep]
-        if not leaves:
-            return None
-        if not atoms.size(root).fixed:
-            return np.arange(0)
-        stays = np.ones(atoms.size(root).number, dtype=bool)
-        for leaf in leaves:
-            units = atoms.units(root, leaf)
-            stays &= (units < 0) | self.keep[leaf][units]
-        return np.flatnonzero(stays)
-
-    def shape(self, axes: Axes | None, before: Iterable[Dim]) -> list[Dim]:
-        """The shape of a value after the cut."""
-        return [
-            dim if atom is None else self.relations.atoms.size_after(atom, self.sizes).dim()
-            for atom, dim in zip(axes or (), before, strict=True)
-        ]
-
-    def after(self, atom: int | None) -> int:
-        """Size of an axis of fixed size after the cut."""
-        return 1 if atom is None else self.relations.atoms.size_after(atom, self.sizes).number
 
     def _touches(self, node: ir.Node) -> bool:
         operands = (self.relations.operand(node, index) for index in range(len(node.inputs)))
         results = (self.relations.output(node, index) for index in range(len(node.outputs)))
-        return any(self.changes(axes) for axes in (*operands, *results))
+        return any(self.left.changes(axes) for axes in (*operands, *results))
 
     # ---- edits of nodes
 
@@ -119,28 +86,28 @@ class _Cut:
         source, target = node.inputs[0], node.outputs[0]
         if source is None or source.shape is None or target.shape is None:
             return
-        before = self.shape(self.relations.operand(node, 0), source.shape)
-        after = self.shape(self.relations.output(node), target.shape)
+        before = self.left.shape(self.relations.operand(node, 0), source.shape)
+        after = self.left.shape(self.relations.output(node), target.shape)
         numbers = reshape_target(before, after)
         if numbers is None:
-            self._patch(node, after)
+            self._patch(node, self.relations.output(node) or [], after)
             return
         self.rw.set_input(node, 1, self._numbers(numbers, node))
         self.rw.set_attribute(node, "allowzero", None)  # a 0 copies
 
     def expand(self, node: ir.Node) -> None:
         """Put the new sizes into the target."""
-        target = node.outputs[0]
+        target, axes = node.outputs[0], self.relations.output(node) or []
         if target.shape is not None:
-            self._patch(node, self.shape(self.relations.output(node), target.shape))
+            self._patch(node, axes, self.left.shape(axes, target.shape))
 
     def split(self, node: ir.Node) -> None:
         """Write the sizes of the parts."""
         axis = node.attributes.get_int("axis", 0)
         parts = [self.relations.output(node, index) or [] for index in range(len(node.outputs))]
-        if not self.changes([part[axis] for part in parts]):
+        if not self.left.changes([part[axis] for part in parts]):
             return
-        sizes = self._numbers([self.after(part[axis]) for part in parts], node)
+        sizes = self._numbers([self.left.after(part[axis]) for part in parts], node)
         self.rw.set_attribute(node, "num_outputs", None)
         self.rw.set_input(node, 1, sizes)
 
@@ -148,7 +115,7 @@ class _Cut:
         """Move the bounds to where they are after the cut."""
         source = self.relations.operand(node, 0) or []
         ranges = slice_ranges(node) or {}
-        if not self.changes([source[axis] for axis in ranges]):
+        if not self.left.changes([source[axis] for axis in ranges]):
             return
         moved = {axis: self._moved(source[axis], bounds) for axis, bounds in ranges.items()}
         last = np.iinfo(np.int64).max
@@ -159,7 +126,7 @@ class _Cut:
             self.rw.set_input(node, index, self._numbers(numbers, node))
 
     def _moved(self, atom: int | None, bounds: tuple[int, int | None, int]) -> tuple[int, int | None, int]:
-        index = None if atom is None else self.index(atom)
+        index = None if atom is None else self.left.index(atom)
         if atom is None or index is None:
             return bounds
         start, stop, step = slice(*bounds).indices(self.relations.atoms.size(atom).number)
@@ -175,11 +142,44 @@ class _Cut:
 
     def _heads_after(self, width: int, heads: int) -> int:
         """Heads of which anything is left, in an axis of ``heads`` equal parts."""
-        index = self.index(width)
+        index = self.left.index(width)
         size = self.relations.atoms.size(width).number // heads
         return heads if index is None else len(np.unique(index // size))
 
-    def _patch(self, node: ir.Node, after: Sequence[Dim]) -> None:
+    # ---- readers that have axes of their own
+
+    def _give_its_own(self, node: ir.Node, index: int) -> None:
+        """Let one reader of a shared value read what it needs of it."""
+        value, axes = node.inputs[index], self.relations.operand(node, index) or []
+        own = {axis: axes[axis] for axis in sorted(self.relations.own[node, index])}
+        producer = None if value is None else value.producer()
+        if producer is not None and producer.op_type == "Expand" and repeated_axes(producer):
+            measured = [atom for axis in own for atom in self._measured(producer.inputs[1], axis)]
+            if self.left.changes([*own.values(), *measured]):
+                self.rw.set_input(node, index, self._expanded(producer, axes))
+            return
+        for axis, atom in own.items():
+            kept = None if atom is None else self.left.index(atom)
+            if kept is not None and value is not None:
+                numbers = self._numbers(kept.tolist(), node)
+                value = self.rw.node(
+                    "Gather", value, numbers, before=node, name=f"{value.name}.kept", axis=axis
+                )
+        self.rw.set_input(node, index, value)
+
+    def _expanded(self, node: ir.Node, axes: Axes) -> ir.Value:
+        """What an Expand gives, in the size that the reader wants; readers of the same size share it."""
+        value = node.outputs[0]
+        after = self.left.shape(axes, value.shape or ())
+        key = (value, *(str(dim) for dim in after))
+        if key not in self._copies:
+            self._copies[key] = self.rw.node("Expand", *node.inputs, before=node, name=value.name or "")
+            twin = self._copies[key].producer()
+            if twin is not None:
+                self._patch(twin, axes, after)
+        return self._copies[key]
+
+    def _patch(self, node: ir.Node, axes: Axes, after: Sequence[Dim]) -> None:
         """Put fixed sizes into a target that is computed at run time, and scale such as 12·batch."""
         target = node.inputs[1]
         fixed = np.array([isinstance(dim, int) for dim in after])
@@ -188,15 +188,13 @@ class _Cut:
             self.rw.set_input(node, 1, numbers)
             return
         name = f"{node.outputs[0].name}.target"
-        scaled = self._scaled(node, target, name)
+        scaled = self._scaled(node, axes, target, name)
         mask = self.rw.constant(fixed, f"{name}.fixed")
         self.rw.set_input(node, 1, self.rw.node("Where", mask, numbers, scaled, before=node, name=name))
 
-    def _scaled(self, node: ir.Node, target: ir.Value | None, name: str) -> ir.Value | None:
-        """The target with its variable sizes brought from before the cut to after it; 0 and -1 stay."""
-        factors = [
-            self._factor(node, axis, atom) for axis, atom in enumerate(self.relations.output(node) or ())
-        ]
+    def _scaled(self, node: ir.Node, axes: Axes, target: ir.Value | None, name: str) -> ir.Value | None:
+        """The target with its variable sizes brought to what is wanted; 0 and -1 stay."""
+        factors = [self._factor(target, axis, atom) for axis, atom in enumerate(axes)]
         if target is None or all(old == new for old, new in factors):
             return target
         old, new = (self._numbers(list(numbers), node) for numbers in zip(*factors, strict=True))
@@ -206,15 +204,21 @@ class _Cut:
         given = self.rw.node("Greater", target, zero, before=node, name=f"{name}.given")
         return self.rw.node("Where", given, product, target, before=node, name=f"{name}.scaled")
 
-    def _factor(self, node: ir.Node, axis: int, atom: int | None) -> tuple[int, int]:
-        """The number in a variable size before and after; (1, 1) where the graph measures it anew."""
+    def _factor(self, target: ir.Value | None, axis: int, atom: int | None) -> tuple[int, int]:
+        """The number in a variable size as the graph computes it after the cut, and as it is wanted."""
         atoms = self.relations.atoms
-        if atom is None or atoms.size(atom).fixed or not self.changes([atom]):
+        if atom is None or atoms.size(atom).fixed:
             return 1, 1
-        elements = self.relations.measured.get(node.inputs[1]) if node.inputs[1] is not None else None
-        if elements is not None and axis < len(elements) and self.changes(sorted(elements[axis])):
-            return 1, 1
-        return atoms.size(atom).number, atoms.size_after(atom, self.sizes).number
+        wanted = self.left.size(atom).number
+        parts = self._measured(target, axis)
+        if math.prod((atoms.size(part) for part in parts), start=ONE) == atoms.size(atom):
+            return math.prod((self.left.size(part) for part in parts), start=ONE).number, wanted
+        return (1, 1) if self.left.changes(parts) else (atoms.size(atom).number, wanted)
+
+    def _measured(self, target: ir.Value | None, axis: int) -> list[int]:
+        """Atoms from whose sizes the graph computes an element of a target."""
+        elements = [] if target is None else self.relations.measured.get(target, [])
+        return sorted(elements[axis]) if axis < len(elements) else []
 
     def _numbers(self, numbers: Sequence[int], node: ir.Node) -> ir.Value:
         return self.rw.constant(np.array(numbers, dtype=np.int64), f"{node.outputs[0].name}.sizes")
@@ -263,7 +267,7 @@ class _Cut:
         for node in nodes:
             for value in node.outputs:
                 axes = self.relations.axes(value) or []
-                found = {axis: self.index(atom) for axis, atom in enumerate(axes) if atom is not None}
+                found = {axis: self.left.index(atom) for axis, atom in enumerate(axes) if atom is not None}
                 kept = {axis: index for axis, index in found.items() if index is not None and len(index)}
                 _compose(self.rw.model, value, kept)
 

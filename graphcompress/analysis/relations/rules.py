@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from graphcompress.analysis.atoms.store import BLOCKED
 from graphcompress.analysis.atoms.unify import Atoms
+from graphcompress.analysis.relations.uses import OwnAxes
 from graphcompress.analysis.sizes import ONE, size_of
 from graphcompress.expressions import is_constant
 from graphcompress.model import Model
@@ -28,11 +29,15 @@ class Relations:
     """The atoms of every axis of every value of a model.
 
     A stored vector that several nodes read (a bias of zeros that was stored once) stands for several axes:
-    nothing but its storage is shared, so each use has atoms of its own.
+    nothing but its storage is shared, so each use has atoms of its own. So have single axes of some readers.
+
+    Attributes:
+        own: reader → axes of what it reads that are its own (:mod:`graphcompress.analysis.relations.uses`).
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, own: OwnAxes | None = None) -> None:
         self.model = model
+        self.own = own or {}
         self.atoms = Atoms()
         self.measured: dict[ir.Value, Elements] = {}
         """Integer values that the graph computes from the sizes of atoms."""
@@ -48,7 +53,10 @@ class Relations:
         value = node.inputs[index] if index < len(node.inputs) else None
         if value is None:
             return None
-        return self._known(use_key(value, node, index), value)
+        key = use_key(value, node, index)
+        if key is value and (node, index) in self.own:
+            return self._partly_own(value, node, index)
+        return self._known(key, value)
 
     def output(self, node: ir.Node, index: int = 0) -> Axes | None:
         """Atoms of the axes of an output of ``node``."""
@@ -93,6 +101,14 @@ class Relations:
                 )
         return list(found)
 
+    def head_leaves(self, output: ir.Value, *, operator: bool) -> list[int]:
+        """Leaves over which an attention is repeated, outermost first: heads, or groups of heads.
+
+        ``output`` is the product of probabilities and values, or that of an Attention ``operator``.
+        """
+        axes = self.axes(output) or []
+        return self.fixed_leaves(axes[-1:] if operator and len(axes) != 4 else axes[:-2])
+
     def is_blocked(self, leaf: int) -> bool:
         """Whether nothing may be cut from a leaf."""
         return BLOCKED in self.atoms.marks(leaf)
@@ -100,6 +116,20 @@ class Relations:
     def _known(self, key: ir.Value | tuple[ir.Value, ir.Node, int], value: ir.Value) -> Axes | None:
         if key not in self._axes:
             self._axes[key] = self._fresh(value)
+        return self._axes[key]
+
+    def _partly_own(self, value: ir.Value, node: ir.Node, index: int) -> Axes | None:
+        """The atoms of ``value``, but fresh ones for the axes that are the reader's own."""
+        key = (value, node, index)
+        if key not in self._axes:
+            shared, fresh = self.axes(value), self._fresh(value)
+            if shared is None or fresh is None:
+                return None
+            own = self.own[node, index]
+            self._axes[key] = [
+                new if axis in own else old for axis, (old, new) in enumerate(zip(shared, fresh, strict=True))
+            ]
+            self.atoms.block([shared[axis] for axis in own], "its readers look up in it what they need")
         return self._axes[key]
 
     def _fresh(self, value: ir.Value) -> Axes | None:
