@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 ROUNDINGS = 4
 """Roundings of the coarsest float type by which outputs of an exact pass may differ."""
 
+HELD_OUT_SHARE, HELD_OUT_ROWS = 0.05, 512
+"""Part of the samples to train on that is held out where a user gives no others; at most so many rows."""
+
 
 @dataclass(frozen=True)
 class Exact:
@@ -99,7 +102,7 @@ class Training:
     Attributes:
         samples: to train on; labels, where there are any, are in their columns.
         teacher: whose answers are learned; None for the model as it came in.
-        held_out: to evaluate on; None for a part of ``samples``.
+        held_out: to evaluate on, and to judge contracts on; None for a part of ``samples``.
         metric: name of the task metric that is evaluated; None for the loss itself.
         folder: for checkpoints, from which an interrupted run goes on and which say that a run is done; None
             for none.
@@ -110,6 +113,12 @@ class Training:
     held_out: Samples | None = None
     metric: str | None = None
     folder: Path | None = None
+
+    def divided(self) -> tuple[Samples, Samples]:
+        """Samples to train on, and samples to evaluate and to judge the result on."""
+        if self.held_out is not None:
+            return self.samples, self.held_out
+        return self.samples.held_out(HELD_OUT_SHARE, HELD_OUT_ROWS)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,9 @@ from graphcompress.runtime import Feed, Runner, session_of
 from graphcompress.support import refuse_unsupported
 from graphcompress.verify import Difference, Invariance, Run, batch_invariance, compare
 
+CALIBRATION_ROWS = 512
+"""Rows of the samples to train on that serve for calibration where there are no others."""
+
 
 @dataclass(frozen=True)
 class Build:
@@ -98,11 +101,12 @@ def optimize(
     ``model`` is an ONNX file, a Hugging Face folder (or a name on its hub), or a loaded Model.
 
     ``simplify`` runs first unless the passes name it. ``data`` are calibration samples (a path or loaded
-    samples), ``eval_data`` those of the task ``metric`` (``data`` without). A pass that trains learns from
-    ``train`` what ``teacher`` answers (by default the model as it came in); its checkpoints lie in
-    ``<output>.training`` until the build is done, and an interrupted build goes on from there. ``output`` is
-    by default ``<model>-<target>`` in the working folder; an existing artifact is only replaced with
-    ``overwrite``. A model given as an object is changed in place, and its recipe names no file.
+    samples; rows of ``train`` without), ``eval_data`` those of the task ``metric`` (``data`` without, or rows
+    of ``train`` that are held out). A pass that trains learns from ``train`` what ``teacher`` answers (by
+    default the model as it came in); its checkpoints lie in ``<output>.training`` until the build is done,
+    and an interrupted build goes on from there. ``output`` is by default ``<model>-<target>`` in the working
+    folder; an existing artifact is only replaced with ``overwrite``. A model given as an object is changed in
+    place, and its recipe names no file.
 
     Raises:
         GraphCompressError: one of its kinds for every way in which this can fail; nothing is written then.
@@ -115,7 +119,7 @@ def optimize(
     chosen = metrics.metric(metric) if metric else None
     if eval_data is not None and chosen is None:
         raise UsageError("--eval-data is read by a metric only; name one with --metric")
-    if chosen and eval_data is None and data is None:
+    if chosen and eval_data is None and data is None and train is None:
         raise UsageError(f"metric {metric!r} needs samples; give them with --eval-data or --data")
     _check_training(pipeline, train, teacher)
     source = model.path if isinstance(model, Model) else Path(model)
@@ -156,7 +160,9 @@ def optimize(
         training = None
         if learnt is not None:
             guide = open_model(teacher) if isinstance(teacher, (str, Path)) else teacher
-            training = Training(learnt, guide, held_out or samples if chosen else None, metric, checkpoints)
+            learnt, held_out = Training(learnt, held_out=held_out or samples if chosen else None).divided()
+            training = Training(learnt, guide, held_out, metric, checkpoints)
+            samples = samples or learnt.spread(CALIBRATION_ROWS)
         ctx = Context(samples, lowering_target.capabilities, seed, progress, training)
         before = _Reference(loaded, ctx, chosen, held_out or samples)
         records = pipeline.run(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from graphcompress import registry
 from graphcompress.analysis.cost import macs
 from graphcompress.analysis.linears import embeddings, linears
-from graphcompress.base import Context, Exact, Lossy, Pass, Skipped, Touched, parameters_of
+from graphcompress.base import Context, Exact, Lossy, Pass, Skipped, Touched, Training, parameters_of
 from graphcompress.data.load import Samples, synthetic_samples
 from graphcompress.errors import ContractError, CoverageError, UsageError, nearest
 from graphcompress.model import Model
@@ -19,6 +19,8 @@ from graphcompress.verify import Difference, check_structure, compare, interface
 
 CHECK_SAMPLES = 16
 CHECK_BATCH = 8
+TRAINED_CHECK_SAMPLES = 64
+"""More where a pass trains: what was learned differs from sample to sample."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,12 @@ class Pipeline:
 
 
 def check_samples(model: Model, ctx: Context) -> Samples:
-    """The samples on which outputs are compared: the first of the user's, or made-up ones."""
+    """The samples on which outputs are compared: the first of the user's, or made-up ones.
+
+    Where a pass trains, they are such as it does not train on.
+    """
+    if ctx.training is not None:
+        return ctx.training.divided()[1].spread(TRAINED_CHECK_SAMPLES)
     return ctx.samples.first(CHECK_SAMPLES) if ctx.samples else synthetic_samples(model, seed=ctx.seed)
 
 
@@ -225,26 +232,40 @@ def _run_pass(
         step=change,
         total=total,
         coverage=min(1.0, parameters_of(fresh.touched) / weights) if weights else 0.0,
-        broken=_judge(judged, change, allow, rounding(model)),
+        broken=_judge(judged, change, allow, rounding(model), ctx.training),
     )
 
 
-def _judge(judged: Sequence[Pass], change: Difference, allow: Collection[str], epsilon: float) -> str | None:
+def _judge(
+    judged: Sequence[Pass],
+    change: Difference,
+    allow: Collection[str],
+    epsilon: float,
+    training: Training | None,
+) -> str | None:
     """How contracts were broken where that is allowed; the last of ``judged`` is the pass that ran.
 
     Raises:
-        ContractError: a contract is broken and not allowed to be.
+        ContractError: contracts are broken and not allowed to be; all are named.
     """
     broken = [(item, item.contract.broken_by(change, epsilon)) for item in judged]
     reasons = [(item, reason) for item, reason in broken if reason is not None]
-    for item, reason in reasons:
-        if item.name not in allow:
-            after = "" if item is judged[-1] else f", after {judged[-1]}"
-            raise ContractError(
-                f"{item} broke its contract on {change.samples} samples{after}: {reason}. "
-                f"Ask for less, or accept it with --allow {item.name}"
-            )
-    return "; ".join(reason for _, reason in reasons) or None
+    refused = [(item, reason) for item, reason in reasons if item.name not in allow]
+    if not refused:
+        return "; ".join(reason for _, reason in reasons) or None
+    last = judged[-1]
+    after = "" if all(item is last for item, _ in refused) else f", after {last}"
+    text = "; ".join(f"{item} broke its contract: {reason}" for item, reason in refused)
+    options = " ".join(dict.fromkeys(f"--allow {item.name}" for item, _ in refused))
+    advice = f"Ask for less, or accept it with {options}"
+    if last.trains and training is not None:
+        advice = f"Ask for less, train longer, or accept it with {options}"
+        advice += (
+            f" (what was learned is in {training.folder}, and is not learned again)"
+            if training.folder
+            else ""
+        )
+    raise ContractError(f"{text}, on {change.samples} samples{after}. {advice}")
 
 
 def weight_parameters(model: Model) -> int:

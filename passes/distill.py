@@ -46,10 +46,10 @@ class Distill(Pass):
 
     epochs: float = option(3.0, "passes over the training samples", minimum=0.0)
     steps: int = option(0, "optimiser steps instead of epochs; 0 for epochs", minimum=0)
-    lr: float = option(1e-4, "highest learning rate (AdamW)", minimum=0.0)
+    lr: float = option(3e-4, "highest learning rate (AdamW)", minimum=0.0)
     warmup: float = option(0.1, "share of the steps in which it rises", minimum=0.0, maximum=1.0)
     decay: str = option("linear", "how it falls afterwards", choices=("linear", "cosine", "none"))
-    weight_decay: float = option(0.0, "of AdamW", minimum=0.0)
+    weight_decay: float = option(0.01, "of matrices and tables (AdamW)", minimum=0.0)
     clip: float = option(1.0, "largest norm of the gradient; 0 for no limit", minimum=0.0)
     batch: int = option(32, "samples that are run at once, over all processes", minimum=1)
     accumulate: int = option(1, "batches per optimiser step", minimum=1)

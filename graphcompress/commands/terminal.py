@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,6 +36,9 @@ Tokenizer = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="For everything random.")]
 
+SECONDS_PER_LINE = 20.0
+"""Between lines of progress that do not go to a terminal."""
+
 FILE_WIDTH = 200
 """Columns of a table that does not go to a terminal."""
 
@@ -56,7 +60,11 @@ def print_json(document: object) -> None:
 
 @contextlib.contextmanager
 def progress_bars() -> Iterator[Progress]:
-    """Progress bars on standard error: one line per piece of work, gone when it is finished."""
+    """Progress bars on standard error: one line per piece of work, gone when it is finished.
+
+    Where standard error is no terminal, long work that has details to tell (a training) prints a line now and
+    then instead.
+    """
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
@@ -71,8 +79,15 @@ def progress_bars() -> Iterator[Progress]:
         *columns, console=console, transient=True, disable=rank() > 0 or not console.is_terminal
     ) as bars:
         tasks: dict[str, Any] = {}
+        printed = time.monotonic()
 
         def report(text: str, done: int, total: int, detail: str = "") -> None:
+            nonlocal printed
+            if bars.disable and detail and rank() == 0 and time.monotonic() - printed >= SECONDS_PER_LINE:
+                printed = time.monotonic()
+                console.print(
+                    f"{text} {done:,} of {total:,}: {detail}", markup=False, highlight=False, soft_wrap=True
+                )
             if text not in tasks:
                 tasks[text] = bars.add_task(text, total=total, detail="")
             bars.update(tasks[text], completed=done, total=total, detail=detail)

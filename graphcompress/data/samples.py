@@ -43,6 +43,32 @@ class Samples:
         columns = {name: values[:count] for name, values in self.columns.items()}
         return dataclasses.replace(self, feeds=self.feeds[: count * self.per_row], columns=columns)
 
+    def rows(self, rows: Sequence[int]) -> Samples:
+        """The data rows ``rows``, in that order."""
+        per = self.per_row
+        return dataclasses.replace(
+            self,
+            feeds=[self.feeds[row * per + offset] for row in rows for offset in range(per)],
+            columns={name: [values[row] for row in rows] for name, values in self.columns.items()},
+        )
+
+    def spread(self, count: int) -> Samples:
+        """At most ``count`` rows, evenly spread over all."""
+        total = len(self) // self.per_row
+        return self if total <= count else self.rows([row * total // count for row in range(count)])
+
+    def held_out(self, share: float, most: int) -> tuple[Samples, Samples]:
+        """Two parts: all but, and only, a ``share`` of the rows (``most`` at most), evenly spread.
+
+        Both are all rows when the share is not even one row.
+        """
+        total = len(self) // self.per_row
+        count = min(most, int(total * share))
+        if count == 0:
+            return self, self
+        held = {row * total // count for row in range(count)}
+        return self.rows([row for row in range(total) if row not in held]), self.rows(sorted(held))
+
     def batch_size(self, size: int) -> int:
         """``size``, or the batch size that the model fixes when that is smaller."""
         return min([size, *(shape[0] for shape in self.fixed.values() if shape and shape[0])])

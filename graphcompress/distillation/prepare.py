@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from graphcompress.model import Model
 from graphcompress.runtime import Feed
 
 MEASURED_BATCHES = 4
-HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 256
 
 
 @dataclass
@@ -67,7 +66,7 @@ def prepare(model: Model, original: Model, training: Training, settings: Setting
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     student.to(device)
     teacher.to(device).requires_grad_(False)
-    samples, held_out = _split(training)
+    samples, held_out = training.divided()
     feed = samples.batch(list(range(min(2, len(samples)))))
     with torch.no_grad():
         own, other = run(student, feed, device), run(teacher, feed, device)
@@ -103,7 +102,7 @@ def check(model: Model, training: Training, settings: Settings) -> None:
     """
     student = to_fx(model)
     teacher = student if training.teacher is None else to_fx(training.teacher)
-    samples, held_out = _split(training)
+    samples, held_out = training.divided()
     feed = samples.batch(list(range(min(2, len(samples)))))
     with torch.no_grad():
         own, other = (run(module, feed, torch.device("cpu")) for module in (student, teacher))
@@ -171,28 +170,6 @@ def _is_batched(value: torch.Tensor, feed: Feed) -> bool:
 
 
 # ---- samples
-
-
-def _split(training: Training) -> tuple[Samples, Samples]:
-    """Samples to train on and to evaluate on; without held-out ones, every so many of them is held out."""
-    samples = training.samples
-    if training.held_out is not None:
-        return samples, training.held_out
-    rows = len(samples) // samples.per_row
-    count = min(HELD_OUT_MOST, int(rows * HELD_OUT_SHARE))
-    if count == 0:
-        return samples, samples
-    held = {int(row) for row in np.linspace(0, rows - 1, count)}
-    return _rows(samples, [row for row in range(rows) if row not in held]), _rows(samples, sorted(held))
-
-
-def _rows(samples: Samples, rows: Sequence[int]) -> Samples:
-    per = samples.per_row
-    return replace(
-        samples,
-        feeds=[samples.feeds[row * per + offset] for row in rows for offset in range(per)],
-        columns={name: [values[row] for row in rows] for name, values in samples.columns.items()},
-    )
 
 
 def _labels(
