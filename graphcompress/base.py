@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import abc
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from graphcompress.errors import UsageError
 from graphcompress.options import check_options, format_call
 
 if TYPE_CHECKING:
@@ -220,6 +221,14 @@ class Target(_Named, abc.ABC):
     @abc.abstractmethod
     def session(self, folder: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """A function from a feed (input name → array) to outputs (name → array), run by the real runtime."""
+
+    def tune(self, model: Model, ctx: Context) -> Mapping[str, Mapping[str, Sequence[float]]]:
+        """Times, in ms, of what :meth:`lower` would choose between in ``model``, measured on this machine.
+
+        Raises:
+            UsageError: the target chooses nothing by measuring.
+        """
+        raise UsageError(f"target {self.name} measures nothing; tune is for targets that do, such as cpu")
 
 
 def parameters_of(items: Iterable[Touched | Skipped]) -> int:

@@ -10,11 +10,12 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from graphcompress.commands import bench, export, inspect, listing, optimize, verify
+from graphcompress.commands import bench, export, inspect, listing, optimize, tune, verify
 
 EXIT_CODES = """\
-Exit codes: 0 done · 1 unexpected error · 2 usage · 3 contract or coverage broken · 4 model not supported ·
-5 invalid model file · 6 data · 7 output · 8 training · 130 interrupted · 143 terminated
+Exit codes: 0 done · 1 unexpected error · 2 usage · 3 contract, coverage or speed broken ·
+4 model not supported · 5 invalid model file · 6 data · 7 output · 8 training ·
+130 interrupted · 143 terminated
 """
 INTERRUPTED, TERMINATED = 130, 143
 STOPPED: Mapping[object, str] = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}
@@ -32,6 +33,7 @@ for command in (
     inspect.inspect,
     bench.bench,
     verify.verify,
+    tune.tune,
     listing.passes,
     listing.targets,
 ):

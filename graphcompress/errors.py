@@ -34,6 +34,12 @@ class ContractError(GraphCompressError):
     exit_code = 3
 
 
+class SpeedError(GraphCompressError):
+    """An artifact that is slower than the model it was made from."""
+
+    exit_code = 3
+
+
 class CoverageError(GraphCompressError):
     """A pass touched a smaller share of the weights than the build requires."""
 

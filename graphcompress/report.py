@@ -129,11 +129,19 @@ def summary_lines(build: Build) -> list[tuple[str, str]]:
     )
     lines.append(("parameters", f"{count(before.parameters)} → {count(after.parameters)}"))
     lines.append(("MACs", f"{count(before.macs)} → {count(after.macs)} (one sample of 128 tokens)"))
+    lines += lowering_lines(build.lowering)
     lines.append(("artifact", f"{difference_line(build.artifact)}, run by the target"))
     lines.append(("batches", invariance_line(build.invariance)))
     if build.reference_invariance.changed:
         lines.append(("", f"the model that came in: {invariance_line(build.reference_invariance)}"))
     return lines
+
+
+def lowering_lines(lowering: Mapping[str, object]) -> list[tuple[str, str]]:
+    """What a target says about its work, as (topic, text): the forms it chose, and its notes."""
+    forms, notes = lowering.get("forms_text"), lowering.get("notes", ())
+    lines = [("forms", str(forms))] if forms else []
+    return lines + [("", str(note)) for note in (notes if isinstance(notes, Sequence) else ())]
 
 
 def score_line(before: Score, after: Score) -> str:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
 import platform
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from graphcompress.artifact.folder import sha256
 from graphcompress.base import Capabilities, Context, Target
 from graphcompress.errors import UsageError
 from graphcompress.forms.attention import Attention
 from graphcompress.forms.cache import MeasurementCache, cpu_flags
-from graphcompress.forms.choice import Shape, choose_forms
 from graphcompress.forms.gelu import Gelu
+from graphcompress.forms.guard import is_slower
 from graphcompress.forms.integer import IntegerLinear
 from graphcompress.forms.kronecker import Kronecker
 from graphcompress.forms.legal import legalise
 from graphcompress.forms.linear import Packed
 from graphcompress.forms.normalisation import Residual
+from graphcompress.forms.profile import Profile, Recorder, read_profile
+from graphcompress.forms.record import record
+from graphcompress.forms.shapes import DEFAULT_SHAPES, format_shapes, parse_shapes
+from graphcompress.forms.whole import ARTIFACT, INPUT, lower, refuse_slower, take_back, times_against_input
 from graphcompress.model import Model
 from graphcompress.options import option
 from graphcompress.runtime import session_of
@@ -32,7 +35,6 @@ FAMILIES = (Kronecker(), IntegerLinear(), Packed(), Residual(), Gelu(), Attentio
 """In this order: a family sees the forms that were chosen before it."""
 
 _VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
-_SHAPE = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,12 @@ class Cpu(Target):
 
     The artifact is one ``model.onnx`` for ``onnxruntime.InferenceSession`` with its default options.
     Measurements are kept in the user's cache folder: a second build takes the same forms without measuring.
+    ``profile`` brings the measurements of another machine, so that one machine builds for the processor of
+    another: ``graphcompress tune --out profile.json MODEL`` writes it there.
+
+    The lowered model is timed against the file that came in. When it is slower, the forms that slow it down
+    are taken back; when it still is, nothing is written, unless ``allow_slower`` says so. Only a difference
+    that several measurements in a row show is believed.
 
     ``isa`` names the processors that int8 weights are made for. On x86 without VNNI or AMX, ONNX Runtime's
     u8×s8 products saturate, so weights must leave room; ``avx2`` does that, and such an artifact answers the
@@ -51,14 +59,20 @@ class Cpu(Target):
     name: ClassVar[str] = "cpu"
 
     measure: bool = option(True, "measure the operator forms on this machine; false takes the default forms")
-    shapes: str = option("1x16,1x128,8x128", "batch x sequence length to measure at", unit="samples x tokens")
+    shapes: str = option(DEFAULT_SHAPES, "batch x sequence length to measure at", unit="samples x tokens")
+    profile: str | None = option(
+        None, "file that graphcompress tune wrote on another machine; nothing is measured here then"
+    )
     isa: str = option(
         "avx2", "processors that int8 weights are made for", choices=("auto", "avx2", "vnni", "arm")
     )
+    allow_slower: bool = option(False, "write an artifact even when it is slower than the model that came in")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         parse_shapes(self.shapes)
+        if self.profile is not None and not self.measure:
+            raise UsageError("cpu{profile=… measure=false}: a profile is measurements; leave one of them out")
 
     @property
     def capabilities(self) -> Capabilities:
@@ -67,16 +81,70 @@ class Cpu(Target):
         return Capabilities(int8_weight_bits=7 if isa == "avx2" else 8)
 
     def lower(self, model: Model, folder: Path, ctx: Context) -> Mapping[str, Any]:
-        """Write ``model.onnx`` in the fastest forms; ``model`` itself is not changed."""
-        lowered = model.clone()
-        newer = legalise(lowered, ctx)
-        cache = MeasurementCache() if self.measure else None
-        choices = choose_forms(
-            lowered, FAMILIES, parse_shapes(self.shapes), ctx, cache=cache, progress=ctx.progress
-        )
-        lowered.save(folder / MODEL_FILE)
-        record = {"opset": lowered.opset, "forms": [dataclasses.asdict(choice) for choice in choices]}
-        return record if newer is None else {**record, "opset_reason": newer}
+        """Write ``model.onnx`` in the fastest forms; ``model`` itself is not changed.
+
+        Raises:
+            SpeedError: measured as a whole, it is slower than the file that the model came from.
+        """
+        legal = model.clone()
+        newer = legalise(legal, ctx)
+        about = {} if newer is None else {"opset_reason": newer}
+        if self.profile is not None:
+            return {**self._lower_by_profile(legal, folder, ctx, read_profile(self.profile)), **about}
+        if not self.measure:
+            lowered = lower(legal, FAMILIES, [], ctx, None)
+            lowered.model.save(folder / MODEL_FILE)
+            asked = "nothing was measured (measure=false): default forms, speed not compared with the input"
+            return {**record(lowered, FAMILIES, asked), "opset": lowered.model.opset, **about}
+        return {**self._lower_by_measuring(legal, model.path, folder, ctx), **about}
+
+    def _lower_by_profile(self, legal: Model, folder: Path, ctx: Context, profile: Profile) -> dict[str, Any]:
+        if self.shapes != DEFAULT_SHAPES and parse_shapes(self.shapes) != list(profile.shapes):
+            raise UsageError(
+                f"{self}: the profile was measured at {format_shapes(profile.shapes)}, not at {self.shapes}; "
+                "leave shapes out, or make a profile at these shapes with graphcompress tune"
+            )
+        lowered = lower(legal, FAMILIES, profile.shapes, ctx, profile)
+        lowered.model.save(folder / MODEL_FILE)
+        asked = f"forms as measured on {profile.name}; speed not compared with the input on this machine"
+        return {
+            **record(lowered, FAMILIES, asked),
+            "opset": lowered.model.opset,
+            "profile": {"machine": profile.name, "sha256": sha256(Path(self.profile or ""))},
+        }
+
+    def _lower_by_measuring(
+        self, legal: Model, source: Path | None, folder: Path, ctx: Context
+    ) -> dict[str, Any]:
+        cache, shapes = MeasurementCache(), parse_shapes(self.shapes)
+        lowered = lower(legal, FAMILIES, shapes, ctx, cache)
+        artifact = lowered.model.save(folder / MODEL_FILE)
+        if source is None or not source.is_file():
+            asked = "speed not compared with the input, which is not a file"
+            return {**record(lowered, FAMILIES, asked), "opset": lowered.model.opset}
+        times, reason = times_against_input(source, artifact, legal, shapes, ctx, cache)
+        if times and is_slower(times, ARTIFACT, INPUT):
+            lowered = take_back(legal, lowered, FAMILIES, shapes, ctx, cache)
+            artifact = lowered.model.save(folder / MODEL_FILE)
+            times, reason = times_against_input(source, artifact, legal, shapes, ctx, cache)
+        slower = bool(times) and is_slower(times, ARTIFACT, INPUT)
+        if not self.allow_slower:
+            refuse_slower(times, shapes, "--target 'cpu{allow_slower=true}'")
+        asked = f"speed not compared with the input: {reason}" if reason else ""
+        asked = "slower than the input, which allow_slower=true accepts" if slower else asked
+        return {
+            **record(lowered, FAMILIES, asked),
+            "opset": lowered.model.opset,
+            "speed": {"slower_than_input": slower, "compared": bool(times), "whole_ms": times},
+        }
+
+    def tune(self, model: Model, ctx: Context) -> Mapping[str, Mapping[str, Sequence[float]]]:
+        """Times of every form of every site that :meth:`lower` would meet in ``model``, measured here."""
+        legal = model.clone()
+        legalise(legal, ctx)
+        seen = Recorder(MeasurementCache())
+        lower(legal, FAMILIES, parse_shapes(self.shapes), ctx, seen)
+        return seen.times
 
     def session(self, folder: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """Run ``model.onnx`` on the CPU provider."""
@@ -87,23 +155,6 @@ class Cpu(Target):
             return dict(zip(names, session.run(names, dict(feed)), strict=True))
 
         return run
-
-
-def parse_shapes(text: str) -> list[Shape]:
-    """Read ``1x16,8x128`` as [(1, 16), (8, 128)].
-
-    Raises:
-        UsageError: another form, or nothing.
-    """
-    shapes = []
-    for part in text.split(","):
-        match = _SHAPE.fullmatch(part.strip())
-        if match is None:
-            raise UsageError(
-                f"cpu{{shapes={text}}}: {part.strip()!r} is not batch x length, such as 1x128,8x128"
-            )
-        shapes.append((int(match[1]), int(match[2])))
-    return shapes
 
 
 def detected_isa() -> str:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from bert import Bert
-from graphcompress.targets.cpu import Cpu, detected_isa, parse_shapes
+from graphcompress.targets.cpu import Cpu, detected_isa
 
 from graphcompress.base import Context
 from graphcompress.data.lengths import longest_sample
@@ -17,6 +17,7 @@ from graphcompress.errors import UsageError
 from graphcompress.forms import cache as cache_module
 from graphcompress.forms.cache import MeasurementCache, cache_folder
 from graphcompress.forms.choice import FLOOR, MARGIN, fastest
+from graphcompress.forms.shapes import parse_shapes
 from graphcompress.model import Model
 from graphcompress.pipeline import Pipeline
 from graphcompress.runtime import Runner, session_of

@@ -36,6 +36,20 @@ def optimize(
         ),
     ] = None,
     target: Annotated[str | None, typer.Option(help="Runtime to lower for.", show_default="cpu")] = None,
+    shapes: Annotated[
+        str | None,
+        typer.Option(
+            help="<batch>x<length>, comma-separated, at which the target measures: short for cpu{shapes=…}.",
+            show_default="those of the target",
+        ),
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            help="Build for the machine on which graphcompress tune wrote this: short for cpu{profile=…}.",
+            show_default="none",
+        ),
+    ] = None,
     data: Data = None,
     tokenizer: Tokenizer = None,
     metric: Annotated[
@@ -87,6 +101,7 @@ def optimize(
     Example: graphcompress optimize model.onnx --passes kron,prune,int8 --data sentences.jsonl -o small
     """
     from graphcompress.artifact.recipe import Recipe, read_recipe
+    from graphcompress.commands.short import with_options
     from graphcompress.processes import rank
     from graphcompress.report import check_report_path, write_report
 
@@ -96,7 +111,12 @@ def optimize(
     given = {
         "model": model,
         "passes": passes,
-        "target": target,
+        "target": with_options(
+            target or base.target,
+            override=target is None,
+            shapes=shapes,
+            profile=profile.as_posix() if profile else None,
+        ),
         "data": data,
         "tokenizer": tokenizer,
         "metric": metric,

@@ -12,12 +12,29 @@ import platform
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 _LOG = logging.getLogger(__name__)
 _CPUINFO = Path("/proc/cpuinfo")
 
 Times = Mapping[str, Sequence[float]]
 """Form name → milliseconds at every shape."""
+
+
+class Measurements(Protocol):
+    """Times by key, kept from earlier measurements.
+
+    Attributes:
+        complete: nothing is measured anew: what has no times here has none.
+    """
+
+    complete: bool
+
+    def get(self, key: str) -> Times | None:
+        """Times kept under ``key``, or None."""
+
+    def put(self, key: str, times: Times) -> None:
+        """Keep ``times``."""
 
 
 def cache_folder() -> Path:
@@ -40,12 +57,24 @@ def cpu_flags() -> frozenset[str]:
     return frozenset()
 
 
-def machine() -> str:
-    """A digest of what times depend on: processor, instruction sets, usable cores, the runtime's version."""
+def machine_facts() -> dict[str, Any]:
+    """What times depend on: architecture, processor, usable cores, instruction sets, runtime."""
     import onnxruntime
 
-    parts = [platform.machine(), _cpu_model(), *sorted(cpu_flags()), str(_cores()), onnxruntime.__version__]
-    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+    return {
+        "architecture": platform.machine(),
+        "processor": _cpu_model(),
+        "cores": _cores(),
+        "flags": sorted(cpu_flags()),
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+def machine() -> str:
+    """A digest of :func:`machine_facts`."""
+    facts = machine_facts()
+    parts = [facts["architecture"], facts["processor"], *facts["flags"], str(facts["cores"])]
+    return hashlib.sha256("|".join([*parts, facts["onnxruntime"]]).encode()).hexdigest()[:16]
 
 
 class MeasurementCache:
@@ -53,6 +82,8 @@ class MeasurementCache:
 
     ``folder`` is by default :func:`cache_folder`.
     """
+
+    complete = False
 
     def __init__(self, folder: Path | None = None) -> None:
         self.path = (folder or cache_folder()) / f"measurements-{machine()}.json"
@@ -79,7 +110,7 @@ class MeasurementCache:
         except (OSError, ValueError) as error:
             _LOG.warning("measurements in %s are unreadable (%s); measuring again", self.path, error)
             return {}
-        if not isinstance(entries, dict) or not all(_is_times(times) for times in entries.values()):
+        if not isinstance(entries, dict) or not all(is_times(times) for times in entries.values()):
             _LOG.warning("measurements in %s have another form; measuring again", self.path)
             return {}
         return entries
@@ -97,7 +128,8 @@ class MeasurementCache:
             raise
 
 
-def _is_times(times: object) -> bool:
+def is_times(times: object) -> bool:
+    """Whether a value read from a file has the form of :data:`Times`."""
     return isinstance(times, dict) and all(isinstance(row, list) and _positive(row) for row in times.values())
 
 

@@ -12,8 +12,9 @@ import numpy as np
 from graphcompress.base import Context, Progress, no_progress
 from graphcompress.data.load import synthetic_samples
 from graphcompress.errors import DataError
-from graphcompress.forms.cache import MeasurementCache, Times
+from graphcompress.forms.cache import Measurements, Times
 from graphcompress.forms.family import UNCHANGED, Family, Site
+from graphcompress.forms.shapes import Shape
 from graphcompress.measure import interleaved
 from graphcompress.model import Model
 from graphcompress.rewrite import Rewriter
@@ -37,9 +38,6 @@ _SPIN_US = 1000
 _METHOD = 3
 """Part of the cache's keys; raise it when times are taken in another way."""
 
-Shape = tuple[int, int]
-"""Batch and sequence length."""
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -50,12 +48,14 @@ class Choice:
         form: its name.
         sites: how many.
         times_ms: form → milliseconds at every shape; empty when nothing was measured.
+        unmeasured: why there are no times although they were asked for, or an empty text.
     """
 
     family: str
     form: str
     sites: int
     times_ms: Times
+    unmeasured: str = ""
 
 
 def choose_forms(
@@ -64,15 +64,16 @@ def choose_forms(
     shapes: Sequence[Shape],
     ctx: Context,
     *,
-    cache: MeasurementCache | None,
+    cache: Measurements | None,
     progress: Progress = no_progress,
 ) -> list[Choice]:
     """Give every site of ``model`` the form that is fastest here, family after family.
 
-    Without ``cache`` nothing is measured, and the default forms are taken. Sites that differ only in weights
-    are measured once. A form that does not compute the same, or that the runtime refuses, is not taken.
+    Without ``cache`` nothing is measured, and the default forms are taken; so they are where a ``cache`` that
+    is complete has no times. Sites that differ only in weights are measured once. A form that does not
+    compute the same, or that the runtime refuses, is not taken.
     """
-    feeds = [_feed(model, shape, ctx.seed) for shape in shapes] if cache is not None else []
+    feeds = shaped_feeds(model, shapes, ctx.seed) if cache is not None else []
     choices = []
     for number, family in enumerate(families):
         progress("choose operator forms", number, len(families))
@@ -82,17 +83,17 @@ def choose_forms(
 
 
 def _choose_family(
-    model: Model, family: Family, feeds: Sequence[Feed], ctx: Context, cache: MeasurementCache | None
+    model: Model, family: Family, feeds: Sequence[Feed], ctx: Context, cache: Measurements | None
 ) -> list[Choice]:
     groups: dict[str, list[Site]] = {}
     for site in family.sites(model):
         groups.setdefault(site.signature(), []).append(site)
     choices = []
     chosen: list[tuple[Site, str]] = []
-    for signature, sites in groups.items():
-        times = _times(model, family, signature, sites[0], feeds, cache) if cache is not None else {}
+    for sites in groups.values():
+        times, unmeasured = ({}, "") if cache is None else _times(model, family, sites[0], feeds, cache)
         form = fastest(times, family.default)
-        choices.append(Choice(family.name, form, len(sites), times))
+        choices.append(Choice(family.name, form, len(sites), times, unmeasured))
         chosen.extend((site, form) for site in sites)
     with Rewriter(model, ctx) as rw:
         for site, form in chosen:
@@ -120,22 +121,25 @@ def fastest(times_ms: Times, default: str) -> str:
 
 
 def _times(
-    model: Model, family: Family, signature: str, site: Site, feeds: Sequence[Feed], cache: MeasurementCache
-) -> Times:
+    model: Model, family: Family, site: Site, feeds: Sequence[Feed], cache: Measurements
+) -> tuple[Times, str]:
+    """Times of the forms of ``site``, and why there are none, or an empty text."""
     shapes = ",".join("x".join(map(str, next(iter(feed.values())).shape)) for feed in feeds)
-    key = f"{_METHOD} {family.name} {signature} {shapes}"
+    key = f"{_METHOD} {family.name} {site.signature()} {shapes}"
     kept = cache.get(key)
     if kept is not None and _fits(kept, family, len(feeds)):
-        return kept
+        return kept, ""
+    if cache.complete:
+        return {}, "not in the profile"
     try:
         with Runner(model, site.inputs) as runner:
             inside = [runner(feed) for feed in feeds]
     except DataError as error:
         _LOG.warning("forms of %s are not measured: %s", family.name, error)
-        return {}
+        return {}, "the model does not run at these shapes"
     times = measure_forms(site.extract(model), family, inside)
     cache.put(key, times)
-    return times
+    return times, ""
 
 
 def _fits(times: Times, family: Family, shapes: int) -> bool:
@@ -204,7 +208,9 @@ def same_outputs(expected: Sequence[Feed], seen: Sequence[Feed]) -> bool:
     return True
 
 
-def _feed(model: Model, shape: Shape, seed: int) -> Feed:
-    batch, length = shape
-    samples = synthetic_samples(model, count=batch, length=length, seed=seed)
-    return samples.batch(range(batch))
+def shaped_feeds(model: Model, shapes: Sequence[Shape], seed: int) -> list[Feed]:
+    """A made-up feed of every shape; a model with fewer positions gets as many as it has."""
+    return [
+        synthetic_samples(model, count=batch, length=length, seed=seed).batch(range(batch))
+        for batch, length in shapes
+    ]

@@ -1,0 +1,41 @@
+"""Measures, for the models of a user, what a target chooses between, and writes it as a profile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from graphcompress.base import Context, Progress, Target, no_progress
+from graphcompress.capturing.source import open_model
+from graphcompress.data.load import Samples, load_samples
+from graphcompress.pipeline import Pipeline
+
+Times = Mapping[str, Mapping[str, Sequence[float]]]
+
+
+def tune(
+    models: Sequence[Path],
+    target: Target,
+    pipelines: Sequence[Pipeline],
+    *,
+    data: Path | None = None,
+    tokenizer: Path | None = None,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> Times:
+    """Times of all that ``target`` would choose between in ``models`` after each of ``pipelines``.
+
+    Only sizes and operators matter for speed, so contracts are not enforced here.
+
+    Raises:
+        GraphCompressError: a model that cannot be read or run, or a target that measures nothing.
+    """
+    found: dict[str, Mapping[str, Sequence[float]]] = {}
+    for path in models:
+        for pipeline in pipelines:
+            model = open_model(path)
+            samples: Samples | None = load_samples(data, model, tokenizer=tokenizer) if data else None
+            ctx = Context(samples, target.capabilities, seed, progress)
+            pipeline.run(model, ctx, allow=[step.name for step in pipeline.passes])
+            found.update(target.tune(model, ctx))
+    return found
