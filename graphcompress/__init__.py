@@ -9,8 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from graphcompress.artifact.opening import session
     from graphcompress.base import Capabilities, Context, Exact, Lossy, Pass, Target
-    from graphcompress.build import Build, optimize, session
+    from graphcompress.build import Build, optimize
     from graphcompress.capturing.checkpoint import export
     from graphcompress.capturing.module import capture
     from graphcompress.data.load import Samples, load_samples
@@ -38,7 +39,7 @@ _HOME = {
     "load_samples": "data.load",
     "optimize": "build",
     "option": "options",
-    "session": "build",
+    "session": "artifact.opening",
 }
 
 __all__ = [  # noqa: RUF022 - the two verbs first

@@ -74,15 +74,24 @@ class Capabilities:
 
     Attributes:
         int8_dynamic: activations may be quantised with a scale computed at run time.
-        int8_activations: ``uint8`` (asymmetric) or ``int8`` (symmetric).
+        int8_activations: which of ``uint8`` (asymmetric) and ``int8`` (symmetric) run, the better one first.
         int8_weight_bits: bits of an int8 weight in use; 7 where u8×s8 products saturate (x86 without VNNI).
         constant_expressions: constant expressions over stored tensors are folded when the session is made.
     """
 
     int8_dynamic: bool = True
-    int8_activations: str = "uint8"
+    int8_activations: tuple[str, ...] = ("uint8", "int8")
     int8_weight_bits: int = 8
     constant_expressions: bool = True
+
+    def common(self, other: Capabilities) -> Capabilities:
+        """What both targets can run."""
+        return Capabilities(
+            int8_dynamic=self.int8_dynamic and other.int8_dynamic,
+            int8_activations=tuple(it for it in self.int8_activations if it in other.int8_activations),
+            int8_weight_bits=min(self.int8_weight_bits, other.int8_weight_bits),
+            constant_expressions=self.constant_expressions and other.constant_expressions,
+        )
 
 
 class Progress(Protocol):
@@ -197,6 +206,13 @@ class Pass(_Named, abc.ABC):
     trains: ClassVar[bool] = False
     """Whether it makes good what lossy passes before it cost: they are judged by their contracts after it."""
 
+    def unsupported(self, capabilities: Capabilities, *, calibrated: bool) -> str | None:
+        """What these options ask for that a target cannot run, and which option to change; None: nothing.
+
+        Asked before any work; ``calibrated`` says whether there are samples of the user.
+        """
+        return None
+
     def check(self, model: Model, ctx: Context) -> None:
         """Refuse what :meth:`run` would fail on; called before the first pass that is not exact works."""
 
@@ -209,6 +225,9 @@ class Pass(_Named, abc.ABC):
 class Target(_Named, abc.ABC):
     """Lowers a model for one runtime, writes its files and runs them there."""
 
+    timed: ClassVar[bool] = True
+    """Whether times of :meth:`session` on this machine are those of the runtime that the artifact is for."""
+
     @property
     @abc.abstractmethod
     def capabilities(self) -> Capabilities:
@@ -216,7 +235,11 @@ class Target(_Named, abc.ABC):
 
     @abc.abstractmethod
     def lower(self, model: Model, folder: Path, ctx: Context) -> Mapping[str, Any]:
-        """Write the files of the artifact into ``folder``, which exists; return what to record about it."""
+        """Write the files of the artifact into ``folder``, which exists; return what to record about it.
+
+        The record's entry ``proof`` says what ran the artifact when its outputs were compared, where that is
+        not simply the runtime that it is for.
+        """
 
     @abc.abstractmethod
     def session(self, folder: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:

@@ -13,30 +13,21 @@ import numpy as np
 
 from graphcompress import metrics, registry, report
 from graphcompress.analysis.cost import macs
-from graphcompress.artifact.folder import (
-    MANIFEST,
-    disk_errors,
-    file_hashes,
-    read_manifest,
-    refuse_existing,
-    staged,
-    write_manifest,
-)
+from graphcompress.artifact.folder import disk_errors, file_hashes, refuse_existing, staged, write_manifest
 from graphcompress.artifact.inputs import copy_tokenizer, folder_bytes, input_hashes, model_bytes, path_text
 from graphcompress.artifact.manifest import manifest
 from graphcompress.artifact.recipe import RECIPE, Recipe
 from graphcompress.base import Context, Pass, Progress, Target, Training, no_progress
-from graphcompress.capturing.checkpoint import is_checkpoint
 from graphcompress.capturing.source import open_model
 from graphcompress.data.load import Samples, load_samples
-from graphcompress.errors import InvalidModelError, UsageError
+from graphcompress.errors import UsageError
 from graphcompress.metrics import Metric, Score
 from graphcompress.model import Model
-from graphcompress.options import build, split_calls
 from graphcompress.pipeline import CHECK_BATCH, PassRecord, Pipeline, Size, check_samples
 from graphcompress.processes import rank
-from graphcompress.runtime import Feed, Runner, session_of
+from graphcompress.runtime import Feed, Runner
 from graphcompress.support import refuse_unsupported
+from graphcompress.targeting import artifact_folders, common_capabilities, distinct, parse_targets
 from graphcompress.verify import Difference, Invariance, Run, batch_invariance, compare
 
 CALIBRATION_ROWS = 512
@@ -44,20 +35,47 @@ CALIBRATION_ROWS = 512
 
 
 @dataclass(frozen=True)
+class Lowered:
+    """What one target made of the compressed model, and how it answers.
+
+    Attributes:
+        target: as the user would type it.
+        folder: of the artifact.
+        size: of the artifact: all its files but the tokenizer.
+        difference: outputs of the artifact, run by the target, against the model that came in.
+        invariance: whether the artifact's answers depend on batch mates or padding.
+        record: what the target says about the lowering.
+        score: the task metric, when one was asked for.
+        timed: whether times on this machine are those of the target's runtime.
+    """
+
+    target: str
+    folder: Path
+    size: Size
+    difference: Difference
+    invariance: Invariance
+    record: Mapping[str, Any] = field(default_factory=dict)
+    score: Score | None = None
+    timed: bool = True
+
+    @property
+    def name(self) -> str:
+        """The target's name, without its options."""
+        return self.target.partition("{")[0]
+
+
+@dataclass(frozen=True)
 class Build:
     """What one build did.
 
     Attributes:
-        output: the artifact's folder.
+        output: folder of the artifact, or of one artifact per target.
         recipe: what makes it again.
         before: size of the model that came in.
-        after: size of the artifact: all its files.
         records: one per pass, in order.
-        artifact: outputs of the artifact, run by the target, against the model that came in.
-        invariance: whether the artifact's answers depend on batch mates or padding.
-        reference_invariance: the same for the model that came in.
-        lowering: what the target recorded.
-        score_before, score_after: the task metric, when one was asked for.
+        lowered: one per target, in the order in which they were named.
+        reference_invariance: whether the answers of the model that came in depend on batch mates or padding.
+        score: the task metric of the model that came in, when one was asked for.
         samples: on which the outputs were compared.
         model: what the passes made of the model; ``model.path`` is the file of the one that came in.
     """
@@ -65,14 +83,10 @@ class Build:
     output: Path
     recipe: Recipe
     before: Size
-    after: Size
     records: tuple[PassRecord, ...]
-    artifact: Difference
-    invariance: Invariance
+    lowered: tuple[Lowered, ...]
     reference_invariance: Invariance
-    lowering: Mapping[str, Any] = field(default_factory=dict)
-    score_before: Score | None = None
-    score_after: Score | None = None
+    score: Score | None = None
     samples: Samples = field(default_factory=lambda: Samples([]), repr=False)
     model: Model | None = field(default=None, repr=False)
 
@@ -81,7 +95,7 @@ def optimize(
     model: Model | str | Path,
     passes: str | Pipeline | Collection[Pass] = "simplify,int8",
     *,
-    target: str | Target = "cpu",
+    target: str | Target | Collection[Target] = "cpu",
     data: Samples | str | Path | None = None,
     tokenizer: str | Path | None = None,
     metric: str | None = None,
@@ -98,21 +112,25 @@ def optimize(
 ) -> Build:
     """Compress ``model`` with ``passes``, lower it for ``target``, verify and write the artifact.
 
-    ``model`` is an ONNX file, a Hugging Face folder (or a name on its hub), or a loaded Model.
+    ``model`` is an ONNX file, a Hugging Face folder (or a name on its hub), or a loaded Model. For several
+    targets (``"cpu,mobile"``) it is compressed once, to what all of them can run, and lowered for each.
 
     ``simplify`` runs first unless the passes name it. ``data`` are calibration samples (a path or loaded
     samples; rows of ``train`` without), ``eval_data`` those of the task ``metric`` (``data`` without, or rows
     of ``train`` that are held out). A pass that trains learns from ``train`` what ``teacher`` answers (by
     default the model as it came in); its checkpoints lie in ``<output>.training`` until the build is done,
     and an interrupted build goes on from there. ``output`` is by default ``<model>-<target>`` in the working
-    folder; an existing artifact is only replaced with ``overwrite``. A model given as an object is changed in
-    place, and its recipe names no file.
+    folder, for several targets ``<model>-compressed`` with a folder for each; an existing artifact is only
+    replaced with ``overwrite``. A model given as an object is changed in place, and its recipe names no file.
 
     Raises:
         GraphCompressError: one of its kinds for every way in which this can fail; nothing is written then.
     """
     pipeline = _with_simplify(passes if isinstance(passes, Pipeline) else _pipeline(passes))
-    lowering_target = target if isinstance(target, Target) else parse_target(target)
+    targets = _targets(target)
+    for each in targets:
+        pipeline.check_target(each.name, each.capabilities, calibrated=(data or train) is not None)
+    capabilities = common_capabilities(targets)
     for name in allow:
         registry.pass_class(name)
     pipeline.check_request(allow, require_coverage)
@@ -123,7 +141,8 @@ def optimize(
         raise UsageError(f"metric {metric!r} needs samples; give them with --eval-data or --data")
     _check_training(pipeline, train, teacher)
     source = model.path if isinstance(model, Model) else Path(model)
-    folder = Path(output) if output else Path(f"{source.stem if source else 'model'}-{lowering_target.name}")
+    kind = targets[0].name if len(targets) == 1 else "compressed"
+    folder = Path(output) if output else Path(f"{source.stem if source else 'model'}-{kind}")
     refuse_existing(folder, overwrite=overwrite)
     checkpoints = folder.with_name(f"{folder.name}.training")
 
@@ -136,7 +155,7 @@ def optimize(
         recipe = Recipe(
             model=path_text(model),
             passes=str(pipeline),
-            target=str(lowering_target),
+            target=",".join(map(str, targets)),
             data=path_text(data),
             tokenizer=path_text(tokenizer),
             metric=metric,
@@ -163,38 +182,73 @@ def optimize(
             learnt, held_out = Training(learnt, held_out=held_out or samples if chosen else None).divided()
             training = Training(learnt, guide, held_out, metric, checkpoints)
             samples = samples or learnt.spread(CALIBRATION_ROWS)
-        ctx = Context(samples, lowering_target.capabilities, seed, progress, training)
+        ctx = Context(samples, capabilities, seed, progress, training)
         before = _Reference(loaded, ctx, chosen, held_out or samples)
         records = pipeline.run(
-            loaded, ctx, allow=allow, require_coverage=require_coverage, on_record=on_record
+            loaded,
+            ctx,
+            allow=allow,
+            require_coverage=require_coverage,
+            on_record=on_record,
+            original=before.outputs,
+        )
+        result = Build(
+            output=folder,
+            recipe=recipe,
+            before=before.size,
+            records=tuple(records),
+            lowered=(),
+            reference_invariance=before.invariance,
+            score=before.score,
+            samples=before.samples,
+            model=loaded,
         )
         with staged(folder, overwrite=overwrite) as stage:
-            progress("lower", 0, 1)
-            lowering = lowering_target.lower(loaded, stage, ctx)
-            progress("lower", 1, 1)
-            copy_tokenizer(loaded.path, stage)
-            run = lowering_target.session(stage)
-            result = Build(
-                output=folder,
-                recipe=recipe,
-                before=before.size,
-                after=Size(loaded.parameters, folder_bytes(stage), macs(loaded)),
-                records=tuple(records),
-                artifact=compare(before.outputs, run, before.feeds),
-                invariance=batch_invariance(run, before.samples),
-                reference_invariance=before.invariance,
-                lowering=lowering,
-                score_before=before.score,
-                score_after=before.score_of(run),
-                samples=before.samples,
-                model=loaded,
-            )
-            (stage / RECIPE).write_text(recipe.to_toml(), encoding="utf-8")
-            (stage / report.REPORT).write_text(report.markdown(result), encoding="utf-8")
-            write_manifest(stage, manifest(result, file_hashes(stage)))
+            stages = artifact_folders(stage, targets)
+            lowered = [_lower(it, stages[it.name], loaded, ctx, before) for it in targets]
+            places = artifact_folders(folder, targets)
+            result = replace(result, lowered=tuple(replace(it, folder=places[it.name]) for it in lowered))
+            for it in result.lowered:
+                _describe(replace(result, lowered=(it,)), stages[it.name])
+            if len(targets) > 1:
+                (stage / report.REPORT).write_text(report.markdown(result), encoding="utf-8")
+                write_manifest(stage, {"artifacts": [it.name for it in targets]})
         if rank() == 0:
             shutil.rmtree(checkpoints, ignore_errors=True)
     return result
+
+
+def _targets(given: str | Target | Collection[Target]) -> tuple[Target, ...]:
+    if isinstance(given, str):
+        return parse_targets(given)
+    return (given,) if isinstance(given, Target) else distinct(tuple(given))
+
+
+def _lower(target: Target, stage: Path, model: Model, ctx: Context, before: _Reference) -> Lowered:
+    """Write and verify the artifact for ``target`` in ``stage``."""
+    ctx.progress(f"lower for {target.name}", 0, 1)
+    stage.mkdir(exist_ok=True)
+    record = target.lower(model, stage, ctx)
+    ctx.progress(f"lower for {target.name}", 1, 1)
+    copy_tokenizer(model.path, stage)
+    run = target.session(stage)
+    return Lowered(
+        target=str(target),
+        folder=stage,
+        size=Size(model.parameters, folder_bytes(stage), macs(model)),
+        difference=compare(before.outputs, run, before.feeds),
+        invariance=batch_invariance(run, before.samples),
+        record=record,
+        score=before.score_of(run),
+        timed=target.timed,
+    )
+
+
+def _describe(build: Build, stage: Path) -> None:
+    """Write recipe, report and manifest of the artifact in ``stage``, the only one of ``build``."""
+    (stage / RECIPE).write_text(build.recipe.to_toml(), encoding="utf-8")
+    (stage / report.REPORT).write_text(report.markdown(build), encoding="utf-8")
+    write_manifest(stage, manifest(build, file_hashes(stage)))
 
 
 class _Reference:
@@ -226,55 +280,6 @@ class _Reference:
         if self._metric is None or self._held_out is None:
             return None
         return metrics.answers(self._metric, run, self._held_out, progress=self._progress, text=text)
-
-
-def session(path: str | Path) -> Run:
-    """A function from a feed to outputs by name: an artifact on the runtime it was made for, or an ONNX file.
-
-    Raises:
-        UsageError: the folder is not an artifact.
-        InvalidModelError: there is no such file.
-    """
-    path = Path(path)
-    if path.is_dir():
-        return parse_target(read_manifest(path)["recipe"]["target"]).session(path)
-    if not path.is_file():
-        raise InvalidModelError(f"{path}: no such file or folder")
-    runtime = session_of(path)
-    names = [output.name for output in runtime.get_outputs()]
-
-    def run(feed: Feed) -> dict[str, np.ndarray]:
-        return dict(zip(names, runtime.run(names, dict(feed)), strict=True))
-
-    return run
-
-
-def model_file(path: str | Path) -> Path:
-    """The ONNX file of an artifact, or ``path`` itself (also when it is a checkpoint).
-
-    Raises:
-        UsageError: the folder is not an artifact, or has no ONNX file.
-    """
-    path = Path(path)
-    if not path.is_dir() or is_checkpoint(path):
-        return path
-    names = sorted(name for name in read_manifest(path)["files"] if name.endswith(".onnx"))
-    if not names:
-        raise UsageError(f"{path}: this artifact holds no ONNX file, see {path / MANIFEST}")
-    return path.joinpath(names[0])
-
-
-def parse_target(text: str) -> Target:
-    """Read ``cpu`` or ``cpu{option=value}``.
-
-    Raises:
-        UsageError: an unknown target or option, or not exactly one target.
-    """
-    calls = split_calls(text)
-    if len(calls) != 1:
-        raise UsageError(f"expected one target, got {text!r}; known: {', '.join(registry.names('targets'))}")
-    name, options = calls[0]
-    return build(registry.target_class(name), name, options)
 
 
 def _check_training(pipeline: Pipeline, train: object, teacher: object) -> None:

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from graphcompress import registry
 from graphcompress.analysis.cost import macs
 from graphcompress.analysis.linears import embeddings, linears
-from graphcompress.base import Context, Exact, Lossy, Pass, Skipped, Touched, Training, parameters_of
+from graphcompress.base import (
+    Capabilities,
+    Context,
+    Exact,
+    Lossy,
+    Pass,
+    Skipped,
+    Touched,
+    Training,
+    parameters_of,
+)
 from graphcompress.data.load import Samples, synthetic_samples
 from graphcompress.errors import ContractError, CoverageError, UsageError, nearest
 from graphcompress.model import Model
 from graphcompress.options import build, split_calls
-from graphcompress.runtime import Runner
+from graphcompress.runtime import Feed, Runner
 from graphcompress.verify import Difference, check_structure, compare, interface
 
 CHECK_SAMPLES = 16
 CHECK_BATCH = 8
 TRAINED_CHECK_SAMPLES = 64
 """More where a pass trains: what was learned differs from sample to sample."""
+
+Outputs = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -93,10 +107,12 @@ class Pipeline:
         allow: Collection[str] = (),
         require_coverage: float = 0.0,
         on_record: Callable[[PassRecord], None] = lambda record: None,
+        original: Sequence[Outputs] | None = None,
     ) -> list[PassRecord]:
         """Run every pass on ``model``, in place, and check structure, outputs and coverage after each.
 
         ``allow`` names passes whose broken contract is accepted; ``require_coverage`` (0-1) binds lossy ones.
+        ``original`` are outputs of ``model`` on the batches of :func:`check_samples`, when they are known.
 
         Raises:
             ContractError: a pass changed the outputs by more than it promised, or broke the graph.
@@ -106,9 +122,10 @@ class Pipeline:
         self.check_request(allow, require_coverage)
         if self.trains and ctx.training is None:
             raise UsageError(f"{self} trains; give samples to train on with --train")
-        check = _Checker(model, ctx)
+        self.check_target("in use", ctx.capabilities, calibrated=ctx.samples is not None)
+        check = _Checker(model, ctx, original)
         records = []
-        original = model.clone() if self.trains else None
+        teacher = model.clone() if self.trains else None
         checked = False
         for number, step in enumerate(self.passes):
             ctx.progress(f"{step}", number, len(self.passes))
@@ -119,13 +136,13 @@ class Pipeline:
             record = _run_pass(
                 step,
                 model,
-                dataclasses.replace(ctx, original=original),
+                dataclasses.replace(ctx, original=teacher),
                 check,
                 allow,
                 awaits=self._awaits_training(number),
             )
-            if original and all(isinstance(done.contract, Exact) for done in self.passes[: number + 1]):
-                original = model.clone()  # the same model in a plainer form
+            if teacher and all(isinstance(done.contract, Exact) for done in self.passes[: number + 1]):
+                teacher = model.clone()  # the same model in a plainer form
             records.append(record)
             on_record(record)
             if isinstance(step.contract, Lossy) and record.coverage < require_coverage:
@@ -162,6 +179,17 @@ class Pipeline:
                     f"--allow {name}: the pipeline {self} has no such pass; {nearest(name, known)}"
                 )
 
+    def check_target(self, name: str, capabilities: Capabilities, *, calibrated: bool) -> None:
+        """Fail before any work when a pass is asked for something that the target ``name`` cannot run.
+
+        Raises:
+            UsageError: it says which option to change.
+        """
+        for step in self.passes:
+            reason = step.unsupported(capabilities, calibrated=calibrated)
+            if reason is not None:
+                raise UsageError(f"the target {name} cannot run what {step} asks for: {reason}")
+
 
 def check_samples(model: Model, ctx: Context) -> Samples:
     """The samples on which outputs are compared: the first of the user's, or made-up ones.
@@ -176,11 +204,10 @@ def check_samples(model: Model, ctx: Context) -> Samples:
 class _Checker:
     """Outputs of the model before and after each pass, on a few samples."""
 
-    def __init__(self, model: Model, ctx: Context) -> None:
+    def __init__(self, model: Model, ctx: Context, original: Sequence[Outputs] | None) -> None:
         self.feeds = list(check_samples(model, ctx).batches(CHECK_BATCH))
         self.interface = interface(model)
-        with Runner(model) as runner:
-            self.original = [runner(feed) for feed in self.feeds]
+        self.original = original if original is not None else _outputs(model, self.feeds)
         self.before = self.original
         self.awaiting: list[Pass] = []
         """Lossy passes that are judged together with the pass that trains."""
@@ -208,6 +235,11 @@ class _Checker:
         total = compare(self.original, lambda feed: next(recorded), self.feeds)
         self.before = now
         return step, total, bytes_on_disk
+
+
+def _outputs(model: Model, feeds: Iterable[Feed]) -> list[Outputs]:
+    with Runner(model) as runner:
+        return [runner(feed) for feed in feeds]
 
 
 def _run_pass(

@@ -12,7 +12,7 @@ from graphcompress.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from graphcompress.bench import ShapeResult
-    from graphcompress.build import Build
+    from graphcompress.build import Build, Lowered
     from graphcompress.metrics import Score
     from graphcompress.pipeline import PassRecord
     from graphcompress.verify import Difference, Invariance
@@ -115,11 +115,12 @@ def invariance_line(invariance: Invariance) -> str:
 
 
 def summary_lines(build: Build) -> list[tuple[str, str]]:
-    """The end of a run, as (topic, text): metric, size, verification of the artifact."""
-    before, after = build.before, build.after
+    """The end of a run for one target, as (topic, text): metric, size, verification of the artifact."""
+    before, lowered = build.before, build.lowered[0]
+    after = lowered.size
     lines = []
-    if build.score_before and build.score_after:
-        lines.append(("metric", score_line(build.score_before, build.score_after)))
+    if build.score and lowered.score:
+        lines.append(("metric", score_line(build.score, lowered.score)))
     lines.append(
         (
             "size",
@@ -129,9 +130,9 @@ def summary_lines(build: Build) -> list[tuple[str, str]]:
     )
     lines.append(("parameters", f"{count(before.parameters)} → {count(after.parameters)}"))
     lines.append(("MACs", f"{count(before.macs)} → {count(after.macs)} (one sample of 128 tokens)"))
-    lines += lowering_lines(build.lowering)
-    lines.append(("artifact", f"{difference_line(build.artifact)}, run by the target"))
-    lines.append(("batches", invariance_line(build.invariance)))
+    lines += lowering_lines(lowered.record)
+    lines.append(("artifact", f"{difference_line(lowered.difference)}, {proof(lowered)}"))
+    lines.append(("batches", invariance_line(lowered.invariance)))
     if build.reference_invariance.changed:
         lines.append(("", f"the model that came in: {invariance_line(build.reference_invariance)}"))
     return lines
@@ -142,6 +143,41 @@ def lowering_lines(lowering: Mapping[str, object]) -> list[tuple[str, str]]:
     forms, notes = lowering.get("forms_text"), lowering.get("notes", ())
     lines = [("forms", str(forms))] if forms else []
     return lines + [("", str(note)) for note in (notes if isinstance(notes, Sequence) else ())]
+
+
+def proof(lowered: Lowered) -> str:
+    """What ran the artifact when its outputs were compared."""
+    return str(lowered.record.get("proof", "run by the target"))
+
+
+def target_table(build: Build) -> list[list[str]]:
+    """One row per target under a row of titles: size, metric, verification."""
+    titles = [
+        "target",
+        "size",
+        "smaller",
+        "SQNR",
+        "largest error",
+        "answers that change in a batch",
+        "verified",
+    ]
+    bytes_before = build.before.bytes_on_disk
+    rows = [["before", size(bytes_before), "", "", "", _changed(build.reference_invariance), ""]]
+    for it in build.lowered:
+        bytes_after = it.size.bytes_on_disk
+        row = [it.target, size(bytes_after), f"{bytes_before / max(bytes_after, 1):.2f} ×"]
+        row += [decibels(it.difference.sqnr_db), f"{it.difference.max_relative_error:.1%}"]
+        rows.append([*row, _changed(it.invariance), proof(it)])
+    if build.score is not None:
+        titles.insert(3, f"{build.score.label}, {build.score.count:,} {build.score.noun}")
+        scores = [build.score, *(it.score for it in build.lowered)]
+        for row, score in zip(rows, scores, strict=True):
+            row.insert(3, f"{score.value:.4f}" if score else "")
+    return [titles, *rows]
+
+
+def _changed(invariance: Invariance) -> str:
+    return f"{invariance.changed} of {invariance.samples}"
 
 
 def score_line(before: Score, after: Score) -> str:
@@ -161,7 +197,10 @@ def markdown(build: Build, benched: Sequence[ShapeResult] = ()) -> str:
         f"# {Path(build.recipe.model or 'model').name} → {build.recipe.passes} → {build.recipe.target}",
         "",
     ]
-    lines += [f"- **{topic}**: {text}" if topic else f"- {text}" for topic, text in summary_lines(build)]
+    if len(build.lowered) == 1:
+        lines += [f"- **{topic}**: {text}" if topic else f"- {text}" for topic, text in summary_lines(build)]
+    else:
+        lines += [*_table(*target_table(build)), ""]
     lines += [f"- **latency**, {topic}: {text}" for topic, text in bench_lines(benched)]
     for record in build.records:
         lines += ["", f"## {record.text}", "", pass_line(record).partition(": ")[2], ""]
@@ -173,6 +212,11 @@ def markdown(build: Build, benched: Sequence[ShapeResult] = ()) -> str:
         lines += _touched_table(record.touched)
         lines += _skipped_table(record.skipped)
     return "\n".join(lines) + "\n"
+
+
+def _table(titles: Sequence[str], *rows: Sequence[str]) -> list[str]:
+    cells = [[_cell(cell) for cell in row] for row in (titles, ["---"] * len(titles), *rows)]
+    return [f"| {' | '.join(row)} |" for row in cells]
 
 
 def _touched_table(touched: Sequence[Touched]) -> list[str]:

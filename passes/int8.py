@@ -9,7 +9,7 @@ from typing import ClassVar, cast
 import onnx_ir as ir
 
 from graphcompress.analysis.linears import Embedding, Linear, embeddings, linears
-from graphcompress.base import Context, Contract, Lossy, Pass
+from graphcompress.base import Capabilities, Context, Contract, Lossy, Pass
 from graphcompress.calibrate import equal_batches
 from graphcompress.data.load import Samples, synthetic_samples
 from graphcompress.errors import UsageError
@@ -78,6 +78,11 @@ class Int8(Pass):
     percentile: float = option(
         99.99, "share of the values that the percentile range covers", unit="%", minimum=50.0, maximum=100.0
     )
+    activations: str = option(
+        "auto",
+        "uint8 (asymmetric) or int8 (symmetric) activations; auto: the better one that the target runs",
+        choices=("auto", "uint8", "int8"),
+    )
     weights: str = option(
         "auto",
         "int8 values that weights use: 8bit, 7bit, or pairs (neighbours add up to 128 at most, for x86 "
@@ -100,11 +105,24 @@ class Int8(Pass):
         8.0, "leave a linear in float when its own output would fall below this SQNR", unit="dB"
     )
 
+    def unsupported(self, capabilities: Capabilities, *, calibrated: bool) -> str | None:
+        """Activations or scales that the target cannot run."""
+        runs = capabilities.int8_activations
+        if self.activations != "auto" and self.activations not in runs:
+            return f"activations={self.activations}, it runs {' or '.join(runs)}; change activations"
+        if capabilities.int8_dynamic:
+            return None
+        if self.scheme == "dynamic":
+            return "scales of activations computed at run time; change scheme to static"
+        if not calibrated:
+            return "scales of activations computed at run time; give samples with --data to calibrate them"
+        return None
+
     def run(self, model: Model, ctx: Context) -> None:
         """Quantise linears and embeddings in place.
 
         Raises:
-            UsageError: the scheme needs samples that are not there, or the target cannot do it.
+            UsageError: the scheme needs samples that are not there.
         """
         samples = self._samples(ctx)
         scheme = self._scheme(ctx, static=samples is not None)
@@ -137,11 +155,6 @@ class Int8(Pass):
             raise UsageError(f"{self}: static scales are calibrated on samples; give some with --data")
         if given is not None and self.scheme != "dynamic":
             return given.first(-(-self.samples // given.per_row))
-        if not ctx.capabilities.int8_dynamic:
-            raise UsageError(
-                f"{self}: the target cannot compute scales of activations at run time; "
-                "give samples with --data, so that they are calibrated"
-            )
         return None
 
     def _scheme(self, ctx: Context, *, static: bool) -> Scheme:
@@ -152,9 +165,12 @@ class Int8(Pass):
             else cast("WeightRange", self.weights),
             methods=_METHODS if self.calibrate == "auto" else (cast("Calibration", self.calibrate),),
             percentile=self.percentile,
-            signed=ctx.capabilities.int8_activations == "int8",
+            signed=self._activations(ctx) == "int8",
             static=static,
         )
+
+    def _activations(self, ctx: Context) -> str:
+        return ctx.capabilities.int8_activations[0] if self.activations == "auto" else self.activations
 
     def _admissible(self, rw: Rewriter) -> list[Linear]:
         candidates = linears(rw.model, self.layers)

@@ -25,6 +25,7 @@ from graphcompress.forms.normalisation import Residual
 from graphcompress.forms.profile import Profile, Recorder, read_profile
 from graphcompress.forms.record import record
 from graphcompress.forms.shapes import DEFAULT_SHAPES, format_shapes, parse_shapes
+from graphcompress.forms.unsigned import unsigned_activations
 from graphcompress.forms.whole import ARTIFACT, INPUT, lower, refuse_slower, take_back, times_against_input
 from graphcompress.model import Model
 from graphcompress.options import option
@@ -88,6 +89,7 @@ class Cpu(Target):
         """
         legal = model.clone()
         newer = legalise(legal, ctx)
+        unsigned_activations(legal, ctx, saturates=self.capabilities.int8_weight_bits < 8)
         about = {} if newer is None else {"opset_reason": newer}
         if self.profile is not None:
             return {**self._lower_by_profile(legal, folder, ctx, read_profile(self.profile)), **about}

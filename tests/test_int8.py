@@ -155,7 +155,7 @@ def test_dynamic_form_is_integer_arithmetic(one_linear, optimize, op):
 
 def test_signed_activations_have_zero_points_of_zero(one_linear):
     model = one_linear(weight(32, 32))
-    run(Int8(), model, floats(), Capabilities(int8_activations="int8"))
+    run(Int8(), model, floats(), Capabilities(int8_activations=("int8",)))
     zero_points = [n.inputs[2].const_value.numpy() for n in model.graph if n.op_type == "QuantizeLinear"]
     assert [(z.dtype, int(z)) for z in zero_points] == [(np.int8, 0)]
 
@@ -261,10 +261,30 @@ def test_a_weight_that_something_else_reads_stays(tmp_path):
 def test_without_samples_static_is_refused_and_auto_is_dynamic(tiny_bert):
     with pytest.raises(UsageError, match="--data"):
         run(Int8(scheme="static"), tiny_bert, None)
-    with pytest.raises(UsageError, match="cannot compute scales"):
-        run(Int8(), tiny_bert, None, Capabilities(int8_dynamic=False))
     run(Int8(), tiny_bert, synthetic_samples(tiny_bert))
     assert ops(tiny_bert)["DynamicQuantizeLinear"] > 0
+
+
+@pytest.mark.parametrize(
+    ("step", "calibrated", "reason"),
+    [
+        (Int8(), False, "--data"),
+        (Int8(scheme="dynamic"), True, "change scheme to static"),
+        (Int8(activations="uint8"), True, "change activations"),
+        (Int8(), True, None),
+    ],
+)
+def test_what_a_target_cannot_run_is_said_with_the_option_to_change(step, calibrated, reason):
+    symmetric = Capabilities(int8_dynamic=False, int8_activations=("int8",))
+    said = step.unsupported(symmetric, calibrated=calibrated)
+    assert said is None if reason is None else reason in said
+
+
+def test_activations_are_signed_on_request(one_linear):
+    model = one_linear(weight(32, 32))
+    run(Int8(activations="int8"), model, floats())
+    zero_points = [n.inputs[2].const_value.numpy() for n in model.graph if n.op_type == "QuantizeLinear"]
+    assert [z.dtype for z in zero_points] == [np.int8]
 
 
 # ---- weights used twice, embeddings, expressions

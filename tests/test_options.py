@@ -13,11 +13,11 @@ from strategies import instances
 
 from graphcompress import registry
 from graphcompress.base import Context, Contract, Exact, Pass, Target
-from graphcompress.build import parse_target
 from graphcompress.errors import UsageError
 from graphcompress.model import Model
 from graphcompress.options import build, format_call, option, split_calls
 from graphcompress.pipeline import Pipeline
+from graphcompress.targeting import parse_target
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def test_unknown_names_come_with_the_nearest() -> None:
         parse_target("cpo")
 
 
-@pytest.mark.parametrize("text", ["", "cpu,cpu"])
-def test_a_target_is_exactly_one(text: str) -> None:
-    with pytest.raises(UsageError, match="one target"):
+@pytest.mark.parametrize(("text", "said"), [("", "no target is given"), ("cpu,cpu{isa=arm}", "named twice")])
+def test_targets_are_named_once_each(text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
         parse_target(text)

@@ -12,7 +12,7 @@ from graphcompress.artifact.manifest import bench_json, manifest
 from graphcompress.artifact.recipe import Recipe
 from graphcompress.base import Skipped, Touched
 from graphcompress.bench import ShapeResult, shaped_feed
-from graphcompress.build import Build
+from graphcompress.build import Build, Lowered
 from graphcompress.errors import UsageError
 from graphcompress.measure import Measurement
 from graphcompress.metrics import Score
@@ -40,17 +40,17 @@ def build(tmp_path):
         coverage=0.5,
         broken="SQNR 17.6 dB, promised at least 20 dB",
     )
+    invariance = Invariance(16, 0.05, 0.97, 3, 0.01)
+    small = Size(20_000, 9_083, 999)
+    score = Score("Spearman", 0.8650, 1500, "pairs")
     return Build(
         output=tmp_path / "small",
         recipe=Recipe(model="m.onnx", passes="kron{rank=2}", sha256={"m.onnx": "00"}),
         before=Size(22_713_216, 90_830_000, 1_430_000_000),
-        after=Size(20_000, 9_083, 999),
         records=(record,),
-        artifact=difference,
-        invariance=Invariance(16, 0.05, 0.97, 3, 0.01),
+        lowered=(Lowered("cpu", tmp_path / "small", small, difference, invariance, score=score),),
         reference_invariance=Invariance(16, 0.0, 1.0, 0, 0.01),
-        score_before=Score("Spearman", 0.8673, 1500, "pairs"),
-        score_after=Score("Spearman", 0.8650, 1500, "pairs"),
+        score=Score("Spearman", 0.8673, 1500, "pairs"),
     )
 
 

@@ -19,27 +19,31 @@ TOOLS = ("graphcompress", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript
 def manifest(build: Build, files: Mapping[str, str]) -> dict[str, Any]:
     """Content of ``graphcompress.json``: the recipe, versions, hashes, what every pass did, the verification.
 
+    ``build`` is that of one target.
+
     It holds no time, date or measured speed, so that the same build gives the same bytes.
     """
+    (lowered,) = build.lowered
     recipe = {key: value for key, value in dataclasses.asdict(build.recipe).items() if key != "sha256"}
     return {
+        "target": lowered.target,
         "recipe": recipe,
         "versions": {name: version(name) for name in TOOLS},
         "input": dict(build.recipe.sha256),
         "files": dict(files),
         "before": dataclasses.asdict(build.before),
-        "after": dataclasses.asdict(build.after),
+        "after": dataclasses.asdict(lowered.size),
         "passes": [record_json(record) for record in build.records],
         "verification": {
-            "artifact": rounded(dataclasses.asdict(build.artifact)),
-            "batch_invariance": rounded(dataclasses.asdict(build.invariance)),
+            "artifact": rounded(dataclasses.asdict(lowered.difference)),
+            "batch_invariance": rounded(dataclasses.asdict(lowered.invariance)),
             "batch_invariance_of_input": rounded(dataclasses.asdict(build.reference_invariance)),
             "metric": {
-                "before": rounded(dataclasses.asdict(build.score_before)) if build.score_before else None,
-                "after": rounded(dataclasses.asdict(build.score_after)) if build.score_after else None,
+                "before": rounded(dataclasses.asdict(build.score)) if build.score else None,
+                "after": rounded(dataclasses.asdict(lowered.score)) if lowered.score else None,
             },
         },
-        "lowering": without_times(rounded(build.lowering)),
+        "lowering": without_times(rounded(lowered.record)),
     }
 
 

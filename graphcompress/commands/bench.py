@@ -41,8 +41,8 @@ def bench(
     Example: graphcompress bench model.onnx small --data sentences.jsonl --shapes 1x128,8x128
     """
     from graphcompress.artifact.manifest import bench_json
+    from graphcompress.artifact.opening import model_file, session
     from graphcompress.bench import bench as measure
-    from graphcompress.build import model_file, session
     from graphcompress.model import Model
     from graphcompress.report import bench_lines
 

@@ -33,18 +33,19 @@ def inspect(
     Example: graphcompress inspect model.onnx --passes kron,prune
     """
     from graphcompress.artifact.manifest import rounded
+    from graphcompress.artifact.opening import model_file
     from graphcompress.base import Context
-    from graphcompress.build import model_file, parse_target
     from graphcompress.capturing.source import open_model
     from graphcompress.data.load import load_samples
     from graphcompress.inspection import inspect as look
     from graphcompress.pipeline import Pipeline
+    from graphcompress.targeting import common_capabilities, parse_targets
 
     steps = None if passes is None else () if passes == "none" else Pipeline.parse(passes).passes
     with progress_bars() as progress:
         loaded = open_model(model_file(model))
         samples = load_samples(data, loaded, tokenizer=tokenizer) if data else None
-        ctx = Context(samples, parse_target(target).capabilities, seed, progress)
+        ctx = Context(samples, common_capabilities(parse_targets(target)), seed, progress)
         found = look(loaded, steps, ctx=ctx, progress=progress)
     if json:
         print_json(rounded(dataclasses.asdict(found)))

@@ -35,7 +35,12 @@ def optimize(
             show_default=DEFAULT_PASSES,
         ),
     ] = None,
-    target: Annotated[str | None, typer.Option(help="Runtime to lower for.", show_default="cpu")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="Runtime to lower for; several, such as cpu,mobile, share the work.", show_default="cpu"
+        ),
+    ] = None,
     shapes: Annotated[
         str | None,
         typer.Option(
@@ -96,7 +101,7 @@ def optimize(
     ] = True,
     json: Json = False,
 ) -> None:
-    """Compress a model: run passes, lower it for a target, verify the artifact, write it.
+    """Compress a model: run passes, lower it for each target, verify the artifacts, write them.
 
     Example: graphcompress optimize model.onnx --passes kron,prune,int8 --data sentences.jsonl -o small
     """
@@ -200,11 +205,16 @@ def _run(
 
 
 def _bench(wanted: Recipe, build: Build, progress: Progress) -> list[ShapeResult]:
+    from graphcompress.artifact.opening import session
     from graphcompress.bench import bench
-    from graphcompress.build import session
 
     read = build.model.path if build.model else None
-    contenders = {"before": session(read or wanted.model or ""), "after": session(build.output)}
+    timed = [lowered for lowered in build.lowered if lowered.timed]
+    if not timed:
+        return []
+    contenders = {"before": session(read or wanted.model or "")}
+    for lowered in timed:
+        contenders["after" if len(build.lowered) == 1 else lowered.name] = session(lowered.folder)
     return bench(contenders, build.samples, seconds=BENCH_SECONDS, progress=progress)
 
 
@@ -218,18 +228,48 @@ def _print_record(record: PassRecord) -> None:
 
 
 def _print_summary(build: Build, benched: list[ShapeResult]) -> None:
-    from graphcompress.report import bench_lines, summary_lines
+    from graphcompress.report import bench_lines, summary_lines, target_table
 
     console = out()
-    for topic, text in summary_lines(build):
-        console.print(f"{topic:<11} {text}")
+    if len(build.lowered) == 1:
+        for topic, text in summary_lines(build):
+            console.print(f"{topic:<11} {text}")
+    else:
+        _print_table(target_table(build))
     for shape, text in bench_lines(benched):
         console.print(f"{'latency':<11} {shape}: {text}")
+    untimed = [lowered.name for lowered in build.lowered if not lowered.timed]
+    if untimed:
+        console.print(
+            f"{'latency':<11} not measured for {', '.join(untimed)}: this machine is not what runs it"
+        )
+
+
+def _print_table(rows: list[list[str]]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in rows[0]:
+        table.add_column(title)
+    for row in rows[1:]:
+        table.add_row(*row)
+    out().print(table, soft_wrap=False)
 
 
 def _document(build: Build, benched: list[ShapeResult]) -> dict[str, Any]:
+    """The manifest, or those of all targets by name, with what was measured on this machine."""
     from graphcompress.artifact.folder import read_manifest
     from graphcompress.artifact.manifest import bench_json, rounded
 
-    measured = {"lowering": rounded(build.lowering), "latency": bench_json(benched)}
-    return {**read_manifest(build.output), **measured, "output": str(build.output)}
+    artifacts = {
+        lowered.name: {
+            **read_manifest(lowered.folder),
+            "lowering": rounded(lowered.record),
+            "output": str(lowered.folder),
+        }
+        for lowered in build.lowered
+    }
+    latency = {"latency": bench_json(benched)}
+    if len(artifacts) == 1:
+        return {**artifacts[build.lowered[0].name], **latency}
+    return {"artifacts": artifacts, "output": str(build.output), **latency}

@@ -35,12 +35,12 @@ def tune(
 
     Example: graphcompress tune model.onnx --passes kron,int8 --out profile.json
     """
-    from graphcompress.build import parse_target
     from graphcompress.commands.short import with_options
     from graphcompress.forms.cache import machine_facts
     from graphcompress.forms.profile import write_profile
     from graphcompress.forms.shapes import parse_shapes
     from graphcompress.pipeline import Pipeline
+    from graphcompress.targeting import parse_target
     from graphcompress.tuning import tune as measure
 
     chosen = parse_target(with_options(target, shapes=shapes))

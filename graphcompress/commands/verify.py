@@ -44,7 +44,7 @@ def verify(
     Example: graphcompress verify model.onnx small --data sentences.jsonl --min-sqnr-db 15
     """
     from graphcompress.artifact.manifest import rounded
-    from graphcompress.build import model_file
+    from graphcompress.artifact.opening import model_file
     from graphcompress.errors import ContractError
     from graphcompress.model import Model
     from graphcompress.report import difference_line, invariance_line
@@ -80,7 +80,7 @@ def verify(
 
 
 def _difference(a: Path, b: Path, samples: Samples) -> Difference:
-    from graphcompress.build import session
+    from graphcompress.artifact.opening import session
     from graphcompress.verify import compare
 
     feeds = list(samples.batches(BATCH))
@@ -90,7 +90,7 @@ def _difference(a: Path, b: Path, samples: Samples) -> Difference:
 
 
 def _invariance(path: Path, samples: Samples) -> Invariance:
-    from graphcompress.build import session
+    from graphcompress.artifact.opening import session
     from graphcompress.verify import batch_invariance
 
     return batch_invariance(session(path), samples)

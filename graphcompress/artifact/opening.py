@@ -1,0 +1,59 @@
+"""An artifact or an ONNX file on its runtime, and the ONNX file in an artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphcompress.artifact.folder import MANIFEST, read_manifest
+from graphcompress.capturing.checkpoint import is_checkpoint
+from graphcompress.errors import InvalidModelError, UsageError
+from graphcompress.runtime import Feed, session_of
+from graphcompress.targeting import parse_target
+from graphcompress.verify import Run
+
+
+def session(path: str | Path) -> Run:
+    """A function from a feed to outputs by name: an artifact on the runtime it was made for, or an ONNX file.
+
+    Raises:
+        UsageError: the folder is not an artifact, or holds several.
+        InvalidModelError: there is no such file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return parse_target(_manifest(path)["target"]).session(path)
+    if not path.is_file():
+        raise InvalidModelError(f"{path}: no such file or folder")
+    runtime = session_of(path)
+    names = [output.name for output in runtime.get_outputs()]
+
+    def run(feed: Feed) -> dict[str, np.ndarray]:
+        return dict(zip(names, runtime.run(names, dict(feed)), strict=True))
+
+    return run
+
+
+def model_file(path: str | Path) -> Path:
+    """The ONNX file of an artifact, or ``path`` itself (also when it is a checkpoint).
+
+    Raises:
+        UsageError: the folder is not an artifact, holds several, or has no ONNX file.
+    """
+    path = Path(path)
+    if not path.is_dir() or is_checkpoint(path):
+        return path
+    names = sorted(name for name in _manifest(path)["files"] if name.endswith(".onnx"))
+    if not names:
+        raise UsageError(f"{path}: this artifact holds no ONNX file, see {path / MANIFEST}")
+    return path.joinpath(names[0])
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    manifest = read_manifest(folder)
+    if "artifacts" in manifest:
+        folders = ", ".join(str(folder / name) for name in manifest["artifacts"])
+        raise UsageError(f"{folder} holds artifacts for several targets; name one of {folders}")
+    return manifest

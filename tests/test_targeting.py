@@ -1,0 +1,137 @@
+"""Several targets: compressed once, to what all can run, and an artifact for each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from graphcompress.targets.cpu import Cpu
+
+from graphcompress import optimize, registry, session
+from graphcompress.artifact.folder import read_manifest
+from graphcompress.artifact.opening import model_file
+from graphcompress.base import Capabilities, Context, Pass, Target
+from graphcompress.errors import UsageError
+from graphcompress.model import Model
+from graphcompress.runtime import session_of
+from graphcompress.targeting import common_capabilities, parse_targets
+
+
+@dataclass(frozen=True)
+class Symmetric(Target):
+    """A runtime that wants symmetric static int8 and cannot run on this machine."""
+
+    name: ClassVar[str] = "symmetric"
+    timed: ClassVar[bool] = False
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Symmetric and static."""
+        return Capabilities(int8_dynamic=False, int8_activations=("int8",))
+
+    def lower(self, model: Model, folder: Path, ctx: Context) -> Mapping[str, Any]:
+        """Write the model as it is."""
+        model.clone().save(folder / "model.onnx")
+        return {"proof": "run by a stand-in"}
+
+    def session(self, folder: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+        """Run it on the CPU."""
+        runtime = session_of(folder / "model.onnx")
+        names = [output.name for output in runtime.get_outputs()]
+        return lambda feed: dict(zip(names, runtime.run(names, dict(feed)), strict=True))
+
+
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch):
+    known = registry.target_class
+    monkeypatch.setattr(
+        registry, "target_class", lambda name: Symmetric if name == "symmetric" else known(name)
+    )
+
+
+@pytest.fixture
+def built(tiny_bert_path, tiny_samples, tmp_path):
+    return optimize(
+        tiny_bert_path,
+        "int8",
+        target="cpu{measure=false},symmetric",
+        data=tiny_samples,
+        output=tmp_path / "out",
+        allow=["int8"],
+    )
+
+
+def test_each_target_has_an_artifact_of_its_own_that_its_session_runs(built, tiny_samples):
+    assert [lowered.folder.name for lowered in built.lowered] == ["cpu", "symmetric"]
+    feed = tiny_samples.first(4).batch(range(4))
+    answers = [session(lowered.folder)(feed) for lowered in built.lowered]
+    for name, expected in answers[0].items():
+        np.testing.assert_allclose(answers[1][name], expected, atol=1e-4)
+    assert read_manifest(built.output) == {"artifacts": ["cpu", "symmetric"]}
+    assert read_manifest(built.lowered[1].folder)["target"] == "symmetric"
+
+
+def test_the_weights_are_quantised_for_all_and_activations_as_each_runs_them_best(built):
+    kinds = []
+    for lowered in built.lowered:
+        graph = Model.load(model_file(lowered.folder)).graph
+        zeros = [node.inputs[2].const_value for node in graph if node.op_type == "QuantizeLinear"]
+        assert zeros
+        kinds.append({(zero.dtype.name, int(zero.numpy())) for zero in zeros})
+    assert kinds == [{("UINT8", 128)}, {("INT8", 0)}]
+
+
+def test_a_recipe_of_several_targets_names_them_all(built):
+    text = (built.lowered[0].folder / "recipe.toml").read_text()
+    assert 'target = "cpu{measure=false},symmetric"' in text
+
+
+def test_one_table_tells_about_all_targets(built):
+    page = (built.output / "report.md").read_text()
+    assert page.count("| target | size") == 1
+    assert "run by a stand-in" in page
+
+
+def test_a_folder_of_several_artifacts_says_so_when_it_is_opened(built):
+    with pytest.raises(UsageError, match="several targets; name one of"):
+        session(built.output)
+
+
+def test_a_folder_of_several_artifacts_can_be_replaced(built, tiny_bert_path):
+    again = optimize(
+        tiny_bert_path, "simplify", target="cpu{measure=false}", output=built.output, overwrite=True
+    )
+    assert json.loads((again.output / "graphcompress.json").read_text())["target"] == "cpu{measure=false}"
+
+
+def test_what_a_target_cannot_run_is_refused_before_the_model_is_read(tmp_path, tiny_samples):
+    with pytest.raises(UsageError, match=r"the target symmetric cannot run .*change activations"):
+        optimize(
+            tmp_path / "missing.onnx", "int8{activations=uint8}", target="cpu,symmetric", data=tiny_samples
+        )
+
+
+def test_common_capabilities_are_those_of_the_weaker():
+    common = common_capabilities(parse_targets("cpu,symmetric"))
+    assert common == Capabilities(int8_dynamic=False, int8_activations=("int8",), int8_weight_bits=7)
+
+
+def test_targets_without_common_activations_are_refused(monkeypatch):
+    monkeypatch.setattr(Cpu, "capabilities", Capabilities(int8_activations=("uint8",)))
+    with pytest.raises(UsageError, match="one at a time"):
+        common_capabilities(parse_targets("cpu,symmetric"))
+
+
+def test_a_pass_asks_for_nothing_special_unless_it_says_so():
+    class Plain(Pass):
+        name: ClassVar[str] = "plain"
+
+        def run(self, model: Model, ctx: Context) -> None:
+            """Nothing."""
+
+    assert Plain().unsupported(Capabilities(int8_activations=()), calibrated=False) is None
