@@ -129,7 +129,7 @@ def optimize(
     pipeline = _with_simplify(passes if isinstance(passes, Pipeline) else _pipeline(passes))
     targets = _targets(target)
     for each in targets:
-        pipeline.check_target(each.name, each.capabilities, calibrated=(data or train) is not None)
+        pipeline.check_target(each.name, each.capabilities, calibrated=data is not None or train is not None)
     capabilities = common_capabilities(targets)
     for name in allow:
         registry.pass_class(name)
