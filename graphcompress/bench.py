@@ -43,6 +43,12 @@ class ShapeResult:
     ratios: Mapping[str, Ratio] = field(default_factory=dict)
     skipped: str = ""
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Batch and length."""
+        batch, length = self.shape.partition(" ")[0].split("×")
+        return int(batch), int(length)
+
 
 def bench(
     contenders: Mapping[str, Run],

@@ -129,7 +129,7 @@ LAYERS = (
         "report",
         "build",
     ),
-    ("bench", "inspection", "reference", "fx", "distillation"),
+    ("bench", "inspection", "roofline", "tuning", "reference", "fx", "distillation"),
 )
 """Modules import their own layer and the ones above it only."""
 

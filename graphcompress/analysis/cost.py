@@ -14,12 +14,24 @@ from graphcompress.model import Model
 BATCH, LENGTH = 1, 128
 
 
+_CONTRIB = "com.microsoft"
+_INTEGER = frozenset({"MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul"})
+
+
 @dataclass(frozen=True)
 class NodeCost:
     """MACs of one multiplying node."""
 
     node: ir.Node
     macs: int
+
+    @property
+    def integer(self) -> bool:
+        """Whether the runtime multiplies 8-bit integers: by the operator, or between DequantizeLinear."""
+        if self.node.op_type in _INTEGER:
+            return True
+        factors = [value.producer() if value is not None else None for value in self.node.inputs[:2]]
+        return all(node is not None and node.op_type == "DequantizeLinear" for node in factors)
 
 
 def macs(model: Model, *, batch: int = BATCH, length: int = LENGTH) -> int:
@@ -28,12 +40,15 @@ def macs(model: Model, *, batch: int = BATCH, length: int = LENGTH) -> int:
 
 
 def node_costs(model: Model, *, batch: int = BATCH, length: int = LENGTH) -> list[NodeCost]:
-    """MACs of every linear, MatMul, Conv and Attention, in execution order; a constant expression is free."""
+    """MACs of every linear, MatMul, Conv and Attention, in execution order; a constant expression is free.
+
+    The operators of ONNX Runtime in which a target writes them count as well.
+    """
     bindings = _bindings(model, batch, length)
     costs = []
     for node in model.graph:
-        count = _COUNTS.get(node.op_type)
-        if node.domain or count is None or is_constant(node.outputs[0]):
+        count = _COUNTS.get((node.domain, node.op_type))
+        if count is None or is_constant(node.outputs[0]):
             continue
         found = count(node, bindings)
         if found is not None:
@@ -58,19 +73,43 @@ def _of_attention(node: ir.Node, bindings: Mapping[str, int]) -> int | None:
     return (math.prod(query) + math.prod(out)) * keys
 
 
+def _of_multi_head(node: ir.Node, bindings: Mapping[str, int]) -> int | None:
+    query, key, out = (_sizes(value, bindings) for value in (*node.inputs[:2], node.outputs[0]))
+    if query is None or key is None or out is None or len(key) != 3:
+        return None
+    return (math.prod(query) + math.prod(out)) * key[1]
+
+
 def _of_conv(node: ir.Node, bindings: Mapping[str, int]) -> int | None:
     """Every element of the result meets one filter: [channels of a group, positions of the kernel]."""
     out, weight = _sizes(node.outputs[0], bindings), _sizes(node.inputs[1], bindings)
     return None if out is None or weight is None else math.prod(out) * math.prod(weight[1:])
 
 
-_COUNTS: dict[str, Callable[[ir.Node, Mapping[str, int]], int | None]] = {
-    "Attention": _of_attention,
-    "Conv": _of_conv,
-    "Gemm": _of_product,
-    "MatMul": _of_product,
-    "MatMulInteger": _of_product,
+_COUNTS: dict[tuple[str, str], Callable[[ir.Node, Mapping[str, int]], int | None]] = {
+    ("", "Attention"): _of_attention,
+    ("", "Conv"): _of_conv,
+    ("", "Gemm"): _of_product,
+    ("", "MatMul"): _of_product,
+    ("", "MatMulInteger"): _of_product,
+    (_CONTRIB, "DynamicQuantizeMatMul"): _of_product,
+    (_CONTRIB, "MatMulIntegerToFloat"): _of_product,
+    (_CONTRIB, "MultiHeadAttention"): _of_multi_head,
 }
+
+
+def product_sizes(cost: NodeCost, model: Model, batch: int, length: int) -> tuple[int, int, int] | None:
+    """Rows, inner size and columns of a product with a weight; None for one of two activations."""
+    node = cost.node
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    if weight is None or not is_constant(weight) or node.op_type == "Conv":
+        return None
+    bindings = _bindings(model, batch, length)
+    out = _sizes(node.outputs[0], bindings)
+    if not out or not math.prod(out):
+        return None
+    columns = out[-1]
+    return math.prod(out) // columns, cost.macs // math.prod(out), columns
 
 
 def _bindings(model: Model, batch: int, length: int) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,12 @@ from graphcompress.commands.terminal import (
     samples_for,
 )
 
+if TYPE_CHECKING:
+    from graphcompress.base import Progress
+    from graphcompress.bench import ShapeResult
+    from graphcompress.data.samples import Samples
+    from graphcompress.roofline import Roofline
+
 
 def bench(
     models: Annotated[
@@ -33,6 +39,13 @@ def bench(
         ),
     ] = "1xnatural,1x128,8x128",
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each model at each shape.")] = 20,
+    roofline: Annotated[
+        bool,
+        typer.Option(
+            "--roofline/--no-roofline",
+            help="Also say, at the last shape, what share of this machine's speed in products is reached.",
+        ),
+    ] = True,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -40,11 +53,14 @@ def bench(
 
     Example: graphcompress bench model.onnx small --data sentences.jsonl --shapes 1x128,8x128
     """
-    from graphcompress.artifact.manifest import bench_json
+    from dataclasses import asdict
+
+    from graphcompress.artifact.manifest import bench_json, rounded
     from graphcompress.artifact.opening import model_file, session
     from graphcompress.bench import bench as measure
     from graphcompress.model import Model
     from graphcompress.report import bench_lines
+    from graphcompress.roofline import roofline_line
 
     with progress_bars() as progress:
         first = Model.load(model_file(models[0]))
@@ -56,13 +72,47 @@ def bench(
             contenders[name] = session(path)
         progress("load", len(models), len(models))
         results = measure(contenders, samples, shapes=shapes.split(","), rounds=rounds, progress=progress)
+        found = (
+            _rooflines(dict(zip(names, models, strict=True)), samples, results, progress) if roofline else {}
+        )
     if json:
-        print_json({"models": dict(zip(names, map(str, models), strict=True)), "shapes": bench_json(results)})
+        document = {
+            "models": dict(zip(names, map(str, models), strict=True)),
+            "shapes": bench_json(results),
+            "roofline": rounded(
+                {name: {**asdict(item), "share": item.share} for name, item in found.items()}
+            ),
+        }
+        print_json(document)
         return
     console = out()
     for shape, text in bench_lines(results):
         console.print(f"{shape}: {text}")
+    for name, item in found.items():
+        console.print(f"roofline, {roofline_line(name, results[-1].shape, item)}")
     console.print(f"lengths from {origin(samples)}; brackets: 10th to 90th percentile of {rounds} rounds")
+
+
+def _rooflines(
+    models: dict[str, Path], samples: Samples, results: list[ShapeResult], progress: Progress
+) -> dict[str, Roofline]:
+    """The roofline of every model at the last shape; nothing for a shape that was not measured."""
+    from graphcompress.artifact.opening import model_file
+    from graphcompress.bench import shaped_feed
+    from graphcompress.roofline import roofline
+
+    if results[-1].skipped:
+        return {}
+    batch, length = results[-1].size
+    feed, _ = shaped_feed(samples, f"{batch}x{length}")
+    found = {}
+    for number, (name, path) in enumerate(models.items()):
+        progress("roofline", number, len(models))
+        item = roofline(model_file(path), feed, batch=batch, length=length)
+        if item is not None:
+            found[name] = item
+    progress("roofline", len(models), len(models))
+    return found
 
 
 def _names(models: list[Path]) -> list[str]:
