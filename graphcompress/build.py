@@ -9,26 +9,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from graphcompress import metrics, registry, report
 from graphcompress.analysis.cost import macs
 from graphcompress.artifact.folder import disk_errors, file_hashes, refuse_existing, staged, write_manifest
-from graphcompress.artifact.inputs import copy_tokenizer, folder_bytes, input_hashes, model_bytes, path_text
+from graphcompress.artifact.inputs import copy_tokenizer, folder_bytes, input_hashes, path_text
 from graphcompress.artifact.manifest import manifest
 from graphcompress.artifact.recipe import RECIPE, Recipe
 from graphcompress.base import Context, Pass, Progress, Target, Training, no_progress
 from graphcompress.capturing.source import open_model
 from graphcompress.data.load import Samples, load_samples
 from graphcompress.errors import UsageError
-from graphcompress.metrics import Metric, Score
+from graphcompress.judging import Size
+from graphcompress.metrics import Score
 from graphcompress.model import Model
-from graphcompress.pipeline import CHECK_BATCH, PassRecord, Pipeline, Size, check_samples
+from graphcompress.original import Original
+from graphcompress.pipeline import PassRecord, Pipeline
 from graphcompress.processes import rank
-from graphcompress.runtime import Feed, Runner
 from graphcompress.support import refuse_unsupported
 from graphcompress.targeting import artifact_folders, common_capabilities, distinct, parse_targets
-from graphcompress.verify import Difference, Invariance, Run, batch_invariance, compare
+from graphcompress.verify import Difference, Invariance, batch_invariance, compare
 
 CALIBRATION_ROWS = 512
 """Rows of the samples to train on that serve for calibration where there are no others."""
@@ -183,7 +182,7 @@ def optimize(
             training = Training(learnt, guide, held_out, metric, checkpoints)
             samples = samples or learnt.spread(CALIBRATION_ROWS)
         ctx = Context(samples, capabilities, seed, progress, training)
-        before = _Reference(loaded, ctx, chosen, held_out or samples)
+        before = Original(loaded, ctx, chosen, held_out or samples)
         records = pipeline.run(
             loaded,
             ctx,
@@ -224,7 +223,7 @@ def _targets(given: str | Target | Collection[Target]) -> tuple[Target, ...]:
     return (given,) if isinstance(given, Target) else distinct(tuple(given))
 
 
-def _lower(target: Target, stage: Path, model: Model, ctx: Context, before: _Reference) -> Lowered:
+def _lower(target: Target, stage: Path, model: Model, ctx: Context, before: Original) -> Lowered:
     """Write and verify the artifact for ``target`` in ``stage``."""
     ctx.progress(f"lower for {target.name}", 0, 1)
     stage.mkdir(exist_ok=True)
@@ -249,37 +248,6 @@ def _describe(build: Build, stage: Path) -> None:
     (stage / RECIPE).write_text(build.recipe.to_toml(), encoding="utf-8")
     (stage / report.REPORT).write_text(report.markdown(build), encoding="utf-8")
     write_manifest(stage, manifest(build, file_hashes(stage)))
-
-
-class _Reference:
-    """The model as it came in: its size, outputs, batch invariance and score."""
-
-    def __init__(self, model: Model, ctx: Context, chosen: Metric | None, held_out: Samples | None) -> None:
-        self.samples = check_samples(model, ctx)
-        self.feeds: list[Feed] = list(self.samples.batches(CHECK_BATCH))
-        self.score: Score | None = None
-        self._metric, self._held_out, self._progress = chosen, held_out, ctx.progress
-        if chosen and held_out:
-            metrics.check_columns(chosen, held_out)
-        with Runner(model) as runner:
-            self.outputs = [runner(feed) for feed in self.feeds]
-            self.invariance = batch_invariance(runner, self.samples)
-            self._answers = self._answers_of(runner, "evaluate the original")
-            self.size = Size(model.parameters, model_bytes(model) or runner.bytes_on_disk, macs(model))
-        if chosen and held_out and self._answers is not None:
-            self.score = metrics.score(chosen, self._answers, self._answers, held_out)
-
-    def score_of(self, run: Run) -> Score | None:
-        """The task metric of another model on the same samples."""
-        answers = self._answers_of(run, "evaluate the artifact")
-        if self._metric is None or self._held_out is None or answers is None or self._answers is None:
-            return None
-        return metrics.score(self._metric, answers, self._answers, self._held_out)
-
-    def _answers_of(self, run: Run, text: str) -> np.ndarray | None:
-        if self._metric is None or self._held_out is None:
-            return None
-        return metrics.answers(self._metric, run, self._held_out, progress=self._progress, text=text)
 
 
 def _check_training(pipeline: Pipeline, train: object, teacher: object) -> None:

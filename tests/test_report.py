@@ -14,9 +14,10 @@ from graphcompress.base import Skipped, Touched
 from graphcompress.bench import ShapeResult, shaped_feed
 from graphcompress.build import Build, Lowered
 from graphcompress.errors import UsageError
+from graphcompress.judging import Size
 from graphcompress.measure import Measurement
 from graphcompress.metrics import Score
-from graphcompress.pipeline import PassRecord, Size
+from graphcompress.pipeline import PassRecord
 from graphcompress.verify import Difference, Invariance
 
 DOCS = Path(__file__).parents[1] / "docs"

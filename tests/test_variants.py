@@ -20,8 +20,9 @@ from graphcompress.analysis.linears import linears
 from graphcompress.base import Context, Exact
 from graphcompress.data.load import Samples, synthetic_samples
 from graphcompress.errors import UnsupportedModelError
+from graphcompress.judging import rounding
 from graphcompress.model import Model
-from graphcompress.pipeline import Pipeline, rounding
+from graphcompress.pipeline import Pipeline
 from graphcompress.runtime import Runner, session_of
 from graphcompress.support import refuse_unsupported
 
