@@ -23,12 +23,15 @@ class Scratch:
         self._stored = 0
 
     def store(self, array: np.ndarray, dtype: ir.DataType | None = None) -> ir.TensorProtocol:
-        """A tensor of ``array``, kept on disk when it is large.
+        """A tensor of ``array``, kept on disk when it is large; floats are rounded to a float ``dtype``.
 
         Raises:
             OutputError: no room for temporary files.
         """
-        tensor = ir.tensor(np.asarray(array, order="C"), dtype=dtype)
+        array = np.asarray(array, order="C")
+        if dtype is not None and dtype.is_floating_point() and array.dtype.kind == "f":
+            array = array.astype(dtype.numpy(), copy=False)
+        tensor = ir.tensor(array, dtype=dtype)
         if tensor.nbytes < IN_MEMORY_BYTES:
             return tensor
         self._stored += 1

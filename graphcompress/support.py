@@ -36,7 +36,7 @@ def refuse_unsupported(model: Model) -> None:
 
     Raises:
         UnsupportedModelError: it is quantised already, has weights inside operators that ONNX Runtime fused,
-            or has neither linear maps nor embeddings.
+            computes in bfloat16, or has neither linear maps nor embeddings.
     """
     where = model.path or "the model"
     for node in model.graph:
@@ -46,6 +46,12 @@ def refuse_unsupported(model: Model) -> None:
                 "start from the floating-point model"
             )
         _refuse_hidden_weights(node, where)
+    in_bfloat16 = [linear for linear in linears(model) if linear.output.dtype == ir.DataType.BFLOAT16]
+    if in_bfloat16:
+        raise UnsupportedModelError(
+            f"{where} computes in bfloat16 (linear {in_bfloat16[0].name!r} and others), in which ONNX Runtime, "
+            "by which every result is checked, has no products on a CPU; export it in float32 or float16"
+        )
     fused = any(node.domain == FUSED_DOMAIN for node in model.graph)
     if not fused and not linears(model) and not embeddings(model):
         raise UnsupportedModelError(f"{where} {_why_nothing(model)}")

@@ -3,17 +3,18 @@
 import pytest
 from matrix.architectures import ARCHITECTURES
 from matrix.checks import CHECKS, check
+from matrix.exports import export
 from matrix.subject import Subject
 from matrix.table import page
-from matrix.variants import Variant, export
+from matrix.variants import STRIPPED, Variant
 
 SLOW = ("twice", "again")
 """Columns that run whole builds; one model of each kind has them here."""
 
 PART = {
-    "bert, masked LM (tied)": Variant("sdpa", 18, stripped=True),
+    "bert, masked LM (tied)": Variant("sdpa", 18, STRIPPED),
     "albert (one layer, three times)": Variant("sdpa", 18),
-    "modernbert": Variant("sdpa", 18, stripped=True),
+    "modernbert": Variant("sdpa", 18, STRIPPED),
     "gpt2, past": Variant("sdpa", 18),
     "llama, past": Variant("eager", 18),
     "bart, decoder with past": Variant("sdpa", 18),

@@ -46,14 +46,18 @@ def random(*shape: int) -> np.ndarray:
 # ---- the variants
 
 
-def half() -> onnx.ModelProto:
-    """The whole graph in fp16."""
+def half(kind: int = TensorProto.FLOAT16) -> onnx.ModelProto:
+    """The whole graph in fp16, or in bf16."""
     model = bert()
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT:
-            lowest = np.clip(array_of(tensor), -65504, 65504).astype(np.float16)
-            tensor.CopyFrom(numpy_helper.from_array(lowest, tensor.name))
-    model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+            numbers = np.clip(array_of(tensor), -65504, 65504).reshape(-1).tolist()
+            tensor.CopyFrom(helper.make_tensor(tensor.name, kind, list(tensor.dims), numbers))
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.i == TensorProto.FLOAT:
+                attribute.i = kind
+    model.graph.output[0].type.tensor_type.elem_type = kind
     return model
 
 
@@ -348,6 +352,28 @@ def test_weights_that_a_caller_may_override_are_refused_by_name(tmp_path) -> Non
         UnsupportedModelError, match=r"'embeddings\.word_embeddings\.weight' and others are inputs"
     ):
         refuse_unsupported(load(weights_as_inputs(8), tmp_path))
+
+
+def test_a_model_that_computes_in_bfloat16_is_refused_by_name(tmp_path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"computes in bfloat16 .linear 'encoder\.layer\.0"):
+        refuse_unsupported(load(half(TensorProto.BFLOAT16), tmp_path))
+
+
+def test_weights_in_bfloat16_can_be_folded(tmp_path) -> None:
+    """A stored weight of a type that NumPy has not, transposed by a node."""
+    proto = half(TensorProto.BFLOAT16)
+    weight = next(t for t in proto.graph.initializer if t.name == "encoder.layer.0.output.dense.weight_t")
+    want = array_of(weight)
+    weight.CopyFrom(
+        helper.make_tensor("turned", TensorProto.BFLOAT16, want.T.shape, want.T.reshape(-1).tolist())
+    )
+    proto.graph.node.insert(
+        0, helper.make_node("Transpose", ["turned"], ["encoder.layer.0.output.dense.weight_t"])
+    )
+    model = load(proto, tmp_path)
+    Simplify().run(model, Context())
+    (folded,) = [linear for linear in linears(model) if linear.name == "turned"]
+    np.testing.assert_array_equal(folded.dense().astype(np.float32), want.astype(np.float32))
 
 
 def test_one_overridable_weight_is_left_alone_with_the_reason(tmp_path) -> None:

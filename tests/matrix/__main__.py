@@ -1,7 +1,7 @@
 """Run the matrix and write the page: ``python -m matrix --page docs/support.md``.
 
 Exports and results are kept in ``--cache``; a run that was stopped goes on where it was. A change of the
-library's sources makes the checks run again, not the exports.
+library makes the checks run again that can reach what changed, not the exports.
 """
 
 from __future__ import annotations
@@ -9,23 +9,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import fnmatch
-import functools
-import hashlib
 import json
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import graphcompress.passes
-import graphcompress.targets
-
-import graphcompress
 from matrix.architectures import ARCHITECTURES
 from matrix.checks import CHECKS, Result, check
+from matrix.exports import ExportError, export, export_file
+from matrix.sources import fingerprint
 from matrix.subject import Subject
 from matrix.table import MARKS, page
-from matrix.variants import Variant, export, export_file, variants
+from matrix.variants import Variant, urgency, variants
 
 Cells = dict[str, Result]
 
@@ -38,69 +32,83 @@ def main() -> int:
     parser.add_argument("--only", default="*", help="glob over the names of architectures")
     parser.add_argument("--variant", default="*", help="glob over variants, such as 'sdpa, opset 18'")
     parser.add_argument("--columns", default="*", help="glob over columns")
-    parser.add_argument("--no-export", action="store_true", help="only exports that the cache holds")
+    parser.add_argument("--share", default="1/1", help="part of the rows, such as 2/3: for several processes")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="no new row after that time")
     arguments = parser.parse_args()
-    failed = False
-    for name, variant in _chosen(arguments.only, arguments.variant):
-        if arguments.no_export and not export_file(name, variant, arguments.cache).exists():
-            continue
+    failed, begun = False, time.perf_counter()
+    for name, variant in _share(_chosen(arguments.only, arguments.variant), arguments.share):
         started = time.perf_counter()
+        if started - begun > arguments.seconds:
+            break
         cells = _run(name, variant, arguments.cache, arguments.columns)
         failed |= any(result.state == "fails" for result in cells.values())
         _tell(f"{name} · {variant}", cells, time.perf_counter() - started)
     if arguments.page:
-        every = list(_chosen("*", "*"))
+        every = _chosen("*", "*")
         results = {(name, str(variant)): _known(name, variant, arguments.cache) for name, variant in every}
         arguments.page.write_text(page(results), encoding="utf-8")
     return int(failed)
 
 
-def _chosen(only: str, form: str) -> Iterator[tuple[str, Variant]]:
-    """Variants, and in each the architectures that have it."""
+def _chosen(only: str, form: str) -> list[tuple[str, Variant]]:
+    """Architectures in their variants, the most telling first."""
     every = [(name, variant) for name, item in ARCHITECTURES.items() for variant in variants(name, item)]
-    order = sorted(
-        {variant for _, variant in every}, key=lambda v: (v.opset, v.stripped, v.attention == "eager")
-    )
-    for variant in order:
-        for name, other in every:
-            if variant == other and fnmatch.fnmatch(name, only) and fnmatch.fnmatch(str(variant), form):
-                yield name, variant
+    wanted = [
+        (name, variant)
+        for name, variant in every
+        if fnmatch.fnmatch(name, only) and fnmatch.fnmatch(str(variant), form)
+    ]
+    return sorted(wanted, key=lambda pair: urgency(*pair))
+
+
+def _share(rows: list[tuple[str, Variant]], share: str) -> list[tuple[str, Variant]]:
+    """Rows of one of several processes; those that come from one export stay together."""
+    number, _, count = share.partition("/")
+    names = list(ARCHITECTURES)
+    return [(name, v) for name, v in rows if names.index(name) % int(count) == int(number) - 1]
 
 
 def _run(name: str, variant: Variant, cache: Path, columns: str) -> Cells:
-    """The cells of one export, from the cache where nothing has changed."""
-    subject = Subject(export(name, ARCHITECTURES[name], variant, cache))
+    """The cells of one row, from the cache where nothing that they depend on has changed."""
     cells = _known(name, variant, cache)
-    for column in CHECKS:
-        if column not in cells and fnmatch.fnmatch(column, columns):
-            cells[column] = check(column, subject)
-    record = {"sources": _sources(), "cells": {key: dataclasses.asdict(cell) for key, cell in cells.items()}}
-    _store(name, variant, cache).write_text(json.dumps(record, indent=1))
-    return cells
+    wanted = [column for column in CHECKS if column not in cells and fnmatch.fnmatch(column, columns)]
+    if not wanted:
+        return cells
+    try:
+        subject = Subject(export(name, ARCHITECTURES[name], variant, cache))
+    except ExportError as error:
+        cells |= {column: Result("none", "", f"there is no such file: {error}") for column in wanted}
+    else:
+        cells |= {column: check(column, subject) for column in wanted}
+    kept = {
+        column: {"sources": _sources(name, column), **dataclasses.asdict(cells[column])}
+        for column in CHECKS
+        if column in cells
+    }
+    store = _store(name, variant, cache)
+    store.parent.mkdir(parents=True, exist_ok=True)
+    store.write_text(json.dumps(kept, indent=1))
+    return {column: cells[column] for column in kept}
 
 
 def _known(name: str, variant: Variant, cache: Path) -> Cells:
     """Results of earlier runs of the same sources."""
     store = _store(name, variant, cache)
     known = json.loads(store.read_text()) if store.exists() else {}
-    if known.get("sources") != _sources():
-        return {}
-    return {column: Result(**cell) for column, cell in known["cells"].items()}
+    return {
+        column: Result(**{key: value for key, value in cell.items() if key != "sources"})
+        for column, cell in known.items()
+        if column in CHECKS and cell["sources"] == _sources(name, column)
+    }
 
 
 def _store(name: str, variant: Variant, cache: Path) -> Path:
-    file = export_file(name, variant, cache)
-    return file.with_name(f"{file.stem}{'-stripped' if variant.stripped else ''}.results.json")
+    return export_file(name, variant, cache).with_suffix(".cells.json")
 
 
-@functools.cache
-def _sources() -> str:
-    """Hash of the library and of the matrix itself."""
-    digest = hashlib.sha256()
-    for package in (graphcompress, graphcompress.passes, graphcompress.targets, sys.modules["matrix"]):
-        for file in sorted(Path(str(package.__file__)).parent.rglob("*.py")):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
+def _sources(name: str, column: str) -> str:
+    item = ARCHITECTURES[name]
+    return fingerprint(column, CHECKS[column], (item.heads, item.ffn, item.head_groups))
 
 
 def _tell(title: str, cells: Cells, seconds: float) -> None:

@@ -11,11 +11,15 @@ import numpy as np
 from graphcompress.passes.simplify import Simplify
 
 from graphcompress.base import Context
+from graphcompress.data.load import synthetic_samples
 from graphcompress.data.samples import Samples
-from graphcompress.errors import DataError
+from graphcompress.errors import DataError, UnsupportedModelError
+from graphcompress.fused.operators import FUSED_DOMAIN
 from graphcompress.model import Model
+from graphcompress.pipeline import rounding
 from graphcompress.runtime import Runner
-from matrix.variants import Export
+from graphcompress.support import refuse_unsupported
+from matrix.exports import Export
 
 SIZES = (
     {"batch": 1, "sequence": 5, "past": 3, "source": 9, "texts": 2},
@@ -23,6 +27,9 @@ SIZES = (
     {"batch": 2, "sequence": 1, "past": 11, "source": 6, "texts": 3},
 )
 """Other batch sizes and lengths than those of the export."""
+
+EXACT = 1e-4
+"""Of the output range, as the contract of an exact pass has it for float32."""
 
 Outputs = list[dict[str, np.ndarray]]
 
@@ -42,6 +49,12 @@ class Subject:
         """The model as it came."""
         return Model.load(self.export.path)
 
+    def analysed(self) -> list[Model]:
+        """The models in which everything is to be found: what is inside fused operators only simplified."""
+        raw = self.load()
+        fused = any(node.domain == FUSED_DOMAIN for node in raw.graph)
+        return [self.simplified()] if fused else [raw, self.simplified()]
+
     def simplified(self) -> Model:
         """The model after ``simplify``, as every pass meets it."""
         return self._simplified.clone()
@@ -59,7 +72,39 @@ class Subject:
         sizes = [*SIZES]
         if "past" in architecture.symbols:
             sizes.append({**SIZES[0], "past": 0})
-        return [architecture.feed(10 + seed, **size) for seed, size in enumerate(sizes)]
+        return [
+            self._typed(architecture.feed(10 + seed, **{**size, **self._fixed}))
+            for seed, size in enumerate(sizes)
+        ]
+
+    @cached_property
+    def _fixed(self) -> dict[str, int]:
+        """Sizes that this form does not leave open."""
+        return {"batch": 1, "texts": 1} if self.export.variant.form == "batch fixed to 1" else {}
+
+    def _typed(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The feed in the types of the graph's inputs, without inputs that the exporter dropped."""
+        kinds = {value.name: value.dtype for value in self.load().graph.inputs}
+        typed = {}
+        for name, kind in kinds.items():
+            if name in feed and kind is not None:
+                floats = feed[name].dtype.kind == "f"
+                typed[name] = feed[name].astype(kind.numpy()) if floats else feed[name]
+        return typed
+
+    @cached_property
+    def exact(self) -> float:
+        """Error that an exact pass may have, of the output range."""
+        return max(EXACT, 4 * rounding(self.load()))
+
+    @cached_property
+    def refusal(self) -> str:
+        """Why the library refuses the model by name; empty when it does not."""
+        try:
+            refuse_unsupported(self.load())
+        except UnsupportedModelError as error:
+            return f"refused: {str(error).replace(str(self.export.path), 'the model')}"
+        return ""
 
     @cached_property
     def expected(self) -> Outputs:
@@ -83,8 +128,8 @@ class Subject:
         feeds = []
         for seed in range(24):
             one = architecture.feed(100 + seed, batch=1, texts=1, sequence=4 + seed % 9)
-            feeds.append({name: array[0] for name, array in one.items()})
-        return Samples(feeds)
+            feeds.append({name: array[0] for name, array in self._typed(one).items()})
+        return Samples(feeds, fixed=synthetic_samples(self.load(), count=1).fixed)
 
     def once(self, name: str, make: Callable[[], bytes]) -> bytes:
         """What ``make`` gives, made when it is first asked for."""
@@ -110,8 +155,8 @@ def largest_error(expected: Outputs, actual: Outputs) -> float:
     for one, other in zip(expected, actual, strict=True):
         if one.keys() != other.keys():
             return np.inf
-        for name, array in one.items():
-            found = other[name]
+        for name in one:
+            array, found = one[name].astype(np.float64), other[name].astype(np.float64)
             if found.shape != array.shape or not np.array_equal(np.isnan(found), np.isnan(array)):
                 return np.inf
             scale = float(np.nanmax(np.abs(array), initial=0.0)) or 1.0

@@ -11,15 +11,15 @@ from matrix.checks import CHECKS, Result
 Row = tuple[str, str]
 """Name of the architecture, text of the variant."""
 
-MARKS = {"ok": "✓", "left": "○", "fails": "✗"}
+MARKS = {"ok": "✓", "left": "○", "none": " ", "fails": "✗"}
 VERSIONS = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript", "onnxslim", "onnxsim")
 
 HEAD = """# Which models are supported
 
-Written by `make matrix`; do not edit. Every row is a model of 2 or 3 layers with random weights, exported by
-torch's dynamo exporter, and every cell is a check that ran: ✓ holds (with the figure), ○ holds for what was
-changed, and the note says in the library's own words what was left alone, ✗ fails. – was not run when this
-page was written.
+Written by `make matrix`; do not edit. Every row is a model of 2 or 3 layers with random weights, written by
+one of torch's exporters, and every cell is a check that ran: ✓ holds (with the figure), ○ holds for what was
+changed, and the note says in the library's own words what was left alone or refused, ✗ fails. – was not run
+when this page was written.
 
 {versions}
 
@@ -40,8 +40,11 @@ def page(results: Mapping[Row, Mapping[str, Result]]) -> str:
     """The whole page."""
     versions = ", ".join(f"{name} {_version(name)}" for name in VERSIONS)
     columns = "\n".join(f"| {name} | {_first_line(function)} |" for name, function in CHECKS.items())
-    results, planned = {row: cells for row, cells in results.items() if cells}, len(results)
-    parts = [HEAD.format(versions=versions, columns=columns), _summary(results, planned)]
+    planned = len(results)
+    run = {row: cells for row, cells in results.items() if cells}
+    absent = {row: cells for row, cells in run.items() if _absent(cells)}
+    results = {row: cells for row, cells in run.items() if row not in absent}
+    parts = [HEAD.format(versions=versions, columns=columns), _summary(results, planned, len(absent))]
     notes: dict[str, int] = {}
     by_variant: dict[str, list[tuple[str, Mapping[str, Result]]]] = {}
     for (name, variant), cells in results.items():
@@ -52,18 +55,34 @@ def page(results: Mapping[Row, Mapping[str, Result]]) -> str:
     if notes:
         parts.append("## Notes\n")
         parts.append("\n".join(f"{number}. {text}" for text, number in notes.items()) + "\n")
+    if absent:
+        parts.append("## Without a file\n")
+        parts.append("Other tools fail before there is anything to compress, or have nothing to do.\n")
+        parts.append(_list_absent(absent))
     return "\n".join(parts)
+
+
+def _absent(cells: Mapping[str, Result]) -> bool:
+    return any(result.state == "none" for result in cells.values())
+
+
+def _list_absent(absent: Mapping[Row, Mapping[str, Result]]) -> str:
+    lines: dict[str, list[str]] = {}
+    for (name, variant), cells in absent.items():
+        note = next(result.note for result in cells.values() if result.state == "none")
+        lines.setdefault(f"{variant}: {note.partition(': ')[2]}", []).append(name)
+    return "\n".join(f"- {what} ({', '.join(names)})" for what, names in lines.items()) + "\n"
 
 
 def _first_line(function: object) -> str:
     return (function.__doc__ or "").partition("\n")[0].replace("``", "`")
 
 
-def _summary(results: Mapping[Row, Mapping[str, Result]], planned: int) -> str:
+def _summary(results: Mapping[Row, Mapping[str, Result]], planned: int, absent: int) -> str:
     counts = Counter(result.state for cells in results.values() for result in cells.values())
     names = {name for name, _ in results}
     return (
-        f"{len(names)} architectures, {len(results)} of {planned} exports, {counts.total()} cells: "
+        f"{len(names)} architectures, {len(results)} of {planned - absent} files, {counts.total()} cells: "
         f"{counts['ok']} hold, {counts['left']} with something left alone, {counts['fails']} fail.\n"
     )
 

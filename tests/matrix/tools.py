@@ -10,9 +10,6 @@ import onnx
 
 from graphcompress.runtime import session_of
 
-TOLERANCE = 1e-4
-"""Of the largest output, as the contract of an exact pass has it."""
-
 Feeds = Sequence[Mapping[str, np.ndarray]]
 
 
@@ -46,10 +43,10 @@ def nodes(proto: onnx.ModelProto) -> int:
     return sum(node.op_type != "Constant" for node in proto.graph.node)
 
 
-def counts(proto: onnx.ModelProto, feeds: Feeds) -> dict[str, int | str]:
-    """Tool → number of nodes it leaves, or what went wrong."""
+def counts(proto: onnx.ModelProto, feeds: Feeds, tolerance: float = 1e-4) -> dict[str, int | str]:
+    """Tool → number of nodes that it leaves with outputs within ``tolerance``, or what went wrong."""
     expected = outputs(proto, feeds)
-    return {name: _count(tool, proto, feeds, expected) for name, tool in TOOLS.items()}
+    return {name: _count(tool, proto, feeds, expected, tolerance) for name, tool in TOOLS.items()}
 
 
 def _count(
@@ -57,6 +54,7 @@ def _count(
     proto: onnx.ModelProto,
     feeds: Feeds,
     expected: list[list[np.ndarray]],
+    tolerance: float,
 ) -> int | str:
     try:
         result = tool(copy.deepcopy(proto))
@@ -64,7 +62,11 @@ def _count(
     except Exception as error:  # whatever a foreign tool raises is its result
         return type(error).__name__
     pairs = [pair for x, y in zip(actual, expected, strict=True) for pair in zip(x, y, strict=True)]
-    return nodes(result) if all(close(a, b) for a, b in pairs) else f"wrong outputs with {nodes(result)}"
+    return (
+        nodes(result)
+        if all(close(a, b, tolerance) for a, b in pairs)
+        else f"wrong outputs with {nodes(result)}"
+    )
 
 
 def outputs(proto: onnx.ModelProto, feeds: Feeds) -> list[list[np.ndarray]]:
@@ -73,9 +75,9 @@ def outputs(proto: onnx.ModelProto, feeds: Feeds) -> list[list[np.ndarray]]:
     return [session.run(None, dict(feed)) for feed in feeds]
 
 
-def close(a: np.ndarray, b: np.ndarray) -> bool:
-    """Equal up to :data:`TOLERANCE` of the largest output, NaN where NaN was."""
+def close(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
+    """Equal up to ``tolerance`` of the largest output, NaN where NaN was."""
     if a.shape != b.shape:
         return False
-    atol = TOLERANCE * float(np.nanmax(np.abs(b), initial=0.0))
+    atol = tolerance * float(np.nanmax(np.abs(b), initial=0.0))
     return np.allclose(a, b, rtol=0, atol=atol, equal_nan=True)

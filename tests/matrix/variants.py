@@ -1,137 +1,108 @@
-"""Forms in which one architecture comes: attention implementation, operator set, and what was stripped."""
+"""Forms in which one architecture comes: attention, operator set, exporter, what was done with the file."""
 
 from __future__ import annotations
 
-import json
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-
-import onnx
 
 from matrix.architecture import Architecture
 
-METADATA = {"author": "somebody", "purpose": "support matrix"}
-REPRESENTATIVE = frozenset(
-    {
-        "bert",
-        "deberta-v2",
-        "modernbert",
-        "gpt2, past",
-        "llama",
-        "llama, past",
-        "t5",
-        "bart",
-        "whisper",
-        "vit",
-        "swin",
-    }
+REPRESENTATIVE = (
+    "bert",
+    "mpnet (relative bias)",
+    "deberta-v2",
+    "modernbert",
+    "gpt2, past",
+    "llama",
+    "llama, past",
+    "t5",
+    "bart",
+    "whisper",
+    "vit",
+    "swin",
 )
-"""Architectures that are also exported at opsets 20 and 23."""
+"""Architectures that come first in every form."""
+
+STORAGE = (
+    "weights in fp16",
+    "weights in bf16",
+    "weights as Constant nodes",
+    "batch fixed to 1",
+    "all in fp16",
+)
+STORED = ("bert", "gpt2, past", "llama, past", "t5", "vit")
+"""Architectures that come in every form of :data:`STORAGE`."""
+
+DYNAMO, LEGACY = "dynamo", "legacy"
+FUSED, SAVED = "fused by ONNX Runtime", "saved by ONNX Runtime"
+STRIPPED, INPUTS, BFLOAT = "stripped", "weights are inputs, too", "all in bf16"
+
+FUSED_AS = {
+    "bert": ("bert", "distilbert", "roberta", "albert", "electra", "mpnet", "deberta"),
+    "gpt2": ("gpt2",),
+    "t5": ("t5",),
+    "bart": ("bart", "marian", "whisper"),
+    "vit": ("vit", "deit", "dinov2"),
+    "swin": ("swin",),
+    "clip": ("clip",),
+    "phi": ("phi",),
+    "qwen3": ("qwen3",),
+    "gpt_neox": ("llama", "qwen2", "gemma", "modernbert"),
+}
+"""ONNX Runtime's name for a family of models → how architectures that are given to it begin."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One form of an export.
+    """One form of a model.
 
     Attributes:
         attention: implementation in the source model.
         opset: version of the standard operator set.
-        stripped: without inferred shapes, names of nodes, and doc strings.
+        form: what was done with the exported file, or nothing.
+        exporter: torch's ``dynamo`` or ``legacy`` one.
     """
 
     attention: str
     opset: int
-    stripped: bool = False
+    form: str = ""
+    exporter: str = DYNAMO
 
     def __str__(self) -> str:
-        return f"{self.attention}, opset {self.opset}{', stripped' if self.stripped else ''}"
-
-
-@dataclass(frozen=True)
-class Export:
-    """An exported file and what is known of its source."""
-
-    name: str
-    architecture: Architecture
-    variant: Variant
-    path: Path
-    calls: dict[str, list[list[int]]]
-
-    def __str__(self) -> str:
-        return f"{self.name} · {self.variant}"
+        parts = [self.attention, f"opset {self.opset}"]
+        parts += ["legacy exporter"] * (self.exporter == LEGACY) + [self.form] * bool(self.form)
+        return ", ".join(parts)
 
 
 def variants(name: str, architecture: Architecture) -> Iterator[Variant]:
-    """Opset 18 with every attention, as it is and stripped; of some also opset 20 and 23."""
+    """All forms of one architecture."""
     for attention in architecture.attention:
-        yield Variant(attention, 18)
-        yield Variant(attention, 18, stripped=True)
-    if name not in REPRESENTATIVE:
-        return
-    yield Variant(architecture.attention[-1], 20)
-    for attention in architecture.attention:
-        yield Variant(attention, 23)
+        for opset in (18, 20, 23):
+            yield Variant(attention, opset)
+        yield Variant(attention, 18, exporter=LEGACY)
+        yield Variant(attention, 18, STRIPPED)
+    for exporter in (LEGACY, DYNAMO):
+        yield Variant("eager", 18, FUSED, exporter)
+    yield Variant(architecture.attention[0], 18, SAVED)
+    if name in STORED:
+        for form in STORAGE:
+            yield Variant(architecture.attention[0], 18, form)
+    if name == "bert":
+        for form in (INPUTS, BFLOAT):
+            yield Variant("sdpa", 18, form)
 
 
-def export(name: str, architecture: Architecture, variant: Variant, folder: Path) -> Export:
-    """The export of one variant; a file that is in ``folder`` already is taken from there."""
-    whole = export_file(name, variant, folder)
-    if not whole.exists():
-        _export(architecture, variant, whole)
-    calls = json.loads(whole.with_suffix(".json").read_text())
-    path = whole
-    if variant.stripped:
-        path = whole.with_name(f"{whole.stem}-stripped.onnx")
-        if not path.exists():
-            onnx.save(stripped(onnx.load(whole)), path)
-    return Export(name, architecture, variant, path, calls)
+def urgency(name: str, variant: Variant) -> int:
+    """Place in the order of a run: all architectures in one form, a few in every form, all that is left."""
+    if (variant.opset, variant.form, variant.exporter) == (18, "", DYNAMO):
+        return 0
+    if name in REPRESENTATIVE:
+        return 1
+    wide = (variant.opset == 23, variant.exporter == LEGACY and not variant.form, variant.form == FUSED)
+    return 2 if any(wide) else 3
 
 
-def export_file(name: str, variant: Variant, folder: Path) -> Path:
-    """Where an export lies (that from which a stripped one is made)."""
-    stem = "".join(letter if letter.isalnum() else "_" for letter in name)
-    return folder / f"{stem}-{variant.attention}-{variant.opset}.onnx"
-
-
-def stripped(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model without what inference, debugging and readers like: shapes, node names, doc strings."""
-    del proto.graph.value_info[:]
-    proto.graph.doc_string = proto.doc_string = ""
-    for node in proto.graph.node:
-        node.name = node.doc_string = ""
-        del node.metadata_props[:]
-    for tensor in proto.graph.initializer:
-        tensor.doc_string = ""
-    return proto
-
-
-def _export(architecture: Architecture, variant: Variant, path: Path) -> None:
-    import torch
-
-    from matrix.modules import Calls, Flat, randomised, tensors
-
-    torch.manual_seed(0)
-    module = Flat(randomised(architecture.make(variant.attention)), architecture.inputs)
-    feeds = [architecture.feed(0), architecture.feed(1, batch=3, sequence=6, past=4, source=8, texts=5)]
-    calls = Calls(module, feeds).found
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        names = list(module.named(*tensors(feeds[0])))
-        program = torch.onnx.export(
-            module,
-            tensors(feeds[0]),
-            dynamo=True,
-            opset_version=variant.opset,
-            dynamic_shapes={"arguments": tuple(item.axes for item in architecture.inputs.values())},
-            input_names=list(architecture.inputs),
-            output_names=names,
-            verbose=False,
-        )
-    if program is None:
-        raise RuntimeError("torch gave no program")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    program.model.metadata_props.update(METADATA)
-    program.save(path)
-    path.with_suffix(".json").write_text(json.dumps(calls))
+def fused_as(name: str) -> str:
+    """What ONNX Runtime's optimiser calls the family of an architecture."""
+    found = (kind for kind, starts in FUSED_AS.items() if name.startswith(starts))
+    return next(found, "bert")

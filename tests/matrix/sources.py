@@ -1,0 +1,77 @@
+"""What a cell depends on: the code that its check can reach, so that other changes leave the cell valid."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import CodeType, FunctionType
+
+import test_imports
+
+from matrix import subject, tools
+
+SIMPLIFY, INT8, PRUNE = (f"graphcompress.passes.{name}" for name in ("simplify", "int8", "prune"))
+PIPELINE, BUILD, CPU = "graphcompress.pipeline", "graphcompress.build", "graphcompress.targets.cpu"
+COUPLINGS, CUT = "graphcompress.analysis.couplings", "graphcompress.pruning.cut"
+
+ROOTS: dict[str, tuple[str, ...]] = {
+    "attentions": ("graphcompress.analysis.attention",),
+    "groups": (COUPLINGS,),
+    "cut = masked": (COUPLINGS, CUT),
+    "25 % pruned": (PRUNE,),
+    "kron = dense": ("graphcompress.kronecker_forms", "graphcompress.numerics.kronecker.product"),
+    "int8": (INT8, "graphcompress.verify"),
+    "to_fx": ("graphcompress.fx",),
+    "interface": (PIPELINE, "graphcompress.passes.kron", PRUNE, INT8, CPU),
+    "twice": (PIPELINE, "graphcompress.passes.kron", PRUNE, INT8, CPU),
+    "again": (BUILD, INT8, CPU),
+}
+"""Column → modules that its check uses besides those that load, simplify and run a model."""
+
+ALWAYS = (SIMPLIFY, "graphcompress.model", "graphcompress.runtime", "graphcompress.support")
+
+
+def fingerprint(column: str, check: Callable[..., object], expected: object) -> str:
+    """Hash of the code behind one column, and of what the source model is ``expected`` to hold."""
+    digest = hashlib.sha256(repr(expected).encode())
+    for module in _modules(column):
+        digest.update(_bytes(module))
+    for part in (*_functions(check), subject, *([tools] if column == "nodes" else [])):
+        digest.update(inspect.getsource(part).encode())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def _modules(column: str) -> tuple[str, ...]:
+    roots = (*ALWAYS, *ROOTS.get(column, ()))
+    return tuple(sorted({*roots}.union(*(test_imports.reached(root) for root in roots))))
+
+
+@functools.cache
+def _bytes(module: str) -> bytes:
+    return Path(test_imports.modules()[module]).read_bytes()
+
+
+def _functions(check: Callable[..., object]) -> list[FunctionType]:
+    """A check and the functions of the matrix that it calls."""
+    found: dict[FunctionType, None] = {}
+    pending = [check]
+    while pending:
+        function = pending.pop()
+        if not isinstance(function, FunctionType) or function in found:
+            continue
+        found[function] = None
+        module = sys.modules[function.__module__]
+        pending.extend(getattr(module, name, None) for name in _names(function.__code__))
+    return [function for function in found if function.__module__.partition(".")[0] in ("matrix", "cutting")]
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
