@@ -49,8 +49,8 @@ def refuse_unsupported(model: Model) -> None:
     in_bfloat16 = [linear for linear in linears(model) if linear.output.dtype == ir.DataType.BFLOAT16]
     if in_bfloat16:
         raise UnsupportedModelError(
-            f"{where} computes in bfloat16 (linear {in_bfloat16[0].name!r} and others), in which ONNX Runtime, "
-            "by which every result is checked, has no products on a CPU; export it in float32 or float16"
+            f"{where} computes in bfloat16 (linear {in_bfloat16[0].name!r} and others), in which ONNX "
+            "Runtime, by which every result is checked, has no products on a CPU; export it in float32 or float16"
         )
     fused = any(node.domain == FUSED_DOMAIN for node in model.graph)
     if not fused and not linears(model) and not embeddings(model):
