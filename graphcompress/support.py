@@ -50,7 +50,8 @@ def refuse_unsupported(model: Model) -> None:
     if in_bfloat16:
         raise UnsupportedModelError(
             f"{where} computes in bfloat16 (linear {in_bfloat16[0].name!r} and others), in which ONNX "
-            "Runtime, by which every result is checked, has no products on a CPU; export it in float32 or float16"
+            "Runtime, by which every result is checked, has no products on a CPU; export it in float32 or "
+            "float16"
         )
     fused = any(node.domain == FUSED_DOMAIN for node in model.graph)
     if not fused and not linears(model) and not embeddings(model):
