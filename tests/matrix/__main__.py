@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument("--page", type=Path, help="file to write")
     parser.add_argument("--only", default="*", help="glob over the names of architectures")
     parser.add_argument("--variant", default="*", help="glob over variants, such as 'sdpa, opset 18'")
-    parser.add_argument("--columns", default="*", help="glob over columns")
+    parser.add_argument("--columns", default="*", help="globs over columns, with commas between")
     parser.add_argument("--share", default="1/1", help="part of the rows, such as 2/3: for several processes")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no new row after that time")
     arguments = parser.parse_args()
@@ -71,7 +71,11 @@ def _share(rows: list[tuple[str, Variant]], share: str) -> list[tuple[str, Varia
 def _run(name: str, variant: Variant, cache: Path, columns: str) -> Cells:
     """The cells of one row, from the cache where nothing that they depend on has changed."""
     cells = _known(name, variant, cache)
-    wanted = [column for column in CHECKS if column not in cells and fnmatch.fnmatch(column, columns)]
+    wanted = [
+        column
+        for column in CHECKS
+        if column not in cells and any(fnmatch.fnmatch(column, glob) for glob in columns.split(","))
+    ]
     if not wanted:
         return cells
     try:
