@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +149,19 @@ class Model:
             if declared is not None:
                 value.shape = declared.copy()
 
+    def fix_sizes(self, sizes: Mapping[str, int]) -> None:
+        """Give variable sizes of inputs and outputs (by name) these numbers, and infer shapes anew.
+
+        A size of an output that is computed from them becomes what inference finds.
+        """
+        for value in (*self.graph.inputs, *self.graph.outputs):
+            if value.shape is not None:
+                value.shape = ir.Shape([_fixed(dim, sizes) for dim in value.shape])
+        for value in self.graph.outputs:
+            whole = value.shape is not None and value.shape.is_static()
+            self._declared[value.name] = value.shape.copy() if whole and value.shape is not None else None
+        self.infer_shapes()
+
     def _drop_notes_of_inference(self) -> None:
         """Remove the notes of shape inference from values: stale after an edit, and not the user's."""
         for graph in self.ir.graphs():
@@ -188,6 +201,10 @@ class Model:
             ir.save(self.ir, path)
         else:
             ir.save(self.ir, path, external_data=external, size_threshold_bytes=1024)
+
+
+def _fixed(dim: int | ir.SymbolicDim, sizes: Mapping[str, int]) -> int | ir.SymbolicDim:
+    return dim if isinstance(dim, int) else sizes.get(str(dim.value), dim)
 
 
 def is_weight(value: ir.Value) -> bool:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-import onnx_ir as ir
-
-from graphcompress.analysis.bounds import Bounds
 from graphcompress.analysis.linears import inner_linears, overridable_weights
 from graphcompress.base import Context, Contract, Exact, Pass
 from graphcompress.expressions import is_constant
@@ -17,15 +12,10 @@ from graphcompress.fused.operators import standardise
 from graphcompress.model import Model, is_weight
 from graphcompress.options import option
 from graphcompress.rewrite import Rewriter
-from graphcompress.rules import arithmetic, cleanup, convolutions, guards, heads, linears, masks, shapes
-from graphcompress.rules.base import Rule
+from graphcompress.rules import convolutions, linears
+from graphcompress.rules.everything import simplify
 
-MAX_ROUNDS = 20
 LARGEST_INPUT = 1e6
-FAMILIES = (
-    *(heads.RULES, shapes.RULES, arithmetic.RULES),
-    *(linears.RULES, convolutions.RULES, masks.RULES),
-)
 
 
 @dataclass(frozen=True)
@@ -60,50 +50,17 @@ class Simplify(Pass):
         before = len(model.graph)
         with Rewriter(model, ctx) as rw:
             rewritten = standardise(rw)
-            removed = self._simplify(rw)
+            removed = simplify(
+                rw,
+                largest_input=LARGEST_INPUT if self.finite_inputs else None,
+                assume_visible=self.assume_visible,
+            )
         for kind, count in sorted(rewritten.items()):
             rw.note(f"{count} × {kind} written in standard operators")
         for kind, count in sorted(removed.items(), key=lambda item: (-item[1], item[0])):
             rw.note(f"{count} × {kind}")
         rw.note(f"{before} nodes became {len(model.graph)}" if rw.modified else "nothing to simplify")
         _report_what_stays(rw)
-
-    def _simplify(self, rw: Rewriter) -> Counter[str]:
-        removed: Counter[str] = Counter()
-        for _ in range(MAX_ROUNDS):
-            changed = cleanup.clean_up(rw)
-            removed["duplicate initializer"] += (merged := cleanup.merge_duplicates(rw))
-            removed["decomposed normalization"] += (fused := cleanup.fuse_normalizations(rw))
-            if changed or merged or fused:
-                rw.clean()
-            found = self._sweep(rw)
-            removed.update(found)
-            if not found and not merged and not fused and not changed:
-                break
-            rw.clean()
-        return +removed
-
-    def _sweep(self, rw: Rewriter) -> Counter[str]:
-        """Try every rule once on every node of the main graph; how often each kind matched."""
-        bounds = Bounds(LARGEST_INPUT if self.finite_inputs else None)
-        found: Counter[str] = Counter()
-        for node in list(rw.model.graph):
-            if node.graph is None or node.domain not in ("", "ai.onnx"):
-                continue
-            kind = next((kind for rule in self._rules(node, bounds) if (kind := rule(rw, node))), None)
-            if kind is not None:
-                found[kind] += 1
-        return found
-
-    def _rules(self, node: ir.Node, bounds: Bounds) -> Iterator[Rule]:
-        yield linears.fold_weight
-        for family in FAMILIES:
-            yield from family.get(node.op_type, ())
-        bounded = [*masks.BOUNDED_RULES.get(node.op_type, ())]
-        if node.op_type == "Where":
-            bounded.append(guards.drop_guard if self.assume_visible else guards.row_flag)
-        for rule in bounded:
-            yield lambda rw, node, rule=rule: rule(rw, node, bounds)
 
 
 def _report_what_stays(rw: Rewriter) -> None:

@@ -1,0 +1,152 @@
+"""mobile: ONNX Runtime on phones and in browsers, as an edge bundle."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from graphcompress.base import Capabilities, Context, Target
+from graphcompress.data.load import Samples, synthetic_samples
+from graphcompress.edge.bundle import write_bundle, write_example
+from graphcompress.edge.convert import (
+    MODEL_FILE,
+    OPERATORS_FILE,
+    compare_converted,
+    convert,
+    write_operators,
+)
+from graphcompress.edge.interface import interface_of, read_interface
+from graphcompress.edge.padding import fitted
+from graphcompress.edge.partitions import partitions, table, write_partitions
+from graphcompress.forms.choice import choose_forms
+from graphcompress.forms.gelu import Gelu
+from graphcompress.forms.integer import IntegerLinear
+from graphcompress.forms.legal import legalise
+from graphcompress.lowering.elementary import gelu_without_erf, normalisation_by_means
+from graphcompress.lowering.factors import multiply_factors
+from graphcompress.lowering.fixed import fix_shapes, is_fixed, parse_shape, sizes_of
+from graphcompress.lowering.flat import flatten_products
+from graphcompress.lowering.selections import where_as_arithmetic
+from graphcompress.model import Model
+from graphcompress.options import option
+from graphcompress.rewrite import Rewriter
+from graphcompress.rules.everything import simplify
+from graphcompress.runtime import runner_of, session_of
+
+PROOF = "reloaded from the ORT format and run on ONNX Runtime's CPU provider (x86)"
+
+
+@dataclass(frozen=True)
+class Mobile(Target):
+    """Lower for phones and browsers: ``model.ort``, what a reduced build needs, and examples that load it.
+
+    The artifact is an edge bundle: the model in ONNX Runtime's own format (in the Fixed style, for ARM),
+    ``required_operators.config``, tokenizer, recipe, loading examples for Android, iOS and the browser, and
+    a report of what XNNPACK, NNAPI and CoreML would take of the graph. It is loaded again and compared.
+
+    The file is small first. A session that loads this format folds no constants, so Kronecker factors are
+    multiplied with instead of expanded (``factors=expand`` stores what they expand to: larger, and int8).
+    ``Where`` becomes arithmetic. With ``shape`` sizes are fixed: shape arithmetic goes, products become those
+    of matrices, and a caller fills shorter inputs up with zeros; the model should have a mask then.
+
+    ``provider`` is what runs the graph beside the CPU provider. ``nnapi`` has neither Erf nor
+    LayerNormalization nor ONNX Runtime's own operators: they are written in elementary ones with the same
+    numbers up to rounding, slower on a CPU. Both keep the DequantizeLinear of int8 models.
+    """
+
+    name: ClassVar[str] = "mobile"
+
+    shape: str = option("", 'sizes to fix: batch x length such as 1x128, or "batch=1,sequence=128"')
+    provider: str = option(
+        "cpu", "what runs the graph beside the CPU", choices=("cpu", "xnnpack", "nnapi", "coreml")
+    )
+    platform: str = option("arm", "processors that the file is made for", choices=("arm", "amd64"))
+    factors: str = option("multiply", "Kronecker factors at run time", choices=("multiply", "expand"))
+    bundle: bool = option(True, "write the loading examples, the page and the README too")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shape:
+            parse_shape(self.shape)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the CPU provider of a device executes; weights leave room, so that x86 answers the same."""
+        return Capabilities(int8_dynamic=self.provider in ("cpu", "xnnpack"), int8_weight_bits=7)
+
+    def lower(self, model: Model, folder: Path, ctx: Context) -> Mapping[str, Any]:
+        """Write the bundle; ``model`` itself is not changed."""
+        sizes = sizes_of(model, self.shape) if self.shape else {}
+        interface = interface_of(model, sizes)
+        lowered = model.clone()
+        newer = legalise(lowered, ctx)
+        before = partitions(lowered)
+        operators = _histogram(lowered)
+        rewritten = self._rewrite(lowered, sizes, ctx)
+        after = partitions(lowered)
+        samples = ctx.samples or synthetic_samples(model, seed=ctx.seed)
+        interface.write(folder)
+        with tempfile.TemporaryDirectory(prefix="graphcompress-") as scratch:
+            source = lowered.save(Path(scratch) / "model.onnx")
+            convert(source, folder / MODEL_FILE, arm=self.platform == "arm")
+            feeds = [samples.batch([index]) for index in range(min(2, len(samples)))]
+            reloaded = compare_converted(source, folder / MODEL_FILE, interface, feeds)
+        write_operators(folder / MODEL_FILE, folder / OPERATORS_FILE)
+        write_partitions(folder, before, after)
+        if self.bundle:
+            write_bundle(folder, interface, provider=self.provider, parts=table(before, after))
+            feed = samples.batch([min(range(len(samples)), key=lambda index: _numbers(samples, index))])
+            write_example(folder, feed, self.session(folder)(feed))
+        record = {
+            "opset": lowered.opset,
+            "proof": PROOF,
+            "fixed_sizes": sizes,
+            "rewritten": rewritten,
+            "operators_before": operators,
+            "operators": _histogram(lowered),
+            "reloaded": asdict(reloaded),
+            "partitions_before": [asdict(item) for item in before],
+            "partitions": [asdict(item) for item in after],
+        }
+        return record if newer is None else {**record, "opset_reason": newer}
+
+    def session(self, folder: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+        """Run ``model.ort`` on the CPU provider; inputs are filled up to the sizes that it was made for."""
+        return fitted(runner_of(session_of(folder / MODEL_FILE)), read_interface(folder))
+
+    def _rewrite(self, model: Model, sizes: Mapping[str, int], ctx: Context) -> dict[str, Any]:
+        """Bring ``model`` into the forms of a device; what was done."""
+        done: dict[str, Any] = {}
+        if sizes:
+            done["nodes of shape arithmetic and others removed"] = fix_shapes(model, sizes, ctx)
+        with Rewriter(model, ctx) as rw:
+            done["Where as arithmetic"] = where_as_arithmetic(rw)
+            weights = multiply_factors(rw, expand=self.factors == "expand")
+            done["linears multiplied by factors"] = weights.linears
+            done["tables looked up in factors"] = weights.tables
+            done["expressions stored expanded"] = list(weights.expanded)
+            rw.clean()
+            if is_fixed(model):
+                done["products of matrices"] = flatten_products(rw)
+            simplify(rw)
+            if self.provider == "nnapi":
+                done["GELU without Erf"] = gelu_without_erf(rw)
+                done["LayerNormalization as means"] = normalisation_by_means(rw)
+        if self.provider in ("cpu", "xnnpack"):
+            for choice in choose_forms(model, (IntegerLinear(), Gelu()), (), ctx, cache=None):
+                key = f"{choice.family} as {choice.form}"
+                done[key] = done.get(key, 0) + choice.sites
+        return done
+
+
+def _numbers(samples: Samples, index: int) -> int:
+    return sum(array.size for array in samples.feeds[index].values())
+
+
+def _histogram(model: Model) -> dict[str, int]:
+    counts = Counter(f"{node.domain}:{node.op_type}" if node.domain else node.op_type for node in model.graph)
+    return dict(sorted(counts.items()))
