@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from graphcompress.artifact.folder import MANIFEST, read_manifest
 from graphcompress.capturing.checkpoint import is_checkpoint
 from graphcompress.errors import InvalidModelError, UsageError
-from graphcompress.runtime import Feed, session_of
+from graphcompress.runtime import runner_of, session_of
 from graphcompress.targeting import parse_target
 from graphcompress.verify import Run
 
@@ -27,13 +25,7 @@ def session(path: str | Path) -> Run:
         return parse_target(_manifest(path)["target"]).session(path)
     if not path.is_file():
         raise InvalidModelError(f"{path}: no such file or folder")
-    runtime = session_of(path)
-    names = [output.name for output in runtime.get_outputs()]
-
-    def run(feed: Feed) -> dict[str, np.ndarray]:
-        return dict(zip(names, runtime.run(names, dict(feed)), strict=True))
-
-    return run
+    return runner_of(session_of(path))
 
 
 def model_file(path: str | Path) -> Path:
