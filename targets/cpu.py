@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-
 from graphcompress.artifact.folder import sha256
 from graphcompress.base import Capabilities, Context, Target
 from graphcompress.errors import UsageError
 from graphcompress.forms.attention import Attention
-from graphcompress.forms.cache import MeasurementCache, cpu_flags
+from graphcompress.forms.cache import MeasurementCache, Times, cpu_flags
 from graphcompress.forms.gelu import Gelu
 from graphcompress.forms.guard import is_slower
 from graphcompress.forms.integer import IntegerLinear
@@ -22,11 +20,21 @@ from graphcompress.forms.kronecker import Kronecker
 from graphcompress.forms.legal import legalise
 from graphcompress.forms.linear import Packed
 from graphcompress.forms.normalisation import Residual
+from graphcompress.forms.openvino import is_for_openvino, open_session, write_session_file
 from graphcompress.forms.profile import Profile, Recorder, read_profile
+from graphcompress.forms.provider import PROVIDERS, Decision, choose_provider, outputs_of
 from graphcompress.forms.record import record
-from graphcompress.forms.shapes import DEFAULT_SHAPES, format_shapes, parse_shapes
+from graphcompress.forms.shapes import DEFAULT_SHAPES, Shape, format_shapes, parse_shapes
 from graphcompress.forms.unsigned import unsigned_activations
-from graphcompress.forms.whole import ARTIFACT, INPUT, lower, refuse_slower, take_back, times_against_input
+from graphcompress.forms.whole import (
+    ARTIFACT,
+    INPUT,
+    Lowered,
+    lower,
+    refuse_slower,
+    take_back,
+    times_against_input,
+)
 from graphcompress.model import Model
 from graphcompress.options import option
 from graphcompress.runtime import session_of
@@ -34,6 +42,8 @@ from graphcompress.runtime import session_of
 MODEL_FILE = "model.onnx"
 FAMILIES = (Kronecker(), IntegerLinear(), Packed(), Residual(), Gelu(), Attention())
 """In this order: a family sees the forms that were chosen before it."""
+
+NOTHING_MEASURED = "nothing was measured (measure=false): default forms, speed not compared with the input"
 
 _VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
@@ -46,6 +56,10 @@ class Cpu(Target):
     Measurements are kept in the user's cache folder: a second build takes the same forms without measuring.
     ``profile`` brings the measurements of another machine, so that one machine builds for the processor of
     another: ``graphcompress tune --out profile.json MODEL`` writes it there.
+
+    Where the plugin ``onnxruntime-ep-openvino`` is installed, OpenVINO is measured as an alternative. It is
+    taken when it is faster and answers the same at every length from 1 to 64; the artifact then says so in
+    ``session.json``, with the lines that load it, and ``graphcompress.session`` does so by itself.
 
     The lowered model is timed against the file that came in. When it is slower, the forms that slow it down
     are taken back; when it still is, nothing is written, unless ``allow_slower`` says so. Only a difference
@@ -67,6 +81,11 @@ class Cpu(Target):
     isa: str = option(
         "avx2", "processors that int8 weights are made for", choices=("auto", "avx2", "vnni", "arm")
     )
+    provider: str = option(
+        "auto",
+        "what runs the artifact; auto also measures the plugin onnxruntime-ep-openvino, where installed",
+        choices=PROVIDERS,
+    )
     allow_slower: bool = option(False, "write an artifact even when it is slower than the model that came in")
 
     def __post_init__(self) -> None:
@@ -87,33 +106,35 @@ class Cpu(Target):
         Raises:
             SpeedError: measured as a whole, it is slower than the file that the model came from.
         """
+        legal, newer = self._legal(model, ctx)
+        about = {} if newer is None else {"opset_reason": newer}
+        if self.measure and self.profile is None:
+            return {**self._lower_by_measuring(legal, model.path, folder, ctx), **about}
+        asked, shapes, profile = NOTHING_MEASURED, [], None
+        if self.profile is not None:
+            profile = read_profile(self.profile)
+            shapes = self._shapes_of(profile)
+            asked = f"forms as measured on {profile.name}; speed not compared with the input on this machine"
+            about["profile"] = {"machine": profile.name, "sha256": sha256(Path(self.profile))}
+        lowered = lower(legal, FAMILIES, shapes, ctx, profile)
+        artifact = lowered.model.save(folder / MODEL_FILE)
+        chosen = choose_provider(self.provider, artifact, legal, shapes, ctx, None)
+        return {**_record(_written(lowered, chosen, legal, folder), chosen, asked), **about}
+
+    def _legal(self, model: Model, ctx: Context) -> tuple[Model, str | None]:
+        """A copy that the runtime takes, before any form is chosen, and why its opset is newer, if it is."""
         legal = model.clone()
         newer = legalise(legal, ctx)
         unsigned_activations(legal, ctx, saturates=self.capabilities.int8_weight_bits < 8)
-        about = {} if newer is None else {"opset_reason": newer}
-        if self.profile is not None:
-            return {**self._lower_by_profile(legal, folder, ctx, read_profile(self.profile)), **about}
-        if not self.measure:
-            lowered = lower(legal, FAMILIES, [], ctx, None)
-            lowered.model.save(folder / MODEL_FILE)
-            asked = "nothing was measured (measure=false): default forms, speed not compared with the input"
-            return {**record(lowered, FAMILIES, asked), "opset": lowered.model.opset, **about}
-        return {**self._lower_by_measuring(legal, model.path, folder, ctx), **about}
+        return legal, newer
 
-    def _lower_by_profile(self, legal: Model, folder: Path, ctx: Context, profile: Profile) -> dict[str, Any]:
+    def _shapes_of(self, profile: Profile) -> list[Shape]:
         if self.shapes != DEFAULT_SHAPES and parse_shapes(self.shapes) != list(profile.shapes):
             raise UsageError(
                 f"{self}: the profile was measured at {format_shapes(profile.shapes)}, not at {self.shapes}; "
                 "leave shapes out, or make a profile at these shapes with graphcompress tune"
             )
-        lowered = lower(legal, FAMILIES, profile.shapes, ctx, profile)
-        lowered.model.save(folder / MODEL_FILE)
-        asked = f"forms as measured on {profile.name}; speed not compared with the input on this machine"
-        return {
-            **record(lowered, FAMILIES, asked),
-            "opset": lowered.model.opset,
-            "profile": {"machine": profile.name, "sha256": sha256(Path(self.profile or ""))},
-        }
+        return list(profile.shapes)
 
     def _lower_by_measuring(
         self, legal: Model, source: Path | None, folder: Path, ctx: Context
@@ -121,42 +142,63 @@ class Cpu(Target):
         cache, shapes = MeasurementCache(), parse_shapes(self.shapes)
         lowered = lower(legal, FAMILIES, shapes, ctx, cache)
         artifact = lowered.model.save(folder / MODEL_FILE)
+        chosen = choose_provider(self.provider, artifact, legal, shapes, ctx, cache)
+        lowered = _written(lowered, chosen, legal, folder)
         if source is None or not source.is_file():
             asked = "speed not compared with the input, which is not a file"
-            return {**record(lowered, FAMILIES, asked), "opset": lowered.model.opset}
-        times, reason = times_against_input(source, artifact, legal, shapes, ctx, cache)
-        if times and is_slower(times, ARTIFACT, INPUT):
+            return _record(lowered, chosen, asked)
+
+        def against_input() -> tuple[Times, str]:
+            return times_against_input(source, artifact, legal, shapes, ctx, cache, opener=chosen.opener)
+
+        times, reason = against_input()
+        if times and is_slower(times, ARTIFACT, INPUT) and not chosen.openvino:
             lowered = take_back(legal, lowered, FAMILIES, shapes, ctx, cache)
-            artifact = lowered.model.save(folder / MODEL_FILE)
-            times, reason = times_against_input(source, artifact, legal, shapes, ctx, cache)
+            lowered.model.save(artifact)
+            times, reason = against_input()
         slower = bool(times) and is_slower(times, ARTIFACT, INPUT)
         if not self.allow_slower:
             refuse_slower(times, shapes, "--target 'cpu{allow_slower=true}'")
         asked = f"speed not compared with the input: {reason}" if reason else ""
         asked = "slower than the input, which allow_slower=true accepts" if slower else asked
-        return {
-            **record(lowered, FAMILIES, asked),
-            "opset": lowered.model.opset,
-            "speed": {"slower_than_input": slower, "compared": bool(times), "whole_ms": times},
-        }
+        speed = {"slower_than_input": slower, "compared": bool(times), "whole_ms": times}
+        return {**_record(lowered, chosen, asked), "speed": speed}
 
     def tune(self, model: Model, ctx: Context) -> Mapping[str, Mapping[str, Sequence[float]]]:
         """Times of every form of every site that :meth:`lower` would meet in ``model``, measured here."""
-        legal = model.clone()
-        legalise(legal, ctx)
         seen = Recorder(MeasurementCache())
-        lower(legal, FAMILIES, parse_shapes(self.shapes), ctx, seen)
+        lower(self._legal(model, ctx)[0], FAMILIES, parse_shapes(self.shapes), ctx, seen)
         return seen.times
 
     def session(self, folder: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-        """Run ``model.onnx`` on the CPU provider."""
-        session = session_of(folder / MODEL_FILE)
-        names = [output.name for output in session.get_outputs()]
+        """Run ``model.onnx`` on the provider that it was written for.
 
-        def run(feed: Mapping[str, Any]) -> dict[str, np.ndarray]:
-            return dict(zip(names, session.run(names, dict(feed)), strict=True))
+        Raises:
+            MissingExtraError, UsageError: that is OpenVINO's, and it cannot be used here.
+        """
+        path = folder / MODEL_FILE
+        return outputs_of(open_session(path) if is_for_openvino(folder) else session_of(path))
 
-        return run
+
+def _written(lowered: Lowered, chosen: Decision, legal: Model, folder: Path) -> Lowered:
+    """What lies in ``folder``: ``lowered``, or the model in standard operators where OpenVINO runs it."""
+    if not chosen.openvino:
+        return lowered
+    legal.save(folder / MODEL_FILE)
+    write_session_file(folder)
+    return Lowered(legal, ())
+
+
+def _record(lowered: Lowered, chosen: Decision, asked: str) -> dict[str, Any]:
+    found = {**record(lowered, FAMILIES, asked), "opset": lowered.model.opset, "provider": chosen.record()}
+    if chosen.times_ms is not None:
+        found["provider_ms"] = chosen.times_ms
+    if chosen.openvino or chosen.times_ms is not None:
+        name = "provider: OpenVINO" if chosen.openvino else "OpenVINO's provider"
+        found["notes"] = [f"{name}: {chosen.why}", *found["notes"]]
+    if chosen.openvino:
+        found["notes"].append("load it with graphcompress.session(folder), or as session.json says")
+    return found
 
 
 def detected_isa() -> str:

@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,15 @@ _SPIN_US = 1000
 _METHOD = 1
 """Part of the cache's keys; raise it when times are taken in another way."""
 
+Opener = Callable[[Path], Any]
+"""Makes a session of a file."""
+
 Timer = Callable[[Mapping[str, Callable[[], object]], int], Measurement]
+
+
+def on_cpu(path: Path) -> Any:  # noqa: ANN401 - a session of the runtime
+    """A session on the CPU provider whose threads go to sleep soon, so that others can be timed."""
+    return session_of(path, spin_us=_SPIN_US)
 
 
 def timed(runs: Mapping[str, Callable[[], object]], rounds: int) -> Measurement:
@@ -56,9 +65,12 @@ def compare_files(
     *,
     subject: str,
     than: str,
+    openers: Mapping[str, Opener] | None = None,
     timer: Timer = timed,
 ) -> Times:
     """Milliseconds of the models in two files for each of ``feeds``; ``subject`` is the one that is doubted.
+
+    ``openers`` say how those files are opened that are not for the CPU provider.
 
     A measurement in which the subject is slower is repeated; of several the one that speaks most for the
     subject is kept, so that noise never convicts it.
@@ -70,7 +82,7 @@ def compare_files(
     kept = cache.get(key)
     if kept is not None and set(kept) == set(files) and all(len(row) == len(feeds) for row in kept.values()):
         return kept
-    sessions = {name: session_of(path, spin_us=_SPIN_US) for name, path in files.items()}
+    sessions = {name: (openers or {}).get(name, on_cpu)(path) for name, path in files.items()}
     measured: list[Times] = []
     while len(measured) < REPETITIONS and all(is_slower(times, subject, than) for times in measured):
         measured.append(_times(sessions, feeds, timer))

@@ -12,7 +12,7 @@ from graphcompress.errors import DataError, SpeedError
 from graphcompress.forms.cache import Measurements, Times
 from graphcompress.forms.choice import Choice, choose_forms, shaped_feeds
 from graphcompress.forms.family import UNCHANGED, Family
-from graphcompress.forms.guard import Timer, compare_files, is_slower, timed
+from graphcompress.forms.guard import Opener, Timer, compare_files, is_slower, on_cpu, timed
 from graphcompress.forms.shapes import Shape
 from graphcompress.model import Model
 
@@ -82,13 +82,17 @@ def times_against_input(
     ctx: Context,
     cache: Measurements,
     *,
+    opener: Opener = on_cpu,
     timer: Timer = timed,
 ) -> tuple[Times, str]:
-    """Times of the file that came in and of the artifact's; or none, and why not."""
+    """Times of the file that came in and of the artifact's, which ``opener`` opens; or none, and why not."""
     feeds = shaped_feeds(model, shapes, ctx.seed)
     files = {INPUT: source, ARTIFACT: artifact}
     try:
-        return compare_files(files, feeds, cache, subject=ARTIFACT, than=INPUT, timer=timer), ""
+        times = compare_files(
+            files, feeds, cache, subject=ARTIFACT, than=INPUT, openers={ARTIFACT: opener}, timer=timer
+        )
+        return times, ""
     except DataError as error:
         return {}, str(error)
 

@@ -1,0 +1,141 @@
+"""Which provider of ONNX Runtime runs an artifact: the CPU provider, or OpenVINO where it is faster."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphcompress.base import Context
+from graphcompress.errors import DataError, UnsupportedModelError, UsageError
+from graphcompress.forms import openvino
+from graphcompress.forms.cache import Measurements, Times
+from graphcompress.forms.choice import shaped_feeds
+from graphcompress.forms.guard import Opener, Timer, compare_files, is_slower, on_cpu, timed
+from graphcompress.forms.shapes import Shape
+from graphcompress.model import Model
+from graphcompress.runtime import Feed
+
+CPU = "CPUExecutionProvider"
+PROVIDERS = ("auto", "cpu", "openvino")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The provider of an artifact.
+
+    Attributes:
+        openvino: whether it is OpenVINO.
+        why: for the report: what was measured, or why nothing was; may be empty.
+        times_ms: of both, where they were measured.
+    """
+
+    openvino: bool = False
+    why: str = ""
+    times_ms: Times | None = None
+
+    @property
+    def opener(self) -> Opener:
+        """Makes the session that runs the artifact."""
+        return openvino.open_session if self.openvino else on_cpu
+
+    def record(self) -> dict[str, Any]:
+        """Plain data for the lowering's record."""
+        if not self.openvino:
+            return {"name": CPU, "openvino": self.why}
+        loading = list(openvino.LOADING)
+        return {"name": openvino.PROVIDER, "plugin": version(openvino.PACKAGE), "load": loading}
+
+
+def choose_provider(
+    asked: str,
+    artifact: Path,
+    legal: Model,
+    shapes: Sequence[Shape],
+    ctx: Context,
+    cache: Measurements | None,
+    *,
+    timer: Timer = timed,
+) -> Decision:
+    """Whether ``legal``, in standard operators, is faster on OpenVINO than ``artifact`` on the CPU provider.
+
+    ``asked`` is one of ``PROVIDERS``; only ``auto`` measures, with ``cache``. OpenVINO is taken when its
+    outputs are those of the CPU provider at every length from 1 to 64.
+
+    Raises:
+        MissingExtraError, UsageError: OpenVINO was asked for and cannot be used here.
+        UnsupportedModelError: OpenVINO was asked for and gives other outputs.
+    """
+    if asked == "cpu":
+        return Decision(why="not asked for")
+    if asked == "openvino":
+        openvino.device()
+    reason = openvino.why_not() if asked == "auto" else ""
+    if reason or (asked == "auto" and cache is None):
+        return Decision(why=reason or "nothing was measured")
+    with tempfile.TemporaryDirectory(prefix="graphcompress-") as name:
+        standard = legal.save(Path(name) / "standard.onnx")
+        times: Times | None = None
+        if asked == "auto" and cache is not None:
+            try:
+                times = _times(artifact, standard, legal, shapes, ctx, cache, timer)
+            except (DataError, UsageError) as error:
+                return Decision(why=str(error))
+            if not is_slower(times, "cpu", _plugin()):
+                return Decision(why="measured, and not faster than the CPU provider", times_ms=times)
+        agreement, length = _agreement(standard, legal, ctx)
+    if agreement < openvino.MIN_SQNR_DB:
+        wrong = f"gives other outputs than the CPU provider at length {length} (SQNR {agreement:.1f} dB)"
+        if asked == "openvino":
+            raise UnsupportedModelError(
+                f"OpenVINO's provider {wrong}; build with --target 'cpu{{provider=cpu}}'"
+            )
+        return Decision(why=f"faster, but {wrong}", times_ms=times)
+    faster = "measured faster; " if times is not None else ""
+    return Decision(True, f"{faster}answers as the CPU provider at every length from 1 to 64", times)
+
+
+def _plugin() -> str:
+    """The contender's name; times are kept under it, so another version is measured anew."""
+    return f"openvino {version(openvino.PACKAGE)}"
+
+
+def _times(
+    artifact: Path,
+    standard: Path,
+    legal: Model,
+    shapes: Sequence[Shape],
+    ctx: Context,
+    cache: Measurements,
+    timer: Timer,
+) -> Times:
+    plugin = _plugin()
+    return compare_files(
+        {"cpu": artifact, plugin: standard},
+        shaped_feeds(legal, shapes, ctx.seed),
+        cache,
+        subject="cpu",
+        than=plugin,
+        openers={plugin: openvino.open_session},
+        timer=timer,
+    )
+
+
+def _agreement(standard: Path, legal: Model, ctx: Context) -> tuple[float, int]:
+    run, reference = (outputs_of(session(standard)) for session in (openvino.open_session, on_cpu))
+    return openvino.lowest_agreement(run, reference, legal, ctx)
+
+
+def outputs_of(session: Any) -> Callable[[Feed], dict[str, np.ndarray]]:  # noqa: ANN401 - of the runtime
+    """A function from a feed to outputs by name."""
+    names = [output.name for output in session.get_outputs()]
+
+    def run(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(zip(names, session.run(names, dict(feed)), strict=True))
+
+    return run
