@@ -7,7 +7,7 @@ import onnx_ir as ir
 from graphcompress.analysis.linears import embeddings, inner_linears, linears, overridable_weights
 from graphcompress.errors import UnsupportedModelError
 from graphcompress.expressions import is_constant
-from graphcompress.fused.operators import FUSED_DOMAIN, node_name, obstacle
+from graphcompress.fused.operators import FUSED_DOMAIN, GPU_ONLY, node_name, obstacle
 from graphcompress.model import Model
 
 QUANTISED_OPS = frozenset(
@@ -35,8 +35,8 @@ def refuse_unsupported(model: Model) -> None:
     """Refuse a model on which no pass could do anything. Custom operators are kept and passed around.
 
     Raises:
-        UnsupportedModelError: it is quantised already, has weights inside operators that ONNX Runtime fused,
-            computes in bfloat16, or has neither linear maps nor embeddings.
+        UnsupportedModelError: it is quantised already, has operators of ONNX Runtime that only a GPU runs or
+            that hide weights, computes in bfloat16, or has neither linear maps nor embeddings.
     """
     where = model.path or "the model"
     for node in model.graph:
@@ -44,6 +44,11 @@ def refuse_unsupported(model: Model) -> None:
             raise UnsupportedModelError(
                 f"{where} is quantised already (node {node.name!r} is a {node.op_type}); "
                 "start from the floating-point model"
+            )
+        if node.domain == FUSED_DOMAIN and node.op_type in GPU_ONLY:
+            raise UnsupportedModelError(
+                f"{where} was fused by ONNX Runtime for a GPU: its node {node_name(node)!r} is a "
+                f"{node.op_type}, which does not run on a CPU; start from the model before it was optimised"
             )
         _refuse_hidden_weights(node, where)
     in_bfloat16 = [linear for linear in linears(model) if linear.output.dtype == ir.DataType.BFLOAT16]

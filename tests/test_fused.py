@@ -418,6 +418,66 @@ def test_weights_that_stay_hidden_are_refused_by_name(mask, attributes, words, t
         refuse_unsupported(model)
 
 
+@pytest.mark.parametrize(
+    "op_type", ["BiasSplitGelu", "PackedAttention", "PackedMultiHeadAttention", "BiasAdd"]
+)
+def test_operators_that_only_a_gpu_runs_are_refused_by_name(op_type, tmp_path) -> None:
+    node = helper.make_node(op_type, ["x", "bias"], ["out"], name="on_gpu", domain="com.microsoft")
+    inputs = {"x": random(BATCH, LENGTH, 2 * HIDDEN)}
+    model = load(tmp_path, node, inputs, {"bias": random(2 * HIDDEN)})
+    with pytest.raises(UnsupportedModelError, match=f"'on_gpu' is a {op_type}, which does not run on a CPU"):
+        refuse_unsupported(model)
+
+
+def test_grouped_query_attention_is_passed_around(tmp_path) -> None:
+    """Linears around it are found and cut, its heads are not; outputs stay."""
+    batch, heads, groups, size = 1, 4, 2, 8
+    inputs = {
+        "x": random(batch, LENGTH, HIDDEN),
+        **{f"past_{kind}": random(batch, groups, PAST, size, seed=i) for i, kind in enumerate(("k", "v"))},
+        "seqlens": np.full(batch, LENGTH + PAST - 1, np.int32),
+        "total": np.array(LENGTH + PAST, np.int32),
+    }
+    stored = {
+        "q_proj": random(HIDDEN, heads * size),
+        "k_proj": random(HIDDEN, groups * size),
+        "v_proj": random(HIDDEN, groups * size, seed=1),
+        "o_proj": random(heads * size, HIDDEN),
+        "up": random(HIDDEN, 24),
+        "down": random(24, HIDDEN),
+    }
+    operands = ["q", "k", "v", "past_k", "past_v", "seqlens", "total"]
+    attention = helper.make_node(
+        *("GroupQueryAttention", operands, ["context", "present_k", "present_v"]),
+        name="gqa",
+        domain="com.microsoft",
+        num_heads=heads,
+        kv_num_heads=groups,
+    )
+    proto = model_of(attention, inputs, stored)
+    others = [("MatMul", ["x", f"{name}_proj"], name) for name in "qkv"]
+    others += [("MatMul", ["context", "o_proj"], "o"), ("Add", ["x", "o"], "r"), ("MatMul", ["r", "up"], "a")]
+    others += [("Relu", ["a"], "b"), ("MatMul", ["b", "down"], "c"), ("Add", ["r", "c"], "out")]
+    made = [helper.make_node(op_type, names, [output]) for op_type, names, output in others]
+    del proto.graph.node[:]
+    proto.graph.node.extend([*made[:3], attention, *made[3:]])
+    proto.graph.output[0].name = "out"
+    onnx.save(proto, tmp_path / "model.onnx")
+    model, ctx = Model.load(tmp_path / "model.onnx"), Context()
+    refuse_unsupported(model)
+    Simplify().run(model, ctx)
+    assert [item.reason for item in ctx.skipped] == [
+        "GroupQueryAttention of ONNX Runtime is kept: its cache has texts of unequal lengths, "
+        "so its heads are not cut"
+    ]
+    assert len(linears(model)) == 6
+    assert [(group.kind, group.size) for group in couplings(model)] == [("ffn", 24)]
+    for got, want in zip(
+        run(onnx.load(model.save(tmp_path / "out.onnx")), inputs), run(proto, inputs), strict=True
+    ):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
 def test_an_operator_without_weights_is_kept_with_the_reason(tmp_path) -> None:
     inputs = {name: random(BATCH, LENGTH, HIDDEN, seed=i) for i, name in enumerate("qkv")}
     node = helper.make_node(

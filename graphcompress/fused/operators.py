@@ -19,6 +19,22 @@ _CONTRIB: dict[str, Operator] = {
     **products.OPERATORS,
     **rotary.OPERATORS,
 }
+GPU_ONLY = frozenset(
+    """
+    BiasAdd BiasDropout BiasSoftmax BiasSplitGelu DecoderAttention DecoderMaskedSelfAttention
+    GatedRelativePositionBias GemmFastGelu GroupNorm LongformerAttention NhwcConv NhwcFusedConv
+    PackedAttention PackedMultiHeadAttention PagedAttention RelativePositionBias RemovePadding
+    RestorePadding SkipGroupNorm
+    """.split()  # noqa: SIM905 (one name per line would fill a page)
+)
+"""Fused operators that ONNX Runtime has for GPUs alone: on a CPU no result could be checked."""
+
+_KEPT = {
+    "DecoderMaskedMultiHeadAttention": "it decodes one token at a time into a shared cache",
+    "GroupQueryAttention": "its cache has texts of unequal lengths, so its heads are not cut",
+}
+"""Operators that are passed around as they are, and why."""
+
 _LAYER_NORM_OPSET = 17
 """The opset that LayerNormalization came with; ONNX Runtime writes it into models of earlier ones too."""
 
@@ -33,9 +49,7 @@ def standardise(rw: Rewriter) -> Counter[str]:
         operator = _operator(node, rw.model.opset)
         if operator is None:
             if node.domain == FUSED_DOMAIN:
-                rw.skip(
-                    node_name(node), f"{node.op_type} of ONNX Runtime has no form in standard operators here"
-                )
+                rw.skip(node_name(node), f"{node.op_type} of ONNX Runtime is kept: {_why_kept(node)}")
             continue
         reason = operator.obstacle(node)
         if reason is not None:
@@ -51,7 +65,11 @@ def standardise(rw: Rewriter) -> Counter[str]:
 def obstacle(node: ir.Node) -> str | None:
     """Why a fused ``node`` cannot be written in standard operators, or None."""
     operator = _operator(node, None)
-    return "it has no form in standard operators here" if operator is None else operator.obstacle(node)
+    return _why_kept(node) if operator is None else operator.obstacle(node)
+
+
+def _why_kept(node: ir.Node) -> str:
+    return _KEPT.get(node.op_type, "it has no form in standard operators here")
 
 
 def node_name(node: ir.Node) -> str:

@@ -45,8 +45,10 @@ def main() -> int:
         _tell(f"{name} · {variant}", cells, time.perf_counter() - started)
     if arguments.page:
         every = _chosen("*", "*")
-        results = {(name, str(variant)): _known(name, variant, arguments.cache) for name, variant in every}
-        arguments.page.write_text(page(results), encoding="utf-8")
+        results = {(name, str(v)): _known(name, v, arguments.cache, earlier=True) for name, v in every}
+        valid = sum(len(_known(name, variant, arguments.cache)) for name, variant in every)
+        stale = sum(len(cells) for cells in results.values()) - valid
+        arguments.page.write_text(page(results, stale), encoding="utf-8")
     return int(failed)
 
 
@@ -95,14 +97,14 @@ def _run(name: str, variant: Variant, cache: Path, columns: str) -> Cells:
     return {column: cells[column] for column in kept}
 
 
-def _known(name: str, variant: Variant, cache: Path) -> Cells:
-    """Results of earlier runs of the same sources."""
+def _known(name: str, variant: Variant, cache: Path, *, earlier: bool = False) -> Cells:
+    """Results of earlier runs of the same sources, or of ``earlier`` ones too."""
     store = _store(name, variant, cache)
     known = json.loads(store.read_text()) if store.exists() else {}
     return {
         column: Result(**{key: value for key, value in cell.items() if key != "sources"})
         for column, cell in known.items()
-        if column in CHECKS and cell["sources"] == _sources(name, column)
+        if column in CHECKS and (earlier or cell["sources"] == _sources(name, column))
     }
 
 

@@ -36,15 +36,15 @@ def _version(package: str) -> str:
         return "(not installed)"
 
 
-def page(results: Mapping[Row, Mapping[str, Result]]) -> str:
-    """The whole page."""
+def page(results: Mapping[Row, Mapping[str, Result]], stale: int = 0) -> str:
+    """The whole page; ``stale`` cells ran before code changed that they can reach."""
     versions = ", ".join(f"{name} {_version(name)}" for name in VERSIONS)
     columns = "\n".join(f"| {name} | {_first_line(function)} |" for name, function in CHECKS.items())
     planned = len(results)
     run = {row: cells for row, cells in results.items() if cells}
     absent = {row: cells for row, cells in run.items() if _absent(cells)}
     results = {row: cells for row, cells in run.items() if row not in absent}
-    parts = [HEAD.format(versions=versions, columns=columns), _summary(results, planned, len(absent))]
+    parts = [HEAD.format(versions=versions, columns=columns), _summary(results, planned, len(absent), stale)]
     notes: dict[str, int] = {}
     by_variant: dict[str, list[tuple[str, Mapping[str, Result]]]] = {}
     for (name, variant), cells in results.items():
@@ -78,13 +78,13 @@ def _first_line(function: object) -> str:
     return (function.__doc__ or "").partition("\n")[0].replace("``", "`")
 
 
-def _summary(results: Mapping[Row, Mapping[str, Result]], planned: int, absent: int) -> str:
+def _summary(results: Mapping[Row, Mapping[str, Result]], planned: int, absent: int, stale: int) -> str:
     counts = Counter(result.state for cells in results.values() for result in cells.values())
     names = {name for name, _ in results}
     return (
         f"{len(names)} architectures, {len(results)} of {planned - absent} files, {counts.total()} cells: "
         f"{counts['ok']} hold, {counts['left']} with something left alone, {counts['fails']} fail.\n"
-    )
+    ) + (f"{stale} cells ran before the last change of code that they can reach.\n" if stale else "")
 
 
 def _table(rows: Sequence[tuple[str, Mapping[str, Result]]], notes: dict[str, int]) -> str:

@@ -9,19 +9,22 @@ from matrix.architecture import Architecture
 
 REPRESENTATIVE = (
     "bert",
-    "mpnet (relative bias)",
-    "deberta-v2",
-    "modernbert",
-    "gpt2, past",
-    "llama",
-    "llama, past",
-    "t5",
     "bart",
-    "whisper",
+    "deberta-v2",
+    "mpnet (relative bias)",
+    "llama, past",
+    "llama",
+    "t5",
+    "gpt2, past",
     "vit",
     "swin",
+    "modernbert",
+    "whisper",
 )
-"""Architectures that come first in every form."""
+"""Architectures that come early in every form, every other one first."""
+
+EAGER_ONLY = ("mpnet", "deberta", "t5", "gemma2")
+"""How architectures begin that transformers has no SDPA attention for."""
 
 STORAGE = (
     "weights in fp16",
@@ -93,13 +96,13 @@ def variants(name: str, architecture: Architecture) -> Iterator[Variant]:
 
 
 def urgency(name: str, variant: Variant) -> int:
-    """Place in the order of a run: all architectures in one form, a few in every form, all that is left."""
+    """Place in the order of a run: all architectures in one form, a few in every form, and so on outwards."""
+    first = variant.attention == ("eager" if name.startswith(EAGER_ONLY) else "sdpa")
     if (variant.opset, variant.form, variant.exporter) == (18, "", DYNAMO):
-        return 0
-    if name in REPRESENTATIVE:
+        return 0 if first else 2
+    if name in REPRESENTATIVE[::2]:
         return 1
-    wide = (variant.opset == 23, variant.exporter == LEGACY and not variant.form, variant.form == FUSED)
-    return 2 if any(wide) else 3
+    return 3 if name in REPRESENTATIVE else 4
 
 
 def fused_as(name: str) -> str:
