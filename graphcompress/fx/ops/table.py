@@ -15,9 +15,11 @@ Operator = Callable[[Builder, ir.Node], Result]
 _TABLE: dict[tuple[str, str], Operator] = {}
 
 FAMILIES = (
+    "activations",
     "elementwise",
     "reductions",
     "shape",
+    "slicing",
     "products",
     "normalisation",
     "quantisation",
