@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphcompress.artifact.inputs import TOKENIZER_FILES, copy_tokenizer
-from graphcompress.capturing.module import DEFAULT_OPSET, Traceable, default_axes, translate
+from graphcompress.capturing.module import DEFAULT_OPSET, translate
+from graphcompress.capturing.traceable import Traceable, default_axes
 from graphcompress.errors import InvalidModelError, UnsupportedModelError, UsageError, nearest
 from graphcompress.extras import needs_torch
 

@@ -1,0 +1,80 @@
+"""Holds what was written against PyTorch, on the example and on feeds of other sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from graphcompress.capturing.traceable import BATCH_AXIS, Axes, Traceable, run
+from graphcompress.errors import ContractError
+from graphcompress.runtime import session_of
+
+if TYPE_CHECKING:
+    import torch
+
+TOLERANCE = 1e-4
+"""Largest difference to PyTorch, as a share of the largest entry of the output."""
+
+
+def check(what: Traceable, names: Sequence[str], path: Path) -> None:
+    """Run the file at ``path`` and the module on the example and on feeds of other sizes, and compare.
+
+    Raises:
+        ContractError: an output differs by more than ``TOLERANCE`` of its largest entry.
+    """
+    session = session_of(path)
+    taken = {value.name for value in session.get_inputs()}
+    for feed in other_sizes(what):
+        expected = run(what.module, feed)
+        arrays = {name: tensor.numpy() for name, tensor in feed.items() if name in taken}
+        for name, actual in zip(names, session.run(list(names), arrays), strict=True):
+            _compare(what.name, name, expected[name].numpy(), actual, feed)
+
+
+def other_sizes(what: Traceable) -> Iterator[dict[str, torch.Tensor]]:
+    """The example, then one row that is shorter, then three that are longer where the module takes that."""
+    sizes = {
+        label: what.feed[name].shape[axis] for name, axes in what.axes.items() for axis, label in axes.items()
+    }
+    yield dict(what.feed)
+    for rows, scale in ((1, 0.6), (3, 1.5)):
+        wanted = {
+            label: rows if label == BATCH_AXIS else max(2, min(int(size * scale), what.longest or size))
+            for label, size in sizes.items()
+        }
+        yield {name: _resized(tensor, what.axes.get(name, {}), wanted) for name, tensor in what.feed.items()}
+
+
+def _resized(tensor: torch.Tensor, axes: Axes, sizes: Mapping[str, int]) -> torch.Tensor:
+    """``tensor`` cut or repeated along its dynamic axes: every entry is one that the example has."""
+    import torch
+
+    for axis, label in axes.items():
+        tensor = tensor.index_select(axis, torch.arange(sizes[label]) % tensor.shape[axis])
+    return tensor
+
+
+def _compare(
+    what: str, name: str, expected: np.ndarray, actual: np.ndarray, feed: Mapping[str, torch.Tensor]
+) -> None:
+    sizes = ", ".join(f"{key} {list(tensor.shape)}" for key, tensor in feed.items())
+    advice = "try another --opset or another version of torch, and report it"
+    if actual.shape != expected.shape:
+        raise ContractError(
+            f"{what}: output {name!r} has shape {list(actual.shape)} in ONNX and {list(expected.shape)} in "
+            f"PyTorch on {sizes}; {advice}"
+        )
+    if not np.issubdtype(expected.dtype, np.floating):
+        error = float(np.mean(expected != actual))
+    else:
+        error = float(np.max(np.abs(expected - actual), initial=0.0)) / max(
+            float(np.abs(expected).max()), 1e-30
+        )
+    if not error <= TOLERANCE:
+        raise ContractError(
+            f"{what}: output {name!r} differs from PyTorch's by {error:.1e} of its range on {sizes}, "
+            f"{TOLERANCE:.0e} is allowed; {advice}"
+        )

@@ -1,0 +1,77 @@
+"""What is captured: a module, an example, the sizes that may differ, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from graphcompress.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    import torch
+
+Axes = Mapping[int, str]
+"""Axis → name of its size, for the axes whose size may differ from call to call."""
+
+
+@dataclass(frozen=True)
+class Traceable:
+    """A module, and all that tracing it takes.
+
+    Attributes:
+        module: in evaluation mode.
+        feed: example inputs by the name of the module's argument.
+        axes: input name → its dynamic axes.
+        outputs: names of the outputs to keep; None for all.
+        longest: largest size of a dynamic axis other than the batch; 0 for that of the example.
+        name: for messages.
+    """
+
+    module: torch.nn.Module
+    feed: Mapping[str, torch.Tensor]
+    axes: Mapping[str, Axes]
+    outputs: Sequence[str] | None = None
+    longest: int = 0
+    name: str = "the module"
+
+
+BATCH_AXIS, LENGTH_AXIS = "batch", "sequence"
+
+
+def default_axes(feed: Mapping[str, torch.Tensor]) -> dict[str, Axes]:
+    """Axis 0 is the batch; axis 1 of token ids and of [batch, sequence, features] is the length.
+
+    Inputs of one length in the example share a name for it; another length gets a name of its own.
+    """
+    axes: dict[str, Axes] = {}
+    lengths: dict[int, str] = {}
+    for name, tensor in feed.items():
+        axes[name] = {0: BATCH_AXIS} if tensor.ndim else {}
+        if (tensor.ndim == 2 and not tensor.is_floating_point()) or tensor.ndim == 3:
+            label = LENGTH_AXIS if not lengths else f"{name}_{LENGTH_AXIS}"
+            axes[name] = {0: BATCH_AXIS, 1: lengths.setdefault(tensor.shape[1], label)}
+    return axes
+
+
+def run(module: torch.nn.Module, feed: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Outputs of the module by name."""
+    import torch
+
+    with torch.no_grad():
+        return tensors_of(module(**feed))
+
+
+def tensors_of(result: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401 - whatever a module returns
+    """The tensors among what a module returned; what is nested deeper (caches) is left out."""
+    import torch
+
+    if isinstance(result, torch.Tensor):
+        return {"output": result}
+    if not isinstance(result, (Mapping, Sequence)):
+        raise UnsupportedModelError(
+            f"the module returns {type(result).__name__}; it must return a tensor, a sequence or a mapping"
+        )
+    items = result.items() if isinstance(result, Mapping) else enumerate(result)
+    prefix = "" if isinstance(result, Mapping) else "output_"
+    return {f"{prefix}{key}": value for key, value in items if isinstance(value, torch.Tensor)}
