@@ -14,9 +14,10 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import graphcompress  # noqa: E402
-from graphcompress.capturing import module as tracing  # noqa: E402
 from graphcompress.capturing.checkpoint import export, is_checkpoint  # noqa: E402
+from graphcompress.capturing.comparison import other_sizes  # noqa: E402
 from graphcompress.capturing.source import is_hub_name, open_model  # noqa: E402
+from graphcompress.capturing.traceable import Traceable, default_axes  # noqa: E402
 from graphcompress.cli import app  # noqa: E402
 from graphcompress.errors import ContractError, InvalidModelError, MissingExtraError, UsageError  # noqa: E402
 from graphcompress.extras import needs_torch  # noqa: E402
@@ -203,8 +204,8 @@ def test_a_module_that_cannot_be_traced_is_one_sentence() -> None:
 
 def test_checks_run_at_three_sizes() -> None:
     feed = {"input_ids": torch.arange(20).reshape(2, 10), "mask": torch.ones(2, 10, dtype=torch.int64)}
-    what = tracing.Traceable(torch.nn.Identity(), feed, tracing.default_axes(feed), longest=12)
-    assert [found["mask"].shape for found in tracing.other_sizes(what)] == [(2, 10), (1, 6), (3, 12)]
+    what = Traceable(torch.nn.Identity(), feed, default_axes(feed), longest=12)
+    assert [found["mask"].shape for found in other_sizes(what)] == [(2, 10), (1, 6), (3, 12)]
 
 
 def test_what_is_a_checkpoint_and_what_a_hub_name(
