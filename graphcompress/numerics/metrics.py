@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import scipy.stats
 
 SQNR_CEILING_DB = 200.0
 """Reported for identical arrays, where the ratio is infinite."""
@@ -56,4 +55,6 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's rank correlation of two vectors."""
+    import scipy.stats  # importing it takes longer than all else that a build without this metric imports
+
     return float(scipy.stats.spearmanr(a, b).statistic)

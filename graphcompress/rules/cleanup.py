@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
@@ -14,6 +14,9 @@ from graphcompress.rewrite import Rewriter
 
 FOLDED_ELEMENTS = 1024
 """Integer tables above this size are left alone."""
+
+SAMPLED = 64
+"""Elements of a tensor that are compared before all of it is read."""
 
 
 def clean_up(rw: Rewriter) -> bool:
@@ -88,11 +91,21 @@ def _fingerprints(rw: Rewriter) -> Iterator[tuple[tuple[object, ...], ir.Value]]
             continue
         groups.setdefault((tensor.dtype, tuple(tensor.shape.numpy())), []).append(value)
     for group, values in groups.items():
-        if len(values) == 1:
-            continue
-        for value in values:
-            digest = hashlib.sha256(value.const_value.tobytes()).digest()  # type: ignore[union-attr]
-            yield (*group, digest), value
+        for alike in _alike(values):
+            for value, tensor in alike:
+                yield (*group, hashlib.sha256(tensor.tobytes()).digest()), value
+
+
+def _alike(values: Sequence[ir.Value]) -> Iterator[list[tuple[ir.Value, ir.TensorProtocol]]]:
+    """Those of several tensors of one shape that agree in a few elements: only they are read whole."""
+    by_sample: dict[bytes, list[tuple[ir.Value, ir.TensorProtocol]]] = {}
+    for value in values if len(values) > 1 else ():
+        tensor = value.const_value
+        if tensor is not None:
+            elements = tensor.numpy().reshape(-1)
+            sample = elements[:: max(1, elements.size // SAMPLED)].tobytes()
+            by_sample.setdefault(sample, []).append((value, tensor))
+    yield from (alike for alike in by_sample.values() if len(alike) > 1)
 
 
 def _may_fold(node: ir.Node) -> bool | None:
