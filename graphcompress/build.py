@@ -101,6 +101,7 @@ def optimize(
     eval_data: Samples | str | Path | None = None,
     train: Samples | str | Path | None = None,
     teacher: Model | str | Path | None = None,
+    task: str | None = None,
     output: str | Path | None = None,
     seed: int = 0,
     allow: Collection[str] = (),
@@ -111,8 +112,9 @@ def optimize(
 ) -> Build:
     """Compress ``model`` with ``passes``, lower it for ``target``, verify and write the artifact.
 
-    ``model`` is an ONNX file, a Hugging Face folder (or a name on its hub), or a loaded Model. For several
-    targets (``"cpu,mobile"``) it is compressed once, to what all of them can run, and lowered for each.
+    ``model`` is an ONNX file, a loaded Model, or a Hugging Face folder (or a name on its hub), which is
+    exported for ``task``. For several targets (``"cpu,mobile"``) it is compressed once, to what all of them
+    can run, and lowered for each.
 
     ``simplify`` runs first unless the passes name it. ``data`` are calibration samples (a path or loaded
     samples; rows of ``train`` without), ``eval_data`` those of the task ``metric`` (``data`` without, or rows
@@ -146,7 +148,7 @@ def optimize(
     checkpoints = folder.with_name(f"{folder.name}.training")
 
     with disk_errors():
-        loaded = model if isinstance(model, Model) else open_model(model)
+        loaded = model if isinstance(model, Model) else open_model(model, task=task)
         if rank() > 0:  # all processes of a launcher train, one writes
             unread = Path(tempfile.mkdtemp(prefix="graphcompress-"))
             loaded.own(unread)
@@ -161,6 +163,7 @@ def optimize(
             eval_data=path_text(eval_data),
             train=path_text(train),
             teacher=path_text(teacher),
+            task=task,
             seed=seed,
             allow=tuple(sorted(allow)),
             require_coverage=require_coverage,
@@ -177,7 +180,7 @@ def optimize(
         )
         training = None
         if learnt is not None:
-            guide = open_model(teacher) if isinstance(teacher, (str, Path)) else teacher
+            guide = _teacher(teacher, task)
             learnt, held_out = Training(learnt, held_out=held_out or samples if chosen else None).divided()
             training = Training(learnt, guide, held_out, metric, checkpoints)
             samples = samples or learnt.spread(CALIBRATION_ROWS)
@@ -221,6 +224,12 @@ def _targets(given: str | Target | Collection[Target]) -> tuple[Target, ...]:
     if isinstance(given, str):
         return parse_targets(given)
     return (given,) if isinstance(given, Target) else distinct(tuple(given))
+
+
+def _teacher(given: Model | str | Path | None, task: str | None) -> Model | None:
+    if given is None or isinstance(given, Model):
+        return given
+    return open_model(given, task=task if is_checkpoint(given) else None)
 
 
 def _lower(target: Target, stage: Path, model: Model, ctx: Context, before: Original) -> Lowered:

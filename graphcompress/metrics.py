@@ -19,6 +19,8 @@ from graphcompress.verify import Run
 BATCH = 16
 SCORE_COLUMNS = ("score", "similarity", "similarity_score", "label")
 LABEL_COLUMNS = ("label", "labels", "target")
+UNLABELLED = -100
+"""Label of a token that has none, as in PyTorch."""
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -109,7 +111,9 @@ def check_columns(chosen: Metric, samples: Samples) -> None:
     if chosen.name in ("similarity", "spearman"):
         _numbers(samples.columns, SCORE_COLUMNS, chosen.name)
     if chosen.name == "accuracy":
-        _numbers(samples.columns, LABEL_COLUMNS, chosen.name)
+        name = _column(samples.columns, LABEL_COLUMNS, chosen.name)
+        if not isinstance(samples.columns[name][0], (list, tuple, np.ndarray)):
+            _numbers(samples.columns, LABEL_COLUMNS, chosen.name)
 
 
 # ---- answers
@@ -182,11 +186,25 @@ def _spearman(given: np.ndarray, original: np.ndarray, columns: Columns, per_row
 
 
 def _accuracy(given: np.ndarray, original: np.ndarray, columns: Columns, per_row: int) -> float:
-    if given.dtype == object:
+    if given.dtype != object:
+        return float(np.mean(given == _numbers(columns, LABEL_COLUMNS, "accuracy")))
+    name = _column(columns, LABEL_COLUMNS, "accuracy")
+    pairs = [
+        (answer, label)
+        for row, (found, wanted) in enumerate(zip(given, columns[name], strict=True), 1)
+        for answer, label in zip(found, _token_labels(name, row, wanted, len(found)), strict=True)
+        if label != UNLABELLED
+    ]
+    return float(np.mean([answer == label for answer, label in pairs]))
+
+
+def _token_labels(name: str, row: int, labels: object, tokens: int) -> list[Any]:
+    if not isinstance(labels, (list, tuple, np.ndarray)) or len(labels) != tokens:
         raise DataError(
-            "metric 'accuracy' needs logits [batch, classes]; for an answer per token use 'agreement'"
+            f"metric 'accuracy': column {name!r} row {row} must be a list with a class for each of the "
+            f"{tokens} tokens, {UNLABELLED} for one without a label; got {labels!r:.60}"
         )
-    return float(np.mean(given == _numbers(columns, LABEL_COLUMNS, "accuracy")))
+    return list(labels)
 
 
 def _agreement(given: np.ndarray, original: np.ndarray, columns: Columns, per_row: int) -> float:
@@ -196,12 +214,17 @@ def _agreement(given: np.ndarray, original: np.ndarray, columns: Columns, per_ro
     return float(np.mean(agreed))
 
 
-def _numbers(columns: Columns, names: Sequence[str], metric_name: str) -> np.ndarray:
+def _column(columns: Columns, names: Sequence[str], metric_name: str) -> str:
     name = next((name for name in names if name in columns), None)
     if name is None:
         raise DataError(
             f"metric {metric_name!r} needs a column {' or '.join(names)}; the data have {sorted(columns)}"
         )
+    return name
+
+
+def _numbers(columns: Columns, names: Sequence[str], metric_name: str) -> np.ndarray:
+    name = _column(columns, names, metric_name)
     try:
         return np.asarray([float(value) for value in columns[name]])
     except (TypeError, ValueError) as error:
@@ -232,7 +255,8 @@ METRICS = {
         ),
         Metric(
             "accuracy",
-            "share of rows whose largest logit is the label column (one logit: above 0 means 1)",
+            "share of rows (of tokens, for an answer per token) whose largest logit is the label column "
+            "(one logit: above 0 means 1)",
             "accuracy",
             "rows",
             "joint",

@@ -113,5 +113,7 @@ class Distill(Pass):
             f"{result.label} {result.start:.4f} → {result.best:.4f}, "
             f"the best after step {result.best_step:,} of {result.steps:,}"
         )
+        if result.resumed:
+            rw.note(f"went on at step {result.resumed:,}, where an earlier run had ended")
         if result.best_step == result.steps:
             rw.note("the last evaluation was the best: more epochs would bring more")

@@ -237,13 +237,13 @@ def test_another_run_does_not_take_up_the_checkpoint(
     given = prepare(tiny_bert, tiny_bert, Training(samples), step.settings())
     arrays = [array for feed in samples.feeds for array in feed.values()]
     tensors = list(given.student.state_dict().values())
-    one = checkpoints.identity(step.settings(), 0, tensors, arrays)
-    assert one == checkpoints.identity(step.settings(), 0, tensors, arrays)
+    one = checkpoints.identity((step.settings(), 0), tensors, arrays)
+    assert one == checkpoints.identity((step.settings(), 0), tensors, arrays)
     others = [
-        checkpoints.identity(dataclasses.replace(step.settings(), lr=1.0), 0, tensors, arrays),
-        checkpoints.identity(step.settings(), 1, tensors, arrays),
-        checkpoints.identity(step.settings(), 0, tensors, arrays[:-1]),
-        checkpoints.identity(step.settings(), 0, tensors[:-1], arrays),
+        checkpoints.identity((dataclasses.replace(step.settings(), lr=1.0), 0), tensors, arrays),
+        checkpoints.identity((step.settings(), 1), tensors, arrays),
+        checkpoints.identity((step.settings(), 0), tensors, arrays[:-1]),
+        checkpoints.identity((step.settings(), 0), tensors[:-1], arrays),
     ]
     assert len({one, *others}) == 5
 
@@ -350,7 +350,7 @@ def test_padding_does_not_count_and_parts_add_up(tiny_bert: Model) -> None:
     def terms(indices: list[int]) -> dict[str, float]:
         feed = samples.batch(indices)
         student, teacher = (run(module, feed, given.device) for module in (given.student, given.teacher))
-        found = given.losses(student, teacher, mask_of(feed), None, counts)
+        found = given.losses(student, teacher, mask_of(feed), counts)
         return {name: float(value) for name, value in found.items()}
 
     with torch.no_grad():
@@ -366,7 +366,7 @@ def test_a_squared_error_as_large_as_the_signal_is_one() -> None:
     teacher = {"x": torch.randn(4, 5)}
     counts = Counts(4, 4, 4)
     losses.measure([(teacher, None)], counts)
-    found = losses({"x": torch.zeros(4, 5)}, teacher, None, None, counts)
+    found = losses({"x": torch.zeros(4, 5)}, teacher, None, counts)
     assert float(found["outputs"]) == pytest.approx(1.0)
 
 

@@ -26,17 +26,21 @@ def path_text(given: object) -> str | None:
 def input_hashes(recipe: Recipe, model: Model) -> dict[str, str]:
     """Hashes of every file that the build reads, by the path as it was given."""
     paths = [Path(path) for path in (recipe.data, recipe.eval_data, recipe.train) if path]
-    if recipe.model and Path(recipe.model).is_dir():
-        paths += [path for path in sorted(Path(recipe.model).iterdir()) if not path.name.startswith(".")]
-    elif recipe.model:
-        paths += model.files
+    paths += _checkpoint_files(recipe.model) or (model.files if recipe.model else ())
     if recipe.teacher:
-        paths.append(Path(recipe.teacher))
+        paths += _checkpoint_files(recipe.teacher) or [Path(recipe.teacher)]
     if paths and recipe.tokenizer:
         paths.append(Path(recipe.tokenizer))
     if recipe.model:
         paths += [Path(recipe.model).parent / name for name in TOKENIZER_FILES]
     return {path.as_posix(): sha256(path) for path in paths if path.is_file()}
+
+
+def _checkpoint_files(folder: str | None) -> list[Path]:
+    """Files of a checkpoint's folder; empty for anything else."""
+    if not folder or not Path(folder).is_dir():
+        return []
+    return [path for path in sorted(Path(folder).iterdir()) if not path.name.startswith(".")]
 
 
 def model_bytes(model: Model) -> int:

@@ -36,7 +36,8 @@ class Recipe:
         metric: name of the task metric.
         eval_data: samples for the metric; ``data`` when None.
         train: samples that a pass learns from.
-        teacher: ONNX file whose answers a pass learns; the model itself when None.
+        teacher: ONNX file or checkpoint whose answers a pass learns; the model itself when None.
+        task: for which a checkpoint is exported; what it says itself when None.
         seed: for everything random.
         allow: passes whose broken contract is accepted.
         require_coverage: least share (0-1) of the parameters that every lossy pass must touch.
@@ -52,6 +53,7 @@ class Recipe:
     eval_data: str | None = None
     train: str | None = None
     teacher: str | None = None
+    task: str | None = None
     seed: int = 0
     allow: tuple[str, ...] = ()
     require_coverage: float = 0.0

@@ -8,25 +8,31 @@ import tempfile
 from pathlib import Path
 
 from graphcompress.capturing.checkpoint import export, is_checkpoint
+from graphcompress.errors import UsageError
 from graphcompress.model import Model
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def open_model(source: str | Path) -> Model:
+def open_model(source: str | Path, *, task: str | None = None) -> Model:
     """The Model of an ONNX file, of a Hugging Face folder, or of a name on its hub.
 
-    A checkpoint is exported with the defaults of ``graphcompress export`` to a temporary folder, which lives
-    as long as the model; its tokenizer lies beside the file.
+    A checkpoint is exported with the defaults of ``graphcompress export``, for ``task``, to a temporary
+    folder, which lives as long as the model; its tokenizer lies beside the file.
 
     Raises:
+        UsageError: a ``task`` for an ONNX file.
         GraphCompressError: as :meth:`Model.load` and :func:`graphcompress.capturing.checkpoint.export`.
     """
     if not is_checkpoint(source) and not is_hub_name(source):
+        if task is not None:
+            raise UsageError(
+                f"--task {task} is for checkpoints; {source} is not one, its task is in its graph"
+            )
         return Model.load(source)
     folder = Path(tempfile.mkdtemp(prefix="graphcompress-"))
     try:
-        model = Model.load(export(source, folder / "model.onnx"))
+        model = Model.load(export(source, folder / "model.onnx", task=task))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

@@ -73,7 +73,17 @@ def optimize(
     ] = None,
     teacher: Annotated[
         Path | None,
-        typer.Option(help="ONNX file whose answers are learned.", show_default="the model as it came in"),
+        typer.Option(
+            help="ONNX file or Hugging Face folder whose answers are learned.",
+            show_default="the model as it came in",
+        ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="What a checkpoint is exported for, as in graphcompress export.",
+            show_default="as the checkpoint says",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -128,6 +138,7 @@ def optimize(
         "eval_data": eval_data,
         "train": train,
         "teacher": teacher,
+        "task": task,
         "seed": seed,
         "require_coverage": require_coverage,
         "allow": tuple(allow) if allow else None,
@@ -194,6 +205,7 @@ def _run(
         eval_data=wanted.eval_data,
         train=wanted.train,
         teacher=wanted.teacher,
+        task=wanted.task,
         output=output,
         seed=wanted.seed,
         allow=wanted.allow,

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from graphcompress.distillation.settings import Settings
 from graphcompress.errors import OutputError
 
 SECONDS = 60.0
@@ -55,11 +54,9 @@ class Checkpoints:
         self._written = time.monotonic()
 
 
-def identity(
-    settings: Settings, seed: int, tensors: Iterable[torch.Tensor], arrays: Iterable[np.ndarray]
-) -> str:
-    """A hash of all that decides the result: options, seed, weights of student and teacher, samples."""
-    digest = hashlib.sha256(repr((settings, seed)).encode())
+def identity(options: object, tensors: Iterable[torch.Tensor], arrays: Iterable[np.ndarray]) -> str:
+    """A hash of all that decides the result: options and seed, weights of student and teacher, samples."""
+    digest = hashlib.sha256(repr(options).encode())
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     for array in arrays:

@@ -10,6 +10,7 @@ from torch import fx
 
 from graphcompress import metrics
 from graphcompress.data.samples import Samples
+from graphcompress.distillation.labels import Labels
 from graphcompress.distillation.losses import Counts, mask_of
 from graphcompress.distillation.prepare import Prepared, run
 from graphcompress.distillation.settings import Settings
@@ -25,18 +26,20 @@ def terms_of(
     indices: list[int],
     counts: Counts,
     samples: Samples,
-    labels: np.ndarray | None,
+    labels: Labels | None,
 ) -> dict[str, torch.Tensor]:
     """Weighted loss terms of the samples at ``indices``, part of a batch whose counts are ``counts``."""
     feed = samples.batch(indices)
     mask = mask_of(feed)
-    classes = None if labels is None else torch.from_numpy(labels[indices]).to(given.device)
     with torch.autocast(given.device.type, torch.bfloat16, enabled=settings.bf16):
         with torch.no_grad():
             teacher = run(given.teacher, feed, given.device)
         student = run(given.student, feed, given.device)
     real = None if mask is None else mask.to(given.device)
-    return given.losses(student, teacher, real, classes, counts)
+    terms = given.losses(student, teacher, real, counts)
+    if labels is not None:
+        terms["labels"] = settings.labels * labels.loss(student[labels.output], indices, counts)
+    return terms
 
 
 class Evaluation:

@@ -51,11 +51,12 @@ class Counts:
     @classmethod
     def of(cls, feeds: Sequence[Sample]) -> Counts:
         """Counts of samples without their batch dimension."""
-        lengths = [_length(feed) for feed in feeds]
+        lengths = [length_of(feed) for feed in feeds]
         return cls(len(feeds), sum(lengths), sum(length * length for length in lengths))
 
 
-def _length(feed: Sample) -> int:
+def length_of(feed: Sample) -> int:
+    """Real tokens of one sample."""
     masks = [array for name, array in feed.items() if "mask" in name and array.ndim == 1]
     if masks:
         return int(np.count_nonzero(masks[0]))
@@ -163,7 +164,6 @@ class Losses:
         student: Tensors,
         teacher: Tensors,
         mask: torch.Tensor | None,
-        labels: torch.Tensor | None,
         counts: Counts,
     ) -> dict[str, torch.Tensor]:
         """Weighted terms of one part of a global batch whose counts are ``counts``."""
@@ -174,10 +174,6 @@ class Losses:
             value, unit = squared_error(student[place.student], self.of_teacher(place, teacher), mask)
             value = value * self._share[place.kind] / (self.powers[place.student] * getattr(counts, unit))
             terms[place.kind] = terms.get(place.kind, 0.0) + value
-        if labels is not None:
-            logits = student[self.answers[0].name].float()
-            error = functional.cross_entropy(logits, labels, reduction="sum")
-            terms["labels"] = self.settings.labels * error / counts.rows
         return terms
 
     def _of_answers(

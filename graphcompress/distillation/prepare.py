@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,11 +13,12 @@ from graphcompress.analysis.taps import Unshared, shared
 from graphcompress.base import Training
 from graphcompress.data.samples import Samples
 from graphcompress.distillation.batches import Batches
+from graphcompress.distillation.labels import MULTIPLE, Labels, read_labels
 from graphcompress.distillation.losses import KL, MSE, Answer, Counts, Losses, mask_of
 from graphcompress.distillation.settings import Settings
-from graphcompress.errors import DataError, UsageError
+from graphcompress.errors import UsageError
 from graphcompress.fx import to_fx
-from graphcompress.metrics import LABEL_COLUMNS, check_columns, metric
+from graphcompress.metrics import check_columns, metric
 from graphcompress.model import Model
 from graphcompress.runtime import Feed
 
@@ -33,7 +34,7 @@ class Prepared:
         losses: with the teacher's powers measured.
         samples: to train on.
         held_out: to evaluate on.
-        labels, held_out_labels: class of every sample, or None where there are none to learn.
+        labels, held_out_labels: of every sample, or None where there are none to learn.
         unshared: places that have no counterpart.
         device: where it runs.
     """
@@ -43,8 +44,8 @@ class Prepared:
     losses: Losses
     samples: Samples
     held_out: Samples
-    labels: np.ndarray | None
-    held_out_labels: np.ndarray | None
+    labels: Labels | None
+    held_out_labels: Labels | None
     unshared: list[Unshared]
     device: torch.device
 
@@ -73,9 +74,9 @@ def prepare(model: Model, original: Model, training: Training, settings: Setting
     answers = _answers(model, own, other, settings)
     understood = [place for place in places if _is_batched(own[place.student], feed)]
     labels, held_out_labels = (
-        _labels(given, own, answers) if settings.labels else None for given in (samples, held_out)
+        read_labels(given, own, answers) if settings.labels else None for given in (samples, held_out)
     )
-    losses = Losses(settings, understood, answers)
+    losses = Losses(settings, understood, _independent(answers, labels, settings))
     _measure(losses, teacher, samples, device)
     if not understood and not (answers and settings.outputs) and labels is None:
         raise UsageError(
@@ -108,7 +109,7 @@ def check(model: Model, training: Training, settings: Settings) -> None:
         own, other = (run(module, feed, torch.device("cpu")) for module in (student, teacher))
     answers = _answers(model, own, other, settings)
     for given in (samples, held_out) if settings.labels else ():
-        _labels(given, own, answers)
+        read_labels(given, own, answers)
     if training.metric is not None:
         check_columns(metric(training.metric), held_out)
 
@@ -164,34 +165,16 @@ def _loss_of(name: str, value: torch.Tensor, asked: str) -> str:
     return KL if "logits" in name and value.ndim > 1 and value.shape[-1] > 1 else MSE
 
 
+def _independent(answers: list[Answer], labels: Labels | None, settings: Settings) -> list[Answer]:
+    """Where several classes may hold at once, logits are no distribution: they are compared as numbers."""
+    if labels is None or labels.kind != MULTIPLE or settings.answer_loss != "auto":
+        return answers
+    return [replace(answer, loss=MSE) if answer.name == labels.output else answer for answer in answers]
+
+
 def _is_batched(value: torch.Tensor, feed: Feed) -> bool:
     """Whether the first axis of a tap is the batch: only then padding can be told from tokens."""
     return value.ndim > 0 and value.shape[0] == len(next(iter(feed.values())))
-
-
-# ---- samples
-
-
-def _labels(
-    samples: Samples, student: Mapping[str, torch.Tensor], answers: Sequence[Answer]
-) -> np.ndarray | None:
-    """Classes of the samples, where the data and the graph have them.
-
-    Raises:
-        DataError: a label that is no class of the output.
-    """
-    column = next((name for name in LABEL_COLUMNS if name in samples.columns), None)
-    logits = student[answers[0].name] if answers else None
-    if column is None or logits is None or logits.ndim != 2 or answers[0].loss != KL or samples.per_row != 1:
-        return None
-    classes = logits.shape[1]
-    for row, label in enumerate(samples.columns[column], 1):
-        if not isinstance(label, (int, np.integer)) or isinstance(label, bool) or not 0 <= label < classes:
-            raise DataError(
-                f"column {column!r} row {row} is {label!r}, the output {answers[0].name!r} has the classes "
-                f"0 to {classes - 1}; correct the data, or leave labels out with distill{{labels=0}}"
-            )
-    return np.asarray(samples.columns[column], dtype=np.int64)
 
 
 def _measure(losses: Losses, teacher: fx.GraphModule, samples: Samples, device: torch.device) -> None:

@@ -30,7 +30,7 @@ def train(
     metric = metrics.metric(training.metric) if training.metric else None
     group = Group()
     try:
-        checkpoints = Checkpoints(training.folder, _identity(given, settings, ctx.seed))
+        checkpoints = Checkpoints(training.folder, _identity(given, settings, training.metric, ctx.seed))
         trainer = Trainer(given, settings, metric, ctx.seed, group, checkpoints, ctx.progress)
         try:
             outcome = trainer.run()
@@ -43,7 +43,10 @@ def train(
     return outcome, given.unshared
 
 
-def _identity(given: Prepared, settings: Settings, seed: int) -> str:
+def _identity(given: Prepared, settings: Settings, metric: str | None, seed: int) -> str:
     tensors = chain(given.student.state_dict().values(), given.teacher.state_dict().values())
-    arrays = (array for feed in given.samples.feeds for array in feed.values())
-    return identity(settings, seed, tensors, arrays)
+    feeds = (
+        array for part in (given.samples, given.held_out) for feed in part.feeds for array in feed.values()
+    )
+    labels = (array for part in (given.labels, given.held_out_labels) if part for array in part.values)
+    return identity((settings, metric, seed), tensors, chain(feeds, labels))
