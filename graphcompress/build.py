@@ -16,6 +16,7 @@ from graphcompress.artifact.inputs import copy_tokenizer, folder_bytes, input_ha
 from graphcompress.artifact.manifest import manifest
 from graphcompress.artifact.recipe import RECIPE, Recipe
 from graphcompress.base import Context, Pass, Progress, Target, Training, no_progress
+from graphcompress.capturing.checkpoint import is_checkpoint
 from graphcompress.capturing.source import open_model
 from graphcompress.data.load import Samples, load_samples
 from graphcompress.errors import UsageError
