@@ -25,6 +25,7 @@ from graphcompress.forms.profile import Profile, Recorder, read_profile
 from graphcompress.forms.provider import PROVIDERS, Decision, choose_provider, outputs_of
 from graphcompress.forms.record import record
 from graphcompress.forms.shapes import DEFAULT_SHAPES, Shape, format_shapes, parse_shapes
+from graphcompress.forms.storage import store_floats_as_fp16
 from graphcompress.forms.unsigned import unsigned_activations
 from graphcompress.forms.whole import (
     ARTIFACT,
@@ -61,6 +62,10 @@ class Cpu(Target):
     taken when it is faster and answers the same at every length from 1 to 64; the artifact then says so in
     ``session.json``, with the lines that load it, and ``graphcompress.session`` does so by itself.
 
+    ``float_storage=fp16`` halves what stays float in the file; ONNX Runtime makes it float32 again when the
+    session is made, so that speed is the same. Weights are rounded to 11 bits, which the comparison of the
+    artifact with the model that came in shows.
+
     The lowered model is timed against the file that came in. When it is slower, the forms that slow it down
     are taken back; when it still is, nothing is written, unless ``allow_slower`` says so. Only a difference
     that several measurements in a row show is believed.
@@ -86,6 +91,9 @@ class Cpu(Target):
         "what runs the artifact; auto also measures the plugin onnxruntime-ep-openvino, where installed",
         choices=PROVIDERS,
     )
+    float_storage: str = option(
+        "fp32", "how float weights are stored; fp16 halves them, and rounds", choices=("fp32", "fp16")
+    )
     allow_slower: bool = option(False, "write an artifact even when it is slower than the model that came in")
 
     def __post_init__(self) -> None:
@@ -106,10 +114,9 @@ class Cpu(Target):
         Raises:
             SpeedError: measured as a whole, it is slower than the file that the model came from.
         """
-        legal, newer = self._legal(model, ctx)
-        about = {} if newer is None else {"opset_reason": newer}
+        legal, about = self._legal(model, ctx)
         if self.measure and self.profile is None:
-            return {**self._lower_by_measuring(legal, model.path, folder, ctx), **about}
+            return _finished(self._lower_by_measuring(legal, model.path, folder, ctx), about)
         asked, shapes, profile = NOTHING_MEASURED, [], None
         if self.profile is not None:
             profile = read_profile(self.profile)
@@ -119,14 +126,17 @@ class Cpu(Target):
         lowered = lower(legal, FAMILIES, shapes, ctx, profile)
         artifact = lowered.model.save(folder / MODEL_FILE)
         chosen = choose_provider(self.provider, artifact, legal, shapes, ctx, None)
-        return {**_record(_written(lowered, chosen, legal, folder), chosen, asked), **about}
+        return _finished(_record(_written(lowered, chosen, legal, folder), chosen, asked), about)
 
-    def _legal(self, model: Model, ctx: Context) -> tuple[Model, str | None]:
-        """A copy that the runtime takes, before any form is chosen, and why its opset is newer, if it is."""
+    def _legal(self, model: Model, ctx: Context) -> tuple[Model, dict[str, Any]]:
+        """A copy that the runtime takes, before any form is chosen, and what to record about it."""
         legal = model.clone()
         newer = legalise(legal, ctx)
+        about: dict[str, Any] = {} if newer is None else {"opset_reason": newer}
         unsigned_activations(legal, ctx, saturates=self.capabilities.int8_weight_bits < 8)
-        return legal, newer
+        if self.float_storage == "fp16":
+            about["float_storage"] = store_floats_as_fp16(legal, ctx)
+        return legal, about
 
     def _shapes_of(self, profile: Profile) -> list[Shape]:
         if self.shapes != DEFAULT_SHAPES and parse_shapes(self.shapes) != list(profile.shapes):
@@ -187,6 +197,12 @@ def _written(lowered: Lowered, chosen: Decision, legal: Model, folder: Path) -> 
     legal.save(folder / MODEL_FILE)
     write_session_file(folder)
     return Lowered(legal, ())
+
+
+def _finished(found: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
+    """The record with what was done before any form was chosen; how floats are stored is a note, too."""
+    stored = [about["float_storage"]] if "float_storage" in about else []
+    return {**found, **about, "notes": [*stored, *found["notes"]]}
 
 
 def _record(lowered: Lowered, chosen: Decision, asked: str) -> dict[str, Any]:
