@@ -16,7 +16,7 @@ from graphcompress.forms.cache import MeasurementCache, Times, cpu_flags
 from graphcompress.forms.gelu import Gelu
 from graphcompress.forms.guard import is_slower
 from graphcompress.forms.integer import IntegerLinear
-from graphcompress.forms.kronecker import Kronecker
+from graphcompress.forms.kronecker import Kronecker, KroneckerTable
 from graphcompress.forms.legal import legalise
 from graphcompress.forms.linear import Packed
 from graphcompress.forms.normalisation import Residual
@@ -41,7 +41,7 @@ from graphcompress.options import option
 from graphcompress.runtime import session_of
 
 MODEL_FILE = "model.onnx"
-FAMILIES = (Kronecker(), IntegerLinear(), Packed(), Residual(), Gelu(), Attention())
+FAMILIES = (Kronecker(), KroneckerTable(), IntegerLinear(), Packed(), Residual(), Gelu(), Attention())
 """In this order: a family sees the forms that were chosen before it."""
 
 NOTHING_MEASURED = "nothing was measured (measure=false): default forms, speed not compared with the input"

@@ -13,7 +13,7 @@ from graphcompress.forms.choice import fastest, measure_forms, same_outputs
 from graphcompress.forms.family import UNCHANGED
 from graphcompress.forms.gelu import Gelu
 from graphcompress.forms.integer import IntegerLinear
-from graphcompress.forms.kronecker import Kronecker
+from graphcompress.forms.kronecker import Kronecker, KroneckerTable
 from graphcompress.forms.legal import legalise
 from graphcompress.forms.linear import Packed
 from graphcompress.forms.normalisation import Residual
@@ -309,6 +309,32 @@ def test_kronecker_products_are_the_expanded_weight():
         node = model.graph.node(0)
         rw.set_input(node, 1, write_expression(rw, factors, "w", ir.DataType.FLOAT, node))
     check_forms(model, Kronecker(), 1, x=random(2, 3, 12))
+
+
+def factored_table(split, rank=2):
+    model = model_of(
+        "g (int64[b,s] ids) => (float[b,s,12] out) { out = Gather(t, ids) }", {"t": random(30, 12)}
+    )
+    factors = Factors(split, random(split.n1 * split.m1, rank), random(rank, split.n2 * split.m2, seed=1))
+    with Rewriter(model, Context()) as rw:
+        node = model.graph.node(0)
+        rw.set_input(node, 0, write_expression(rw, factors, "t", ir.DataType.FLOAT, node))
+    return model
+
+
+@pytest.mark.parametrize("split", [Split(30, 4, 1, 3), Split(10, 2, 3, 6)])
+def test_rows_of_factors_are_rows_of_the_expanded_table(split):
+    ids = np.array([[0, 29, 7], [3, 3, 15]])
+    check_forms(factored_table(split), KroneckerTable(), 1, ids=ids)
+
+
+def test_factors_of_other_sizes_are_other_sites():
+    signatures = {
+        KroneckerTable().sites(factored_table(split, rank))[0].signature()
+        for split in (Split(30, 4, 1, 3), Split(30, 2, 1, 6))
+        for rank in (1, 2)
+    }
+    assert len(signatures) == 4
 
 
 def test_dense_weights_are_no_kronecker_sites():

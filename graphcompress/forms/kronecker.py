@@ -4,21 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
-from graphcompress.analysis.linears import Linear, linears
+from graphcompress.analysis.linears import Embedding, Linear, embeddings, linears
 from graphcompress.forms.family import UNCHANGED, Family, Rewrite, Site, disjoint
 from graphcompress.kronecker_forms import KroneckerWeight, read_expression, write_products
+from graphcompress.lowering.factors import look_up_factors
 from graphcompress.model import Model
+from graphcompress.numerics.kronecker.product import Order
 from graphcompress.rewrite import Rewriter
 
 
 @dataclass(frozen=True, eq=False)
-class KroneckerSite(Site):
+class FactoredSite(Site):
+    """A place that reads a sum of Kronecker products."""
+
+    weight: KroneckerWeight
+
+    def signature(self) -> str:
+        """As of every site, and the sizes of the factors: they decide what multiplying by them costs."""
+        return f"{super().signature()} {self.weight.split}r{self.weight.rank}"
+
+
+@dataclass(frozen=True, eq=False)
+class KroneckerSite(FactoredSite):
     """A linear and the factors of its weight."""
 
     linear: Linear
-    weight: KroneckerWeight
+
+
+@dataclass(frozen=True, eq=False)
+class TableSite(FactoredSite):
+    """An embedding and the factors of its table."""
+
+    embedding: Embedding
 
 
 class Kronecker(Family):
@@ -33,8 +53,8 @@ class Kronecker(Family):
 
     @property
     def forms(self) -> Mapping[str, Rewrite]:
-        """``products``: multiply with one factor, then with the other, in the order with fewer operations."""
-        return {"products": _as_products}
+        """``a_first``, ``b_first``: multiply with one factor, then with the other."""
+        return {order: partial(_as_products, order=order) for order in _ORDERS}
 
     def sites(self, model: Model) -> list[Site]:
         """Every MatMul with such a weight."""
@@ -42,10 +62,43 @@ class Kronecker(Family):
         for linear in linears(model):
             weight = read_expression(linear.weight) if linear.node.op_type == "MatMul" else None
             if weight is not None and linear.input.shape is not None:
-                found.append(KroneckerSite((linear.node,), linear, weight))
+                found.append(KroneckerSite((linear.node,), weight, linear))
         return disjoint(found)
 
 
-def _as_products(rw: Rewriter, site: Site) -> None:
+class KroneckerTable(Family):
+    """An embedding whose table is a sum of Kronecker products.
+
+    Expanded when the session is made it takes the memory of the dense table, and a row is copied; looked up
+    in the factors, a row is computed from theirs.
+    """
+
+    name: ClassVar[str] = "kronecker table"
+    default: ClassVar[str] = UNCHANGED
+
+    @property
+    def forms(self) -> Mapping[str, Rewrite]:
+        """``looked_up``: rows of the factors, multiplied."""
+        return {"looked_up": _as_lookup}
+
+    def sites(self, model: Model) -> list[Site]:
+        """Every Gather from such a table."""
+        found = []
+        for embedding in embeddings(model):
+            weight = read_expression(embedding.weight)
+            if weight is not None and embedding.indices.shape is not None:
+                found.append(TableSite((embedding.node,), weight, embedding))
+        return disjoint(found)
+
+
+_ORDERS: tuple[Order, ...] = ("a_first", "b_first")
+
+
+def _as_products(rw: Rewriter, site: Site, order: Order) -> None:
     if isinstance(site, KroneckerSite):
-        write_products(rw, site.linear, site.weight)
+        write_products(rw, site.linear, site.weight, order)
+
+
+def _as_lookup(rw: Rewriter, site: Site) -> None:
+    if isinstance(site, TableSite):
+        look_up_factors(rw, site.embedding)

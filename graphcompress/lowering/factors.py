@@ -43,7 +43,7 @@ def multiply_factors(rw: Rewriter, *, expand: bool = False) -> Multiplied:
     as what their weights evaluate to; a table is looked up in its factors all the same, which costs nothing.
     """
     products = 0 if expand else _multiply(rw)
-    tables = sum(_look_up_factors(rw, embedding) for embedding in embeddings(rw.model))
+    tables = sum(look_up_factors(rw, embedding) for embedding in embeddings(rw.model))
     return Multiplied(products, tables, tuple(_store_the_rest(rw, restored_at_run_time=not expand)))
 
 
@@ -101,7 +101,7 @@ def _without_smoothing(weight: ir.Value, x: ir.Value) -> tuple[ir.Value, ir.Valu
 # ---- embeddings
 
 
-def _look_up_factors(rw: Rewriter, embedding: Embedding) -> bool:
+def look_up_factors(rw: Rewriter, embedding: Embedding) -> bool:
     """``(A ⊗ B)[i] = Σᵣ A[i // n2, ·, r] ⊗ B[r, i % n2, ·]``: the rows that are asked for."""
     weight, ids = read_expression(embedding.weight), embedding.indices
     if weight is None or ids.shape is None:
