@@ -38,10 +38,13 @@ def _expand(ctx: ShapeInferenceContext, node: ir.Node) -> None:
 
 
 def _constant_of_shape(ctx: ShapeInferenceContext, node: ir.Node) -> None:
-    """As the library's; and the numbers of a short integer vector."""
+    """As the library's; and shapes that are measured, and the numbers of a short integer vector."""
     _LIBRARY["ConstantOfShape"](ctx, node)
     length = _elements(ctx, node.inputs[0])
     value = node.attributes.get("value")
+    if node.outputs[0].shape is None and length is not None:
+        dtype = ir.DataType.FLOAT if value is None else value.as_tensor().dtype
+        ctx.set_shape_and_dtype(node.outputs[0], ir.Shape(length), dtype)
     if length is None or len(length) != 1 or value is None:
         return
     size, tensor = length[0], value.as_tensor()

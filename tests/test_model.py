@@ -345,3 +345,19 @@ def test_a_large_model_is_saved_with_its_weights_beside_it(
 def test_saving_twice_gives_the_same_bytes(tiny_bert, tmp_path) -> None:
     one, other = tiny_bert.save(tmp_path / "a.onnx"), tiny_bert.save(tmp_path / "b.onnx")
     assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_tensor_filled_to_a_measured_shape_has_that_shape() -> None:
+    text = """
+<ir_version: 10, opset_import: ["" : 18]>
+g (float[batch, 4, size] x) => (float[batch, 4, size] y)
+{
+  shape = Shape(x)
+  filled = ConstantOfShape(shape)
+  y = Max(x, filled)
+}
+"""
+    model = Model(ir.from_proto(onnx.parser.parse_model(text)))
+    filled = next(node for node in model.graph if node.op_type == "ConstantOfShape").outputs[0]
+    assert str(filled.shape) == "[batch,4,size]"
+    assert filled.dtype == ir.DataType.FLOAT

@@ -34,13 +34,14 @@ def main() -> int:
     parser.add_argument("--columns", default="*", help="globs over columns, with commas between")
     parser.add_argument("--share", default="1/1", help="part of the rows, such as 2/3: for several processes")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no new row after that time")
+    parser.add_argument("--keep", action="store_true", help="cells of earlier code are not run again")
     arguments = parser.parse_args()
     failed, begun = False, time.perf_counter()
     for name, variant in _share(_chosen(arguments.only, arguments.variant), arguments.share):
         started = time.perf_counter()
         if started - begun > arguments.seconds:
             break
-        cells = _run(name, variant, arguments.cache, arguments.columns)
+        cells = _run(name, variant, arguments.cache, arguments.columns, keep=arguments.keep)
         failed |= any(result.state == "fails" for result in cells.values())
         _tell(f"{name} · {variant}", cells, time.perf_counter() - started)
     if arguments.page:
@@ -70,9 +71,9 @@ def _share(rows: list[tuple[str, Variant]], share: str) -> list[tuple[str, Varia
     return [(name, v) for name, v in rows if names.index(name) % int(count) == int(number) - 1]
 
 
-def _run(name: str, variant: Variant, cache: Path, columns: str) -> Cells:
+def _run(name: str, variant: Variant, cache: Path, columns: str, *, keep: bool) -> Cells:
     """The cells of one row, from the cache where nothing that they depend on has changed."""
-    cells = _known(name, variant, cache)
+    cells = _known(name, variant, cache, earlier=keep)
     wanted = [
         column
         for column in CHECKS
@@ -83,29 +84,31 @@ def _run(name: str, variant: Variant, cache: Path, columns: str) -> Cells:
     try:
         subject = Subject(export(name, ARCHITECTURES[name], variant, cache))
     except ExportError as error:
-        cells |= {column: Result("none", "", f"there is no such file: {error}") for column in wanted}
+        made = {column: Result("none", "", f"there is no such file: {error}") for column in wanted}
     else:
-        cells |= {column: check(column, subject) for column in wanted}
-    kept = {
-        column: {"sources": _sources(name, column), **dataclasses.asdict(cells[column])}
-        for column in CHECKS
-        if column in cells
-    }
+        made = {column: check(column, subject) for column in wanted}
     store = _store(name, variant, cache)
     store.parent.mkdir(parents=True, exist_ok=True)
-    store.write_text(json.dumps(kept, indent=1))
-    return {column: cells[column] for column in kept}
+    stored = _stored(store) | {
+        column: {"sources": _sources(name, column), **dataclasses.asdict(cell)}
+        for column, cell in made.items()
+    }
+    store.write_text(json.dumps({column: stored[column] for column in CHECKS if column in stored}, indent=1))
+    return {column: {**cells, **made}[column] for column in CHECKS if column in cells or column in made}
 
 
 def _known(name: str, variant: Variant, cache: Path, *, earlier: bool = False) -> Cells:
     """Results of earlier runs of the same sources, or of ``earlier`` ones too."""
-    store = _store(name, variant, cache)
-    known = json.loads(store.read_text()) if store.exists() else {}
     return {
         column: Result(**{key: value for key, value in cell.items() if key != "sources"})
-        for column, cell in known.items()
+        for column, cell in _stored(_store(name, variant, cache)).items()
         if column in CHECKS and (earlier or cell["sources"] == _sources(name, column))
     }
+
+
+def _stored(store: Path) -> dict[str, dict[str, str]]:
+    """Cells as they are in the cache."""
+    return json.loads(store.read_text()) if store.exists() else {}
 
 
 def _store(name: str, variant: Variant, cache: Path) -> Path:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from matrix.architecture import Architecture
+from matrix.architectures import HIDDEN
 from matrix.forms import FORMS, fused
 from matrix.variants import DYNAMO, FUSED, LEGACY, Variant, fused_as
 
@@ -91,10 +92,10 @@ def _formed(name: str, architecture: Architecture, variant: Variant, whole: Path
     if variant.form != FUSED:
         onnx.save(FORMS[variant.form](proto), path)
         return
-    heads = max((count for count, _ in architecture.heads), default=0)
+    heads = max(count for count, _ in architecture.heads)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made = fused(proto, fused_as(name), heads)
+        made = fused(proto, fused_as(name), heads, HIDDEN)
     if not any(node.domain for node in made.graph.node):
         raise ExportError("its optimiser fuses nothing in it")
     del made.metadata_props[:]

@@ -84,14 +84,14 @@ def all_bfloat(proto: onnx.ModelProto) -> onnx.ModelProto:
     return proto
 
 
-def fused(proto: onnx.ModelProto, kind: str, heads: int) -> onnx.ModelProto:
+def fused(proto: onnx.ModelProto, kind: str, heads: int, hidden: int) -> onnx.ModelProto:
     """What ONNX Runtime's optimiser for Transformers makes of it."""
     from onnxruntime.transformers.optimizer import optimize_model
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         onnx.save(proto, path)
-        made = optimize_model(str(path), model_type=kind, num_heads=heads, opt_level=0)
+        made = optimize_model(str(path), model_type=kind, num_heads=heads, hidden_size=hidden, opt_level=0)
     return made.model
 
 
