@@ -10,6 +10,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def local_rank() -> int:
+    """Number of this process among those of the same machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def processes() -> int:
     """Number of processes that work together."""
     return int(os.environ.get("WORLD_SIZE", "1"))

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -249,6 +250,7 @@ def test_another_run_does_not_take_up_the_checkpoint(
 
 
 SCRIPT = """
+import os
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
@@ -262,17 +264,13 @@ torch.set_num_threads(1)
 model = Model.load({path!r})
 ctx = Context(samples=random_samples(4), training=Training(random_samples(24)))
 Pipeline.parse({passes!r}).run(model, ctx, allow=("prune", "distill"))
-model.save(Path({out!r}) / (sys.argv[1] + ".onnx"))
+name = sys.argv[1] + os.environ["RANK"] if sys.argv[1] == "r" else sys.argv[1]
+model.save(Path({out!r}) / (name + ".onnx"))
 """
 
 
 def test_two_processes_reach_the_weights_of_one(tiny_bert_path: Path, tmp_path: Path) -> None:
-    passes = "prune{ffn=0.5},distill{steps=5 lr=0.001 batch=6 evaluations=1 scores=1}"
-    code = SCRIPT.format(
-        tests=str(Path(__file__).parent), path=str(tiny_bert_path), passes=passes, out=str(tmp_path)
-    )
-    script = tmp_path / "run.py"
-    script.write_text(code)
+    script = worker(tiny_bert_path, tmp_path)
     shared = {
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",
@@ -289,9 +287,44 @@ def test_two_processes_reach_the_weights_of_one(tiny_bert_path: Path, tmp_path: 
     for process in started:
         _, problem = process.communicate(timeout=240)
         assert process.returncode == 0, problem[-2000:]
-    one, first, second = (weights(Model.load(tmp_path / f"{name}.onnx")) for name, _ in runs)
-    start = weights(Model.load(tiny_bert_path))
-    assert any(name in start and not np.array_equal(start[name], array) for name, array in one.items())
+    same_weights(tiny_bert_path, tmp_path, [name for name, _ in runs])
+
+
+@pytest.mark.skipif(find_spec("accelerate") is None, reason="accelerate is not installed")
+def test_accelerate_launches_two_processes(tiny_bert_path: Path, tmp_path: Path) -> None:
+    script = worker(tiny_bert_path, tmp_path)
+    shared = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]  # CPUs will do
+    options = {
+        "num_processes": 2,
+        "num_machines": 1,
+        "machine_rank": 0,
+        "mixed_precision": "no",
+        "dynamo_backend": "no",
+        "main_process_ip": "127.0.0.1",
+        "main_process_port": free_port(),
+    }
+    launch += [f"--{name}={value}" for name, value in options.items()]
+    for command in ([sys.executable, script, "one"], [*launch, script, "r"]):
+        done = subprocess.run(command, env=shared, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+    same_weights(tiny_bert_path, tmp_path, ["one", "r0", "r1"])
+
+
+def worker(model: Path, folder: Path) -> Path:
+    """A script that trains ``model`` and saves it under its argument; ``r`` gets the rank of the process."""
+    passes = "prune{ffn=0.5},distill{steps=5 lr=0.001 batch=6 evaluations=1 scores=1}"
+    tests = str(Path(__file__).parent)
+    script = folder / "run.py"
+    script.write_text(SCRIPT.format(tests=tests, path=str(model), passes=passes, out=str(folder)))
+    return script
+
+
+def same_weights(start: Path, folder: Path, names: list[str]) -> None:
+    """What one process trained is what both of the others trained together."""
+    one, first, second = (weights(Model.load(folder / f"{name}.onnx")) for name in names)
+    before = weights(Model.load(start))
+    assert any(name in before and not np.array_equal(before[name], array) for name, array in one.items())
     for name, array in one.items():
         assert np.array_equal(first[name], second[name]), name
         assert np.allclose(array, first[name], atol=1e-5), name

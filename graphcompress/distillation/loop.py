@@ -22,11 +22,14 @@ from graphcompress.distillation.losses import Counts
 from graphcompress.distillation.prepare import Prepared
 from graphcompress.distillation.settings import Settings
 from graphcompress.errors import TrainingError, UsageError
+from graphcompress.fx.pairs import limit_pairs
 from graphcompress.metrics import Metric
 
 _LOG = logging.getLogger(__name__)
 SMOOTHING = 0.9
 """Of the loss terms that are shown."""
+STEPS_PER_LIMIT = 8
+"""Steps after which int8 weights are held to the limit of their pairs; always before an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,8 @@ class Trainer:
             raise self._stopped("the loss is no longer a number")
         self.optimizer.step()
         self.step += 1
+        if self.step % STEPS_PER_LIMIT == 0 or self.settings.is_evaluated(self.step, self.steps):
+            limit_pairs(self.given.student)
         for name, value in terms.items():
             self.terms[name] = SMOOTHING * self.terms.get(name, value) + (1 - SMOOTHING) * value
 

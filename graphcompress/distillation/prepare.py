@@ -20,6 +20,7 @@ from graphcompress.errors import UsageError
 from graphcompress.fx import to_fx
 from graphcompress.metrics import check_columns, metric
 from graphcompress.model import Model
+from graphcompress.processes import local_rank
 from graphcompress.runtime import Feed
 
 MEASURED_BATCHES = 4
@@ -64,7 +65,7 @@ def prepare(model: Model, original: Model, training: Training, settings: Setting
     places = [place for place in places if place.kind in wanted]
     student = to_fx(model, learn_scales=settings.learn_scales, taps=[place.student for place in places])
     teacher = to_fx(teacher_model, taps=[place.teacher for place in places])
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
     student.to(device)
     teacher.to(device).requires_grad_(False)
     samples, held_out = training.divided()
@@ -93,6 +94,15 @@ def prepare(model: Model, original: Model, training: Training, settings: Setting
         [item for item in unshared if item.kind in wanted],
         device,
     )
+
+
+def _device() -> torch.device:
+    """The GPU of this process, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank() % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
 
 
 def check(model: Model, training: Training, settings: Settings) -> None:

@@ -10,6 +10,9 @@ import onnx_ir as ir
 
 from graphcompress.fx.types import LOW_BIT, integer_range
 
+PAIR_LIMIT = 128
+"""Largest sum of two neighbours of one sign that x86 without VNNI adds in 16 bits: 255 · 128 < 2¹⁵."""
+
 _MOVES = frozenset({"Cast", "Gather", "Identity", "Reshape", "Transpose"})
 
 
@@ -22,6 +25,8 @@ class LowBit:
         zero_point: initializer with the zero point; None: it is 0.
         axis: that of scales per channel or per block; None: the scale broadcasts by itself.
         lower, upper: the range in use: what the stored integers span, never more than their type holds.
+        pairs: axis along which neighbours 0 and 1, 2 and 3, … keep to :data:`PAIR_LIMIT`, where they do: a
+            trained weight has to keep to it, too.
     """
 
     scale: ir.Value
@@ -29,6 +34,7 @@ class LowBit:
     axis: int | None
     lower: int
     upper: int
+    pairs: int | None = None
 
 
 def low_bit(value: ir.Value) -> LowBit | None:
@@ -44,7 +50,22 @@ def low_bit(value: ir.Value) -> LowBit | None:
     if zero_point is None:
         largest = max(int(np.abs(value.const_value.numpy().astype(np.int32)).max(initial=1)), 1)
         limits = (max(limits[0], -largest), min(limits[1], largest))
-    return LowBit(scale, zero_point, axis, *limits)
+    return LowBit(scale, zero_point, axis, *limits, _pair_axis(value.const_value.numpy(), axis))
+
+
+def _pair_axis(numbers: np.ndarray, channel_axis: int | None) -> int | None:
+    """The input axis of an int8 matrix with scales per output channel that keeps to the limit of pairs.
+
+    None where it does not, and where the range of the integers is so small that it always does.
+    """
+    if numbers.dtype != np.int8 or numbers.ndim != 2 or channel_axis not in (0, 1):
+        return None
+    rows = numbers.shape[1 - channel_axis] // 2 * 2
+    pairs = np.moveaxis(numbers.astype(np.int16), 1 - channel_axis, 0)[:rows].reshape(rows // 2, 2, -1)
+    if np.abs(pairs).max(initial=0) <= PAIR_LIMIT // 2:
+        return None
+    largest = max(int(np.maximum(sign * pairs, 0).sum(axis=1).max()) for sign in (1, -1))
+    return 1 - channel_axis if largest <= PAIR_LIMIT else None
 
 
 def is_zero(value: ir.Value) -> bool:

@@ -30,7 +30,7 @@ class Form:
         initializer: its name.
         kind: ``float`` (as it is), ``half`` (rounded to the stored type), ``integer`` (quantised).
         scale, zero_point: paths of the scale and the zero point in the module, when ``integer``.
-        axis, lower, upper: as in :class:`graphcompress.fx.lowbit.LowBit`.
+        axis, lower, upper, pairs: as in :class:`graphcompress.fx.lowbit.LowBit`.
     """
 
     initializer: str
@@ -40,6 +40,7 @@ class Form:
     axis: int | None = None
     lower: int = 0
     upper: int = 0
+    pairs: int | None = None
 
 
 class Stored:
@@ -156,7 +157,8 @@ class Stored:
         if low is None:
             return Form(name, "half" if is_half(value.dtype) else "float")
         zero_point = "" if low.zero_point is None else self._hold(low.zero_point)
-        return Form(name, "integer", self._hold(low.scale), zero_point, low.axis, low.lower, low.upper)
+        numbers = (low.axis, low.lower, low.upper, low.pairs)
+        return Form(name, "integer", self._hold(low.scale), zero_point, *numbers)
 
 
 _NUMBERS = frozenset({ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL})

@@ -10,6 +10,7 @@ from torch import fx
 from graphcompress.base import Context
 from graphcompress.errors import UsageError
 from graphcompress.fx.functional import fake_quantise, quantise
+from graphcompress.fx.pairs import limited
 from graphcompress.fx.stored import Form
 from graphcompress.model import Model
 from graphcompress.rewrite import Rewriter
@@ -18,7 +19,8 @@ from graphcompress.rewrite import Rewriter
 def write_back(module: fx.GraphModule, model: Model) -> None:
     """Put the parameters of ``module``, made by :func:`graphcompress.fx.to_fx`, into ``model``.
 
-    Integer weights are quantised again with their scale, half precision is rounded again. What did not change
+    Integer weights are quantised again with their scale (neighbours that must not add up to more than 128
+    still do not), half precision is rounded again. What did not change
     is not touched: without training, the saved file is the same byte by byte.
 
     Raises:
@@ -60,6 +62,7 @@ def _stored(module: fx.GraphModule, path: str, form: Form) -> np.ndarray:
     if form.kind != "integer":
         return tensor.numpy()
     scale = _tensor(module, form.scale)
+    tensor = limited(tensor, scale, form)
     zero_point = _tensor(module, form.zero_point) if form.zero_point else 0
     grid = (scale, zero_point, form.lower, form.upper, form.axis)
     with torch.no_grad():
