@@ -155,6 +155,16 @@ def test_heads_of_layers_that_share_a_bias_are_cut_apart_and_again(tmp_path):
     np.testing.assert_array_equal(outputs(twice, feed, tmp_path), outputs(at_once, feed, tmp_path))
 
 
+def test_a_stored_bias_of_one_reader_is_cut_itself(tmp_path):
+    """Also where the heads of that layer are tied to those of another by something else."""
+    text = texts.RELATIVE_BIAS.replace(
+        "scores1 = Add(raw1, bias)", "more = Add(bias, fixed)\n  scores1 = Add(raw1, more)"
+    )
+    model = texts.model_of(text.replace("float[5, 4] table", "float[5, 4] table, float[4, 1, 1] fixed"))
+    assert kinds(model)[HEAD, 4] == 2
+    assert_cut_equals_zeroed(model, tmp_path, [group for group in couplings(model) if group.kind == HEAD])
+
+
 def test_one_layers_bias_is_cut_itself():
     text = texts.RELATIVE_BIAS.replace("scores1 = Add(raw1, bias)", "scores1 = Identity(raw1)")
     model = texts.model_of(text)

@@ -47,13 +47,14 @@ def tying_terms(relations: Relations, found: Sequence[Attention]) -> list[Use]:
     Attentions that share the weight of the linear behind them are one, and stay so.
     """
     by_leaf: dict[int, list[Attention]] = defaultdict(list)
+    tied: list[Attention] = []
     for attention in found:
-        for leaf in relations.head_leaves(attention.output, operator=attention.scores is None):
-            by_leaf[leaf].append(attention)
-    tied: dict[Attention, None] = {}
-    for leaf, several in by_leaf.items():
-        if relations.is_blocked(leaf) or _distinct(several) > 1:
-            tied.update(dict.fromkeys(several))
+        leaves = relations.head_leaves(attention.output, operator=attention.scores is None)
+        free = [leaf for leaf in leaves if not relations.is_blocked(leaf)]
+        (by_leaf[free[0]] if free else tied).append(attention)
+    for several in by_leaf.values():
+        if _distinct(several) > 1:
+            tied.extend(several)
     return [use for attention in tied for use in score_terms(attention)]
 
 

@@ -46,11 +46,16 @@ def repeated_axes(node: ir.Node) -> frozenset[int]:
 
 
 def looked_up(uses: Iterable[Use]) -> dict[Use, frozenset[int]]:
-    """Readers of terms of scores [..., queries, keys], with the fixed axes before the last two: heads."""
+    """Readers of terms of scores [..., queries, keys], with the fixed axes before the last two: heads.
+
+    A stored term that nothing else reads is not looked up in: it is cut itself.
+    """
     found: dict[Use, frozenset[int]] = {}
     for node, index in uses:
         value = node.inputs[index]
-        shape = None if value is None else value.shape
+        if value is None or (value.const_value is not None and len(value.uses()) == 1):
+            continue
+        shape = value.shape
         sizes = [size_of(dim) for dim in (shape or ())][:-2]
         axes = frozenset(axis for axis, size in enumerate(sizes) if size.fixed and size.number > 1)
         if axes:
