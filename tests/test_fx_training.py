@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch.utils.checkpoint import checkpoint
 
 from graphcompress.base import Context
+from graphcompress.errors import UnsupportedModelError
 from graphcompress.fx import to_fx
 from graphcompress.fx.functional import fake_quantise, quantise
 from graphcompress.model import Model
@@ -201,6 +202,29 @@ def test_scales_per_channel_get_gradients_of_their_shape():
     scale = torch.full((4,), 0.1, requires_grad=True)
     quantise(x, scale, 0, -8, 7, 1).sum().backward()
     assert scale.grad.shape == (4,)
+
+
+def test_what_onnx_runtime_fused_trains_after_simplify(tiny_bert_path, tmp_path):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "fused.onnx")
+    onnxruntime.InferenceSession(str(tiny_bert_path), options, providers=["CPUExecutionProvider"])
+    model = Model.load(tmp_path / "fused.onnx")
+    assert any(node.domain == "com.microsoft" for node in model.graph)
+    with pytest.raises(UnsupportedModelError, match=r"com\.microsoft.*let the pass simplify take it apart"):
+        to_fx(model)
+    Simplify().run(model, Context())
+    fused, plain = to_fx(model), to_fx(Model.load(tiny_bert_path))
+    feed = fx_worker.batch()
+    assert torch.allclose(fused(**feed)[OUTPUT], plain(**feed)[OUTPUT], atol=1e-4)
+    assert all(p.grad is not None for p in _after_backward(fused, feed).parameters())
+
+
+def _after_backward(module, feed):
+    module(**feed)[OUTPUT].sin().sum().backward()
+    return module
 
 
 # ---- surroundings

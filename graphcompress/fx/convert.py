@@ -72,9 +72,12 @@ def to_fx(model: Model, *, learn_scales: bool = False, taps: Sequence[str] = ())
 def _refuse_unknown(model: Model) -> None:
     for node in model.graph:
         if find(node) is None:
+            advice = "train the model before the pass or the target that writes this operator"
+            if node.domain == "com.microsoft":
+                advice = f"let the pass simplify take it apart first, or {advice}"
             raise UnsupportedModelError(
                 f"node {node.name!r} is of operator {operator_name(node)}, which has no counterpart in "
-                "torch; train the model before the pass or the target that writes this operator"
+                f"torch; {advice}"
             )
 
 
