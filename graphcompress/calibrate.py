@@ -37,17 +37,19 @@ def observe(
     *,
     progress: Progress = no_progress,
     text: str = "calibrate",
+    optimize: bool = True,
 ) -> None:
     """Run ``model`` on all ``samples`` and update the observer of every value; padding never counts.
 
     A batch is made of samples of equal length, so nothing is padded here; positions that a mask in the
-    samples marks as padding are left out. Statistics are the same whatever else is observed.
+    samples marks as padding are left out. Statistics are the same whatever else is observed. Without
+    ``optimize`` nothing is fused: int8 products are computed in float, so they cannot saturate.
     """
     runs = list(portions(observers, _bytes_of, MEMORY_BYTES))
     batches = list(equal_batches(samples))
     total = len(runs) * len(batches)
     for number, values in enumerate(runs):
-        with Runner(model, values) as runner:
+        with Runner(model, values, optimize=optimize) as runner:
             for step, indices in enumerate(batches):
                 progress(text, number * len(batches) + step, total)
                 feed = samples.batch(indices)

@@ -20,29 +20,29 @@ NEWEST_IR_VERSION = 10
 """File format of opset 21; read by ONNX Runtime 1.18 and later."""
 
 
-def legalise(model: Model, ctx: Context) -> str | None:
-    """Write ``model`` in opset 21 when it declares a newer one; returns why not, where something needs it.
+def legalise(model: Model, ctx: Context, newest: int = NEWEST_OPSET) -> str | None:
+    """Write ``model`` in opset ``newest`` when it declares a later one; returns why not, where it needs it.
 
     Attention becomes its own definition in elementary operators. Another operator stays as it is when its
-    newest definition up to opset 21 has the same inputs, outputs and attributes (later ones often only add
+    last definition up to that opset has the same inputs, outputs and attributes (later ones often only add
     data types).
     """
     with Rewriter(model, ctx) as rw:
         for node in list(model.graph):
             if is_standard(node, "Attention"):
                 decompose_attention(rw, node)
-    reason = _lower_opset(model) if model.opset > NEWEST_OPSET else None
+    reason = _lower_opset(model, newest) if model.opset > newest else None
     if model.ir.ir_version > NEWEST_IR_VERSION and not _needs_newer_types(model):
         model.ir.ir_version = NEWEST_IR_VERSION
     return reason
 
 
-def _lower_opset(model: Model) -> str | None:
+def _lower_opset(model: Model, newest: int) -> str | None:
     for graph in model.ir.graphs():
         for node in graph:
-            if not node.domain and not _unchanged(node, model.opset):
+            if not node.domain and not _unchanged(node, model.opset, newest):
                 return f"{node.op_type} (node {node.name!r}) has no equal before opset {model.opset}"
-    model.graph.opset_imports[""] = NEWEST_OPSET
+    model.graph.opset_imports[""] = newest
     return None
 
 
@@ -51,11 +51,11 @@ def _needs_newer_types(model: Model) -> bool:
     return any(value.dtype is not None and value.dtype.name in newer for value in model.initializers())
 
 
-def _unchanged(node: ir.Node, opset: int) -> bool:
-    """Whether the definition of ``node`` in opset 21 means the same; no attribute added since may be set."""
+def _unchanged(node: ir.Node, opset: int, newest: int) -> bool:
+    """Whether the definition of ``node`` in the older opset means the same; no attribute added may be set."""
     try:
         used = onnx.defs.get_schema(node.op_type, opset, "")
-        older = onnx.defs.get_schema(node.op_type, NEWEST_OPSET, "")
+        older = onnx.defs.get_schema(node.op_type, newest, "")
     except onnx.defs.SchemaError:
         return False
     added = used.attributes.keys() - older.attributes.keys()

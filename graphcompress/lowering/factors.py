@@ -63,18 +63,28 @@ def _without_rounding(rw: Rewriter) -> None:
     for site in IntegerLinear().sites(rw.model):
         if not isinstance(site, IntegerSite):
             continue
-        weight, x = _before_rounding(site.b), _before_rounding(site.a)
-        if weight is None or x is None:
+        pair = before_rounding(site)
+        if pair is None:
             continue
-        weight, x = _without_smoothing(weight, x)
-        if read_expression(weight) is None:
-            continue
+        x, weight = pair
         last = site.nodes[-1]
         value = rw.node("MatMul", x, weight, before=last, name=f"{site.name}.product")
         if site.bias is not None:
             value = rw.node("Add", value, site.bias, before=last, name=f"{site.name}.sum")
         value.type, value.shape = last.outputs[0].type, last.outputs[0].shape
         rw.supersede(last.outputs[0], value)
+
+
+def before_rounding(site: IntegerSite) -> tuple[ir.Value, ir.Value] | None:
+    """The activation and the Kronecker weight of an int8 product, in float; None where it has no such weight.
+
+    Factors that smoothing moved from one into the other are taken back.
+    """
+    weight, x = _before_rounding(site.b), _before_rounding(site.a)
+    if weight is None or x is None:
+        return None
+    weight, x = _without_smoothing(weight, x)
+    return None if read_expression(weight) is None else (x, weight)
 
 
 def _before_rounding(value: ir.Value) -> ir.Value | None:

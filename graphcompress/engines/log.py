@@ -1,0 +1,75 @@
+"""The layers of an engine as TensorRT's detailed log lists them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+_LINE = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), (?P<rest>.*)$")
+_SECTION = re.compile(r"(Inputs|Constants|Outputs): \[")
+_TYPE = re.compile(r"Datatype: (\w+)")
+_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of an engine.
+
+    Attributes:
+        name: by the compiler.
+        kind: such as ``gemm`` or ``kgen`` (a generated kernel).
+        operands: data types of what it reads, inputs before constants.
+        results: data types of what it writes.
+        nodes: names of the ONNX nodes that it was made from.
+    """
+
+    name: str
+    kind: str
+    operands: tuple[str, ...]
+    results: tuple[str, ...]
+    nodes: tuple[str, ...]
+
+    @property
+    def is_int8_product(self) -> bool:
+        """Whether it multiplies int8 by int8; a fusion that reads int8 may turn it into float16 first."""
+        return "gemm" in self.kind.lower() and self.operands.count("Int8") >= 2
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}: {', '.join(self.operands)} -> {', '.join(self.results)}"
+
+
+def layers_in(log: Iterable[str]) -> list[Layer]:
+    """Every layer in the lines of a log, in the order of execution."""
+    found = []
+    for line in log:
+        match = _LINE.match(line.strip())
+        if match:
+            parts = _sections(match["rest"])
+            found.append(
+                Layer(
+                    match["name"],
+                    match["kind"],
+                    (*_types(parts.get("Inputs", "")), *_types(parts.get("Constants", ""))),
+                    _types(parts.get("Outputs", "")),
+                    tuple(_NODE.findall(match["rest"])),
+                )
+            )
+    return found
+
+
+def int8_products(layers: Iterable[Layer], expected: Collection[str]) -> list[str]:
+    """Which of the ``expected`` nodes are multiplied in int8; a layer may multiply for several of them."""
+    made = {name for layer in layers if layer.is_int8_product for name in layer.nodes}
+    return [name for name in expected if name in made]
+
+
+def _sections(text: str) -> dict[str, str]:
+    """What stands in the brackets behind Inputs, Constants and Outputs."""
+    starts = list(_SECTION.finditer(text))
+    ends = [match.start() for match in starts[1:]] + [len(text)]
+    return {match[1]: text[match.end() : end] for match, end in zip(starts, ends, strict=True)}
+
+
+def _types(text: str) -> tuple[str, ...]:
+    return tuple(_TYPE.findall(text))

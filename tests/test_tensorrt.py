@@ -1,0 +1,400 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from graphs_int8 import HIDDEN, ROWS, WIDTH, Maker, floats, kronecker, network, saved
+
+from graphcompress.base import Context
+from graphcompress.data.load import Samples
+from graphcompress.engines import builder, execute
+from graphcompress.engines.builder import build_engine, is_installed
+from graphcompress.engines.log import int8_products, layers_in
+from graphcompress.errors import MissingExtraError, UnsupportedModelError, UsageError
+from graphcompress.lowering.half import to_half
+from graphcompress.lowering.opset import raise_opset
+from graphcompress.lowering.refusals import refusals
+from graphcompress.lowering.tables import dequantise_before_lookup
+from graphcompress.lowering.typed import profile_shapes, strongly_typed
+from graphcompress.numerics.metrics import sqnr_db
+from graphcompress.rewrite import Rewriter
+from graphcompress.runtime import Runner
+from graphcompress.targeting import parse_target
+
+rtx = pytest.mark.skipif(
+    not is_installed(builder.RTX),
+    reason="tensorrt_rtx is not installed: pip install 'graphcompress[tensorrt-rtx]'",
+)
+
+
+def ids(count=6, length=9):
+    rng = np.random.default_rng(1)
+    return Samples([{"ids": rng.integers(0, ROWS, length)} for _ in range(count)])
+
+
+def activations(width, count=6, length=9):
+    rng = np.random.default_rng(1)
+    return Samples([{"x": rng.standard_normal((length, width)).astype(np.float32)} for _ in range(count)])
+
+
+def outputs(model, samples):
+    with Runner(model, optimize=False) as run:  # int8 products of this machine may saturate
+        return run(samples.batch(range(len(samples))))["y"]
+
+
+def kept_db(source, lowered, samples):
+    return sqnr_db(outputs(source, samples), outputs(lowered, samples))
+
+
+# ---- the graph
+
+
+def test_the_graph_is_half_around_symmetric_int8(tmp_path):
+    model, samples = network(tmp_path), ids()
+    typed = strongly_typed(model, Context(samples), half=True)
+    assert typed.model.opset == 19
+    assert typed.int8_products == ("n_wide.product", "n_narrow.product")
+    kinds = {value.dtype.name for node in typed.model.graph for value in node.outputs if value.dtype}
+    assert kinds <= {"FLOAT16", "INT8", "FLOAT"}
+    assert [v.dtype.name for v in typed.model.graph.outputs] == ["FLOAT"]
+    floats_left = [n.op_type for n in typed.model.graph for v in n.outputs if v.dtype.name == "FLOAT"]
+    assert floats_left == ["Cast"]
+    assert kept_db(model, typed.model, samples) > 35
+
+
+def test_an_int8_table_is_read_by_a_dequantize_linear_alone(tmp_path):
+    typed = strongly_typed(network(tmp_path), Context(ids()), half=True)
+    table = next(v for v in typed.model.graph.initializers.values() if list(v.shape) == [ROWS, WIDTH])
+    assert [node.op_type for node in table.consumers()] == ["DequantizeLinear"]
+
+
+def test_the_model_that_is_lowered_stays_as_it_is(tmp_path):
+    model = network(tmp_path)
+    before = [(node.op_type, node.name) for node in model.graph]
+    strongly_typed(model, Context(ids()), half=True)
+    assert [(node.op_type, node.name) for node in model.graph] == before
+    assert model.opset == 18
+
+
+def test_float32_keeps_the_numbers(tmp_path):
+    model, samples = network(tmp_path), ids()
+    typed = strongly_typed(model, Context(samples), half=False)
+    assert kept_db(model, typed.model, samples) > 100
+
+
+# ---- Kronecker weights
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rank"), [((16, 16, 16, 32), 1), ((16, 32, 32, 16), 1), ((128, 1, 1, 128), 16)]
+)
+def test_a_kronecker_weight_is_two_int8_products(tmp_path, sizes, rank):
+    model = kronecker(tmp_path, sizes, rank)
+    samples = activations(sizes[0] * sizes[2])
+    typed = strongly_typed(model, Context(samples), half=True)
+    assert len(typed.int8_products) == 2
+    assert typed.record["kronecker_two_int8_products"] == ["y"]
+    assert kept_db(model, typed.model, samples) > 12
+    assert "two int8 products" in typed.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rank", "reason"),
+    [((2, 2, 32, 32), 1, "below 16"), ((32, 1, 1, 32), 32, "as many operations")],
+)
+def test_other_kronecker_weights_are_expanded_and_say_why(tmp_path, sizes, rank, reason):
+    model = kronecker(tmp_path, sizes, rank)
+    samples = activations(sizes[0] * sizes[2])
+    typed = strongly_typed(model, Context(samples), half=True)
+    assert len(typed.int8_products) == 1
+    assert reason in typed.record["kronecker_expanded"]["y"]
+    assert kept_db(model, typed.model, samples) > 35
+
+
+# ---- refusals
+
+
+def test_what_tensorrt_accepts_is_not_refused(tmp_path):
+    assert not list(refusals(strongly_typed(network(tmp_path), Context(ids()), half=True).model))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"zero": 3}, "its zero point is not zero"),
+        ({"dtype": np.uint8}, "UINT8 is not supported"),
+        ({"axis": 0}, "axis 0, which is summed over"),
+    ],
+)
+def test_refusals_name_the_node_and_what_to_do(tmp_path, change, reason):
+    with pytest.raises(UnsupportedModelError, match="TensorRT refuses node 'n_") as caught:
+        strongly_typed(network(tmp_path, **change), Context(ids()), half=True)
+    assert reason in str(caught.value)
+
+
+def test_an_operator_for_dynamic_scales_is_refused(tmp_path):
+    make = Maker()
+    weight = make.constant("w", make.rng.integers(-9, 9, (32, 32)).astype(np.int8))
+    make.nodes.append(onnx.helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"], name="dynamic"))
+    make.node("MatMulInteger", "q", weight, "z", out="i")
+    make.node("Cast", "i", out="f", to=1)
+    make.node("Mul", "f", "s", out="y")
+    model = saved(make.model([floats("x", 32)], [floats("y", 32)]), tmp_path)
+    assert [it.node for it in refusals(model)] == ["dynamic", "n_i"]
+    assert "scheme=static" in str(next(refusals(model)))
+
+
+# ---- the log
+
+
+LOG = (
+    "Layers:\n"
+    "Name: n_b+n_a_myl0_3, LayerType: gemm, Inputs: [ { Name: q, Dimensions: [-1,8], Datatype: Int8, Format: "
+    "(Linear) Row major linear format }], Constants: [ { Name: c, Dimensions: [8,8], Datatype: Int8, Format: "
+    "(Linear) }, { Name: alpha, Dimensions: [1], Datatype: Float }], Outputs: [ { Name: o, Datatype: Half }],"
+    " TacticName: t, StreamId: 0, Metadata: [ONNX Layer: n_b][ONNX Layer: dq][ONNX Layer: n_a]\n"
+    "Name: n_c_myl0_4, LayerType: gemm, Inputs: [ { Name: o, Datatype: Half }], Constants: [ { Name: d, "
+    "Datatype: Half }], Outputs: [ { Name: p, Datatype: Half }], TacticName: t, StreamId: 0, Metadata: "
+    "[ONNX Layer: n_c]\n"
+    "Name: __myl_Add, LayerType: kgen, Inputs: [ { Name: p, Datatype: Half }], Constants: [], Outputs: "
+    "[ { Name: y, Datatype: Half }], TacticName: u, StreamId: 0, Metadata: [ONNX Layer: n_add]\n"
+)
+
+
+def test_layers_are_read_from_the_log():
+    layers = layers_in(LOG.splitlines())
+    assert [layer.kind for layer in layers] == ["gemm", "gemm", "kgen"]
+    assert layers[0].operands == ("Int8", "Int8", "Float")
+    assert layers[0].nodes == ("n_b", "dq", "n_a")
+    assert str(layers[2]) == "kgen __myl_Add: Half -> Half"
+
+
+def test_a_fusion_that_turns_int8_into_float16_is_no_int8_product():
+    line = (
+        "Name: __myl_CastMulCastFc_myl0_2, LayerType: runtime_fusion, Inputs: [ { Datatype: Int8 }], "
+        "Constants: [ { Datatype: Half }, { Datatype: Int8 }], Outputs: [ { Datatype: Half }], "
+        "TacticName: , StreamId: 0, Metadata: [ONNX Layer: n_a]"
+    )
+    assert int8_products(layers_in([line]), ["n_a"]) == []
+
+
+def test_one_layer_may_multiply_for_several_nodes():
+    assert int8_products(layers_in(LOG.splitlines()), ["n_a", "n_b", "n_c"]) == ["n_a", "n_b"]
+
+
+# ---- engines
+
+
+def answers(module, result, log=LOG):
+    def run(command, **_):
+        asked = json.loads(Path(command[-1]).read_text())
+        assert asked["module"] == module
+        Path(asked["log"]).write_text(log)
+        if result is not None:
+            Path(asked["result"]).write_text(json.dumps(result))
+
+    return run
+
+
+def built(tmp_path, expected, **options):
+    return build_engine(
+        tmp_path / "m.onnx",
+        tmp_path / "m.engine",
+        compute="SM86",
+        expected=expected,
+        shapes={},
+        timeout_s=9,
+        **options,
+    )
+
+
+def test_every_int8_product_is_required(tmp_path, monkeypatch):
+    monkeypatch.setattr(builder.subprocess, "run", answers(builder.RTX, {"version": "1", "refused": []}))
+    assert built(tmp_path, ["n_a", "n_b"]).int8 == ("n_a", "n_b")
+    with pytest.raises(UnsupportedModelError, match=r"2 of 3 Int8 products \(n_c: gemm"):
+        built(tmp_path, ["n_a", "n_b", "n_c"])
+
+
+def test_a_refusal_and_a_sudden_end_are_errors(tmp_path, monkeypatch):
+    refused = {"version": "1", "refused": ["node 'n_a' (Foo): not supported"]}
+    monkeypatch.setattr(builder.subprocess, "run", answers(builder.RTX, refused))
+    with pytest.raises(UnsupportedModelError, match="refuses the graph for SM86: node 'n_a'"):
+        built(tmp_path, [])
+    monkeypatch.setattr(builder.subprocess, "run", answers(builder.RTX, None, "Parsing n_x\n"))
+    with pytest.raises(UnsupportedModelError, match=r"ended while it compiled for SM86 \(last: Parsing n_x"):
+        built(tmp_path, [])
+
+
+def test_a_build_that_takes_too_long_is_ended(tmp_path, monkeypatch):
+    def slow(command, timeout, **_):
+        raise builder.subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(builder.subprocess, "run", slow)
+    with pytest.raises(UnsupportedModelError, match="within 9 s"):
+        built(tmp_path, [])
+
+
+def test_without_the_package_the_graph_is_written_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(builder.importlib.util, "find_spec", lambda name: None)
+    target = parse_target("tensorrt")
+    record = target.lower(network(tmp_path), tmp_path, Context(ids()))
+    assert record["proof"].startswith("not compiled (pip install 'graphcompress[tensorrt-rtx]')")
+    assert record["engines"] == []
+    assert not target.timed
+    with pytest.raises(MissingExtraError, match="tensorrt-rtx"):
+        parse_target("tensorrt{build=require}")
+
+
+def test_options():
+    assert parse_target("tensorrt{compute=86+sm89}").capabilities_wanted == ["86", "89"]
+    with pytest.raises(UsageError, match="compute=90"):
+        parse_target("tensorrt{compute=90}")
+    assert parse_target("tensorrt").capabilities.int8_activations == ("int8",)
+
+
+def test_shapes_of_the_profile(tmp_path):
+    model = network(tmp_path)
+    shapes = profile_shapes(model, {"batch": 2, "length": 8}, {"batch": 4, "length": 16})
+    assert shapes == {"ids": [[1, 1], [2, 8], [4, 16]]}
+
+
+@rtx
+def test_engines_are_really_built_with_every_int8_product(tmp_path):
+    model, samples = network(tmp_path), ids()
+    target = parse_target("tensorrt{compute=86 build=require opt=1x16 largest=2x32}")
+    record = target.lower(model, tmp_path, Context(samples))
+    assert record["int8_products_expected"] == 2
+    assert [it["int8_products"] for it in record["engines"]] == [2]
+    assert (tmp_path / "model-sm86.engine").stat().st_size > WIDTH * HIDDEN
+    assert "SM86" in record["proof"]
+    assert json.loads((tmp_path / "build.json").read_text())["engines"]["SM86"]["int8_products"]
+    feed = samples.batch(range(len(samples)))
+    assert sqnr_db(outputs(model, samples), target.session(tmp_path)(feed)["y"]) > 35
+
+
+@rtx
+def test_two_int8_products_of_a_kronecker_weight_are_really_built(tmp_path):
+    model = kronecker(tmp_path)
+    target = parse_target("tensorrt{compute=89 build=require opt=1x16 largest=2x32}")
+    record = target.lower(model, tmp_path, Context(activations(256)))
+    assert [it["int8_products"] for it in record["engines"]] == [2]
+
+
+def strongly_typed_without_refusals(folder):
+    """As a user's own tool might write it: one weight has its scales on the axis that is summed over."""
+    model = network(folder, axis=0)
+    with Rewriter(model, Context()) as rw:
+        dequantise_before_lookup(rw)
+        raise_opset(rw, 19)
+        to_half(rw)
+    return model.save(folder / "wrong.onnx")
+
+
+@rtx
+def test_a_scale_on_the_wrong_axis_is_built_without_int8_and_found(tmp_path):
+    model = strongly_typed_without_refusals(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="with 1 of 2 Int8 products"):
+        build_engine(
+            model,
+            tmp_path / "m.engine",
+            compute="SM86",
+            expected=["n_wide.product", "n_narrow.product"],
+            shapes={"ids": [[1, 1], [1, 8], [2, 16]]},
+            timeout_s=120,
+        )
+
+
+# ---- running
+
+
+class Memory:
+    """A device in this machine's own memory."""
+
+    stream = 7
+
+    def __init__(self):
+        self.held = {}
+
+    def upload(self, array):
+        return np.array(array)
+
+    def room(self, shape, dtype):
+        return np.empty(shape, dtype)
+
+    def address(self, memory):
+        self.held[id(memory)] = memory
+        return id(memory)
+
+    def download(self, memory):
+        return memory
+
+
+class FakeRuntime:
+    """As much of a TensorRT module as running takes; its engine doubles ``x`` [., 2]."""
+
+    __version__ = "0"
+    memory = None
+
+    class Logger:
+        ERROR = 1
+
+        def __init__(self, level):
+            self.level = level
+
+    class TensorIOMode:
+        INPUT, OUTPUT = 0, 1
+
+    nptype = staticmethod(lambda kind: np.float32)
+
+    class Runtime:
+        def __init__(self, logger):
+            pass
+
+        def deserialize_cuda_engine(self, data):
+            return FakeEngine() if data else None
+
+
+class FakeEngine:
+    num_io_tensors = 2
+
+    def get_tensor_name(self, index):
+        return ("x", "y")[index]
+
+    def get_tensor_mode(self, name):
+        return 0 if name == "x" else 1
+
+    def get_tensor_dtype(self, name):
+        return "float"
+
+    def create_execution_context(self):
+        return self
+
+    def set_input_shape(self, name, shape):
+        self.shape = shape
+        return shape[0] < 5
+
+    def get_tensor_shape(self, name):
+        return self.shape
+
+    def set_tensor_address(self, name, address):
+        setattr(self, name, address)
+
+    def execute_async_v3(self, stream):
+        held = FakeRuntime.memory.held
+        held[self.y][...] = 2 * held[self.x]
+        return stream == 7
+
+
+def test_an_engine_is_run_on_what_the_device_holds(tmp_path, monkeypatch):
+    FakeRuntime.memory = Memory()
+    monkeypatch.setattr(execute.importlib, "import_module", lambda name: FakeRuntime)
+    path = tmp_path / "m.engine"
+    path.write_bytes(b"engine")
+    run = execute.engine_runner("tensorrt", path, FakeRuntime.memory)
+    assert np.array_equal(run({"x": np.ones((2, 2), np.float32)})["y"], np.full((2, 2), 2.0))
+    with pytest.raises(ValueError, match="outside what the engine was built for"):
+        run({"x": np.ones((6, 2), np.float32)})
+    path.write_bytes(b"")
+    with pytest.raises(UnsupportedModelError, match="cannot load it here"):
+        execute.engine_runner("tensorrt", path, FakeRuntime.memory)
