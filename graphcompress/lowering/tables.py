@@ -13,8 +13,8 @@ def dequantise_before_lookup(rw: Rewriter) -> int:
     """``DequantizeLinear(Gather(int8 table))`` becomes ``Gather(DequantizeLinear(int8 table))``.
 
     Returns how many. The same for rows of an int8 table that are cast and multiplied by a scale per row.
-    The numbers are the same; int8 constants may then be read by a DequantizeLinear alone, which TensorRT demands, and which it
-    does not unfold: the engine keeps the table in int8.
+    The numbers are the same; int8 constants may then be read by a DequantizeLinear alone, which TensorRT
+    demands, and which it does not unfold: the engine keeps the table in int8.
     """
     done = 0
     for node in list(rw.model.graph):
