@@ -79,6 +79,31 @@ def session_of(
         ) from error
 
 
+def provider_session(
+    model: Path, providers: Sequence[tuple[str, Mapping[str, str]]]
+) -> onnxruntime.InferenceSession:
+    """A session on the first of ``providers`` (name, options), which must take part.
+
+    Raises:
+        UnsupportedModelError: the provider refuses the model, or did not come up (which is only warned of).
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY
+    named = [(name, dict(given)) for name, given in providers]
+    try:
+        session = onnxruntime.InferenceSession(os.fspath(model), options, providers=named)
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise UnsupportedModelError(f"{named[0][0]} refuses {model}: {_first_line(error)}") from error
+    if named[0][0] not in session.get_providers():
+        raise UnsupportedModelError(
+            f"{named[0][0]} did not come up, ONNX Runtime uses {', '.join(session.get_providers())}; "
+            "install its driver and libraries"
+        )
+    return session
+
+
 def runner_of(session: onnxruntime.InferenceSession) -> Callable[[Feed], dict[str, np.ndarray]]:
     """A function from a feed to outputs by name."""
     names = [output.name for output in session.get_outputs()]

@@ -15,7 +15,7 @@ from graphcompress.engines.device import gpu_here
 from graphcompress.engines.execute import engine_runner
 from graphcompress.errors import UsageError
 from graphcompress.lowering.fixed import sizes_of
-from graphcompress.lowering.typed import Typed, profile_shapes, strongly_typed
+from graphcompress.lowering.typed import Typed, is_fixed_size, profile_shapes, strongly_typed
 from graphcompress.model import Model
 from graphcompress.options import option
 from graphcompress.runtime import runner_of, session_of
@@ -152,7 +152,7 @@ class TensorRT(Target):
         return engines
 
     def _shapes(self, model: Model) -> dict[str, list[list[int]]]:
-        if all(value.shape is not None and value.shape.is_static() for value in model.graph.inputs):
+        if is_fixed_size(model):
             return {}
         return profile_shapes(model, sizes_of(model, self.opt), sizes_of(model, self.largest))
 

@@ -122,6 +122,11 @@ def _notes(factored: list[str], expanded: Mapping[str, str]) -> list[str]:
     return notes
 
 
+def is_fixed_size(model: Model) -> bool:
+    """Whether every input has one shape."""
+    return all(value.shape is not None and value.shape.is_static() for value in model.graph.inputs)
+
+
 def profile_shapes(
     model: Model, opt: Mapping[str, int], largest: Mapping[str, int]
 ) -> dict[str, list[list[int]]]:

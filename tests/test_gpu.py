@@ -1,0 +1,166 @@
+import json
+
+import numpy as np
+import onnx
+import pytest
+from graphs_int8 import Maker, floats, network, saved, tensor
+from onnx import TensorProto
+
+from graphcompress import runtime
+from graphcompress.base import Context
+from graphcompress.data.load import Samples
+from graphcompress.errors import UnsupportedModelError
+from graphcompress.lowering.half import clip_constants, to_half
+from graphcompress.lowering.opset import raise_opset
+from graphcompress.lowering.range import wide_values
+from graphcompress.numerics.metrics import sqnr_db
+from graphcompress.rewrite import Rewriter
+from graphcompress.runtime import Runner, provider_session
+from graphcompress.targeting import parse_target
+
+WIDTH, HEADS = 32, 2
+
+
+def attention(folder, scale=1.0):
+    """LayerNormalization and a masked attention; a mean over the real tokens behind it."""
+    make = Maker()
+    x = make.node("Mul", "x", make.constant("grown", np.float32(scale)), out="big")
+    gain = make.constant("gain", np.ones(WIDTH, np.float32))
+    shift = make.constant("shift", np.zeros(WIDTH, np.float32))
+    make.node("LayerNormalization", x, gain, shift, out="normal", axis=-1)
+    parts = make.constant("parts", np.array([0, 0, HEADS, WIDTH // HEADS]))
+    for name in "qkv":
+        weight = make.constant(f"w{name}", make.rng.standard_normal((WIDTH, WIDTH)).astype(np.float32) / 6)
+        make.node("MatMul", "normal", weight, out=name)
+        make.node("Reshape", name, parts, out=f"{name}4")
+        perm = [0, 2, 3, 1] if name == "k" else [0, 2, 1, 3]
+        make.node("Transpose", f"{name}4", out=f"{name}h", perm=perm)
+    make.node("MatMul", "qh", "kh", out="scores")
+    make.node("Mul", "scores", make.constant("root", np.float32(0.25)), out="scaled")
+    make.node("Cast", "mask", out="float_mask", to=TensorProto.FLOAT)
+    make.node("Sub", make.constant("one", np.float32(1)), "float_mask", out="hidden")
+    make.node("Mul", "hidden", make.constant("lowest", np.finfo(np.float32).min), out="bias")
+    make.node("Unsqueeze", "bias", make.constant("axes", np.array([1, 2])), out="bias4")
+    make.node("Add", "scaled", "bias4", out="masked")
+    make.node("Softmax", "masked", out="probabilities", axis=-1)
+    make.node("MatMul", "probabilities", "vh", out="context")
+    make.node("Transpose", "context", out="moved", perm=[0, 2, 1, 3])
+    make.node("Reshape", "moved", make.constant("joined", np.array([0, 0, WIDTH])), out="merged")
+    make.node("Add", "merged", "normal", out="summed")
+    axis = make.constant("axis", np.array([1]))
+    make.node("ReduceSum", "summed", axis, out="total", keepdims=0)
+    make.node("ReduceSum", "float_mask", axis, out="count", keepdims=1)
+    make.node("Clip", "count", make.constant("tiny", np.float32(1e-9)), out="safe")
+    make.node("Div", "total", "safe", out="y")
+    inputs = [floats("x", WIDTH), tensor("mask", TensorProto.INT64, "batch", "length")]
+    return saved(make.model(inputs, [tensor("y", TensorProto.FLOAT, "batch", WIDTH)]), folder)
+
+
+def samples(count=4, length=7):
+    rng = np.random.default_rng(1)
+    mask = np.ones(length, np.int64)
+    return Samples(
+        [{"x": rng.standard_normal((length, WIDTH)).astype(np.float32), "mask": mask} for _ in range(count)]
+    )
+
+
+def feed_with_padding():
+    feed = samples().batch(range(4))
+    feed["mask"] = np.array(feed["mask"])
+    feed["mask"][1:, 4:] = 0
+    return feed
+
+
+def kept_db(model, folder, feed):
+    with Runner(model, optimize=False) as run:
+        expected = run(feed)["y"]
+    return sqnr_db(expected, parse_target("gpu").session(folder)(feed)["y"])
+
+
+def test_half_with_fused_attention_answers_the_same_with_padding(tmp_path):
+    model = attention(tmp_path)
+    record = parse_target("gpu").lower(model, tmp_path, Context(samples()))
+    assert record["attentions_fused"] == 1
+    assert kept_db(model, tmp_path, feed_with_padding()) > 45
+    nodes = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+    assert "MultiHeadAttention" in nodes
+    assert "Softmax" not in nodes
+
+
+def test_sums_and_tiny_numbers_stay_in_float32(tmp_path):
+    record = parse_target("gpu").lower(attention(tmp_path), tmp_path, Context(samples()))
+    kept = set(record["float32_nodes"])
+    assert {"n_total", "n_count", "n_safe", "n_y"} <= kept
+    assert not kept & {"n_normal", "n_q"}
+
+
+def test_values_beyond_half_stay_in_float32(tmp_path):
+    model = attention(tmp_path, scale=1e5)
+    record = parse_target("gpu").lower(model, tmp_path, Context(samples()))
+    assert record["values_beyond_float16"] == ["big"]
+    assert {"n_big", "n_normal"} <= set(record["float32_nodes"])
+    assert kept_db(model, tmp_path, feed_with_padding()) > 45
+
+
+def test_masks_become_finite_in_half(tmp_path):
+    model = attention(tmp_path)
+    with Rewriter(model, Context()) as rw:
+        assert clip_constants(rw) == 1
+        assert model.graph.initializers["lowest"].const_value.numpy() == -30000
+    assert wide_values(model, Context(samples())) == set()
+
+
+def test_angles_are_computed_in_float32(tmp_path):
+    make = Maker()
+    make.node("Mul", "positions", make.constant("frequency", np.float32(0.3)), out="angle")
+    make.node("Sin", "angle", out="sine")
+    make.node("Mul", "sine", make.constant("two", np.float32(2)), out="y")
+    model = saved(make.model([floats("positions", 4)], [floats("y", 4)], opset=19), tmp_path)
+    with Rewriter(model, Context()) as rw:
+        halved = to_half(rw)
+    assert halved.kept == ("n_angle", "n_sine")
+    assert halved.half == 1
+
+
+def test_old_reductions_are_written_anew(tmp_path):
+    make = Maker()
+    make.node("ReduceMean", "x", out="y", axes=[-1], keepdims=1)
+    model = saved(make.model([floats("x", 4)], [floats("y", 1)], opset=13), tmp_path)
+    feed = {"x": np.arange(8, dtype=np.float32).reshape(1, 2, 4)}
+    with Runner(model) as run:
+        expected = run(feed)["y"]
+    with Rewriter(model, Context()) as rw:
+        assert raise_opset(rw, 19) is None
+    assert model.opset == 19
+    with Runner(model) as run:
+        assert np.array_equal(run(feed)["y"], expected)
+
+
+@pytest.mark.parametrize("provider", ["tensorrt", "nv_tensorrt_rtx"])
+def test_the_providers_of_tensorrt_get_standard_operators_and_shapes(tmp_path, provider):
+    target = parse_target(f"gpu{{provider={provider} opt=2x8 largest=4x16}}")
+    record = target.lower(network(tmp_path), tmp_path, Context())
+    nodes = onnx.load(tmp_path / "model.onnx").graph.node
+    assert {node.domain for node in nodes} == {""}
+    recipe = json.loads((tmp_path / "session.json").read_text())
+    assert recipe == json.loads(json.dumps(record["session"]))
+    options = recipe["providers"][0][1]
+    shapes = {key.split("_profile_")[1]: value for key, value in options.items() if "_profile_" in key}
+    assert shapes == {"min_shapes": "ids:1x1", "opt_shapes": "ids:2x8", "max_shapes": "ids:4x16"}
+
+
+def test_what_ran_the_artifact_is_said(tmp_path, monkeypatch):
+    target = parse_target("gpu")
+    record = target.lower(attention(tmp_path), tmp_path, Context(samples()))
+    assert record["proof"].startswith("not run by CUDAExecutionProvider")
+    assert not target.timed
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    assert target.timed
+    with pytest.raises(UnsupportedModelError, match="CUDAExecutionProvider refuses"):
+        target.session(tmp_path)
+
+
+def test_a_provider_that_is_here_runs_the_recipe(tmp_path):
+    parse_target("gpu").lower(attention(tmp_path), tmp_path, Context(samples()))
+    session = provider_session(tmp_path / "model.onnx", [("CPUExecutionProvider", {})])
+    assert runtime.runner_of(session)(feed_with_padding())["y"].shape == (4, WIDTH)
