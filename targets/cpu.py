@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ from graphcompress.artifact.folder import sha256
 from graphcompress.base import Capabilities, Context, Target
 from graphcompress.errors import UsageError
 from graphcompress.forms.attention import Attention
-from graphcompress.forms.cache import MeasurementCache, Times, cpu_flags
+from graphcompress.forms.cache import MeasurementCache, Measurements, Times, cpu_flags
 from graphcompress.forms.gelu import Gelu
 from graphcompress.forms.guard import is_slower
 from graphcompress.forms.integer import IntegerLinear
@@ -21,6 +21,7 @@ from graphcompress.forms.legal import legalise
 from graphcompress.forms.linear import Packed
 from graphcompress.forms.normalisation import Residual
 from graphcompress.forms.openvino import is_for_openvino, open_session, write_session_file
+from graphcompress.forms.padding import remove_padding
 from graphcompress.forms.profile import Profile, Recorder, read_profile
 from graphcompress.forms.provider import PROVIDERS, Decision, choose_provider, outputs_of
 from graphcompress.forms.record import record
@@ -66,6 +67,9 @@ class Cpu(Target):
     session is made, so that speed is the same. Weights are rounded to 11 bits, which the comparison of the
     artifact with the model that came in shows.
 
+    ``padding=remove`` is for batches of very different lengths: token-wise work sees the real tokens only. It
+    costs a little where nothing is padded, and outputs at padding are those of other tokens.
+
     The lowered model is timed against the file that came in. When it is slower, the forms that slow it down
     are taken back; when it still is, nothing is written, unless ``allow_slower`` says so. Only a difference
     that several measurements in a row show is believed.
@@ -93,6 +97,11 @@ class Cpu(Target):
     )
     float_storage: str = option(
         "fp32", "how float weights are stored; fp16 halves them, and rounds", choices=("fp32", "fp16")
+    )
+    padding: str = option(
+        "keep",
+        "remove: linears and all else that works token by token get the real tokens of a padded batch only",
+        choices=("keep", "remove"),
     )
     allow_slower: bool = option(False, "write an artifact even when it is slower than the model that came in")
 
@@ -123,7 +132,7 @@ class Cpu(Target):
             shapes = self._shapes_of(profile)
             asked = f"forms as measured on {profile.name}; speed not compared with the input on this machine"
             about["profile"] = {"machine": profile.name, "sha256": sha256(Path(self.profile))}
-        lowered = lower(legal, FAMILIES, shapes, ctx, profile)
+        lowered = self._lowered(legal, shapes, ctx, profile)
         artifact = lowered.model.save(folder / MODEL_FILE)
         chosen = choose_provider(self.provider, artifact, legal, shapes, ctx, None)
         return _finished(_record(_written(lowered, chosen, legal, folder), chosen, asked), about)
@@ -138,6 +147,17 @@ class Cpu(Target):
             about["float_storage"] = store_floats_as_fp16(legal, ctx)
         return legal, about
 
+    def _lowered(
+        self, legal: Model, shapes: Sequence[Shape], ctx: Context, cache: Measurements | None
+    ) -> Lowered:
+        lowered = lower(legal, FAMILIES, shapes, ctx, cache)
+        if self.padding == "keep":
+            return lowered
+        removed = remove_padding(lowered.model, ctx)
+        why = "no attention in one operator under a mask of the inputs, so padding is kept"
+        note = "token-wise work sees real tokens only; outputs differ at padding" if removed else why
+        return replace(lowered, notes=(*lowered.notes, note))
+
     def _shapes_of(self, profile: Profile) -> list[Shape]:
         if self.shapes != DEFAULT_SHAPES and parse_shapes(self.shapes) != list(profile.shapes):
             raise UsageError(
@@ -150,7 +170,7 @@ class Cpu(Target):
         self, legal: Model, source: Path | None, folder: Path, ctx: Context
     ) -> dict[str, Any]:
         cache, shapes = MeasurementCache(), parse_shapes(self.shapes)
-        lowered = lower(legal, FAMILIES, shapes, ctx, cache)
+        lowered = self._lowered(legal, shapes, ctx, cache)
         artifact = lowered.model.save(folder / MODEL_FILE)
         chosen = choose_provider(self.provider, artifact, legal, shapes, ctx, cache)
         lowered = _written(lowered, chosen, legal, folder)

@@ -14,7 +14,7 @@ from graphcompress.forms.whole import Lowered
 
 def record(lowered: Lowered, families: Sequence[Family], asked: str) -> dict[str, Any]:
     """The forms of ``lowered``, and notes; ``asked`` says which forms were asked for by name, or nothing."""
-    notes = [asked] if asked else []
+    notes = [*([asked] if asked else []), *lowered.notes]
     notes += [
         f"{family}: its forms are taken back, the whole model is faster without"
         for family in lowered.taken_back

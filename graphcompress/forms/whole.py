@@ -27,11 +27,13 @@ class Lowered:
         model: in the forms of ``choices``.
         choices: one for every kind of site.
         taken_back: families whose forms made the whole model slower.
+        notes: what else was done, for the report.
     """
 
     model: Model
     choices: tuple[Choice, ...]
     taken_back: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def lower(

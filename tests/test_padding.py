@@ -1,0 +1,81 @@
+"""Work on real tokens only: the same answers at real tokens, for any mask, and only where it is right."""
+
+import numpy as np
+import pytest
+from graphcompress.targets.cpu import Cpu
+
+from graphcompress.base import Context
+from graphcompress.forms.padding import remove_padding
+from graphcompress.model import Model
+from graphcompress.pipeline import Pipeline
+from graphcompress.runtime import session_of
+
+
+def lowered(model, folder):
+    Cpu(measure=False).lower(model, folder, Context())
+    return Model.load(folder / "model.onnx")
+
+
+@pytest.fixture
+def float_model(tiny_bert, tmp_path):
+    Pipeline.parse("simplify").run(tiny_bert, Context())
+    return lowered(tiny_bert, tmp_path)
+
+
+@pytest.fixture
+def int8_model(tiny_bert, tiny_samples, tmp_path):
+    context = Context(samples=tiny_samples, capabilities=Cpu().capabilities)
+    Pipeline.parse("simplify,int8").run(tiny_bert, context, allow=("int8",))
+    return lowered(tiny_bert, tmp_path)
+
+
+MASKS = {
+    "none padded": [[1, 1, 1, 1, 1], [1, 1, 1, 1, 1]],
+    "padded behind": [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]],
+    "padded before": [[0, 0, 0, 1, 1], [1, 1, 1, 1, 1]],
+    "one token each": [[1, 0, 0, 0, 0], [1, 0, 0, 0, 0]],
+    "alone": [[1, 1, 1, 0, 0]],
+}
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("kind", ["float_model", "int8_model"])
+def test_real_tokens_get_the_same_answers(kind, mask, request, tmp_path):
+    model = request.getfixturevalue(kind)
+    mask = np.array(mask)
+    ids = np.random.default_rng(0).integers(1, 100, mask.shape) * mask
+    feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    model.save(tmp_path / "before.onnx")
+    assert remove_padding(model, Context()) > 0
+    model.save(tmp_path / "after.onnx")
+    before, after = (
+        session_of(tmp_path / f"{name}.onnx").run(["last_hidden_state"], feed)[0]
+        for name in ("before", "after")
+    )
+    assert after.shape == before.shape
+    real = mask.astype(bool)
+    assert np.allclose(after[real], before[real], atol=1e-5)
+
+
+def test_linears_see_real_tokens_only(float_model, tmp_path):
+    remove_padding(float_model, Context())
+    products = [node for node in float_model.graph if node.op_type == "MatMul"]
+    assert products
+    assert all(node.inputs[0].shape[0] == 1 for node in products)
+
+
+def test_interface_stays(float_model):
+    before = [(v.name, str(v.shape)) for v in (*float_model.graph.inputs, *float_model.graph.outputs)]
+    remove_padding(float_model, Context())
+    assert [(v.name, str(v.shape)) for v in (*float_model.graph.inputs, *float_model.graph.outputs)] == before
+
+
+def test_without_a_masked_attention_nothing_is_done(tiny_bert):
+    assert remove_padding(tiny_bert, Context()) == 0
+
+
+def test_the_target_says_what_it_did(tiny_bert, tmp_path):
+    Pipeline.parse("simplify").run(tiny_bert, Context())
+    record = Cpu(measure=False, padding="remove").lower(tiny_bert, tmp_path, Context())
+    assert "token-wise work sees real tokens only; outputs differ at padding" in record["notes"]
+    assert "NonZero" in {node.op_type for node in Model.load(tmp_path / "model.onnx").graph}
