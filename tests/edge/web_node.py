@@ -1,0 +1,27 @@
+"""The bundle's loading code in Node.js with onnxruntime-web, against this machine's answers."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from edge.proof import Case, command, main
+from edge.web import PACKAGE, installed_web
+
+
+def prove(artifact: Path, given: Sequence[Case], cache: Path) -> float:
+    """The largest difference over all cases, as a share of the output range."""
+    library = installed_web(cache) / "node_modules" / PACKAGE / "dist" / "ort.node.min.mjs"
+    with tempfile.TemporaryDirectory() as folder:
+        names = [Path(folder) / f"case{number}.json" for number in range(len(given))]
+        for name, case in zip(names, given, strict=True):
+            case.write(name)
+        script = Path(__file__).with_name("web_node.mjs")
+        said = json.loads(command("node", script, library, artifact, *names).splitlines()[-1])
+    return float(said["largest"])
+
+
+if __name__ == "__main__":
+    main(prove, __doc__ or "")
