@@ -2,6 +2,7 @@
 # make test   style, types, tests
 # make docs   writes docs/passes.md, docs/targets.md and docs/fx.md anew
 # make matrix runs every architecture, exporter and check, and writes docs/support.md; about an hour, goes on when stopped
+# make proofs runs the edge bundle in Node.js, headless Chromium and on emulated ARM64; installs what they need
 # All of them set up .venv by themselves; Python 3.11 or newer is all they need.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ PIP     = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constr
 # On Linux, PyPI's torch brings 2 GB of CUDA along; this index has the small CPU build of the same version.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test docs matrix clean
+.PHONY: demo test proofs docs matrix clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python examples/demo.py
@@ -21,6 +22,9 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p graphcompress
 	$(BIN)/pytest -n 2
+
+proofs: $(VENV)/.installed-dev
+	GRAPHCOMPRESS_PROOFS=1 $(BIN)/pytest -n 0 -rs tests/edge
 
 docs: $(VENV)/.installed-torch
 	$(BIN)/python -m graphcompress.reference docs

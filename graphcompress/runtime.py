@@ -34,15 +34,12 @@ def session_of(
     optimize: bool = True,
     spin_us: int | None = None,
     profile: Path | None = None,
-    entries: Mapping[str, str] | None = None,
-    save_to: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """An ONNX Runtime CPU session over a file or serialized bytes; ``threads`` 0 is the runtime's choice.
 
     ``spin_us`` is how long idle threads spin before they sleep; by default some 50 ms, during which they slow
     down whatever else runs. ``profile`` is the beginning of the path of a file in which the time of every
-    operator is written. ``entries`` are further settings of the session; ``save_to`` is where the runtime
-    writes the graph that it runs.
+    operator is written.
 
     Raises:
         InvalidModelError: not an ONNX file.
@@ -58,10 +55,6 @@ def session_of(
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = os.fspath(profile)
-    for key, text in (entries or {}).items():
-        options.add_session_config_entry(key, text)
-    if save_to is not None:
-        options.optimized_model_filepath = os.fspath(save_to)
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     source = model if isinstance(model, bytes) else os.fspath(model)

@@ -19,7 +19,7 @@ from graphcompress.edge.convert import (
     convert,
     write_operators,
 )
-from graphcompress.edge.interface import interface_of, read_interface
+from graphcompress.edge.interface import Interface, interface_of, read_interface
 from graphcompress.edge.padding import fitted
 from graphcompress.edge.partitions import partitions, table, write_partitions
 from graphcompress.forms.choice import choose_forms
@@ -37,6 +37,7 @@ from graphcompress.rewrite import Rewriter
 from graphcompress.rules.everything import simplify
 from graphcompress.runtime import runner_of, session_of
 
+SAMPLE_LENGTH = 24
 PROOF = "reloaded from the ORT format and run on ONNX Runtime's CPU provider (x86)"
 
 
@@ -88,7 +89,7 @@ class Mobile(Target):
         operators = _histogram(lowered)
         rewritten = self._rewrite(lowered, sizes, ctx)
         after = partitions(lowered)
-        samples = ctx.samples or synthetic_samples(model, seed=ctx.seed)
+        samples = ctx.samples or synthetic_samples(model, length=_length(interface), seed=ctx.seed)
         interface.write(folder)
         with tempfile.TemporaryDirectory(prefix="graphcompress-") as scratch:
             source = lowered.save(Path(scratch) / "model.onnx")
@@ -141,6 +142,12 @@ class Mobile(Target):
                 key = f"{choice.family} as {choice.form}"
                 done[key] = done.get(key, 0) + choice.sites
         return done
+
+
+def _length(interface: Interface) -> int:
+    """Tokens of made-up samples: no more than were fixed."""
+    fixed = [size for port in interface.inputs for size in (port.fixed or ())[1:]]
+    return min([SAMPLE_LENGTH, *fixed])
 
 
 def _numbers(samples: Samples, index: int) -> int:

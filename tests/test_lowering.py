@@ -225,7 +225,7 @@ def test_expanded_weights_are_named(tiny_bert):
 def test_quantised_factors_multiply_in_float(tiny_bert, tiny_samples, mode):
     Simplify().run(tiny_bert, Context())
     Kron(ratio=0.5).run(tiny_bert, Context())
-    Int8(activations=mode).run(
+    Int8(scheme=mode).run(
         tiny_bert, Context(samples=tiny_samples, capabilities=Capabilities(int8_weight_bits=7))
     )
     before = answers(tiny_bert)
@@ -237,7 +237,7 @@ def test_quantised_factors_multiply_in_float(tiny_bert, tiny_samples, mode):
 def test_a_table_in_int8_blocks_is_looked_up_row_by_row(tiny_bert):
     Simplify().run(tiny_bert, Context())
     Kron(shape="100x16,1x2", layers="*word*").run(tiny_bert, Context())
-    Int8(activations="dynamic").run(tiny_bert, Context())
+    Int8(scheme="dynamic").run(tiny_bert, Context())
     before = answers(tiny_bert)
     with Rewriter(tiny_bert, Context()) as rw:
         assert multiply_factors(rw).tables == 1

@@ -7,7 +7,9 @@ from typing import Any
 
 from graphcompress.artifact.folder import MANIFEST, read_manifest
 from graphcompress.capturing.checkpoint import is_checkpoint
+from graphcompress.edge.interface import INTERFACE_FILE, model_of, read_interface
 from graphcompress.errors import InvalidModelError, UsageError
+from graphcompress.model import Model
 from graphcompress.runtime import runner_of, session_of
 from graphcompress.targeting import parse_target
 from graphcompress.verify import Run
@@ -28,18 +30,32 @@ def session(path: str | Path) -> Run:
     return runner_of(session_of(path))
 
 
-def model_file(path: str | Path) -> Path:
-    """The ONNX file of an artifact, or ``path`` itself (also when it is a checkpoint).
+def described(path: str | Path) -> Model:
+    """The model in ``path``; of an artifact in the ORT format its inputs and outputs, without a node.
+
+    Enough to read samples for it.
 
     Raises:
-        UsageError: the folder is not an artifact, holds several, or has no ONNX file.
+        UsageError: the folder is not an artifact, holds several, or has no model that can be read.
+    """
+    file = model_file(path)
+    if file.suffix == ".ort" and file.parent.joinpath(INTERFACE_FILE).is_file():
+        return model_of(read_interface(file.parent))
+    return Model.load(file)
+
+
+def model_file(path: str | Path) -> Path:
+    """The ONNX or ORT file of an artifact, or ``path`` itself (also when it is a checkpoint).
+
+    Raises:
+        UsageError: the folder is not an artifact, holds several, or has no such file.
     """
     path = Path(path)
     if not path.is_dir() or is_checkpoint(path):
         return path
-    names = sorted(name for name in _manifest(path)["files"] if name.endswith(".onnx"))
+    names = sorted(name for name in _manifest(path)["files"] if name.endswith((".onnx", ".ort")))
     if not names:
-        raise UsageError(f"{path}: this artifact holds no ONNX file, see {path / MANIFEST}")
+        raise UsageError(f"{path}: this artifact holds no ONNX or ORT file, see {path / MANIFEST}")
     return path.joinpath(names[0])
 
 

@@ -56,14 +56,13 @@ def bench(
     from dataclasses import asdict
 
     from graphcompress.artifact.manifest import bench_json, rounded
-    from graphcompress.artifact.opening import model_file, session
+    from graphcompress.artifact.opening import described, session
     from graphcompress.bench import bench as measure
-    from graphcompress.model import Model
     from graphcompress.report import bench_lines
     from graphcompress.roofline import roofline_line
 
     with progress_bars() as progress:
-        first = Model.load(model_file(models[0]))
+        first = described(models[0])
         samples = samples_for(first, data, tokenizer or _tokenizer_beside(models), seed)
         names = _names(models)
         contenders = {}
@@ -108,7 +107,8 @@ def _rooflines(
     found = {}
     for number, (name, path) in enumerate(models.items()):
         progress("roofline", number, len(models))
-        item = roofline(model_file(path), feed, batch=batch, length=length)
+        file = model_file(path)
+        item = None if file.suffix == ".ort" else roofline(file, feed, batch=batch, length=length)
         if item is not None:
             found[name] = item
     progress("roofline", len(models), len(models))

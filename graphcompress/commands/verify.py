@@ -44,14 +44,13 @@ def verify(
     Example: graphcompress verify model.onnx small --data sentences.jsonl --min-sqnr-db 15
     """
     from graphcompress.artifact.manifest import rounded
-    from graphcompress.artifact.opening import model_file
+    from graphcompress.artifact.opening import described
     from graphcompress.errors import ContractError
-    from graphcompress.model import Model
     from graphcompress.report import difference_line, invariance_line
 
     with progress_bars() as progress:
         progress("verify", 0, 3)
-        samples = samples_for(Model.load(model_file(a)), data, tokenizer, seed).first(limit)
+        samples = samples_for(described(a), data, tokenizer, seed).first(limit)
         difference = _difference(a, b, samples)
         invariances: dict[str, Invariance] = {}
         for number, (name, path) in enumerate((("a", a), ("b", b)), 1):

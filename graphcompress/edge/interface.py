@@ -53,6 +53,20 @@ def interface_of(model: Model, sizes: Mapping[str, int]) -> Interface:
     )
 
 
+def model_of(interface: Interface) -> Model:
+    """A model with these inputs and outputs and no node, for what asks a model for its interface."""
+    names = {text: kind for kind, text in _TYPES.items()}
+
+    def value(port: Port) -> ir.Value:
+        sizes = port.fixed if port.fixed is not None else port.sizes
+        dtype = names.get(port.type) or ir.DataType[port.type.upper()]
+        return ir.Value(name=port.name, shape=ir.Shape(sizes), type=ir.TensorType(dtype))
+
+    inputs, outputs = ([value(port) for port in ports] for ports in (interface.inputs, interface.outputs))
+    graph = ir.Graph(inputs, outputs, nodes=[], opset_imports={"": 21}, name="interface")
+    return Model(ir.Model(graph, ir_version=10))
+
+
 def read_interface(folder: Path) -> Interface:
     """The interface that was written into ``folder``.
 

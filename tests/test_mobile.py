@@ -1,0 +1,237 @@
+"""The target mobile: what it writes, that it computes the same, what the providers would take."""
+
+import json
+import sys
+import tomllib
+
+import numpy as np
+import pytest
+from graphcompress.passes.kron import Kron
+from graphcompress.passes.simplify import Simplify
+from graphcompress.targets.mobile import Mobile
+
+from graphcompress.analysis.linears import linears
+from graphcompress.artifact.opening import described, session
+from graphcompress.base import Context
+from graphcompress.build import optimize
+from graphcompress.edge.convert import compare_converted, convert, write_operators
+from graphcompress.edge.interface import interface_of, model_of, read_interface
+from graphcompress.edge.padding import fitted
+from graphcompress.edge.partitions import partitions
+from graphcompress.errors import DataError, UnsupportedModelError, UsageError
+from graphcompress.lowering.fixed import fix_shapes
+from graphcompress.lowering.flat import flatten_products
+from graphcompress.model import Model
+from graphcompress.rewrite import Rewriter
+from graphcompress.runtime import Runner, session_of
+from graphcompress.verify import compare
+
+
+@pytest.fixture(scope="module")
+def built(tiny_bert_path, tiny_samples, tmp_path_factory):
+    """An artifact in int8 of fixed sizes."""
+    folder = tmp_path_factory.mktemp("mobile") / "artifact"
+    return optimize(tiny_bert_path, "int8", target="mobile{shape=2x32}", data=tiny_samples, output=folder)
+
+
+def lowered(model, tmp_path, samples=None, **options):
+    folder = tmp_path / "lowered"
+    folder.mkdir()
+    record = Mobile(**options).lower(model, folder, Context(samples=samples))
+    return record, folder
+
+
+def outputs(model, samples, count=4):
+    feeds = [samples.batch([index]) for index in range(count)]
+    with Runner(model) as run:
+        return [run(feed) for feed in feeds], feeds
+
+
+@pytest.mark.parametrize(("provider", "shape"), [("cpu", ""), ("nnapi", "3x40"), ("coreml", "1x32")])
+def test_it_computes_the_same(tiny_bert, tiny_samples, tmp_path, shape, provider):
+    expected, feeds = outputs(tiny_bert, tiny_samples)
+    record, folder = lowered(tiny_bert, tmp_path, tiny_samples, shape=shape, provider=provider, bundle=False)
+    run = Mobile(shape=shape).session(folder)
+    assert compare(expected, run, feeds).max_relative_error < 1e-5
+    assert record["reloaded"]["max_relative_error"] < 1e-6
+    assert not {"Where", "Erf"} & record["operators"].keys() or provider == "coreml"
+
+
+def test_the_model_is_not_changed(tiny_bert, tmp_path):
+    before = [node.name for node in tiny_bert.graph]
+    lowered(tiny_bert, tmp_path, shape="1x8")
+    assert [node.name for node in tiny_bert.graph] == before
+
+
+def test_nnapi_takes_the_whole_graph(tiny_bert, tmp_path):
+    Simplify().run(tiny_bert, Context())
+    record, _ = lowered(tiny_bert, tmp_path, shape="1x16", provider="nnapi")
+    found = {item["provider"]: item for item in record["partitions"]}
+    assert found["NNAPI"]["partitions"] == 1
+    assert found["NNAPI"]["supported"] == found["NNAPI"]["nodes"]
+    before = {item["provider"]: item for item in record["partitions_before"]}
+    assert before["NNAPI"]["supported"] < before["NNAPI"]["nodes"]
+
+
+def test_xnnpack_takes_products_of_matrices_only(tiny_bert):
+    Simplify().run(tiny_bert, Context())
+    fix_shapes(tiny_bert, {"batch": 1, "sequence": 6}, Context())
+    taken = {item.provider: item.supported for item in partitions(tiny_bert)}
+    softmaxes = sum(node.op_type == "Softmax" for node in tiny_bert.graph)
+    matrices = sum(len(linear.input.shape) == 2 for linear in linears(tiny_bert))
+    assert taken["XNNPACK"] == softmaxes + matrices
+    with Rewriter(tiny_bert, Context()) as rw:
+        flatten_products(rw)
+    taken = {item.provider: item.supported for item in partitions(tiny_bert)}
+    assert taken["XNNPACK"] == softmaxes + len(linears(tiny_bert))
+
+
+def test_factors_stay_factors_in_the_file(tiny_bert_path, tmp_path):
+    sizes = {}
+    for factors in ("multiply", "expand"):
+        model = Model.load(tiny_bert_path)
+        Simplify().run(model, Context())
+        Kron(ratio=0.7, embeddings=False).run(model, Context())
+        (tmp_path / factors).mkdir()
+        record, folder = lowered(model, tmp_path / factors, factors=factors, bundle=False)
+        sizes[factors] = (folder / "model.ort").stat().st_size
+        assert bool(record["rewritten"]["expressions stored expanded"]) == (factors == "expand")
+    assert sizes["multiply"] < sizes["expand"]
+
+
+# ---- the bundle
+
+
+def test_the_folder_is_the_bundle(built):
+    names = {path.relative_to(built.output).as_posix() for path in built.output.rglob("*") if path.is_file()}
+    assert names >= {
+        *("model.ort", "required_operators.config", "interface.json", "partitions.json", "recipe.toml"),
+        *("README.md", "example.json", "web/index.html", "web/main.js"),
+        *("android/GraphCompressModel.kt", "ios/GraphCompressModel.swift"),
+    }
+    recipe = tomllib.loads((built.output / "recipe.toml").read_text())
+    assert recipe["target"] == "mobile{shape=2x32}"
+
+
+def test_the_examples_name_what_the_model_has(built):
+    kotlin = (built.output / "android" / "GraphCompressModel.kt").read_text()
+    swift = (built.output / "ios" / "GraphCompressModel.swift").read_text()
+    for text in (kotlin, swift):
+        assert '"input_ids"' in text
+        assert "@" not in text.replace("@escaping", "")
+    assert "inputIds: LongArray, attentionMask: LongArray" in kotlin
+    assert "longArrayOf(2, 32)" in kotlin
+    assert "inputIds: [Int64], attentionMask: [Int64]" in swift
+    page = (built.output / "web" / "index.html").read_text()
+    assert "@" not in page
+
+
+def test_the_example_is_what_the_artifact_answers(built):
+    example = json.loads((built.output / "example.json").read_text())
+    feed, expected = (
+        {name: np.array(it["data"], it["type"]).reshape(it["dims"]) for name, it in example[side].items()}
+        for side in ("inputs", "outputs")
+    )
+    answer = session(built.output)(feed)
+    assert all(np.array_equal(answer[name], array) for name, array in expected.items())
+
+
+def test_the_operators_of_a_reduced_build_are_listed(built):
+    lines = (built.output / "required_operators.config").read_text().splitlines()
+    assert lines[0] == "# Operators of model.ort"
+    listed = {name for line in lines[1:] for name in line.rpartition(";")[2].split(",")}
+    assert {"MatMulIntegerToFloat", "Gelu", "LayerNormalization", "Softmax"} <= listed
+    assert not {"Where", "Erf", "Shape"} & listed
+
+
+def test_without_a_bundle_only_the_model_is_written(tiny_bert, tmp_path):
+    _, folder = lowered(tiny_bert, tmp_path, bundle=False)
+    assert {path.name for path in folder.iterdir()} == {
+        *("model.ort", "required_operators.config", "interface.json", "partitions.json")
+    }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="addresses are random, and so is the file's layout")
+def test_two_builds_are_byte_equal(tiny_bert_path, tiny_samples, tmp_path):
+    for name in ("a", "b"):
+        optimize(tiny_bert_path, "int8", target="mobile", data=tiny_samples, output=tmp_path / name)
+    a, b = (
+        {path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("*.*")}
+        for name in ("a", "b")
+    )
+    assert a == b
+
+
+# ---- fixed sizes at run time
+
+
+def test_feeds_of_other_sizes_are_filled_up_and_cut(built, tiny_samples):
+    run = session(built.output)
+    whole = run(tiny_samples.batch([0, 1, 2]))
+    alone = run(tiny_samples.batch([1]))
+    length = len(tiny_samples.feeds[1]["input_ids"])
+    name = next(name for name, array in alone.items() if array.ndim == 3)
+    assert alone[name].shape[:2] == (1, length)
+    assert np.allclose(whole[name][1, :length], alone[name][0], atol=1e-4)
+
+
+def test_a_feed_that_is_too_long_is_refused(built):
+    ids = np.ones((1, 33), np.int64)
+    with pytest.raises(DataError, match=r"made for \[2, 32\]; give shorter samples"):
+        session(built.output)(dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), ids))
+
+
+def test_without_fixed_sizes_nothing_is_filled_up(tiny_bert):
+    interface = interface_of(tiny_bert, {})
+
+    def run(feed):
+        return {}
+
+    assert fitted(run, interface) is run
+
+
+def test_the_interface_is_read_again_and_stands_for_the_model(tiny_bert, tmp_path):
+    interface = interface_of(tiny_bert, {"batch": 1, "sequence": 9})
+    interface.write(tmp_path)
+    assert read_interface(tmp_path) == interface
+    assert [list(value.shape) for value in model_of(interface).graph.inputs] == [[1, 9]] * 3
+    with pytest.raises(UsageError, match="build the artifact again"):
+        read_interface(tmp_path / "nowhere")
+
+
+def test_an_artifact_in_the_ort_format_describes_itself(built):
+    assert [value.name for value in described(built.output).graph.inputs] == [
+        *("input_ids", "attention_mask", "token_type_ids")
+    ]
+
+
+# ---- the conversion
+
+
+def test_another_model_is_noticed_after_the_conversion(tiny_bert, tmp_path, tiny_samples):
+    source, other = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    tiny_bert.save(source)
+    with Rewriter(tiny_bert, Context()) as rw:
+        first = linears(tiny_bert)[0]
+        rw.set_weight(first, rw.constant(-first.dense(), "negated"))
+    tiny_bert.save(other)
+    convert(other, tmp_path / "b.ort", arm=True)
+    with pytest.raises(UnsupportedModelError, match=r"after the conversion to b\.ort"):
+        compare_converted(source, tmp_path / "b.ort", interface_of(tiny_bert, {}), [tiny_samples.batch([0])])
+
+
+def test_what_is_no_model_has_no_operators(tmp_path):
+    (tmp_path / "x.ort").write_bytes(b"nothing")
+    with pytest.raises(UnsupportedModelError, match=r"cannot list the operators of x\.ort"):
+        write_operators(tmp_path / "x.ort", tmp_path / "config")
+
+
+def test_the_file_is_in_the_ort_format(built):
+    assert (built.output / "model.ort").read_bytes()[4:8] == b"ORTM"
+    assert session_of(built.output / "model.ort").get_providers() == ["CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize("text", ["0x1", "1x", "a"])
+def test_a_shape_that_cannot_be_read_is_refused_at_once(text):
+    with pytest.raises(UsageError, match="expected batch x length"):
+        Mobile(shape=text)
