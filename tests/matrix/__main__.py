@@ -34,7 +34,9 @@ def main() -> int:
     parser.add_argument("--columns", default="*", help="globs over columns, with commas between")
     parser.add_argument("--share", default="1/1", help="part of the rows, such as 2/3: for several processes")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no new row after that time")
-    parser.add_argument("--keep", action="store_true", help="cells of earlier code are not run again")
+    parser.add_argument(
+        "--keep", action="store_true", help="cells of earlier code that hold are not run again"
+    )
     arguments = parser.parse_args()
     failed, begun = False, time.perf_counter()
     for name, variant in _share(_chosen(arguments.only, arguments.variant), arguments.share):
@@ -73,7 +75,10 @@ def _share(rows: list[tuple[str, Variant]], share: str) -> list[tuple[str, Varia
 
 def _run(name: str, variant: Variant, cache: Path, columns: str, *, keep: bool) -> Cells:
     """The cells of one row, from the cache where nothing that they depend on has changed."""
-    cells = _known(name, variant, cache, earlier=keep)
+    cells = _known(name, variant, cache)
+    if keep:
+        earlier = _known(name, variant, cache, earlier=True)
+        cells = {column: cell for column, cell in earlier.items() if cell.state != "fails"} | cells
     wanted = [
         column
         for column in CHECKS
