@@ -6,12 +6,13 @@ from matrix.checks import CHECKS, check
 from matrix.exports import export
 from matrix.subject import Subject
 from matrix.table import page
-from matrix.variants import STRIPPED, Variant
+from matrix.variants import FUSED, LEGACY, STRIPPED, Variant
 
 SLOW = ("twice", "again")
 """Columns that run whole builds; one model of each kind has them here."""
 
 PART = {
+    "bert": Variant("eager", 18, FUSED, LEGACY),
     "bert, masked LM (tied)": Variant("sdpa", 18, STRIPPED),
     "albert (one layer, three times)": Variant("sdpa", 18),
     "modernbert": Variant("sdpa", 18, STRIPPED),

@@ -151,7 +151,7 @@ def fewest_nodes(subject: Subject) -> Answer:
 def cut_is_masked(subject: Subject) -> Answer:
     """Removing units of every group equals zeroing their weights."""
     worst, limit = 0.0, cutting.TOLERANCE * subject.exact / EXACT
-    for model in (subject.load(), subject.simplified()):
+    for model in subject.analysed():
         keeps = cutting.some_of([group for group in couplings(model) if group.exact])
         expected = run(cutting.zeroed(model, keeps), subject.feeds)
         if not largest_error(subject.expected, expected) > max(100 * cutting.TOLERANCE, 2 * limit):

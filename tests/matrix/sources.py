@@ -37,12 +37,17 @@ ALWAYS = (SIMPLIFY, "graphcompress.model", "graphcompress.runtime", "graphcompre
 
 def fingerprint(column: str, check: Callable[..., object], expected: object) -> str:
     """Hash of the code behind one column, and of what the source model is ``expected`` to hold."""
-    digest = hashlib.sha256(repr(expected).encode())
+    return hashlib.sha256(f"{expected!r}{_code(column, check)}".encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _code(column: str, check: Callable[..., object]) -> str:
+    digest = hashlib.sha256()
     for module in _modules(column):
         digest.update(_bytes(module))
     for part in (*_functions(check), subject, *([tools] if column == "nodes" else [])):
         digest.update(inspect.getsource(part).encode())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()
 
 
 @functools.cache
