@@ -1,7 +1,7 @@
 # make demo   exports a real model, compresses it and prints what happened
 # make test   style, types, tests
 # make docs   writes docs/passes.md, docs/targets.md and docs/fx.md anew
-# make matrix runs every architecture, exporter and check, and writes docs/support.md; about an hour, goes on when stopped
+# make matrix runs every architecture, exporter and check, and writes docs/support.md; takes hours, goes on when stopped, MATRIX="--only bert" for a part
 # make proofs runs the edge bundle in Node.js, headless Chromium and on emulated ARM64; installs what they need
 # All of them set up .venv by themselves; Python 3.11 or newer is all they need.
 
