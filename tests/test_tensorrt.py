@@ -115,6 +115,20 @@ def test_other_kronecker_weights_are_expanded_and_say_why(tmp_path, sizes, rank,
 # ---- refusals
 
 
+@pytest.mark.parametrize("wide", [0, 1])
+def test_products_of_one_activation_stay_int8_when_one_is_beyond_float16(tmp_path, wide):
+    make = Maker()
+    x = make.rounded("x")
+    outs = [make.linear(x, WIDTH, WIDTH, f"linear{index}") for index in range(2)]
+    large = f"{outs[wide]}.s"
+    place = next(index for index, it in enumerate(make.constants) if it.name == large)
+    make.constants[place] = onnx.numpy_helper.from_array(np.full(WIDTH, 60.0, np.float32), large)
+    model = saved(make.model([floats("x", WIDTH)], [floats(it, WIDTH) for it in outs]), tmp_path)
+    typed = strongly_typed(model, Context(), half=True)
+    assert typed.record["values_beyond_float16"]
+    assert len(typed.int8_products) == 2
+
+
 def test_what_tensorrt_accepts_is_not_refused(tmp_path):
     assert not list(refusals(strongly_typed(network(tmp_path), Context(ids()), half=True).model))
 

@@ -116,15 +116,19 @@ def _follow_consumers(rw: Rewriter, kept: set[ir.Node]) -> None:
 def _same_scales(rw: Rewriter, kept: set[ir.Node]) -> None:
     """A product of two dequantised values stays in float32 as a whole when a part of it does.
 
-    Compilers of integer products want both scales in one type.
+    Compilers of integer products want both scales in one type. A dequantised value that several products
+    read keeps all of them, whichever comes first: a Cast behind it would end the int8 product.
     """
+    products = []
     for node in rw.model.graph:
         if not is_standard(node, "MatMul") and not is_standard(node, "Gemm"):
             continue
         made = [v.producer() for v in node.inputs[:2] if v is not None]
         sides = [it for it in made if it is not None and is_standard(it, "DequantizeLinear")]
-        if len(sides) == 2 and (node in kept or any(it in kept for it in sides)):
-            kept.update((node, *sides))
+        if len(sides) == 2:
+            products.append({node, *sides})
+    while spreading := [whole for whole in products if not kept.isdisjoint(whole) and not whole <= kept]:
+        kept.update(*spreading)
 
 
 class _Halver:
