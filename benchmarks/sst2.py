@@ -36,7 +36,7 @@ from graphcompress.verify import Run
 
 HALF = "prune{ffn=0.5 heads=0.5}"
 K8 = "kron{preset=k8}"
-TRAIN = "distill{epochs=1}"
+TRAIN = "distill{epochs=0.4 lr=0.0005}"
 ROWS = {
     "int8": "int8",
     "int8, distilled": "int8,distill{epochs=0.1 lr=0.00003}",
