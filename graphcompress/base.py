@@ -233,6 +233,10 @@ class Target(_Named, abc.ABC):
     def capabilities(self) -> Capabilities:
         """What the runtime can execute."""
 
+    def check(self) -> None:
+        """Fail, before any work, when this machine lacks what :meth:`lower` is asked to use."""
+        return None
+
     @abc.abstractmethod
     def lower(self, model: Model, folder: Path, ctx: Context) -> Mapping[str, Any]:
         """Write the files of the artifact into ``folder``, which exists; return what to record about it.

@@ -131,6 +131,7 @@ def optimize(
     pipeline = _with_simplify(passes if isinstance(passes, Pipeline) else _pipeline(passes))
     targets = _targets(target)
     for each in targets:
+        each.check()
         pipeline.check_target(each.name, each.capabilities, calibrated=data is not None or train is not None)
     capabilities = common_capabilities(targets)
     for name in allow:

@@ -66,6 +66,13 @@ class TensorRT(Target):
                 f"tensorrt{{compute={self.compute}}}: expected capabilities joined by +, of "
                 f"{', '.join(CAPABILITIES)}, such as compute=86+89"
             )
+
+    def check(self) -> None:
+        """Refuse to build engines without a compiler.
+
+        Raises:
+            MissingExtraError: engines are required, and nothing that compiles them is installed.
+        """
         if self.build == "require":
             needs_rtx("tensorrt{build=require}")
 

@@ -257,7 +257,7 @@ def test_without_the_package_the_graph_is_written_and_says_so(tmp_path, monkeypa
     assert record["engines"] == []
     assert not target.timed
     with pytest.raises(MissingExtraError, match="tensorrt-rtx"):
-        parse_target("tensorrt{build=require}")
+        parse_target("tensorrt{build=require}").check()
 
 
 def test_options():
