@@ -149,7 +149,7 @@ def table(options: argparse.Namespace, folders: dict[str, Path]) -> None:
         row += [f"{model.stat().st_size / 1e6:.2f}"]
         row += [f"{it.ratios[name]}" if name in it.ratios else "1" for it in speeds]
         kept = folders[name].with_suffix(".json") if name in folders else None
-        row += [f"{json.loads(kept.read_text())['minutes']:.1f}" if kept else ""]
+        row += [f"{json.loads(kept.read_text())['minutes']:.1f}" if kept and kept.exists() else ""]
         shown.add_row(*row, *(f"{share:.2%}" for share in imdb.get(name, ())))
     Console(width=200).print(shown)
 
