@@ -45,6 +45,10 @@ def _notes(choices: Sequence[Choice], families: Sequence[Family]) -> Iterator[st
         elif choice.times_ms and choice.form != default and default in choice.times_ms:
             slower[choice.family, default, choice.form] += choice.sites
     for (family, form, reason), sites in missing.items():
-        yield f"{family}, {sites} sites: {reason}; they have the default form, {form}"
+        yield f"{family}, {_counted(sites)}: {reason}; they have the default form, {form}"
     for (family, default, form), sites in slower.items():
-        yield f"{family}, {sites} sites: {default} measured slower than {form} and is not taken"
+        yield f"{family}, {_counted(sites)}: {default} measured slower than {form} and is not taken"
+
+
+def _counted(sites: int) -> str:
+    return "1 site" if sites == 1 else f"{sites} sites"
