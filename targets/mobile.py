@@ -26,6 +26,7 @@ from graphcompress.forms.choice import choose_forms
 from graphcompress.forms.gelu import Gelu
 from graphcompress.forms.integer import IntegerLinear
 from graphcompress.forms.legal import legalise
+from graphcompress.forms.unsigned import unsigned_activations
 from graphcompress.lowering.elementary import gelu_without_erf, normalisation_by_means
 from graphcompress.lowering.factors import multiply_factors
 from graphcompress.lowering.fixed import fix_shapes, is_fixed, parse_shape, sizes_of
@@ -138,6 +139,7 @@ class Mobile(Target):
                 done["GELU without Erf"] = gelu_without_erf(rw)
                 done["LayerNormalization as means"] = normalisation_by_means(rw)
         if self.provider in ("cpu", "xnnpack"):
+            done["activations as uint8"] = unsigned_activations(model, ctx, saturates=True)
             for choice in choose_forms(model, (IntegerLinear(), Gelu()), (), ctx, cache=None):
                 key = f"{choice.family} as {choice.form}"
                 done[key] = done.get(key, 0) + choice.sites
