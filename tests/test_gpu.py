@@ -110,6 +110,17 @@ def test_masks_become_finite_in_half(tmp_path):
     assert wide_values(model, Context(samples())) == set()
 
 
+@pytest.mark.parametrize(("reader", "clipped"), [("Add", 1), ("Mod", 0)])
+def test_a_mask_that_is_looked_up_becomes_finite_in_half_where_arithmetic_reads_it(tmp_path, reader, clipped):
+    make = Maker()
+    table = make.constant("table", np.array([[0.0], [-3.4e38]], np.float32))
+    make.node("Gather", table, make.constant("row", np.array([1])), out="mask")
+    make.node(reader, "x", "mask", out="y", **({"fmod": 1} if reader == "Mod" else {}))
+    model = saved(make.model([floats("x", 4)], [floats("y", 4)], opset=19), tmp_path)
+    with Rewriter(model, Context()) as rw:
+        assert clip_constants(rw) == clipped
+
+
 def test_angles_are_computed_in_float32(tmp_path):
     make = Maker()
     make.node("Mul", "positions", make.constant("frequency", np.float32(0.3)), out="angle")

@@ -21,6 +21,21 @@ STAND_IN = 30000.0
 mask as the lowest float32, and scores can be added to it without an overflow."""
 
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+_ARITHMETIC = frozenset({"Add", "Mul", "Sub", "Where"})
+_MOVES = frozenset(
+    {
+        "Concat",
+        "Expand",
+        "Gather",
+        "Identity",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
 _CONTRIB_HALF = frozenset({"MultiHeadAttention", "SkipLayerNormalization", "Gelu", "FastGelu"})
 
 
@@ -51,11 +66,31 @@ def clip_constants(rw: Rewriter) -> int:
             continue
         array = stored.numpy()
         beyond = np.isfinite(array) & (np.abs(array) > LARGEST)
-        readers = {node.op_type for node in value.consumers()}
-        if beyond.any() and readers <= {"Add", "Mul", "Where", "Sub", "Expand", "Unsqueeze"}:
+        if beyond.any() and _read_by_arithmetic(value):
             rw.overwrite(value, np.where(beyond, np.sign(array) * np.float32(STAND_IN), array))
             done += 1
     return done
+
+
+def _read_by_arithmetic(value: ir.Value) -> bool:
+    """Whether nothing but arithmetic reads ``value``, also where it is moved or looked up first."""
+    pending, seen = [value], set()
+    while pending:
+        value = pending.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        for node in value.consumers():
+            if _moves(node):
+                pending.extend(node.outputs)
+            elif node.domain or node.op_type not in _ARITHMETIC:
+                return False
+    return True
+
+
+def _moves(node: ir.Node) -> bool:
+    """Whether the outputs of ``node`` are entries of its inputs."""
+    return not node.domain and node.op_type in _MOVES
 
 
 def to_half(rw: Rewriter, wide: Collection[ir.Value] = ()) -> Halved:
