@@ -23,14 +23,9 @@ from graphcompress.pipeline import Pipeline
 from graphcompress.runtime import Runner, session_of
 from graphcompress.verify import interface
 
+pytestmark = pytest.mark.usefixtures("quick_measurements")
+
 SHAPES = "1x4,2x8"
-
-
-@pytest.fixture(autouse=True)
-def quick_measurements_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("graphcompress.forms.choice.ROUNDS", 1)
-    monkeypatch.setattr("graphcompress.measure._TURN_SECONDS", 0.0)
 
 
 @pytest.fixture

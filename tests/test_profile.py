@@ -14,15 +14,10 @@ from graphcompress.forms.cache import MeasurementCache
 from graphcompress.forms.profile import Profile, Recorder, read_profile, write_profile
 from graphcompress.pipeline import Pipeline
 
+pytestmark = pytest.mark.usefixtures("quick_measurements")
+
 SHAPES = [(1, 4), (2, 8)]
 TEXT = "1x4,2x8"
-
-
-@pytest.fixture(autouse=True)
-def quick_measurements_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("graphcompress.forms.choice.ROUNDS", 1)
-    monkeypatch.setattr("graphcompress.measure._TURN_SECONDS", 0.0)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from graphcompress.model import Model
 
 PARTITIONS_FILE = "partitions.json"
 _FLOAT = onnx.TensorProto.FLOAT
-RULES_OF_XNNPACK = "documentation of the provider"
+RULES_OF_XNNPACK = "own rules, read from the sources of the provider"
 RULES_OF_CHECKER = "onnxruntime.tools.mobile_helpers"
 
 
