@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +18,10 @@ from graphcompress.distillation.checkpoints import Checkpoints
 from graphcompress.distillation.evaluation import Evaluation, terms_of
 from graphcompress.distillation.group import Group
 from graphcompress.distillation.losses import Counts
+from graphcompress.distillation.parameters import optimizer, trained
 from graphcompress.distillation.prepare import Prepared
 from graphcompress.distillation.settings import Settings
-from graphcompress.errors import TrainingError, UsageError
+from graphcompress.errors import TrainingError
 from graphcompress.fx.pairs import limit_pairs
 from graphcompress.metrics import Metric
 
@@ -73,10 +73,10 @@ class Trainer:
         self.group = group
         self.checkpoints = checkpoints
         self.progress = progress
-        self.parameters = _trained(given, settings.only)
+        self.parameters = trained(given, settings.only)
         self.batches = Batches(given.samples, settings.batch * settings.accumulate, seed)
         self.steps = settings.steps_for(len(given.samples))
-        self.optimizer = _optimizer(self.parameters, settings)
+        self.optimizer = optimizer(self.parameters, settings)
         self.step = 0
         self.since_best = 0
         self.best: dict[str, Any] = {}
@@ -279,24 +279,3 @@ class _Clock:
         each = (time.monotonic() - self._began) / max(1, step - self._first)
         minutes, seconds = divmod(int(each * (steps - step)), 60)
         return f"{minutes}:{seconds:02}"
-
-
-def _optimizer(parameters: Sequence[torch.nn.Parameter], settings: Settings) -> torch.optim.Optimizer:
-    """AdamW; biases, the parameters of norms and single numbers do not decay."""
-    decaying = {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay}
-    others = {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}
-    groups = [group for group in (decaying, others) if group["params"]]
-    return torch.optim.AdamW(groups, lr=settings.lr, eps=1e-6, fused=True)  # ten times faster on CPUs
-
-
-def _trained(given: Prepared, only: str) -> list[torch.nn.Parameter]:
-    """Parameters of the weights that the glob ``only`` names; the others stand still."""
-    names: dict[str, str] = given.student.meta["initializers"]
-    chosen = []
-    for path, parameter in given.student.named_parameters():
-        parameter.requires_grad_(fnmatch.fnmatchcase(names.get(path, path), only))
-        if parameter.requires_grad:
-            chosen.append(parameter)
-    if not chosen:
-        raise UsageError(f"distill{{only={only}}}: no weight has such a name; see graphcompress inspect")
-    return chosen

@@ -1,0 +1,177 @@
+"""Texts and a tokenizer → feeds of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+import tokenizers
+
+from graphcompress.analysis.linears import embeddings
+from graphcompress.data.lengths import longest_sample
+from graphcompress.data.samples import Samples
+from graphcompress.errors import DataError
+from graphcompress.model import Model
+
+Pair = Literal["joint", "separate"]
+TEXT_COLUMNS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question", "context"),
+    ("question", "sentence"),
+)
+SINGLE_TEXT_COLUMNS = ("sentence", "text", "content", "review", "context")
+
+
+def samples_from_texts(
+    path: Path,
+    columns: dict[str, list[Any]],
+    model: Model,
+    inputs: Mapping[str, ir.Value],
+    tokenizer: tokenizers.Tokenizer | None,
+    pair: Pair,
+    max_length: int,
+) -> Samples:
+    """Tokenize the text columns for ``inputs``, at most ``max_length`` tokens a sample.
+
+    Raises:
+        DataError: no texts, no tokenizer, or one of another model.
+    """
+    texts = _text_columns(columns)
+    if not texts:
+        raise DataError(
+            f"{path}: columns {sorted(columns)} are neither the model's inputs {sorted(inputs)} nor texts "
+            f"(sentence, text, sentence1 + sentence2, …); rename the columns"
+        )
+    if tokenizer is None:
+        raise DataError(
+            f"{path}: texts need a tokenizer; put tokenizer.json beside the model or give --tokenizer"
+        )
+    _check_texts(path, columns, texts)
+    _check_vocabulary(tokenizer, model, inputs)
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(_longest(model, inputs, max_length))
+    if len(texts) == 2 and pair == "joint":
+        encodings = tokenizer.encode_batch(list(zip(columns[texts[0]], columns[texts[1]], strict=True)))
+    else:
+        encodings = tokenizer.encode_batch(
+            [columns[text][row] for row in range(len(columns[texts[0]])) for text in texts]
+        )
+    feeds = [
+        {name: _encoded(name, value, encoding) for name, value in inputs.items()} for encoding in encodings
+    ]
+    rest = {name: values for name, values in columns.items() if name not in texts}
+    pad = {name: _pad_id(tokenizer) for name in inputs if _kind(name) == "ids"}
+    return Samples(feeds, rest, pad, per_row=len(feeds) // len(columns[texts[0]]))
+
+
+def _text_columns(columns: Mapping[str, Sequence[Any]]) -> tuple[str, ...]:
+    for names in (*TEXT_COLUMNS, *((name,) for name in SINGLE_TEXT_COLUMNS)):
+        if all(name in columns and isinstance(columns[name][0], str) for name in names):
+            return names
+    return ()
+
+
+def _check_texts(path: Path, columns: Mapping[str, Sequence[Any]], names: Sequence[str]) -> None:
+    for name in names:
+        for number, text in enumerate(columns[name], 1):
+            if not isinstance(text, str):
+                raise DataError(
+                    f"{path}: column {name!r} row {number} is not a text but {text!r}; correct that row"
+                )
+
+
+def _kind(name: str) -> str:
+    lowered = name.lower()
+    for key, kind in (
+        ("mask", "mask"),
+        ("type", "type"),
+        ("segment", "type"),
+        ("position", "position"),
+        ("ids", "ids"),
+    ):
+        if key in lowered:
+            return kind
+    return ""
+
+
+def _encoded(name: str, value: ir.Value, encoding: tokenizers.Encoding) -> np.ndarray:
+    kind = _kind(name)
+    values = {
+        "ids": encoding.ids,
+        "mask": encoding.attention_mask,
+        "type": encoding.type_ids,
+        "position": range(len(encoding.ids)),
+    }.get(kind)
+    if values is None:
+        raise DataError(f"input {name!r} cannot be made from text; give data with a column of that name")
+    return np.asarray(values, dtype=value.dtype.numpy() if value.dtype else np.int64)
+
+
+def find_tokenizer(tokenizer: str | Path | None, model: Model) -> tokenizers.Tokenizer | None:
+    """The tokenizer in a file or folder; without either, the one beside the model, if there is one.
+
+    Raises:
+        DataError: there is none where it was said to be, or it cannot be read.
+    """
+    if tokenizer is None:
+        beside = model.path.parent / "tokenizer.json" if model.path else None
+        if beside is None or not beside.is_file():
+            return None
+        return _read_tokenizer(beside)
+    path = Path(tokenizer)
+    path = path / "tokenizer.json" if path.is_dir() else path
+    if not path.is_file():
+        raise DataError(f"{path}: no such tokenizer; give a tokenizer.json or a folder that holds one")
+    return _read_tokenizer(path)
+
+
+def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise DataError(
+            f"{path}: not a tokenizer.json ({error}); give the one that belongs to the model with --tokenizer"
+        ) from error
+
+
+def _check_vocabulary(tokenizer: tokenizers.Tokenizer, model: Model, inputs: Mapping[str, ir.Value]) -> None:
+    size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+    ids = {value for name, value in inputs.items() if _kind(name) == "ids"}
+    for embedding in embeddings(model):
+        if _source(embedding.indices) in ids and size > embedding.rows:
+            raise DataError(
+                f"the tokenizer has {size:,} tokens, the embedding {embedding.name!r} only "
+                f"{embedding.rows:,} rows, so it is another model's; give the right one with --tokenizer"
+            )
+
+
+def _source(value: ir.Value) -> ir.Value:
+    """The value before casts and reshapes, which change no index."""
+    node = value.producer()
+    while node is not None and node.op_type in _SAME_NUMBERS and node.inputs and node.inputs[0] is not None:
+        value = node.inputs[0]
+        node = value.producer()
+    return value
+
+
+_SAME_NUMBERS = frozenset({"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze"})
+
+
+def _longest(model: Model, inputs: Mapping[str, ir.Value], max_length: int) -> int:
+    fixed = [
+        dim for name, value in inputs.items() if _kind(name) == "ids" for dim in list(value.shape or [])[1:]
+    ]
+    positions = longest_sample(model) or max_length
+    return min([max_length, positions, *(dim for dim in fixed if isinstance(dim, int))])
+
+
+def _pad_id(tokenizer: tokenizers.Tokenizer) -> int:
+    for token in ("[PAD]", "<pad>", "<|endoftext|>"):
+        found = tokenizer.token_to_id(token)
+        if found is not None:
+            return int(found)
+    return 0
