@@ -84,6 +84,15 @@ class Capabilities:
     int8_weight_bits: int = 8
     constant_expressions: bool = True
 
+    @property
+    def judged_fused(self) -> bool:
+        """Whether fused int8 products of any machine answer like the target's.
+
+        Where all 8 bits of weights are in use those of x86 without VNNI saturate; such models are judged with
+        nothing fused, so that the products are computed in float.
+        """
+        return self.int8_weight_bits < 8
+
     def common(self, other: Capabilities) -> Capabilities:
         """What both targets can run."""
         return Capabilities(

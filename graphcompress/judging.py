@@ -47,6 +47,7 @@ class Checker:
     def __init__(self, model: Model, ctx: Context, original: Sequence[Outputs] | None) -> None:
         self.feeds = list(check_samples(model, ctx).batches(CHECK_BATCH))
         self.interface = interface(model)
+        self._fused = ctx.capabilities.judged_fused
         self.original = original if original is not None else _outputs_of(model, self.feeds)
         self.before = self.original
         self.awaiting: list[Pass] = []
@@ -65,7 +66,7 @@ class Checker:
         A pass that ``trained`` is compared with the model before the first of those that await it.
         """
         check_structure(model, self.interface)
-        with Runner(model) as runner:
+        with Runner(model, optimize=self._fused) as runner:
             now = [runner(feed) for feed in self.feeds]
             bytes_on_disk = runner.bytes_on_disk
         recorded = iter(now)

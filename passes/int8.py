@@ -287,5 +287,5 @@ class _Judge:
         twin = self._model.clone()
         with Rewriter(twin, Context(capabilities=self._ctx.capabilities)) as rw:
             write(rw, plan.on(twin))
-        with Runner(twin) as runner:
+        with Runner(twin, optimize=self._ctx.capabilities.judged_fused) as runner:
             return compare(self._expected, runner, self._feeds).sqnr_db

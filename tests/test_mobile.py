@@ -57,6 +57,16 @@ def test_it_computes_the_same(tiny_bert, tiny_samples, tmp_path, shape, provider
     assert not {"Where", "Erf"} & record["operators"].keys() or provider == "coreml"
 
 
+def test_symmetric_activations_become_unsigned(tiny_bert_path, tiny_samples, tmp_path):
+    target = "mobile{bundle=false}"
+    built = optimize(
+        tiny_bert_path, "int8{activations=int8}", target=target, data=tiny_samples, output=tmp_path / "out"
+    )
+    (lowered,) = built.lowered
+    assert lowered.record["rewritten"]["activations as uint8"] > 0
+    assert lowered.difference.sqnr_db > 20
+
+
 def test_the_model_is_not_changed(tiny_bert, tmp_path):
     before = [node.name for node in tiny_bert.graph]
     lowered(tiny_bert, tmp_path, shape="1x8")

@@ -8,8 +8,9 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from graphcompress import judging
 from graphcompress.analysis.linears import linears
-from graphcompress.base import Context, Contract, Exact, Lossy, Pass
+from graphcompress.base import Capabilities, Context, Contract, Exact, Lossy, Pass
 from graphcompress.errors import ContractError, CoverageError, UsageError
 from graphcompress.model import Model
 from graphcompress.options import option
@@ -122,3 +123,17 @@ def test_text_and_objects_are_the_same() -> None:
     assert pipeline != Pipeline.parse("simplify")
     with pytest.raises(UsageError, match="no passes are given"):
         Pipeline.parse(" ")
+
+
+@pytest.mark.parametrize(("bits", "fused"), [(7, True), (8, False)])
+def test_where_weights_use_8_bits_outputs_are_judged_unfused(monkeypatch, tiny_bert, bits, fused):
+    seen = []
+
+    class Watched(judging.Runner):
+        def __init__(self, model, *, optimize=True):
+            seen.append(optimize)
+            super().__init__(model, optimize=optimize)
+
+    monkeypatch.setattr(judging, "Runner", Watched)
+    Pipeline([Scale()]).run(tiny_bert, Context(capabilities=Capabilities(int8_weight_bits=bits)))
+    assert seen[-1] is fused

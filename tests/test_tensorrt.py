@@ -147,6 +147,30 @@ def test_refusals_name_the_node_and_what_to_do(tmp_path, change, reason):
     assert reason in str(caught.value)
 
 
+@pytest.mark.parametrize(("transposed", "axis", "refused"), [(1, 0, 0), (1, 1, 1), (0, 1, 0), (0, 0, 1)])
+def test_a_gemm_has_its_scales_on_the_axis_of_its_outputs(tmp_path, transposed, axis, refused):
+    make = Maker()
+    weight = make.constant("w", make.rng.integers(-127, 128, (32, 32)).astype(np.int8))
+    scale = make.constant("s", np.full(32, 0.01, np.float32))
+    zero = make.constant("z", np.zeros(32, np.int8))
+    dequantised = make.node("DequantizeLinear", weight, scale, zero, out="dq", axis=axis)
+    make.node("Gemm", make.rounded("x"), dequantised, out="y", transB=transposed)
+    matrix = onnx.helper.make_tensor_value_info
+    x, y = (matrix(name, onnx.TensorProto.FLOAT, ["batch", 32]) for name in "xy")
+    assert len(list(refusals(saved(make.model([x], [y]), tmp_path)))) == refused
+
+
+def test_a_product_that_is_no_int8_gemm_is_named(tmp_path):
+    make = Maker()
+    make.linear(make.rounded("x"), WIDTH, WIDTH, "first")
+    make.linear("first", WIDTH, WIDTH, "y")
+    model = saved(make.model([floats("x", WIDTH)], [floats("y", WIDTH)]), tmp_path)
+    typed = strongly_typed(model, Context(activations(WIDTH)), half=True)
+    assert typed.int8_products == ("n_first.product",)
+    assert typed.record["products_left_in_float"] == ["n_y.product"]
+    assert "computed in float" in typed.notes[0]
+
+
 def test_an_operator_for_dynamic_scales_is_refused(tmp_path):
     make = Maker()
     weight = make.constant("w", make.rng.integers(-9, 9, (32, 32)).astype(np.int8))

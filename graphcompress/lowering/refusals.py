@@ -23,6 +23,7 @@ _QOPERATORS = {
     "QLinearMatMul": "write it as MatMul between QuantizeLinear and DequantizeLinear",
 }
 _UNSIGNED = frozenset({ir.DataType.UINT8, ir.DataType.UINT4, ir.DataType.UINT16, ir.DataType.UINT2})
+_MOVES = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 _WEIGHT_ONLY = frozenset({ir.DataType.INT4})
 
 
@@ -115,9 +116,9 @@ def _activation_scale(node: ir.Node, quantised: ir.Value | None) -> tuple[str, s
 
 def _product(node: ir.Node) -> tuple[str, str] | None:
     """A weight whose scales lie on the axis that is summed over: built, but silently not in int8."""
-    if not is_standard(node, "MatMul") or not is_integer_product(node):
+    if not is_integer_product(node):
         return None
-    for index, value in enumerate(node.inputs):
+    for index, value in enumerate(node.inputs[:2]):
         made = value.producer() if value is not None else None
         if made is None or value is None or not is_constant(value):
             continue
@@ -125,7 +126,8 @@ def _product(node: ir.Node) -> tuple[str, str] | None:
         if scale is None or scale.shape is None or scale.const_value is None or scale.const_value.size == 1:
             continue
         rank = len(weight.shape) if weight is not None and weight.shape is not None else 2
-        wanted = rank - 1 if index == 1 else rank - 2
+        transposed = node.attributes.get_int(("transA", "transB")[index], 0) if node.op_type == "Gemm" else 0
+        wanted = rank - 1 if (index == 1) != bool(transposed) else rank - 2
         axis = made.attributes.get_int("axis", 1) % rank
         if axis != wanted:
             reason = f"the scales of its weight lie on axis {axis}, which is summed over"
@@ -141,6 +143,27 @@ def is_integer_product(node: ir.Node) -> bool:
     if not all(it is not None and is_standard(it, "DequantizeLinear") and _reads_int8(it) for it in made):
         return False
     return sum(is_constant(value) for value in node.inputs[:2]) == 1
+
+
+def products_left_in_float(model: Model) -> list[str]:
+    """Names of products with a weight stored in int8 that are no Int8 GEMM: nothing says so later."""
+    return [
+        node.name or node.outputs[0].name or node.op_type
+        for node in model.graph
+        if not node.domain
+        and node.op_type in ("MatMul", "Gemm")
+        and not is_integer_product(node)
+        and any(_stored_in_int8(value) for value in node.inputs[:2])
+    ]
+
+
+def _stored_in_int8(value: ir.Value | None) -> bool:
+    """Whether ``value`` is a dequantised int8 constant, also one that is moved or cast before it is read."""
+    node = value.producer() if value is not None else None
+    while node is not None and not node.domain and node.op_type in _MOVES:
+        first = node.inputs[0]
+        node = first.producer() if first is not None else None
+    return is_standard(node, "DequantizeLinear") and _is_int8_constant(node.inputs[0] if node else None)
 
 
 def _reads_int8(dequantize: ir.Node) -> bool:

@@ -19,7 +19,7 @@ from graphcompress.lowering.half import clip_constants, to_half
 from graphcompress.lowering.integer_factors import multiply_int8_factors
 from graphcompress.lowering.opset import raise_opset
 from graphcompress.lowering.range import wide_values
-from graphcompress.lowering.refusals import is_integer_product, refuse
+from graphcompress.lowering.refusals import is_integer_product, products_left_in_float, refuse
 from graphcompress.lowering.tables import dequantise_before_lookup
 from graphcompress.model import Model
 from graphcompress.rewrite import Rewriter
@@ -84,7 +84,9 @@ def strongly_typed(model: Model, ctx: Context, *, half: bool) -> Typed:
         record["values_beyond_float16"] = sorted(value.name or "" for value in wide)
     _name_nodes(typed)
     products = tuple(node.name or "" for node in typed.graph if is_integer_product(node))
-    notes = tuple(_notes(factored, expanded))
+    in_float = products_left_in_float(typed)
+    record["products_left_in_float"] = in_float
+    notes = tuple(_notes(factored, expanded, in_float))
     return Typed(typed, products, record if reason is None else {**record, "opset_reason": reason}, notes)
 
 
@@ -110,8 +112,13 @@ def _name_nodes(model: Model) -> None:
         taken.add(unique)
 
 
-def _notes(factored: list[str], expanded: Mapping[str, str]) -> list[str]:
+def _notes(factored: list[str], expanded: Mapping[str, str], in_float: list[str]) -> list[str]:
     notes = []
+    if in_float:
+        notes.append(
+            f"{len(in_float)} products have int8 weights and are computed in float: their activation is not "
+            f"int8, or something lies between a DequantizeLinear and the product (such as {in_float[0]})"
+        )
     if factored:
         notes.append(f"{len(factored)} Kronecker weights are multiplied as two int8 products each")
     for reason in dict.fromkeys(expanded.values()):
