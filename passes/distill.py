@@ -64,6 +64,7 @@ class Distill(Pass):
     evaluations: int = option(8, "times that the student is evaluated", minimum=1)
     patience: int = option(0, "stop after so many evaluations without a better one; 0 for never", minimum=0)
     bf16: bool = option(False, "run in bfloat16 where that is safe (fast with AMX or on GPUs)")
+    checkpointing: bool = option(False, "keep only what goes from layer to layer: less memory, more time")
     learn_scales: bool = option(False, "also train the scales of quantisation")
     only: str = option("*", "glob over the names of the weights that are trained")
 

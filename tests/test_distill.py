@@ -346,6 +346,22 @@ def test_accumulated_parts_are_the_whole_batch(tiny_bert: Model) -> None:
     assert all(np.allclose(array, found[1][name], atol=1e-5) for name, array in found[0].items())
 
 
+def test_checkpointing_leads_to_the_same_weights(tiny_bert: Model) -> None:
+    found = []
+    for options in ("", "checkpointing=true"):
+        model = tiny_bert.clone()
+        training = Training(random_samples(32))
+        trained(model, f"prune{{heads=0.5}},distill{{steps=4 batch=8 lr=0.001 {options}}}", training)
+        found.append(weights(model))
+    assert all(np.allclose(array, found[1][name], atol=1e-6) for name, array in found[0].items())
+
+
+def test_checkpointing_wants_layers() -> None:
+    ctx = Context(training=Training(labelled([0, 1, 2, 1] * 8)), original=classifier())
+    with pytest.raises(UsageError, match="no transformer blocks are found; leave it out"):
+        Distill(steps=1, checkpointing=True).run(classifier(), ctx)
+
+
 def test_every_epoch_shows_every_sample_once_in_an_order_of_its_own() -> None:
     batches = Batches(random_samples(23), 4, seed=0)
     epochs = [[batches(step) for step in range(6 * epoch, 6 * epoch + 6)] for epoch in range(2)]
@@ -433,7 +449,7 @@ def test_memory_that_runs_out_ends_with_advice(tiny_bert: Model, monkeypatch: py
 
     monkeypatch.setattr(loop, "terms_of", refuse)
     ctx = Context(training=Training(random_samples(24)), original=tiny_bert.clone())
-    with pytest.raises(TrainingError, match=r"memory ran out on 8 samples.*batch=4 accumulate=2"):
+    with pytest.raises(TrainingError, match=r"memory ran out on 8 samples.*batch=4 accumulate=2, or checkp"):
         Distill(steps=4, batch=8).run(tiny_bert, ctx)
 
 

@@ -15,11 +15,11 @@ import torch
 from graphcompress.passes.int8 import Int8
 from graphcompress.passes.simplify import Simplify
 from onnx import TensorProto, helper, numpy_helper
-from torch.utils.checkpoint import checkpoint
 
+from graphcompress.analysis.taps import EMBEDDING, HIDDEN, taps
 from graphcompress.base import Context
-from graphcompress.errors import UnsupportedModelError
-from graphcompress.fx import to_fx
+from graphcompress.errors import UnsupportedModelError, UsageError
+from graphcompress.fx import checkpointed, to_fx
 from graphcompress.fx.functional import fake_quantise, quantise
 from graphcompress.model import Model
 
@@ -260,13 +260,35 @@ def test_compiled_in_one_piece_it_gives_the_same(tiny_bert, tiny_samples, quanti
     assert torch.allclose(module(**short)[OUTPUT], compiled(**short)[OUTPUT], atol=1e-5)
 
 
-def test_checkpointing_gives_the_same_gradients(tiny_bert):
-    module = to_fx(tiny_bert)
+def kept_bytes(call) -> int:
+    """Bytes that the backward of one step needs, besides the parameters."""
+    kept: dict[int, int] = {}
 
-    def call(**feed: torch.Tensor) -> dict[str, torch.Tensor]:
-        return checkpoint(module, use_reentrant=False, **feed)
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
 
-    assert largest_difference(gradients(module), gradients(module, call)) < 1e-6
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = call(**fx_worker.batch())
+    outputs[OUTPUT].sum().backward()
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_checkpointing_per_layer_gives_the_same_gradients_and_keeps_less(tiny_bert, tiny_samples, quantised):
+    model = int8_model(tiny_bert, tiny_samples) if quantised else tiny_bert
+    ends = [tap.name for tap in taps(model) if tap.kind in (EMBEDDING, HIDDEN)]
+    module = to_fx(model, taps=ends)
+    divided = checkpointed(module, ends)
+    assert largest_difference(gradients(module), gradients(module, divided)) < 1e-6
+    assert kept_bytes(divided) < kept_bytes(module) / 3
+    assert set(map(id, divided.parameters())) <= set(map(id, module.parameters()))
+
+
+def test_a_checkpoint_at_no_value_of_the_module(tiny_bert):
+    with pytest.raises(UsageError, match=r"does not return \['elsewhere'\]; give taps"):
+        checkpointed(to_fx(tiny_bert), ["elsewhere"])
 
 
 def test_two_processes_reach_the_weights_of_one(tiny_bert_path, tmp_path):

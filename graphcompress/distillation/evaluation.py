@@ -34,7 +34,7 @@ def terms_of(
     with torch.autocast(given.device.type, torch.bfloat16, enabled=settings.bf16):
         with torch.no_grad():
             teacher = run(given.teacher, feed, given.device)
-        student = run(given.student, feed, given.device)
+        student = run(given.forward, feed, given.device)
     real = None if mask is None else mask.to(given.device)
     terms = given.losses(student, teacher, real, counts)
     if labels is not None:

@@ -241,7 +241,8 @@ class Trainer:
             batch, accumulate = self.settings.batch, self.settings.accumulate
             raise self._stopped(
                 f"memory ran out on {batch} samples",
-                f"the same steps in less memory: batch={max(1, batch // 2)} accumulate={accumulate * 2}",
+                f"the same steps in less memory: batch={max(1, batch // 2)} accumulate={accumulate * 2}"
+                + ("" if self.settings.checkpointing else ", or checkpointing=true"),
             ) from error
 
     # ---- what is shown

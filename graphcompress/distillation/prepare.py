@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from graphcompress.analysis.taps import Unshared, shared
+from graphcompress.analysis.taps import EMBEDDING, HIDDEN, Unshared, shared, taps
 from graphcompress.base import Training
 from graphcompress.data.samples import Samples
 from graphcompress.distillation.batches import Batches
@@ -17,7 +17,7 @@ from graphcompress.distillation.labels import MULTIPLE, Labels, read_labels
 from graphcompress.distillation.losses import KL, MSE, Answer, Counts, Losses, mask_of
 from graphcompress.distillation.settings import Settings
 from graphcompress.errors import UsageError
-from graphcompress.fx import to_fx
+from graphcompress.fx import checkpointed, to_fx
 from graphcompress.metrics import check_columns, metric
 from graphcompress.model import Model
 from graphcompress.processes import local_rank
@@ -32,6 +32,7 @@ class Prepared:
 
     Attributes:
         student, teacher: return their outputs and the values at the shared places, by name.
+        forward: what the student computes, with or without checkpoints; its parameters are the student's.
         losses: with the teacher's powers measured.
         samples: to train on.
         held_out: to evaluate on.
@@ -41,6 +42,7 @@ class Prepared:
     """
 
     student: fx.GraphModule
+    forward: fx.GraphModule
     teacher: fx.GraphModule
     losses: Losses
     samples: Samples
@@ -63,7 +65,9 @@ def prepare(model: Model, original: Model, training: Training, settings: Setting
     wanted = {kind for kind, weight in settings.weights().items() if weight}
     places, unshared = shared(model, teacher_model) if wanted else ([], [])
     places = [place for place in places if place.kind in wanted]
-    student = to_fx(model, learn_scales=settings.learn_scales, taps=[place.student for place in places])
+    compared = [place.student for place in places]
+    ends = _ends(model) if settings.checkpointing else []
+    student = to_fx(model, learn_scales=settings.learn_scales, taps=[*compared, *ends])
     teacher = to_fx(teacher_model, taps=[place.teacher for place in places])
     device = _device()
     student.to(device)
@@ -85,6 +89,7 @@ def prepare(model: Model, original: Model, training: Training, settings: Setting
         )
     return Prepared(
         student,
+        checkpointed(student, ends) if settings.checkpointing else student,
         teacher,
         losses,
         samples,
@@ -94,6 +99,18 @@ def prepare(model: Model, original: Model, training: Training, settings: Setting
         [item for item in unshared if item.kind in wanted],
         device,
     )
+
+
+def _ends(model: Model) -> list[str]:
+    """Where parts end that are computed again: at the embeddings and after every layer.
+
+    Raises:
+        UsageError: the graph has no transformer blocks.
+    """
+    ends = [tap.name for tap in taps(model) if tap.kind in (EMBEDDING, HIDDEN)]
+    if not ends:
+        raise UsageError("distill{checkpointing=true}: no transformer blocks are found; leave it out")
+    return ends
 
 
 def _device() -> torch.device:

@@ -33,6 +33,7 @@ class Settings:
     evaluations: int
     patience: int
     bf16: bool
+    checkpointing: bool
     learn_scales: bool
     only: str
 

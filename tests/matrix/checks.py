@@ -23,7 +23,7 @@ from graphcompress.analysis.couplings import FFN, HEAD, couplings
 from graphcompress.analysis.linears import embeddings, linears
 from graphcompress.base import Context, Pass, Skipped
 from graphcompress.build import optimize
-from graphcompress.errors import GraphCompressError, UnsupportedModelError
+from graphcompress.errors import UnsupportedModelError
 from graphcompress.kronecker_forms import write_expression
 from graphcompress.model import Model
 from graphcompress.numerics.kronecker.product import nearest, splits
@@ -48,7 +48,7 @@ class Result:
 
 
 def check(name: str, subject: Subject) -> Result:
-    """The cell of one column; an error of the library is a failure, any other is not caught."""
+    """The cell of one column; whatever goes wrong in it is its failure, and the other cells still run."""
     if subject.refusal:
         return Result("left", "", subject.refusal)
     if name not in STATIC and subject.obstacle:
@@ -57,7 +57,7 @@ def check(name: str, subject: Subject) -> Result:
         text, reasons = CHECKS[name](subject)
     except NotHeldError as error:
         return Result("fails", str(error))
-    except GraphCompressError as error:
+    except Exception as error:
         return Result("fails", f"{type(error).__name__}: {error}")
     return Result("left", text, "; ".join(reasons)) if reasons else Result("ok", text)
 
