@@ -40,8 +40,9 @@ class TensorRT(Target):
     is made for it, by the whole of TensorRT where that is installed, run and timed; without one, the outputs
     that are compared are those of the same graph on ONNX Runtime's CPU provider.
 
-    Kronecker weights are multiplied as two int8 products where both have sides of 16 and more and save
-    operations; else they are stored expanded: TensorRT would compute an expression at every call.
+    Kronecker weights are multiplied as two int8 products where those save operations; a factor with a side
+    below 16, too small for a tensor core, is multiplied for several rows at once. The others are stored
+    expanded, with the reason: TensorRT would compute an expression at every call.
     """
 
     name: ClassVar[str] = "tensorrt"

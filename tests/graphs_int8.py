@@ -82,17 +82,23 @@ def network(folder, *, opset=18, axis=1, zero=0, dtype=np.int8):
     return saved(proto, folder)
 
 
-def kronecker(folder, sizes=(16, 16, 16, 32), rank=1):
-    """An int8 product whose weight is quantised from a sum of Kronecker products."""
+def kronecker_weight(make, sizes, rank):
+    """A constant expression over factors of these sizes."""
     n1, m1, n2, m2 = sizes
-    make = Maker()
     a = make.constant("a", make.rng.standard_normal((n1 * m1, rank)).astype(np.float32))
     b = make.constant("b", make.rng.standard_normal((rank, n2 * m2)).astype(np.float32))
     arranged = make.node("MatMul", a, b, out="arranged")
     if n2 > 1 and m1 > 1:
         make.node("Reshape", arranged, make.constant("s1", np.array([n1, m1, n2, m2])), out="terms")
         arranged = make.node("Transpose", "terms", out="moved", perm=[0, 2, 1, 3])
-    weight = make.node("Reshape", arranged, make.constant("s2", np.array([n1 * n2, m1 * m2])), out="weight")
+    return make.node("Reshape", arranged, make.constant("s2", np.array([n1 * n2, m1 * m2])), out="weight")
+
+
+def kronecker(folder, sizes=(16, 16, 16, 32), rank=1):
+    """An int8 product whose weight is quantised from a sum of Kronecker products."""
+    _, m1, _, m2 = sizes
+    make = Maker()
+    weight = kronecker_weight(make, sizes, rank)
     scale = make.constant("ws", np.full(m1 * m2, 0.06, np.float32))
     zero = make.constant("wz", np.zeros(m1 * m2, np.int8))
     make.node("QuantizeLinear", weight, scale, zero, out="wq", axis=1)
@@ -100,5 +106,24 @@ def kronecker(folder, sizes=(16, 16, 16, 32), rank=1):
     make.node("MatMul", make.rounded("x"), "wdq", out="product")
     bias = make.constant("bias", np.ones(m1 * m2, np.float32))
     make.node("Add", "product", bias, out="y")
-    proto = make.model([floats("x", n1 * n2)], [floats("y", m1 * m2)])
+    proto = make.model([floats("x", sizes[0] * sizes[2])], [floats("y", m1 * m2)])
     return saved(proto, folder)
+
+
+def smoothed_kronecker(folder, gain_takes_it, sizes=(8, 8, 8, 8), rank=1):
+    """x → gain → int8 product over Kronecker factors; smoothing went into the gain, or a Mul of its own."""
+    n1, m1, n2, m2 = sizes
+    n, width = n1 * n2, m1 * m2
+    make = Maker()
+    factors = make.rng.uniform(0.5, 2.0, n).astype(np.float32)
+    gain = make.rng.uniform(0.5, 2.0, n).astype(np.float32)
+    first = gain / factors if gain_takes_it else 1 / factors
+    make.node("Mul", "x", make.constant("gain", first.astype(np.float32)), out="normal")
+    weight = kronecker_weight(make, sizes, rank)
+    make.node("Mul", weight, make.constant("f", factors[:, None]), out="equalised")
+    scale = make.constant("ws", np.full(width, 0.15, np.float32))
+    zero = make.constant("wz", np.zeros(width, np.int8))
+    make.node("QuantizeLinear", "equalised", scale, zero, out="wq", axis=1)
+    make.node("DequantizeLinear", "wq", scale, zero, out="wdq", axis=1)
+    make.node("MatMul", make.rounded("normal", scale=0.1), "wdq", out="y")
+    return saved(make.model([floats("x", n)], [floats("y", width)]), folder)

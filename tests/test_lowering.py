@@ -6,6 +6,7 @@ import pytest
 from graphcompress.passes.int8 import Int8
 from graphcompress.passes.kron import Kron
 from graphcompress.passes.simplify import Simplify
+from graphs_int8 import smoothed_kronecker
 from onnx import TensorProto, helper, numpy_helper
 
 from graphcompress.analysis.linears import embeddings, linears
@@ -232,6 +233,20 @@ def test_quantised_factors_multiply_in_float(tiny_bert, tiny_samples, mode):
     with Rewriter(tiny_bert, Context()) as rw:
         assert multiply_factors(rw).linears > 5
     assert error(before, answers(tiny_bert)) < 0.1  # what int8 had rounded is not rounded any more
+
+
+@pytest.mark.parametrize("gain_takes_it", [True, False])
+def test_what_smoothing_moved_into_factors_goes_back(tmp_path, gain_takes_it):
+    model = smoothed_kronecker(tmp_path, gain_takes_it)
+    feed = {"x": np.random.default_rng(2).standard_normal((2, 5, 64)).astype(np.float32)}
+    with Runner(model, optimize=False) as run:  # int8 products of this machine may saturate
+        before = run(feed)
+    with Rewriter(model, Context()) as rw:
+        done = multiply_factors(rw)
+    assert (done.linears, done.expanded) == (1, ())
+    assert not kinds(model) & {"QuantizeLinear", "DequantizeLinear"}
+    assert sum(node.op_type == "Mul" for node in model.graph) == (2 if gain_takes_it else 0)
+    assert error(before, answers(model, feed)) < 0.1  # what int8 had rounded is not rounded any more
 
 
 def test_a_table_in_int8_blocks_is_looked_up_row_by_row(tiny_bert):

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphs_int8 import HIDDEN, ROWS, WIDTH, Maker, floats, kronecker, network, saved
+from graphs_int8 import HIDDEN, ROWS, WIDTH, Maker, floats, kronecker, network, saved, smoothed_kronecker
 
 from graphcompress.base import Context
 from graphcompress.data.load import Samples
@@ -86,9 +86,20 @@ def test_float32_keeps_the_numbers(tmp_path):
 # ---- Kronecker weights
 
 
-@pytest.mark.parametrize(
-    ("sizes", "rank"), [((16, 16, 16, 32), 1), ((16, 32, 32, 16), 1), ((128, 1, 1, 128), 16)]
-)
+FACTORED = [
+    ((16, 16, 16, 32), 1),
+    ((16, 32, 32, 16), 1),
+    ((128, 1, 1, 128), 16),
+    ((2, 8, 64, 64), 1),  # a small factor on the left: pieces of every row
+    ((8, 2, 64, 64), 1),
+    ((64, 64, 2, 2), 1),  # both exchanged around the large one
+    ((64, 1, 2, 128), 16),
+    ((128, 32, 1, 4), 2),
+    ((128, 1, 1, 128), 4),  # fewer terms than a tensor core multiplies
+]
+
+
+@pytest.mark.parametrize(("sizes", "rank"), FACTORED)
 def test_a_kronecker_weight_is_two_int8_products(tmp_path, sizes, rank):
     model = kronecker(tmp_path, sizes, rank)
     samples = activations(sizes[0] * sizes[2])
@@ -99,9 +110,20 @@ def test_a_kronecker_weight_is_two_int8_products(tmp_path, sizes, rank):
     assert "two int8 products" in typed.notes[0]
 
 
+@pytest.mark.parametrize(("sizes", "rank", "scalings"), [((16, 16, 16, 16), 1, 2), ((64, 1, 1, 64), 16, 1)])
+def test_what_smoothing_moved_is_in_a_factor_or_taken_back(tmp_path, sizes, rank, scalings):
+    model = smoothed_kronecker(tmp_path, gain_takes_it=True, sizes=sizes, rank=rank)
+    samples = activations(sizes[0] * sizes[2])
+    typed = strongly_typed(model, Context(samples), half=True)
+    assert typed.record["kronecker_two_int8_products"] == ["y"]
+    assert len(typed.int8_products) == 2
+    assert sum(node.op_type == "Mul" for node in typed.model.graph) == scalings
+    assert kept_db(model, typed.model, samples) > 12
+
+
 @pytest.mark.parametrize(
     ("sizes", "rank", "reason"),
-    [((2, 2, 32, 32), 1, "below 16"), ((32, 1, 1, 32), 32, "as many operations")],
+    [((8, 1, 1, 64), 4, "below 16"), ((32, 1, 1, 32), 32, "as many operations")],
 )
 def test_other_kronecker_weights_are_expanded_and_say_why(tmp_path, sizes, rank, reason):
     model = kronecker(tmp_path, sizes, rank)

@@ -13,6 +13,7 @@ from graphcompress.expressions import evaluate, is_constant, leaves
 from graphcompress.forms.family import is_standard
 from graphcompress.forms.integer import IntegerLinear, IntegerSite
 from graphcompress.kronecker_forms import KroneckerWeight, read_expression, write_products
+from graphcompress.lowering.unrounded import Scaler, before_rounding
 from graphcompress.model import number_of_parameters
 from graphcompress.numerics.kronecker.product import Split
 from graphcompress.rewrite import Rewriter
@@ -38,7 +39,8 @@ def multiply_factors(rw: Rewriter, *, expand: bool = False) -> Multiplied:
     """Compute with the factors of every Kronecker weight; store every other growing expression expanded.
 
     A linear whose quantised weight is such an expression multiplies in float: what was rounded is the
-    expanded weight and the activation, neither of which exists any more. A factor in low-bit storage is
+    expanded weight and the activation, neither of which exists any more. What smoothing had moved into such a
+    weight goes back to the activation. A factor in low-bit storage is
     restored at every call, which costs as much as reading it. With ``expand`` linears are left to be stored
     as what their weights evaluate to; a table is looked up in its factors all the same, which costs nothing.
     """
@@ -60,52 +62,18 @@ def _multiply(rw: Rewriter) -> int:
 
 def _without_rounding(rw: Rewriter) -> None:
     """int8 products whose weight is quantised from Kronecker factors become float products."""
+    scaler = Scaler(rw)
     for site in IntegerLinear().sites(rw.model):
-        if not isinstance(site, IntegerSite):
+        before = before_rounding(site) if isinstance(site, IntegerSite) else None
+        if before is None or not isinstance(site, IntegerSite):
             continue
-        pair = before_rounding(site)
-        if pair is None:
-            continue
-        x, weight = pair
         last = site.nodes[-1]
-        value = rw.node("MatMul", x, weight, before=last, name=f"{site.name}.product")
+        x = scaler.scaled(before.x, before.factors, last)
+        value = rw.node("MatMul", x, before.weight, before=last, name=f"{site.name}.product")
         if site.bias is not None:
             value = rw.node("Add", value, site.bias, before=last, name=f"{site.name}.sum")
         value.type, value.shape = last.outputs[0].type, last.outputs[0].shape
         rw.supersede(last.outputs[0], value)
-
-
-def before_rounding(site: IntegerSite) -> tuple[ir.Value, ir.Value] | None:
-    """The activation and the Kronecker weight of an int8 product, in float; None where it has no such weight.
-
-    Factors that smoothing moved from one into the other are taken back.
-    """
-    weight, x = _before_rounding(site.b), _before_rounding(site.a)
-    if weight is None or x is None:
-        return None
-    weight, x = _without_smoothing(weight, x)
-    return None if read_expression(weight) is None else (x, weight)
-
-
-def _before_rounding(value: ir.Value) -> ir.Value | None:
-    node = value.producer()
-    quantise = node is not None and node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear")
-    return node.inputs[0] if node is not None and quantise else None
-
-
-def _without_smoothing(weight: ir.Value, x: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Weight and activation without the factors [in] that one was multiplied and the other divided by."""
-    grown, divided = weight.producer(), x.producer()
-    if not is_standard(grown, "Mul") or not is_standard(divided, "Mul") or grown is None or divided is None:
-        return weight, x
-    inner, factors = grown.inputs
-    outer, inverse = divided.inputs
-    if inner is None or outer is None or factors is None or inverse is None:
-        return weight, x
-    if factors.const_value is None or inverse.const_value is None:
-        return weight, x
-    product = factors.const_value.numpy().reshape(-1) * inverse.const_value.numpy().reshape(-1)
-    return (inner, outer) if np.allclose(product, 1.0, rtol=1e-5) else (weight, x)
 
 
 # ---- embeddings

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -13,98 +15,76 @@ from graphcompress.data.load import Samples
 from graphcompress.expressions import evaluate
 from graphcompress.forms.family import put_in_place
 from graphcompress.forms.integer import IntegerLinear, IntegerSite
-from graphcompress.kronecker_forms import KroneckerWeight, read_expression
-from graphcompress.lowering.factors import before_rounding
-from graphcompress.numerics.kronecker.product import plan
+from graphcompress.kronecker_forms import KroneckerWeight
+from graphcompress.lowering.integer_recipes import Recipe, Step, recipe_of, takes_factors
+from graphcompress.lowering.unrounded import Scaler, before_rounding
 from graphcompress.numerics.metrics import sqnr_db
 from graphcompress.numerics.observers import Activation, RowSample, quantisation
-from graphcompress.numerics.quantise import Affine, quantise_rows, quantise_weight
+from graphcompress.numerics.quantise import Affine
 from graphcompress.rewrite import Rewriter
-
-SMALLEST_SIDE = 16
-"""A product with a smaller side is no integer product on a tensor core."""
 
 MIN_SQNR_DB = 12.0
 """What two products must keep of the exact one; else the weight is expanded and rounded once."""
-
-WORTH = 0.8
-"""Share of the multiply-accumulates of the dense product that both may take."""
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One of the two products: the constant (int8 values and scales), and on which side it stands."""
-
-    values: np.ndarray
-    scale: np.ndarray
-    on_left: bool
-
-    @property
-    def dense(self) -> np.ndarray:
-        """The constant as float32."""
-        return np.asarray(
-            self.values.astype(np.float32) * (self.scale[:, None] if self.on_left else self.scale)
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Recipe:
-    """Shapes [tokens, ...] before the first product and between the two, and the constants."""
-
-    first_shape: tuple[int, ...]
-    second_shape: tuple[int, ...]
-    first: Step
-    second: Step
-
-    def sides(self) -> list[int]:
-        """Every side of both products but the tokens."""
-        inner = (*self.first_shape[1:], *self.second_shape[1:])
-        return [*self.first.values.shape, *self.second.values.shape, *inner]
-
-    def macs(self) -> int:
-        """Multiply-accumulates for one token."""
-        first = self.first.values.size * (
-            self.first_shape[-1] if self.first.on_left else _rows(self.first_shape)
-        )
-        return first + self.second.values.size * (
-            self.second_shape[-1] if self.second.on_left else _rows(self.second_shape)
-        )
 
 
 def multiply_int8_factors(rw: Rewriter, samples: Samples) -> tuple[list[str], dict[str, str]]:
     """Write int8 linears over Kronecker weights as two int8 products each, where that is worth it.
 
     Returns the names of those that were, and why each other one stays one product with an expanded weight:
-    a side below 16, no fewer operations, or too little left of the exact product. The activation between the
-    two is quantised with a scale from ``samples``.
+    sizes that no integer product has, no fewer operations, or too little left of the exact product. The
+    activation between the two is quantised with a scale from ``samples``.
     """
-    found = [(site, pair) for site in _sites(rw) if (pair := before_rounding(site)) is not None]
-    seen = {x: Activation() for _, (x, _) in found}
+    found = list(_candidates(rw))
+    seen = {it.x: Activation() for it in found}
     rows = {x: RowSample() for x in seen}
     observe(
         rw.model, {x: _Both(seen[x], rows[x]) for x in seen}, samples, text="int8 factors", optimize=False
     )
     done: list[str] = []
     dense: dict[str, str] = {}
-    for site, (x, weight) in found:
-        kron = read_expression(weight)
-        if kron is None:
+    for it in found:
+        recipe = recipe_of(it.kronecker, it.factors)
+        name = it.site.name  # before the site is rewritten
+        if isinstance(recipe, str):
+            dense[name] = recipe
             continue
-        recipe = recipe_of(kron)
-        name = site.name
-        reason = unsuitable(kron, recipe)
-        if reason is None:
-            input_range = _range(seen[x])
-            between, figure = _simulate(recipe, rows[x].rows, evaluate(weight), input_range)
-            reason = (
-                None if figure >= MIN_SQNR_DB else f"two products would keep {figure:.1f} dB of the exact one"
-            )
-        if reason is not None:
-            dense[name] = reason
+        input_range = _range(seen[it.x])
+        between, figure = _simulate(recipe, rows[it.x].rows, it.dense(), input_range)
+        if figure < MIN_SQNR_DB:
+            dense[name] = f"two products would keep {figure:.1f} dB of the exact one"
             continue
-        _write(rw, site, x, recipe, input_range, between)
+        _Writer(rw, it.site, it.x).write(recipe, input_range, between)
         done.append(name)
     return done, dense
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """An int8 product and the float one that it rounds; ``factors`` go into the Kronecker factors."""
+
+    site: IntegerSite
+    x: ir.Value
+    weight: ir.Value
+    kronecker: KroneckerWeight
+    factors: np.ndarray | None
+
+    def dense(self) -> np.ndarray:
+        """The weight [in, out]."""
+        weight = evaluate(self.weight)
+        return weight if self.factors is None else weight * self.factors[:, None]
+
+
+def _candidates(rw: Rewriter) -> Iterator[_Candidate]:
+    """Every int8 product over a Kronecker weight; what smoothing moved is in the factors, or taken back."""
+    scaler = Scaler(rw)
+    for site in IntegerLinear().sites(rw.model):
+        before = before_rounding(site) if isinstance(site, IntegerSite) else None
+        if before is None or not isinstance(site, IntegerSite):
+            continue
+        x, factors = before.x, before.factors
+        if not takes_factors(before.kronecker.split):
+            x, factors = scaler.scaled(x, factors, site.nodes[-1]), None
+        yield _Candidate(site, x, before.weight, before.kronecker, factors)
 
 
 class _Both:
@@ -117,48 +97,6 @@ class _Both:
             observer.update(array)
 
 
-def _sites(rw: Rewriter) -> Iterable[IntegerSite]:
-    return (site for site in IntegerLinear().sites(rw.model) if isinstance(site, IntegerSite))
-
-
-def recipe_of(kron: KroneckerWeight) -> Recipe:
-    """The two products in the order with fewer operations, with their factors in int8."""
-    s, r = kron.split, kron.rank
-    a = evaluate(kron.a).astype(np.float32)
-    b = evaluate(kron.b).astype(np.float32)
-    if s.n2 == 1 and s.m1 == 1:
-        return Recipe((s.n1,), (r,), _right(a), _right(b))
-    a, b = a.reshape(s.n1, s.m1, r), b.reshape(r, s.n2, s.m2)
-    if plan(s, r).order == "b_first":
-        right = _right(b.transpose(1, 0, 2).reshape(s.n2, r * s.m2))
-        return Recipe((s.n1, s.n2), (s.n1 * r, s.m2), right, _left(a.transpose(1, 0, 2).reshape(s.m1, -1)))
-    left = _left(a.transpose(1, 2, 0).reshape(s.m1 * r, s.n1))
-    return Recipe((s.n1, s.n2), (s.m1, r * s.n2), left, _right(b.reshape(r * s.n2, s.m2)))
-
-
-def unsuitable(kron: KroneckerWeight, recipe: Recipe) -> str | None:
-    """Why ``recipe`` is not worth it, or None."""
-    if min(recipe.sides()) < SMALLEST_SIDE:
-        return f"a side of its products is below {SMALLEST_SIDE}"
-    if recipe.macs() > WORTH * kron.split.in_features * kron.split.out_features:
-        return "its factors take as many operations as the expanded weight"
-    return None
-
-
-def _rows(shape: tuple[int, ...]) -> int:
-    return shape[0] if len(shape) == 2 else 1
-
-
-def _right(matrix: np.ndarray) -> Step:
-    quantised = quantise_weight(np.ascontiguousarray(matrix))
-    return Step(quantised.values, quantised.scale, on_left=False)
-
-
-def _left(matrix: np.ndarray) -> Step:
-    quantised = quantise_rows(np.ascontiguousarray(matrix))
-    return Step(quantised.values, quantised.scale[:, 0], on_left=True)
-
-
 def _range(activation: Activation) -> Affine:
     return quantisation(activation.histogram, "mse", signed=True)
 
@@ -167,59 +105,88 @@ def _simulate(
     recipe: Recipe, rows: np.ndarray, dense: np.ndarray, input_range: Affine
 ) -> tuple[Affine, float]:
     """The range between both products, and what the two keep of ``rows · dense``."""
-    x = input_range.fake_quantise(rows).reshape(-1, *recipe.first_shape)
-    x = _times(recipe.first, x).reshape(-1, *recipe.second_shape)
+    first = recipe.first.prepared(input_range.fake_quantise(rows))
+    x = recipe.second.prepared(recipe.first.product(first))
     activation = Activation()
     activation.update(x.reshape(len(x), -1))
     between = _range(activation)
-    y = _times(recipe.second, between.fake_quantise(x)).reshape(len(rows), -1)
+    y = recipe.second.product(between.fake_quantise(x))
     return between, sqnr_db(rows @ dense, y)
 
 
-def _times(step: Step, x: np.ndarray) -> np.ndarray:
-    return np.asarray(step.dense @ x if step.on_left else x @ step.dense)
+class _Writer:
+    """Puts both products in the place of one int8 linear."""
 
+    def __init__(self, rw: Rewriter, site: IntegerSite, x: ir.Value) -> None:
+        self._rw, self._site, self._value = rw, site, x
+        self._last, self._name = site.nodes[-1], site.name
+        self._axes = len(x.shape) - 1 if x.shape is not None else 0
 
-def _write(
-    rw: Rewriter, site: IntegerSite, x: ir.Value, recipe: Recipe, input_range: Affine, between: Affine
-) -> None:
-    last, name = site.nodes[-1], site.name
-    axes = [0] * (len(x.shape) - 1 if x.shape is not None else 0)
-    value = x
-    if len(recipe.first_shape) == 2:
-        value = _reshape(rw, value, [*axes, *recipe.first_shape], last, f"{name}.parts")
-    value = _rounded(rw, value, input_range, last, f"{name}.input")
-    value = _product(rw, recipe.first, value, last, f"{name}.first")
-    if len(recipe.first_shape) == 2:
-        value = _reshape(rw, value, [*axes, *recipe.second_shape], last, f"{name}.between")
-    value = _rounded(rw, value, between, last, f"{name}.between")
-    value = _product(rw, recipe.second, value, last, f"{name}.second")
-    if len(recipe.first_shape) == 2:
-        value = _reshape(rw, value, [*axes, -1], last, f"{name}.joined")
-    if site.bias is not None:
-        value = rw.node("Add", value, site.bias, before=last, name=f"{name}.sum")
-    put_in_place(rw, last.outputs[0], value)
+    def write(self, recipe: Recipe, input_range: Affine, between: Affine) -> None:
+        """``x`` → first product → second product → bias."""
+        self._multiply(recipe.first, input_range, "first")
+        self._multiply(recipe.second, between, "second")
+        self._view([-1], "joined")
+        value = self._value
+        if self._site.bias is not None:
+            value = self._rw.node("Add", value, self._site.bias, before=self._last, name=f"{self._name}.sum")
+        put_in_place(self._rw, self._last.outputs[0], value)
 
+    def _multiply(self, step: Step, range_: Affine, word: str) -> None:
+        it = step.layout
+        if it.moves:
+            self._view([it.columns, it.rows], f"{word}.matrix")
+            self._exchange(f"{word}.exchanged")
+        self._view([-1] if it.view[0] == 1 else it.view, f"{word}.parts")
+        self._value = self._rounded(range_, f"{self._name}.{word}.input")
+        self._value = self._product(step, f"{self._name}.{word}")
+        if it.moves:
+            self._view(it.result, f"{word}.result")
+            self._exchange(f"{word}.back")
 
-def _rounded(rw: Rewriter, x: ir.Value, range_: Affine, before: ir.Node, name: str) -> ir.Value:
-    scale = rw.constant(np.array(range_.scale, np.float32), f"{name}.scale")
-    zero = rw.constant(np.array(0, np.int8), f"{name}.zero_point")
-    quantised = rw.node("QuantizeLinear", x, scale, zero, before=before, name=f"{name}.quantised")
-    return rw.node("DequantizeLinear", quantised, scale, zero, before=before, name=f"{name}.dequantised")
+    def _view(self, shape: Sequence[int], word: str) -> None:
+        """Give a token's features ``shape``; nothing where they have it."""
+        own = list(self._value.shape or ())[self._axes :]
+        if own == list(shape) or (list(shape) == [-1] and len(own) == 1):
+            return
+        name = f"{self._name}.{word}"
+        target = self._rw.constant(np.array([*[0] * self._axes, *shape], np.int64), f"{name}.shape")
+        self._value = self._shaped(
+            self._rw.node("Reshape", self._value, target, before=self._last, name=name),
+            shape if list(shape) != [-1] else [math.prod(size for size in own if isinstance(size, int))],
+        )
 
+    def _exchange(self, word: str) -> None:
+        own = list(self._value.shape or ())[self._axes :]
+        perm = [*range(self._axes), self._axes + 1, self._axes]
+        name = f"{self._name}.{word}"
+        made = self._rw.node("Transpose", self._value, before=self._last, name=name, perm=perm)
+        self._value = self._shaped(made, own[::-1])
 
-def _product(rw: Rewriter, step: Step, x: ir.Value, before: ir.Node, name: str) -> ir.Value:
-    values = rw.constant(step.values, f"{name}.factor")
-    scale = rw.constant(step.scale, f"{name}.scale")
-    zero = rw.constant(np.zeros(step.scale.shape, np.int8), f"{name}.zero_point")
-    axis = 0 if step.on_left else 1
-    factor = rw.node(
-        "DequantizeLinear", values, scale, zero, before=before, name=f"{name}.factor.dequantised", axis=axis
-    )
-    operands = (factor, x) if step.on_left else (x, factor)
-    return rw.node("MatMul", *operands, before=before, name=f"{name}.product")
+    def _shaped(self, value: ir.Value, features: Sequence[int | ir.SymbolicDim]) -> ir.Value:
+        batch = list(self._value.shape or ())[: self._axes]
+        value.shape = ir.Shape([*batch, *features])
+        value.type = self._value.type
+        return value
 
+    def _rounded(self, range_: Affine, name: str) -> ir.Value:
+        scale = self._rw.constant(np.array(range_.scale, np.float32), f"{name}.scale")
+        zero = self._rw.constant(np.array(0, np.int8), f"{name}.zero_point")
+        own = list(self._value.shape or ())[self._axes :]
+        node = partial(self._rw.node, before=self._last)
+        quantised = node("QuantizeLinear", self._value, scale, zero, name=f"{name}.quantised")
+        return self._shaped(node("DequantizeLinear", quantised, scale, zero, name=f"{name}.dequantised"), own)
 
-def _reshape(rw: Rewriter, x: ir.Value, shape: Iterable[int], before: ir.Node, name: str) -> ir.Value:
-    target = rw.constant(np.array(list(shape), np.int64), f"{name}.shape")
-    return rw.node("Reshape", x, target, before=before, name=name)
+    def _product(self, step: Step, name: str) -> ir.Value:
+        on_left = step.layout.on_left
+        values = self._rw.constant(step.values, f"{name}.factor")
+        scale = self._rw.constant(step.scale, f"{name}.scale")
+        zero = self._rw.constant(np.zeros(step.scale.shape, np.int8), f"{name}.zero_point")
+        node = partial(self._rw.node, before=self._last)
+        factor = node(
+            "DequantizeLinear", values, scale, zero, name=f"{name}.dequantised", axis=0 if on_left else 1
+        )
+        operands = (factor, self._value) if on_left else (self._value, factor)
+        own = list(self._value.shape or ())[self._axes :]
+        sizes = [step.values.shape[0], own[1]] if on_left else [*own[:-1], step.values.shape[1]]
+        return self._shaped(node("MatMul", *operands, name=f"{name}.product"), sizes)
