@@ -7,6 +7,7 @@ comes out is known.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
@@ -17,6 +18,12 @@ _SINCE = 13
 
 _LONGEST = 64
 """Elements of an integer vector that is followed."""
+
+_FAR = 2**31 - 1
+"""An end of a Slice from here on means the end of the axis, however long."""
+
+_NAMES = re.compile(r"[A-Za-z_][\w.]*")
+"""Names in the expression of a size."""
 
 _CONTRIB = "com.microsoft"
 
@@ -76,6 +83,91 @@ def _where(ctx: ShapeInferenceContext, node: ir.Node) -> None:
     ctx.set_symbolic_value(node.outputs[0], chosen)
 
 
+def _div(ctx: ShapeInferenceContext, node: ir.Node) -> None:
+    """As the library's; and exact quotients of sizes: 4·batch over 4 is the batch."""
+    _LIBRARY["Div"](ctx, node)
+    dividends, divisors = (_elements(ctx, value) for value in node.inputs)
+    if dividends is None or divisors is None or len(divisors) != 1:
+        return
+    quotients = [_quotient(dividend, divisors[0]) for dividend in dividends]
+    known = [quotient for quotient in quotients if quotient is not None]
+    if len(known) == len(dividends):
+        ctx.set_symbolic_value(node.outputs[0], known)
+
+
+def _quotient(dividend: Dim, divisor: Dim) -> Dim | None:
+    """The quotient of two integers where it has no rest, else None."""
+    if not isinstance(divisor, int) or divisor == 0:
+        return None
+    if isinstance(dividend, int):
+        return None if dividend % divisor else dividend // divisor
+    if dividend.value is None or divisor < 0:
+        return None
+    quotient = dividend // divisor
+    return None if quotient.value is None or "floor" in quotient.value else quotient
+
+
+def _slice(ctx: ShapeInferenceContext, node: ir.Node) -> None:
+    """As the library's, which takes every constant end on a variable size for one within it.
+
+    A size that the caller of the model chooses may be smaller than the end: fewer elements are left then.
+    """
+    _LIBRARY["Slice"](ctx, node)
+    data, out = node.inputs[0], node.outputs[0]
+    if data is None or data.shape is None or out.shape is None or out.is_graph_output():
+        return
+    dims, rank = list(out.shape), len(data.shape)
+    for axis, bounds in _sliced(ctx, node).items():
+        old, new = data.shape[axis % rank], dims[axis % rank]
+        if isinstance(old, ir.SymbolicDim) and isinstance(new, int) and _is_chosen(ctx, old):
+            dims[axis % rank] = _remaining(ctx, old, bounds)
+    out.shape = ir.Shape(dims)
+
+
+def _sliced(ctx: ShapeInferenceContext, node: ir.Node) -> dict[int, tuple[Dim, ...]]:
+    """Axis → start, end and step of a Slice, where all of them are known."""
+    parts = [_elements(ctx, value) for value in node.inputs[1:]]
+    starts, ends, axes, steps = [*parts, None, None][:4]
+    if starts is None or ends is None:
+        return {}
+    axes = axes or [*range(len(starts))]
+    bounds = zip(starts, ends, steps or [1] * len(starts), strict=True)
+    return {axis: found for axis, found in zip(axes, bounds, strict=True) if isinstance(axis, int)}
+
+
+def _is_chosen(ctx: ShapeInferenceContext, dim: ir.SymbolicDim) -> bool:
+    """Whether a size is made of the names of the model alone, of none that inference made."""
+    names = _NAMES.findall(dim.value or "")
+    return bool(names) and not any(ctx.is_generated_symbol(name) for name in names)
+
+
+def _remaining(ctx: ShapeInferenceContext, old: ir.SymbolicDim, bounds: tuple[Dim, ...]) -> Dim:
+    """The size after a Slice of an axis of the variable size ``old``, which is not 0."""
+    start, end, step = bounds
+    if (start, step) != (0, 1) or not isinstance(end, int):
+        unknown: ir.SymbolicDim = ctx.new_symbolic_dim()
+        return unknown
+    if end >= _FAR:
+        return old
+    return 1 if end == 1 else ir.SymbolicDim(f"Min({end}, {old.value})")
+
+
+def _concat(ctx: ShapeInferenceContext, node: ir.Node) -> None:
+    """As the library's, which gives every element of a long vector a name; here a long one has none."""
+    shapes = [None if value is None else value.shape for value in node.inputs]
+    vectors = [shape[0] for shape in shapes if shape is not None and len(shape) == 1]
+    length: Dim = 0
+    for size in vectors:
+        length = length + size
+    if len(vectors) < len(shapes) or not isinstance(length, int) or length <= _LONGEST:
+        _LIBRARY["Concat"](ctx, node)
+        return
+    dtype = next(
+        (value.dtype for value in node.inputs if value is not None and value.dtype is not None), None
+    )
+    ctx.set_shape_and_dtype(node.outputs[0], ir.Shape([length]), dtype)
+
+
 def _fused_matmul(ctx: ShapeInferenceContext, node: ir.Node) -> None:
     """As the library's, which reads the axes wrong where batch axes are moved: then nothing is said."""
     moved = any(node.attributes.get_int(name, 0) for name in ("transBatchA", "transBatchB"))
@@ -105,7 +197,14 @@ def _equal(left: Dim, right: Dim) -> bool | None:
     return None
 
 
-_RULES: dict[str, Rule] = {"ConstantOfShape": _constant_of_shape, "Expand": _expand, "Where": _where}
+_RULES: dict[str, Rule] = {
+    "Concat": _concat,
+    "ConstantOfShape": _constant_of_shape,
+    "Div": _div,
+    "Expand": _expand,
+    "Slice": _slice,
+    "Where": _where,
+}
 _CONTRIB_RULES: dict[str, Rule] = {"FusedMatMul": _fused_matmul}
 
 registry.collect()  # the library's rules come first, so that those of this file take their place

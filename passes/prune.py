@@ -48,6 +48,9 @@ class Prune(Pass):
     An encoder that runs several times on the same weights (two towers, shared layers) is cut alike in all its
     runs, and fitted on the tokens of all.
 
+    Heads of layers that share a bias by position are cut in each layer alone: the bias stays whole, and a
+    layer that has lost heads looks up in it those that it still has.
+
     Left alone: weights tied otherwise, a block that linears of different weights read, heads that an input
     or output fixes, the last unit of a block, the last layer. A reader whose weight is an expression over
     factors is cut but not refitted: only its bias is corrected.

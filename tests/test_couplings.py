@@ -10,6 +10,7 @@ import onnxruntime as ort
 import pytest
 import texts
 from cutting import TOLERANCE, narrowed, some_of, zeroed
+from graphcompress.passes.simplify import Simplify
 from hypothesis import given
 
 from graphcompress.analysis.atoms.unify import Atoms
@@ -161,6 +162,14 @@ def test_a_stored_bias_of_one_reader_is_cut_itself(tmp_path):
         "scores1 = Add(raw1, bias)", "more = Add(bias, fixed)\n  scores1 = Add(raw1, more)"
     )
     model = texts.model_of(text.replace("float[5, 4] table", "float[5, 4] table, float[4, 1, 1] fixed"))
+    assert kinds(model)[HEAD, 4] == 2
+    assert_cut_equals_zeroed(model, tmp_path, [group for group in couplings(model) if group.kind == HEAD])
+
+
+def test_a_batch_found_by_dividing_by_the_heads_does_not_fix_them(tmp_path):
+    model = texts.model_of(texts.TILED_POSITIONS)
+    assert kinds(model)[HEAD, 4] == 1
+    Simplify().run(model, Context())
     assert kinds(model)[HEAD, 4] == 2
     assert_cut_equals_zeroed(model, tmp_path, [group for group in couplings(model) if group.kind == HEAD])
 

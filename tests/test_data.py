@@ -228,6 +228,17 @@ def test_a_sample_longer_than_a_fixed_size_is_refused(tmp_path) -> None:
         load_samples(write_rows(tmp_path / "rows.jsonl"), Model.load(tmp_path / "fixed.onnx"))
 
 
+@pytest.mark.parametrize("dim", ["8", "n"])
+def test_an_input_of_one_axis_gets_a_number_per_sample(dim) -> None:
+    model = texts.model_of(f"g (int64[{dim}] ids) => (int64[{dim}] y) {{ y = Add(ids, ids) }}")
+    samples = synthetic_samples(model, count=3)
+    feed = samples.batch(range(3))
+    assert feed["ids"].shape == ((8,) if dim == "8" else (3,))
+    assert set(feed["ids"]) <= {int(sample["ids"]) for sample in samples.feeds}
+    with Runner(model) as run:
+        np.testing.assert_array_equal(run(feed)["y"], 2 * feed["ids"])
+
+
 WITH_PAST = """
 g (
   float[batch, 2, past, 8] past_keys, float[batch, 2, sequence, 8] new, int64[batch, total] attention_mask
@@ -242,8 +253,12 @@ g (
 """
 
 
-def test_synthetic_masks_reach_over_past_and_new_tokens():
-    model = texts.model_of(WITH_PAST)
+ALONE = "alone = Concat <axis = 2> (past_keys)\n  joined = Concat <axis = 2> (past_keys, new)"
+
+
+@pytest.mark.parametrize("joined", ["joined = Concat <axis = 2> (past_keys, new)", ALONE])
+def test_synthetic_masks_reach_over_past_and_new_tokens(joined):
+    model = texts.model_of(WITH_PAST.replace("joined = Concat <axis = 2> (past_keys, new)", joined))
     sample = synthetic_samples(model, length=20).feeds[0]
     shapes = {name: array.shape for name, array in sample.items()}
     assert shapes == {"past_keys": (2, 10, 8), "new": (2, 10, 8), "attention_mask": (20,)}

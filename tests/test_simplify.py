@@ -280,6 +280,58 @@ def test_a_target_with_two_open_sizes_stays_computed() -> None:
     assert "Concat" in ops(result)
 
 
+@pytest.mark.parametrize(("over", "left"), [(4, False), (2, True), (3, True)])
+def test_a_quotient_of_sizes_is_read_from_the_input_that_has_it(over: int, left: bool) -> None:
+    model = model_of(
+        """g (float[b, 4, 6] x) => (int64[n] y) {
+            flat = Reshape(x, rows)
+            shape = Shape(flat)
+            size = Gather(shape, zero)
+            part = Div(size, over)
+            y = Range(zero, part, one)
+        }""",
+        rows=np.array([-1, 6]),
+        zero=np.array(0),
+        one=np.array(1),
+        over=np.array(over),
+    )
+    result, _ = simplified(model, {"x": normal(2, 4, 6)}, {"x": normal(5, 4, 6)})
+    assert ops(result) == {"Shape": 1, "Gather": 1, "Range": 1, **({"Reshape": 1, "Div": 1} if left else {})}
+
+
+def test_a_constant_end_of_a_slice_may_lie_behind_the_end_of_the_axis() -> None:
+    model = model_of(
+        """g (float[b, s, 6] x) => (float[b, t, 6, u] y) {
+            first = Slice(x, start, end, axis)
+            shape = Shape(first)
+            whole = Concat <axis = 0> (shape, axis)
+            y = Reshape(first, whole)
+        }""",
+        start=np.array([0]),
+        end=np.array([4]),
+        axis=np.array([1]),
+    )
+    simplified(model, *x_feeds(3, 4, 9))
+
+
+@pytest.mark.parametrize("end", [2**31 - 1, 2**40, 2**62, 2**63 - 1])
+def test_an_end_far_behind_the_axis_is_its_end(end: int) -> None:
+    model = model_of(
+        """g (float[b, s] x, int64[n] ids) => (float[b, t] y, int64[m] z) {
+            all = Slice(x, start, end, axis)
+            y = Concat <axis = 1> (all, x)
+            some = Slice(ids, start, end)
+            z = Concat <axis = 0> (some, axis)
+        }""",
+        start=np.array([0]),
+        end=np.array([end]),
+        axis=np.array([1]),
+    )
+    feed = {"x": normal(2, 5), "ids": np.arange(7)}
+    result, _ = simplified(model, feed)
+    assert ops(result) == {"Concat": 2}
+
+
 def test_key_transposed_through_flattened_heads_is_one_transpose() -> None:
     model = model_of(
         """g (float[b, s, 6] x) => (float[b, 2, 3, s] y) {

@@ -238,6 +238,34 @@ SHARED_EXPAND = _layers(
 ).replace("bucket = Add(near, highest)", "bucket = Add(near, highest)\n  in_reach = Mod(bucket, size1)")
 """Both layers read one Expand along heads, whose size is measured in the first."""
 
+TILED_POSITIONS = _layers(
+    between="""
+  all_heads = Shape <start = 0, end = 1> (raw0)
+  samples = Div(all_heads, n4)
+  times = Concat <axis = 0> (samples, axis1, axis1)
+  wide = Concat <axis = 0> (all_heads, size1, size1)
+  one_bucket = Unsqueeze(bucket, axis0)
+  buckets = Expand(one_bucket, wide)
+""",
+    scores="""
+  batches{0} = Mul(size0, n4)
+  flat{0} = Concat <axis = 0> (batches{0}, size1, n4)
+  turned{0} = Concat <axis = 0> (batches{0}, n4, size1)
+  by_head{0} = Concat <axis = 0> (size0, n4, size1, size1)
+  q3{0} = Reshape(qt{0}, flat{0})
+  k3{0} = Reshape(kt{0}, turned{0})
+  raw{0} = MatMul(q3{0}, k3{0})
+{between}
+  tiled{0} = Tile(positions{0}, times)
+  near{0} = MatMul(q3{0}, tiled{0})
+  taken{0} = GatherElements <axis = -1> (near{0}, buckets)
+  both{0} = Add(raw{0}, taken{0})
+  scores{0} = Reshape(both{0}, by_head{0})
+""",
+    more=", float[4, 4, 5] positions0, float[4, 4, 5] positions1",
+)
+"""A table per head is repeated for every sample, their number found as heads times batch over heads."""
+
 MEASURED_SCALE = """
 g (float[batch, sequence, 16] x) => (float[batch, sequence, 16] y)
 <float[16, 16] q_proj, float[16, 16] k_proj, float[16, 16] v_proj, float[16, 16] out,

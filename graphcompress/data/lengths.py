@@ -32,7 +32,7 @@ def total_length(model: Model) -> ir.SymbolicDim | None:
         if node.op_type != "Concat" or node.domain or not any(_is_input(value) for value in node.inputs):
             continue
         parts = [_dim(value, node.attributes.get_int("axis", 0)) for value in node.inputs]
-        if None not in parts:
+        if len(parts) > 1 and None not in parts:  # exporters write the Concat of one list, too
             total = ir.SymbolicDim(" + ".join(f"({part})" for part in parts)).simplify()
             found[str(total)] = total
     return next(iter(found.values())) if len(found) == 1 else None

@@ -118,14 +118,14 @@ def _synthetic(
     dtype = value.dtype.numpy()
     name = (value.name or "").lower()
     if value.dtype.is_floating_point():
-        return rng.standard_normal(shape).astype(dtype)
+        return np.asarray(rng.standard_normal(shape), dtype)
     if "mask" in name:
         return np.ones(shape, dtype)
     if "position" in name:
         return np.broadcast_to(np.arange(shape[-1] if shape else 1), shape).astype(dtype)
     if "type" in name or "segment" in name:
         return np.zeros(shape, dtype)
-    return rng.integers(0, rows or 2, shape).astype(dtype)
+    return np.asarray(rng.integers(0, rows or 2, shape), dtype)
 
 
 # ---- rows to feeds

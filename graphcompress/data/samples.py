@@ -116,6 +116,7 @@ def _stack(arrays: Sequence[np.ndarray], pad: int, fixed: Sequence[int | None]) 
     longest = [len(arrays), *(max(sizes) for sizes in zip(*(array.shape for array in arrays), strict=True))]
     shape = [max(size, wanted or 0) for size, wanted in itertools.zip_longest(longest, fixed[: len(longest)])]
     stacked = np.full(shape, pad, arrays[0].dtype)
-    for row, array in itertools.zip_longest(stacked, arrays, fillvalue=arrays[-1]):
-        row[tuple(slice(size) for size in array.shape)] = array
+    for row in range(shape[0]):
+        array = arrays[min(row, len(arrays) - 1)]
+        stacked[row, ...][tuple(slice(size) for size in array.shape)] = array
     return stacked

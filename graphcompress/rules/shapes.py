@@ -1,4 +1,4 @@
-"""Shape arithmetic, and operators that only move or repeat elements."""
+"""Operators that only move or repeat elements, and the shapes that they are given."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from graphcompress.analysis.reshape import reshape_target
 from graphcompress.expressions import is_constant
 from graphcompress.rewrite import Rewriter
 from graphcompress.rules.base import (
-    Dim,
     Rule,
     constant,
     only_use,
@@ -20,75 +19,7 @@ from graphcompress.rules.base import (
     same_shape,
     tolerates,
 )
-
-LARGEST_TABLE = 64
-"""Elements of an integer value that shape inference knows and that becomes a stored constant."""
-
-
-def known_value(rw: Rewriter, node: ir.Node) -> str | None:
-    """A value that shape inference computed becomes a constant: Shape, Gather, Concat … of fixed sizes."""
-    value = node.outputs[0]
-    tensor = value.const_value
-    if len(node.outputs) != 1 or tensor is None or value.is_graph_output() or tensor.size > LARGEST_TABLE:
-        return None
-    if not value.uses() or tensor.dtype not in (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL):
-        return None
-    rw.replace(value, rw.constant(tensor.numpy(), f"{value.name}.folded"))
-    return "shape arithmetic on fixed sizes"
-
-
-def size_of_input(rw: Rewriter, node: ir.Node) -> str | None:
-    """One size of a value is read from the input of the model that has it: then all that read it are alike.
-
-    Exporters ask the hidden state of every layer for the batch and the length.
-    """
-    shape = node if node.op_type == "Shape" else producer(node.inputs[0], "Shape")
-    data = None if shape is None else shape.inputs[0]
-    if (
-        shape is None
-        or data is None
-        or data.shape is None
-        or ("start" in shape.attributes and shape is not node)
-    ):
-        return None
-    axis = _axis_asked_for(node, len(data.shape))
-    found = None if axis is None else _first_with(rw, data.shape[axis])
-    if found is None or found[0] is data:
-        return None
-    source, position = found
-    if shape is node:
-        rw.set_input(node, 0, source)
-        rw.set_attribute(node, "start", position)
-        rw.set_attribute(node, "end", position + 1)
-    else:
-        sizes = rw.node("Shape", source, before=node, name=f"{source.name}.shape")
-        index = np.full(node.inputs[1].shape.numpy(), position, np.int64)  # type: ignore[union-attr]
-        rw.set_input(node, 0, sizes)
-        rw.set_input(node, 1, rw.constant(index, f"{node.outputs[0].name}.axis"))
-    return "size read from a layer instead of an input"
-
-
-def _axis_asked_for(node: ir.Node, rank: int) -> int | None:
-    """The one axis of which a Shape, or a Gather from a Shape, gives the size."""
-    if node.op_type == "Shape":
-        start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", rank)
-        start, end, _ = slice(start, end).indices(rank)
-        return start if end == start + 1 else None
-    index = constant(node.inputs[1])
-    if index is None or index.size != 1 or node.attributes.get_int("axis", 0) != 0:
-        return None
-    return int(index.reshape(())) % rank
-
-
-def _first_with(rw: Rewriter, dim: Dim) -> tuple[ir.Value, int] | None:
-    """The first input of the model with an axis of the variable size ``dim``, and that axis."""
-    if isinstance(dim, int):
-        return None
-    for value in rw.model.graph.inputs:
-        for axis, other in enumerate(value.shape or ()):
-            if same_dim(dim, other):
-                return value, axis
-    return None
+from graphcompress.rules.sizes import known_value, quotient_of_size, size_of_input
 
 
 def constant_target(rw: Rewriter, node: ir.Node) -> str | None:
@@ -284,12 +215,13 @@ _MOVES: dict[str, tuple[Rule, ...]] = {
     "Transpose": (transpose_chain,),
     "Expand": (no_op_reshape, expand_before_broadcast, constant_expand),
     "Pad": (no_op_pad,),
+    "Div": (known_value, quotient_of_size),
     "Slice": (known_value, no_op_reshape, slice_of_slice),
     "Unsqueeze": (known_value, unsqueeze_of_unsqueeze, no_op_reshape, reshape_of_reshape),
     "Squeeze": (known_value, no_op_reshape, reshape_of_reshape),
     "Cast": (known_value, cast_of_same_type, cast_of_cast),
 }
-_ARITHMETIC = ("Size", "Concat", "Mul", "Add", "Sub", "Div")
+_ARITHMETIC = ("Size", "Concat", "Mul", "Add", "Sub")
 
 RULES: dict[str, tuple[Rule, ...]] = {**dict.fromkeys(_ARITHMETIC, (known_value,)), **_MOVES}
 """Operator → rules, tried in this order."""

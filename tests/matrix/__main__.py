@@ -18,7 +18,7 @@ from matrix.checks import CHECKS, Result, check
 from matrix.exports import ExportError, export, export_file
 from matrix.sources import fingerprint
 from matrix.subject import Subject
-from matrix.table import MARKS, page
+from matrix.table import MARKS, is_absent, page
 from matrix.variants import Variant, urgency, variants
 
 Cells = dict[str, Result]
@@ -49,8 +49,9 @@ def main() -> int:
     if arguments.page:
         every = _chosen("*", "*")
         results = {(name, str(v)): _known(name, v, arguments.cache, earlier=True) for name, v in every}
-        valid = sum(len(_known(name, variant, arguments.cache)) for name, variant in every)
-        stale = sum(len(cells) for cells in results.values()) - valid
+        shown = [(name, v) for name, v in every if not is_absent(results[name, str(v)])]
+        counted = sum(len(results[name, str(v)]) for name, v in shown)
+        stale = counted - sum(len(_known(name, v, arguments.cache)) for name, v in shown)
         arguments.page.write_text(page(results, stale), encoding="utf-8")
     return int(failed)
 

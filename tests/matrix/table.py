@@ -29,6 +29,12 @@ when this page was written.
 """
 
 
+FRESH = "All of them ran on the sources as they were when this page was written.\n"
+STALE = """{stale} of them ran when a source file that their check can reach, or what it expects, read
+differently (a comment is enough); the others ran on the sources as they were when this page was written.
+"""
+
+
 def _version(package: str) -> str:
     try:
         return metadata.version(package)
@@ -37,12 +43,12 @@ def _version(package: str) -> str:
 
 
 def page(results: Mapping[Row, Mapping[str, Result]], stale: int = 0) -> str:
-    """The whole page; ``stale`` cells ran before code changed that they can reach."""
+    """The whole page; ``stale`` of its cells ran on other sources than those of now."""
     versions = ", ".join(f"{name} {_version(name)}" for name in VERSIONS)
     columns = "\n".join(f"| {name} | {_first_line(function)} |" for name, function in CHECKS.items())
     planned = len(results)
     run = {row: cells for row, cells in results.items() if cells}
-    absent = {row: cells for row, cells in run.items() if _absent(cells)}
+    absent = {row: cells for row, cells in run.items() if is_absent(cells)}
     results = {row: cells for row, cells in run.items() if row not in absent}
     parts = [HEAD.format(versions=versions, columns=columns), _summary(results, planned, len(absent), stale)]
     notes: dict[str, int] = {}
@@ -62,7 +68,8 @@ def page(results: Mapping[Row, Mapping[str, Result]], stale: int = 0) -> str:
     return "\n".join(parts)
 
 
-def _absent(cells: Mapping[str, Result]) -> bool:
+def is_absent(cells: Mapping[str, Result]) -> bool:
+    """Whether there is no file for a row; such a row is listed apart, and its cells are not counted."""
     return any(result.state == "none" for result in cells.values())
 
 
@@ -84,7 +91,7 @@ def _summary(results: Mapping[Row, Mapping[str, Result]], planned: int, absent: 
     return (
         f"{len(names)} architectures, {len(results)} of {planned - absent} files, {counts.total()} cells: "
         f"{counts['ok']} hold, {counts['left']} with something left alone, {counts['fails']} fail.\n"
-    ) + (f"{stale} cells ran before the last change of code that they can reach.\n" if stale else "")
+    ) + (STALE.format(stale=stale) if stale else FRESH)
 
 
 def _table(rows: Sequence[tuple[str, Mapping[str, Result]]], notes: dict[str, int]) -> str:
