@@ -170,7 +170,7 @@ def optimize(
             allow=tuple(sorted(allow)),
             require_coverage=require_coverage,
         )
-        recipe = replace(recipe, sha256=input_hashes(recipe, loaded))
+        recipe = replace(recipe, sha256=input_hashes(recipe, loaded, targets))
         refuse_unsupported(loaded)
         loaded.check_weights_are_finite()
         pair = chosen.pair if chosen else "joint"

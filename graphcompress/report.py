@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from graphcompress.base import Skipped, Touched, parameters_of
 from graphcompress.errors import OutputError, UsageError
+from graphcompress.varying import why_it_varies
 
 if TYPE_CHECKING:
     from graphcompress.bench import ShapeResult
@@ -133,6 +134,8 @@ def summary_lines(build: Build) -> list[tuple[str, str]]:
     lines += lowering_lines(lowered.record)
     lines.append(("artifact", f"{difference_line(lowered.difference)}, {proof(lowered)}"))
     lines.append(("batches", invariance_line(lowered.invariance)))
+    reason = why_it_varies(build.model, lowered.invariance, build.reference_invariance, lowered.difference)
+    lines += [("", reason)] if reason else []
     if build.reference_invariance.changed:
         lines.append(("", f"the model that came in: {invariance_line(build.reference_invariance)}"))
     return lines

@@ -117,6 +117,11 @@ class Cpu(Target):
         isa = detected_isa() if self.isa == "auto" else self.isa
         return Capabilities(int8_weight_bits=7 if isa == "avx2" else 8)
 
+    @property
+    def files_read(self) -> tuple[str, ...]:
+        """The profile: a recipe holds its hash."""
+        return () if self.profile is None else (self.profile,)
+
     def lower(self, model: Model, folder: Path, ctx: Context) -> Mapping[str, Any]:
         """Write ``model.onnx`` in the fastest forms; ``model`` itself is not changed.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from graphcompress.base import Capabilities, Context, Target
+from graphcompress.engines.provider_options import check_options, parse_options
 from graphcompress.forms.attention import Attention
 from graphcompress.forms.choice import choose_forms
 from graphcompress.forms.legal import legalise
@@ -38,9 +39,10 @@ class Gpu(Target):
 
     The artifact is ``model.onnx`` in float16 with float32 kept where float16 has no room (sums of squares,
     values observed near its end; LayerNormalization and Softmax compute in float32 inside), and
-    ``session.json``: the providers and their options for ``onnxruntime.InferenceSession``. For ``cuda``
-    attention is MultiHeadAttention of com.microsoft, which its kernels fuse; the providers of TensorRT take
-    standard operators alone, so for them the graph is that of the target tensorrt.
+    ``session.json``: the providers and their options for ``onnxruntime.InferenceSession``. ``options`` adds
+    to them; what the provider does not take is refused before the work. For ``cuda`` attention is
+    MultiHeadAttention of com.microsoft, which its kernels fuse; the providers of TensorRT take standard
+    operators alone, so for them the graph is that of the target tensorrt.
 
     Where the provider is in the installed ONNX Runtime it runs the artifact; elsewhere the CPU provider does,
     which loads the same file.
@@ -51,6 +53,13 @@ class Gpu(Target):
     provider: str = option("cuda", "provider of ONNX Runtime", choices=tuple(PROVIDERS))
     opt: str = option("1x128", "batch x length that engines are tuned for")
     largest: str = option("8x512", "batch x length that engines take at most")
+    options: str = option(
+        "", 'further options of the provider, such as "use_tf32=1;gpu_mem_limit=2000000000"'
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_options(self.options, PROVIDERS[self.provider])
 
     @property
     def capabilities(self) -> Capabilities:
@@ -106,6 +115,8 @@ class Gpu(Target):
             options = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
         else:
             options = _profile(model, self.provider, self.opt, self.largest)
+        options |= parse_options(self.options, PROVIDERS[self.provider])
+        check_options(options, PROVIDERS[self.provider])
         return {
             "model": MODEL_FILE,
             "providers": [[PROVIDERS[self.provider], options], [CPU, {}]],

@@ -9,7 +9,7 @@ from onnx import TensorProto
 from graphcompress import runtime
 from graphcompress.base import Context
 from graphcompress.data.load import Samples
-from graphcompress.errors import UnsupportedModelError
+from graphcompress.errors import UnsupportedModelError, UsageError
 from graphcompress.lowering.half import clip_constants, to_half
 from graphcompress.lowering.opset import raise_opset
 from graphcompress.lowering.range import wide_values
@@ -175,3 +175,36 @@ def test_a_provider_that_is_here_runs_the_recipe(tmp_path):
     parse_target("gpu").lower(attention(tmp_path), tmp_path, Context(samples()))
     session = provider_session(tmp_path / "model.onnx", [("CPUExecutionProvider", {})])
     assert runtime.runner_of(session)(feed_with_padding())["y"].shape == (4, WIDTH)
+
+
+# ---- options of the provider
+
+
+@pytest.mark.parametrize(
+    ("provider", "options", "reason"),
+    [
+        ("cuda", "use_tf33=1", "CUDAExecutionProvider has no option 'use_tf33'.*use_tf32"),
+        ("cuda", "use_tf32=2", "use_tf32 is 0 or 1, got '2'"),
+        ("cuda", "gpu_mem_limit=2GB", "gpu_mem_limit is a whole number"),
+        ("cuda", "cudnn_conv_algo_search=FAST", "is EXHAUSTIVE, HEURISTIC or DEFAULT"),
+        ("cuda", "use_tf32", "expected name=value"),
+        ("cuda", "trt_fp16_enable=1", "has no option"),
+        ("tensorrt", "trt_profile_opt_shapes=ids:1x", "input:1x8x"),
+        ("nv_tensorrt_rtx", "trt_engine_cache_path=x", "NvTensorRTRTXExecutionProvider has no option"),
+    ],
+)
+def test_an_option_that_the_provider_does_not_take_is_refused_before_the_work(provider, options, reason):
+    with pytest.raises(UsageError, match=reason):
+        parse_target(f'gpu{{provider={provider} options="{options}"}}')
+
+
+def test_options_of_the_provider_are_in_the_recipe_of_the_session(tmp_path):
+    target = parse_target('gpu{options="use_tf32=1;gpu_mem_limit=2000000000"}')
+    assert parse_target(str(target)) == target
+    record = target.lower(attention(tmp_path), tmp_path, Context())
+    name, options = record["session"]["providers"][0]
+    assert (name, options["use_tf32"], options["gpu_mem_limit"]) == (
+        "CUDAExecutionProvider",
+        "1",
+        "2000000000",
+    )

@@ -6,10 +6,11 @@ import pytest
 from graphcompress.targets.cpu import Cpu
 from typer.testing import CliRunner
 
+from graphcompress.artifact.recipe import read_recipe
 from graphcompress.base import Context
 from graphcompress.cli import app
 from graphcompress.commands.short import with_options
-from graphcompress.errors import OutputError, UsageError
+from graphcompress.errors import DataError, OutputError, UsageError
 from graphcompress.forms.cache import MeasurementCache
 from graphcompress.forms.profile import Profile, Recorder, read_profile, write_profile
 from graphcompress.pipeline import Pipeline
@@ -140,7 +141,12 @@ def test_tune_writes_what_optimize_reads(tiny_bert_path, tmp_path):
     )
     assert done.exit_code == 0, done.output
     assert "forms as measured on" in done.stdout
-    assert f"profile={path.as_posix()}" in (tmp_path / "out" / "recipe.toml").read_text()
+    recipe = tmp_path / "out" / "recipe.toml"
+    assert f"profile={path.as_posix()}" in recipe.read_text()
+    assert path.as_posix() in read_recipe(recipe).sha256
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(DataError, match=r"p\.json is not the file that the recipe was made from"):
+        read_recipe(recipe).check_inputs()
 
 
 def test_options_of_the_command_line_are_options_of_the_target():

@@ -3,7 +3,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +20,7 @@ from graphcompress.judging import Size
 from graphcompress.measure import Measurement
 from graphcompress.metrics import Score
 from graphcompress.pipeline import PassRecord
+from graphcompress.varying import FROM_THE_BATCH, why_it_varies
 from graphcompress.verify import Difference, Invariance
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -157,3 +160,31 @@ def test_numbers_are_legible():
         "2.10 GB",
     ]
     assert report.decibels(200.0) == "∞ dB"
+
+
+def kinds(*names):
+    return SimpleNamespace(graph=[SimpleNamespace(op_type=name) for name in names])
+
+
+def test_the_report_says_why_answers_depend_on_batch_mates(build):
+    fixed = kinds("QuantizeLinear", "MatMul")
+    (line,) = [text for _, text in report.summary_lines(replace(build, model=fixed)) if "scales" in text]
+    assert "all scales are fixed" in line
+    dynamic = kinds("DynamicQuantizeLinear")
+    assert FROM_THE_BATCH in dict(report.summary_lines(replace(build, model=dynamic))).values()
+
+
+def test_an_answer_that_moves_less_than_quantisation_moves_it_says_so(build):
+    lowered, given = build.lowered[0], build.reference_invariance
+    larger = replace(lowered.difference, max_relative_error=0.11)
+    model = kinds("QuantizeLinear")
+    assert "less than the 11.0%" in why_it_varies(model, lowered.invariance, given, larger)
+    smaller = replace(larger, max_relative_error=0.01)
+    assert "more than the 1.0%" in why_it_varies(model, lowered.invariance, given, smaller)
+
+
+def test_nothing_is_explained_where_nothing_varies_or_the_given_model_varies_too(build):
+    varies, given, difference = build.lowered[0].invariance, build.reference_invariance, None
+    assert why_it_varies(kinds("QuantizeLinear"), given, given, difference) == ""
+    assert why_it_varies(kinds("QuantizeLinear"), varies, varies, difference) == ""
+    assert why_it_varies(kinds("MatMul"), varies, given, difference) == ""

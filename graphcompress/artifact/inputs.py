@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from graphcompress.artifact.folder import sha256
 from graphcompress.artifact.recipe import Recipe
@@ -23,7 +25,16 @@ def path_text(given: object) -> str | None:
     return Path(given).as_posix() if isinstance(given, (str, Path)) else None
 
 
-def input_hashes(recipe: Recipe, model: Model) -> dict[str, str]:
+@runtime_checkable
+class ReadsFiles(Protocol):
+    """A target whose options name files that decide what it makes."""
+
+    @property
+    def files_read(self) -> tuple[str, ...]:
+        """Their paths, as they were given."""
+
+
+def input_hashes(recipe: Recipe, model: Model, targets: Iterable[object] = ()) -> dict[str, str]:
     """Hashes of every file that the build reads, by the path as it was given."""
     paths = [Path(path) for path in (recipe.data, recipe.eval_data, recipe.train) if path]
     paths += _checkpoint_files(recipe.model) or (model.files if recipe.model else ())
@@ -33,6 +44,8 @@ def input_hashes(recipe: Recipe, model: Model) -> dict[str, str]:
         paths.append(Path(recipe.tokenizer))
     if recipe.model:
         paths += [Path(recipe.model).parent / name for name in TOKENIZER_FILES]
+    for target in targets:
+        paths += [Path(path) for path in target.files_read] if isinstance(target, ReadsFiles) else []
     return {path.as_posix(): sha256(path) for path in paths if path.is_file()}
 
 
