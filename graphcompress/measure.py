@@ -8,8 +8,9 @@ is taken per round: a neighbour's load moves both times, and the ratio little.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,15 +85,20 @@ def interleaved(
     for run in runs.values():
         for _ in range(warmup):
             run()
-    names = list(runs)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds):
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for number, taken in enumerate(itertools.islice(turns(runs), rounds)):
         progress(text, number, rounds)
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            times[name].append(_turn_ms(runs[name]))
+        for name, ms in taken.items():
+            times[name].append(ms)
     progress(text, rounds, rounds)
     return Measurement(times)
+
+
+def turns(runs: Mapping[str, Callable[[], object]]) -> Iterator[dict[str, float]]:
+    """Rounds without end, as :func:`interleaved` counts them: milliseconds of each of ``runs``."""
+    names = list(runs)
+    for first in itertools.cycle(range(len(names))):
+        yield {name: _turn_ms(runs[name]) for name in names[first:] + names[:first]}
 
 
 def _turn_ms(run: Callable[[], object]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import onnx_ir as ir
 
 from graphcompress.analysis.couplings import Group, couplings
 from graphcompress.base import Context
@@ -39,7 +40,7 @@ def zeroed(model: Model, keeps: Keeps) -> Model:
             continue
         for part in group.slices:
             for node, index in part.uses:
-                array = node.inputs[index].const_value.numpy().copy()
+                array = ir.convenience.get_const_tensor(node.inputs[index]).numpy().copy()
                 gone = (part.units >= 0) & ~keeps[group.name][part.units]
                 array[(slice(None),) * part.axis + (gone,)] = 0
                 node.replace_input_with(index, Rewriter(twin, Context()).constant(array, "zeroed"))

@@ -127,7 +127,7 @@ def test_second_lowering_writes_the_same_bytes_and_record(simplified, tmp_path, 
     def no_measuring(*_, **__):
         raise AssertionError("measured although it is in the cache")
 
-    monkeypatch.setattr("graphcompress.forms.choice.interleaved", no_measuring)
+    monkeypatch.setattr("graphcompress.forms.choice.turns", no_measuring)
     second = lower(simplified, tmp_path / "second")
     assert json.dumps(first, sort_keys=True) == json.dumps(second, sort_keys=True)
     assert (tmp_path / "first/model.onnx").read_bytes() == (tmp_path / "second/model.onnx").read_bytes()

@@ -9,7 +9,7 @@ import pytest
 
 from graphcompress.base import Context
 from graphcompress.forms.attention import Attention
-from graphcompress.forms.choice import fastest, measure_forms, same_outputs
+from graphcompress.forms.choice import LEAST_ROUNDS, ROUNDS, fastest, measure_forms, same_outputs
 from graphcompress.forms.family import UNCHANGED
 from graphcompress.forms.gelu import Gelu
 from graphcompress.forms.integer import IntegerLinear
@@ -19,7 +19,6 @@ from graphcompress.forms.linear import Packed
 from graphcompress.forms.normalisation import Residual
 from graphcompress.forms.unsigned import unsigned_activations
 from graphcompress.kronecker_forms import write_expression
-from graphcompress.measure import Measurement
 from graphcompress.model import Model
 from graphcompress.numerics.kronecker.product import Factors, Split
 from graphcompress.rewrite import Rewriter
@@ -424,9 +423,34 @@ def test_a_form_that_the_runtime_refuses_is_not_taken():
     assert set(times) == {UNCHANGED}
 
 
+def rounds_of(times, taken=None):
+    """Turns that run nothing and give ``times``; they are counted in ``taken``."""
+
+    def turns(runs):
+        for number in range(len(times[UNCHANGED])):
+            if taken is not None:
+                taken.append(number)
+            yield {name: times[name][number] for name in runs}
+
+    return turns
+
+
+@pytest.mark.parametrize(
+    ("own", "rounds"),
+    [([0.5] * 7, LEAST_ROUNDS), ([2.0] * 7, LEAST_ROUNDS), ([0.8, 1.3, 1.3, 0.8, 1.3, 0.8, 1.3], ROUNDS)],
+)
+def test_a_clear_choice_takes_few_rounds(own, rounds, monkeypatch):
+    taken = []
+    times = {UNCHANGED: [1.0] * 7, "sum": own}
+    monkeypatch.setattr("graphcompress.forms.choice.turns", rounds_of(times, taken))
+    model = model_of(RESIDUAL.format(op="Add"), norm_weights())
+    measure_forms(model, Residual(), [{"x": random(2, 3, 8), "y": random(2, 3, 8, seed=2)}])
+    assert len(taken) == rounds
+
+
 def test_rounds_slowed_by_other_work_do_not_count_against_a_form(monkeypatch):
     rounds = {UNCHANGED: [1.0] * 10, "sum": [0.8] * 3 + [5.0] * 7}
-    monkeypatch.setattr("graphcompress.forms.choice.interleaved", lambda *_, **__: Measurement(rounds))
+    monkeypatch.setattr("graphcompress.forms.choice.turns", rounds_of(rounds))
     model = model_of(RESIDUAL.format(op="Add"), norm_weights())
     feeds = [{"x": random(2, 3, 8), "y": random(2, 3, 8, seed=2)}]
     assert fastest(measure_forms(model, Residual(), feeds), UNCHANGED) == "sum"

@@ -7,6 +7,7 @@ from graphcompress.targets.cpu import FAMILIES, Cpu
 from graphcompress.base import Context
 from graphcompress.build import optimize
 from graphcompress.errors import SpeedError
+from graphcompress.forms import apart, guard
 from graphcompress.forms.cache import MeasurementCache
 from graphcompress.forms.choice import shaped_feeds
 from graphcompress.forms.guard import REPETITIONS, compare_files, is_slower
@@ -83,6 +84,42 @@ def test_confirmed_slower_keeps_the_mildest_figures(files, tiny_bert, cache):
     assert times["artifact"] == [12.0, 12.0]
     assert is_slower(times, "artifact", "input")
     assert clock.calls == REPETITIONS * len(SHAPES)
+
+
+def test_noise_between_measurements_convicts_nobody(files, tiny_bert, cache):
+    """Slower in every measurement, but by less than the same file differs from itself."""
+    rows = [{"input": 10.0, "artifact": 11.5}, {"input": 12.0, "artifact": 13.5}]
+    times = compare(files, tiny_bert, cache, Clock(*rows))
+    assert not is_slower(times, "artifact", "input")
+
+
+@pytest.mark.parametrize(
+    ("before", "own", "after", "expected"),
+    [
+        ([10.0, 900.0], [5.0, 450.0], [10.5], [10.0, 900.0]),
+        ([10.0, 900.0], [5.0, 450.0], [8.0], [8.0, 900.0]),  # the machine was slow before
+        ([10.0, 900.0], [5.0, 450.0], [5.1], None),
+        ([10.0, 900.0], [9.5, 450.0], [10.0], None),  # not clearly
+        ([10.0, 900.0], [5.0, 850.0], [10.0], None),
+    ],
+)
+def test_large_files_are_timed_apart(before, own, after, expected, files, tiny_bert, cache, monkeypatch):
+    script = iter([before, own, after])
+    monkeypatch.setattr(apart, "_timed", lambda name, run, feeds: next(script)[: len(feeds)])
+    monkeypatch.setattr(guard, "LARGE_BYTES", 0)
+    feeds, clock = shaped_feeds(tiny_bert, SHAPES, 0), Clock({"input": 1.0, "artifact": 1.0})
+    times = compare_files(files, feeds, cache, subject="artifact", than="input", timer=clock, apart=True)
+    assert times == (
+        {"artifact": own, "input": expected} if expected else {"artifact": [1.0] * 2, "input": [1.0] * 2}
+    )
+    assert clock.calls == (0 if expected else len(SHAPES))
+
+
+def test_a_model_timed_alone_runs_at_every_shape(tiny_bert, tiny_bert_path):
+    feeds = shaped_feeds(tiny_bert, SHAPES, 0)
+    files = {"slow": tiny_bert_path, "fast": tiny_bert_path}
+    times = apart.timed_apart(files, feeds, subject="fast", than="slow")
+    assert times is None or all(len(row) == len(SHAPES) and min(row) > 0 for row in times.values())
 
 
 def test_a_verdict_is_kept(files, tiny_bert, cache):

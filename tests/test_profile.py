@@ -27,7 +27,7 @@ def no_measuring(monkeypatch):
         def refuse(*_, **__):
             raise AssertionError("measured although a profile is given")
 
-        monkeypatch.setattr("graphcompress.forms.choice.interleaved", refuse)
+        monkeypatch.setattr("graphcompress.forms.choice.turns", refuse)
         monkeypatch.setattr("graphcompress.forms.guard.interleaved", refuse)
 
     return forbid

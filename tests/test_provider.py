@@ -13,7 +13,7 @@ from graphcompress.data.load import synthetic_samples
 from graphcompress.errors import MissingExtraError, UnsupportedModelError
 from graphcompress.forms import openvino
 from graphcompress.forms.cache import MeasurementCache
-from graphcompress.forms.guard import on_cpu
+from graphcompress.forms.contenders import on_cpu
 from graphcompress.forms.provider import choose_provider, outputs_of
 from graphcompress.measure import Measurement
 

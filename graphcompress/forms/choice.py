@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 
 from graphcompress.base import Context, Progress, no_progress
 from graphcompress.data.load import synthetic_samples
@@ -15,7 +16,7 @@ from graphcompress.errors import DataError
 from graphcompress.forms.cache import Measurements, Times
 from graphcompress.forms.family import UNCHANGED, Family, Site
 from graphcompress.forms.shapes import Shape
-from graphcompress.measure import interleaved
+from graphcompress.measure import Measurement, turns
 from graphcompress.model import Model
 from graphcompress.rewrite import Rewriter
 from graphcompress.runtime import Feed, Runner
@@ -31,7 +32,9 @@ FLOOR = 0.9
 TOLERANCE = 1e-4
 """Largest difference between two forms of a site, in units of the largest output."""
 
-ROUNDS = 7
+LEAST_ROUNDS, ROUNDS = 3, 7
+"""Least and most rounds in which forms are timed: no more than make the choice clear."""
+
 _SPIN_US = 1000
 """Threads that wait longer than a node takes go to sleep, and the next session can be timed at once."""
 
@@ -132,14 +135,28 @@ def _times(
     if cache.complete:
         return {}, "not in the profile"
     try:
-        with Runner(model, site.inputs) as runner:
-            inside = [runner(feed) for feed in feeds]
+        times = measure_forms(site.extract(model), family, _read_by(site, model, feeds))
     except DataError as error:
         _LOG.warning("forms of %s are not measured: %s", family.name, error)
         return {}, "the model does not run at these shapes"
-    times = measure_forms(site.extract(model), family, inside)
     cache.put(key, times)
     return times, ""
+
+
+def _read_by(site: Site, model: Model, feeds: Sequence[Feed]) -> list[Feed]:
+    """What ``site`` reads on ``feeds``; only what comes before it is run."""
+    computed = [value for value in site.inputs if not value.is_graph_input()]
+    if not computed:
+        return [{value.name or "": feed[value.name or ""] for value in site.inputs} for feed in feeds]
+    graph = ir.convenience.extract(model.graph, list(model.graph.inputs), computed)
+    before = Model(ir.Model(graph, ir_version=model.ir.ir_version))
+    needed = {value.name for value in graph.inputs}
+    with Runner(before) as runner:
+        found = [runner({name: array for name, array in feed.items() if name in needed}) for feed in feeds]
+    given = [value.name or "" for value in site.inputs if value.is_graph_input()]
+    return [
+        {**inside, **{name: feed[name] for name in given}} for inside, feed in zip(found, feeds, strict=True)
+    ]
 
 
 def _fits(times: Times, family: Family, shapes: int) -> bool:
@@ -167,7 +184,7 @@ def measure_forms(alone: Model, family: Family, feeds: Sequence[Feed]) -> dict[s
                 candidates[form] = runner
             else:
                 _LOG.warning("form %s of %s gives other outputs and is not taken", form, family.name)
-        return _times_ms(candidates, feeds)
+        return _times_ms(candidates, feeds, family.default)
 
 
 def _rewritten(alone: Model, family: Family, form: str) -> Model:
@@ -178,17 +195,39 @@ def _rewritten(alone: Model, family: Family, form: str) -> Model:
     return twin
 
 
-def _times_ms(candidates: Mapping[str, Runner], feeds: Sequence[Feed]) -> dict[str, list[float]]:
+def _times_ms(
+    candidates: Mapping[str, Runner], feeds: Sequence[Feed], default: str
+) -> dict[str, list[float]]:
     """Milliseconds of every candidate for each of ``feeds``.
 
     Other work on the machine only ever adds time, so what a form costs is the fast end of its rounds.
     """
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for feed in feeds:
-        runs = {name: _run(runner, feed) for name, runner in candidates.items()}
-        for name, timing in interleaved(runs, rounds=ROUNDS, warmup=2).timings.items():
-            times[name].append(round(timing.low_ms, 5))
-    return times
+    runs = [{name: _run(runner, feed) for name, runner in candidates.items()} for feed in feeds]
+    for shape in runs:
+        for run in shape.values():
+            run()
+    seen: list[dict[str, list[float]]] = [{name: [] for name in candidates} for _ in feeds]
+    rounds = [turns(shape) for shape in runs]
+    for number in range(ROUNDS):
+        for times, source in zip(seen, rounds, strict=True):
+            for name, ms in next(source).items():
+                times[name].append(ms)
+        if number + 1 >= LEAST_ROUNDS and _is_clear(seen, default):
+            break
+    return _fast_ends(seen)
+
+
+def _fast_ends(seen: Sequence[Mapping[str, list[float]]]) -> dict[str, list[float]]:
+    timings = [Measurement(times).timings for times in seen]
+    return {name: [round(timing[name].low_ms, 5) for timing in timings] for name in seen[0]}
+
+
+def _is_clear(seen: Sequence[Mapping[str, list[float]]], default: str) -> bool:
+    """Whether the form to take is so by the median of its rounds too, against the fast end of all others'."""
+    times = _fast_ends(seen)
+    form = fastest(times, default)
+    medians = [round(Measurement(shape).timings[form].median_ms, 5) for shape in seen]
+    return fastest({**times, form: medians}, default) == form
 
 
 def _run(runner: Runner, feed: Feed) -> Callable[[], object]:

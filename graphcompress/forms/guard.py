@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from graphcompress.errors import DataError
+from graphcompress.forms.apart import timed_apart
 from graphcompress.forms.cache import Measurements, Times
+from graphcompress.forms.contenders import Opener, first_run, on_cpu, run_on
 from graphcompress.measure import Measurement, interleaved
-from graphcompress.runtime import Feed, session_of
+from graphcompress.runtime import Feed
 
 SLOWER = 0.97
 """A model that is less than this many times as fast as another, over all shapes, is slower than it …"""
@@ -25,25 +26,20 @@ SLACK_MS = 0.05
 """Differences below this are never counted: a call alone costs about as much, and not always the same."""
 
 REPETITIONS = 4
-"""A model counts as slower when this many measurements in a row, each of ``ROUNDS`` rounds, all say so."""
+"""A model counts as slower when it is so by its fastest against the other's slowest of that many
+measurements, each with sessions of its own: what differs between them is noise."""
 
 ROUNDS = 3
 _SECONDS = 4.0
 """That one measurement at one shape may take; a large model gets fewer rounds."""
 
-_SPIN_US = 1000
+LARGE_BYTES = 100_000_000
+"""From here on two files are not in memory at once where that can be avoided."""
+
 _METHOD = 1
 """Part of the cache's keys; raise it when times are taken in another way."""
 
-Opener = Callable[[Path], Any]
-"""Makes a session of a file."""
-
 Timer = Callable[[Mapping[str, Callable[[], object]], int], Measurement]
-
-
-def on_cpu(path: Path) -> Any:  # noqa: ANN401 - a session of the runtime
-    """A session on the CPU provider whose threads go to sleep soon, so that others can be timed."""
-    return session_of(path, spin_us=_SPIN_US)
 
 
 def timed(runs: Mapping[str, Callable[[], object]], rounds: int) -> Measurement:
@@ -67,13 +63,17 @@ def compare_files(
     than: str,
     openers: Mapping[str, Opener] | None = None,
     timer: Timer = timed,
+    apart: bool = False,
 ) -> Times:
     """Milliseconds of the models in two files for each of ``feeds``; ``subject`` is the one that is doubted.
 
     ``openers`` say how those files are opened that are not for the CPU provider.
 
-    A measurement in which the subject is slower is repeated; of several the one that speaks most for the
-    subject is kept, so that noise never convicts it.
+    With ``apart``, large files are timed one after the other, so that never both are in memory; that is
+    believed where the subject is clearly faster than the other was before and after it.
+
+    A measurement in which the subject is slower is repeated. As long as it is slower in all of them, what
+    counts is its fastest against the other's slowest, so that noise never convicts it.
 
     Raises:
         DataError: one of the models does not run on one of the feeds.
@@ -82,45 +82,48 @@ def compare_files(
     kept = cache.get(key)
     if kept is not None and set(kept) == set(files) and all(len(row) == len(feeds) for row in kept.values()):
         return kept
-    sessions = {name: (openers or {}).get(name, on_cpu)(path) for name, path in files.items()}
-    measured: list[Times] = []
-    while len(measured) < REPETITIONS and all(is_slower(times, subject, than) for times in measured):
-        measured.append(_times(sessions, feeds, timer))
-    best = max(measured, key=lambda times: _speed(times, subject, than))
-    times = best if is_slower(measured[-1], subject, than) else measured[-1]
+    openers = {name: (openers or {}).get(name, on_cpu) for name in files}
+    large = sum(path.stat().st_size for path in files.values()) > LARGE_BYTES
+    times: Times | None = None
+    if apart and large and all(opener is on_cpu for opener in openers.values()):
+        times = timed_apart(files, feeds, subject=subject, than=than)
+    if times is None:
+        times = _repeated(lambda: _times(_opened(files, openers), feeds, timer), subject, than)
     cache.put(key, times)
     return times
 
 
-def _speed(times: Times, name: str, than: str) -> float:
-    own, other = (np.asarray(times[key], np.float64) for key in (name, than))
-    return float(np.log(other / own).mean())
+def _opened(files: Mapping[str, Path], openers: Mapping[str, Opener]) -> dict[str, Any]:
+    return {name: openers[name](path) for name, path in files.items()}
+
+
+def _repeated(measure: Callable[[], Times], subject: str, than: str) -> Times:
+    """The first measurement in which ``subject`` is not slower, or the mildest figures of all."""
+    measured: list[Times] = []
+    for _ in range(REPETITIONS):
+        measured.append(measure())
+        mildest = {
+            subject: [min(row) for row in zip(*(times[subject] for times in measured), strict=True)],
+            than: [max(row) for row in zip(*(times[than] for times in measured), strict=True)],
+        }
+        for times in (measured[-1], mildest):
+            if not is_slower(times, subject, than):
+                return times
+    return mildest
 
 
 def _times(sessions: Mapping[str, object], feeds: Sequence[Feed], timer: Timer) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in sessions}
     for feed in feeds:
-        runs = {name: _run(session, feed) for name, session in sessions.items()}
+        runs = {name: run_on(session, feed) for name, session in sessions.items()}
         begun = time.perf_counter()
         for name, run in runs.items():
-            _first(name, run)
+            first_run(name, run)
         once = 2 * (time.perf_counter() - begun)  # a turn runs twice, once uncounted
         rounds = max(1, min(ROUNDS, int(_SECONDS / once)))
         for name, timing in timer(runs, rounds).timings.items():
             times[name].append(round(timing.low_ms, 5))
     return times
-
-
-def _run(session: object, feed: Feed) -> Callable[[], object]:
-    return lambda: session.run(None, dict(feed))  # type: ignore[attr-defined]
-
-
-def _first(name: str, run: Callable[[], object]) -> None:
-    try:
-        run()
-    except Exception as error:  # onnxruntime's exceptions share no base class
-        reason = str(error).splitlines()[0][:200]
-        raise DataError(f"the {name} does not run at a shape that is measured ({reason})") from error
 
 
 def _key(files: Mapping[str, Path], feeds: Sequence[Feed]) -> str:

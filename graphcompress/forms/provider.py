@@ -16,7 +16,8 @@ from graphcompress.errors import DataError, UnsupportedModelError, UsageError
 from graphcompress.forms import openvino
 from graphcompress.forms.cache import Measurements, Times
 from graphcompress.forms.choice import shaped_feeds
-from graphcompress.forms.guard import Opener, Timer, compare_files, is_slower, on_cpu, timed
+from graphcompress.forms.contenders import Opener, on_cpu
+from graphcompress.forms.guard import Timer, compare_files, is_slower, timed
 from graphcompress.forms.shapes import Shape
 from graphcompress.model import Model
 from graphcompress.runtime import Feed

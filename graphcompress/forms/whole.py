@@ -11,8 +11,9 @@ from graphcompress.base import Context
 from graphcompress.errors import DataError, SpeedError
 from graphcompress.forms.cache import Measurements, Times
 from graphcompress.forms.choice import Choice, choose_forms, shaped_feeds
+from graphcompress.forms.contenders import Opener, on_cpu
 from graphcompress.forms.family import UNCHANGED, Family
-from graphcompress.forms.guard import Opener, Timer, compare_files, is_slower, on_cpu, timed
+from graphcompress.forms.guard import Timer, compare_files, is_slower, timed
 from graphcompress.forms.shapes import Shape
 from graphcompress.model import Model
 
@@ -92,7 +93,14 @@ def times_against_input(
     files = {INPUT: source, ARTIFACT: artifact}
     try:
         times = compare_files(
-            files, feeds, cache, subject=ARTIFACT, than=INPUT, openers={ARTIFACT: opener}, timer=timer
+            files,
+            feeds,
+            cache,
+            subject=ARTIFACT,
+            than=INPUT,
+            openers={ARTIFACT: opener},
+            timer=timer,
+            apart=True,
         )
         return times, ""
     except DataError as error:

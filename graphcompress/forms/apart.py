@@ -1,0 +1,73 @@
+"""Times two models on the CPU provider one after the other, so that never both are in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from graphcompress.forms.cache import Times
+from graphcompress.forms.contenders import SPIN_US, first_run
+from graphcompress.measure import interleaved
+from graphcompress.model import Model
+from graphcompress.runtime import Feed, Runner
+
+CLEARLY = 1.1
+"""How many times as fast, at every shape, is believed of models that did not take turns."""
+
+ROUNDS = 2
+
+LONG_SECONDS = 0.2
+"""A run that takes longer is not repeated: what its first time costs more is little then."""
+
+
+def timed_apart(files: Mapping[str, Path], feeds: Sequence[Feed], *, subject: str, than: str) -> Times | None:
+    """Milliseconds of both models for each of ``feeds``; None unless ``subject`` is clearly the faster one.
+
+    The other model is timed before and after it, and counts as fast as it was in the faster of the two: a
+    neighbour that slows down one of them does not help the subject.
+
+    Raises:
+        DataError: one of the models does not run on one of the feeds.
+    """
+    with _mapped(files[than]) as run:
+        before = _timed(than, run, feeds)
+    with _mapped(files[subject]) as run:
+        own = _timed(subject, run, feeds)
+    if not _is_faster(own, before):
+        return None
+    short = [index for index, ms in enumerate(before) if ms < 1000 * LONG_SECONDS] or [0]
+    with _mapped(files[than]) as run:
+        after = _timed(than, run, [feeds[index] for index in short])
+    change = min(1.0, *(again / before[index] for index, again in zip(short, after, strict=True)))
+    if not _is_faster(own, [ms * change for ms in before]):
+        return None
+    again = dict(zip(short, after, strict=True))
+    return {subject: own, than: [min(ms, again.get(index, ms)) for index, ms in enumerate(before)]}
+
+
+def _is_faster(own: Sequence[float], other: Sequence[float]) -> bool:
+    return all(ms * CLEARLY < before for ms, before in zip(own, other, strict=True))
+
+
+@contextlib.contextmanager
+def _mapped(path: Path) -> Iterator[Runner]:
+    """The model in a file, its weights mapped: inside an ONNX file they are held twice by a session."""
+    with Runner(Model.load(path), spin_us=SPIN_US) as runner:
+        yield runner
+
+
+def _timed(name: str, run: Callable[[Feed], object], feeds: Sequence[Feed]) -> list[float]:
+    """Milliseconds of one model for each of ``feeds``."""
+    times = []
+    for feed in feeds:
+        once = functools.partial(run, feed)
+        begun = time.perf_counter()
+        first_run(name, once)
+        seconds = time.perf_counter() - begun
+        if seconds < LONG_SECONDS:
+            seconds = interleaved({name: once}, rounds=ROUNDS, warmup=0).timings[name].low_ms / 1000
+        times.append(round(1000 * seconds, 5))
+    return times
