@@ -43,6 +43,14 @@ def reduce(builder: Builder, node: ir.Node) -> Operand:
     return _integer_again(builder, node, made)
 
 
+@operator("GlobalAveragePool", "GlobalMaxPool")
+def global_pool(builder: Builder, node: ir.Node) -> Operand:
+    """One number for all positions: everything behind the batch and the channels."""
+    positions = tuple(range(2, builder.rank(node.inputs[0], node)))
+    function = torch.mean if node.op_type == "GlobalAveragePool" else torch.amax
+    return builder.call(function, builder.tensor(node.inputs[0]), positions, keepdim=True)
+
+
 _STEPS: dict[str, tuple[Any, Callable[..., Any] | None, Callable[..., Any] | None]] = {
     "ReduceL1": (lambda builder, x: builder.call(torch.abs, x), torch.sum, None),
     "ReduceL2": (lambda builder, x: builder.call(op.mul, x, x), torch.sum, torch.sqrt),
