@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from graphcompress.base import Capabilities, Context, Target
 from graphcompress.data.load import Samples, synthetic_samples
+from graphcompress.edge.advice import advice
 from graphcompress.edge.bundle import write_bundle, write_example
 from graphcompress.edge.convert import (
     MODEL_FILE,
@@ -98,9 +99,11 @@ class Mobile(Target):
             feeds = [samples.batch([index]) for index in range(min(2, len(samples)))]
             reloaded = compare_converted(source, folder / MODEL_FILE, interface, feeds)
         write_operators(folder / MODEL_FILE, folder / OPERATORS_FILE)
-        write_partitions(folder, before, after)
+        tips = advice(after)
+        write_partitions(folder, before, after, tips)
         if self.bundle:
-            write_bundle(folder, interface, provider=self.provider, parts=table(before, after))
+            parts = "\n".join([table(before, after), "", *[f"- {tip}" for tip in tips]])
+            write_bundle(folder, interface, provider=self.provider, parts=parts)
             feed = samples.batch([min(range(len(samples)), key=lambda index: _numbers(samples, index))])
             write_example(folder, feed, self.session(folder)(feed))
         record = {
@@ -113,6 +116,7 @@ class Mobile(Target):
             "reloaded": asdict(reloaded),
             "partitions_before": [asdict(item) for item in before],
             "partitions": [asdict(item) for item in after],
+            "notes": advice(after, self.provider) if self.provider != "cpu" else [],
         }
         return record if newer is None else {**record, "opset_reason": newer}
 
@@ -132,12 +136,13 @@ class Mobile(Target):
             done["tables looked up in factors"] = weights.tables
             done["expressions stored expanded"] = list(weights.expanded)
             rw.clean()
-            if is_fixed(model):
-                done["products of matrices"] = flatten_products(rw)
             simplify(rw)
             if self.provider == "nnapi":
                 done["GELU without Erf"] = gelu_without_erf(rw)
                 done["LayerNormalization as means"] = normalisation_by_means(rw)
+            rw.clean()
+            if is_fixed(model):  # last: simplify gives linears back the axes that a caller's Reshape took
+                done["products of matrices"] = flatten_products(rw)
         if self.provider in ("cpu", "xnnpack"):
             done["activations as uint8"] = unsigned_activations(model, ctx, saturates=True)
             for choice in choose_forms(model, (IntegerLinear(), Gelu()), (), ctx, cache=None):

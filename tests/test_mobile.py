@@ -6,6 +6,7 @@ import tomllib
 
 import numpy as np
 import pytest
+from graphcompress.passes.int8 import Int8
 from graphcompress.passes.kron import Kron
 from graphcompress.passes.simplify import Simplify
 from graphcompress.targets.mobile import Mobile
@@ -94,6 +95,48 @@ def test_xnnpack_takes_products_of_matrices_only(tiny_bert):
         flatten_products(rw)
     taken = {item.provider: item.supported for item in partitions(tiny_bert)}
     assert taken["XNNPACK"] == softmaxes + len(linears(tiny_bert))
+
+
+def test_xnnpack_takes_every_linear_of_the_artifact(tiny_bert, tmp_path):
+    Simplify().run(tiny_bert, Context())
+    softmaxes = sum(node.op_type == "Softmax" for node in tiny_bert.graph)
+    record, _ = lowered(tiny_bert, tmp_path, shape="1x16", provider="xnnpack", bundle=False)
+    found = {item["provider"]: item["supported"] for item in record["partitions"]}
+    assert found["XNNPACK"] == softmaxes + len(linears(tiny_bert))
+    assert record["notes"] == []
+
+
+# ---- what splits the graph, and which option avoids it
+
+
+def int8_record(model, samples, folder, **options):
+    Simplify().run(model, Context())
+    Int8(scheme="static").run(model, Context(samples=samples, capabilities=Mobile().capabilities))
+    return lowered(model, folder, samples, **options)
+
+
+def test_the_report_names_the_option_that_keeps_the_graph_whole(tiny_bert, tiny_samples, tmp_path):
+    record, folder = int8_record(tiny_bert, tiny_samples, tmp_path)
+    tips = json.loads((folder / "partitions.json").read_text())["advice"]
+    assert any(tip.startswith("NNAPI: MatMulIntegerToFloat") and "provider=nnapi" in tip for tip in tips)
+    assert any(tip.startswith("XNNPACK, CoreML") and "leave the pass int8 out" in tip for tip in tips)
+    assert "shape=1x128" in tips[-1]
+    assert f"- {tips[0]}" in (folder / "README.md").read_text()
+    assert record["notes"] == []  # the CPU provider runs all of it
+
+
+def test_with_that_option_nnapi_takes_int8_as_a_whole(tiny_bert, tiny_samples, tmp_path):
+    record, _ = int8_record(tiny_bert, tiny_samples, tmp_path, shape="1x32", provider="nnapi", bundle=False)
+    (found,) = [item for item in record["partitions"] if item["provider"] == "NNAPI"]
+    assert (found["partitions"], found["supported"]) == (1, found["nodes"])
+    assert record["notes"] == []
+
+
+def test_a_provider_that_is_asked_for_and_splits_is_told_about(tiny_bert, tiny_samples, tmp_path):
+    record, _ = int8_record(tiny_bert, tiny_samples, tmp_path, shape="1x32", provider="xnnpack", bundle=False)
+    (note,) = record["notes"]
+    assert note.startswith("XNNPACK: ")
+    assert "CoreML" not in note.split(":")[0]
 
 
 def test_factors_stay_factors_in_the_file(tiny_bert_path, tmp_path):

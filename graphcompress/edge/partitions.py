@@ -91,9 +91,15 @@ def table(before: Sequence[Partitions], after: Sequence[Partitions]) -> str:
     return "\n".join(lines)
 
 
-def write_partitions(folder: Path, before: Sequence[Partitions], after: Sequence[Partitions]) -> None:
+def write_partitions(
+    folder: Path, before: Sequence[Partitions], after: Sequence[Partitions], advice: Sequence[str]
+) -> None:
     """Write the report as ``partitions.json``."""
-    content = {"before": [asdict(item) for item in before], "after": [asdict(item) for item in after]}
+    content = {
+        "before": [asdict(item) for item in before],
+        "after": [asdict(item) for item in after],
+        "advice": list(advice),
+    }
     text = json.dumps(content, indent=1, ensure_ascii=False)
     (folder / PARTITIONS_FILE).write_text(text + "\n", encoding="utf-8")
 
