@@ -114,6 +114,14 @@ def test_groups_of_bert(tiny_bert):
     }
 
 
+def test_an_output_of_undeclared_sizes_is_a_residual_stream(tmp_path):
+    text = texts.MLP.replace("=> (float[batch, sequence, 16] y)", "=> (float[d0, d1, d2] y)")
+    assert text != texts.MLP
+    model = texts.model_of(text, opset=20)
+    assert kinds(model) == {(FFN, 24): 1}
+    assert_cut_equals_zeroed(model, tmp_path, couplings(model))
+
+
 def test_hidden_width_is_a_group_when_it_is_not_an_output(tiny_bert, tmp_path):
     with Rewriter(tiny_bert, Context()) as rw:
         weight = rw.constant(np.random.default_rng(0).standard_normal((32, 3)).astype(np.float32), "classes")

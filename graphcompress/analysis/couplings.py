@@ -138,7 +138,8 @@ class _Survey:
         survey._stored(model)
         survey._attentions(attentions(model))
         for branch in branches(model):
-            survey.residual.update(survey._leaves(relations.axes(branch.output), -1))
+            for value in branch.stream:  # an output may be declared with sizes that say nothing
+                survey.residual.update(survey._leaves(relations.axes(value), -1))
         return survey
 
     def candidates(self) -> list[int]:

@@ -25,6 +25,12 @@ class Branch:
     """Outputs of the additions inside f."""
 
     @property
+    def stream(self) -> list[ir.Value]:
+        """What is added, and the sum: values of the residual stream."""
+        node = self.output.producer()
+        return [self.output, *(value for value in (node.inputs if node else ()) if value is not None)]
+
+    @property
     def feeds_forward(self) -> bool:
         """Whether it has linears that belong to no attention."""
         attending = {
