@@ -30,7 +30,7 @@ def main() -> None:
     OUTPUT.mkdir(exist_ok=True)
     if not MODEL.exists():
         print("exporting MiniLM to ONNX (once, about half a minute) …", flush=True)
-        graphcompress.export(weights(), MODEL)
+        graphcompress.export(weights(), MODEL, overwrite=True)
     command = ["graphcompress", *JOB, *sys.argv[1:]]
     print("$", shlex.join(command), flush=True)
     sys.exit(subprocess.run([sys.executable, "-m", *command], check=False).returncode)

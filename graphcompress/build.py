@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from graphcompress.artifact.manifest import manifest
 from graphcompress.artifact.recipe import RECIPE, Recipe
 from graphcompress.base import Context, Pass, Progress, Target, Training, no_progress
 from graphcompress.capturing.checkpoint import is_checkpoint
-from graphcompress.capturing.source import open_model
+from graphcompress.capturing.source import is_hub_name, open_model
 from graphcompress.data.load import Samples, load_samples
 from graphcompress.errors import UsageError
 from graphcompress.judging import Size
@@ -151,10 +150,6 @@ def optimize(
 
     with disk_errors():
         loaded = model if isinstance(model, Model) else open_model(model, task=task)
-        if rank() > 0:  # all processes of a launcher train, one writes
-            unread = Path(tempfile.mkdtemp(prefix="graphcompress-"))
-            loaded.own(unread)
-            folder = unread / folder.name
         recipe = Recipe(
             model=path_text(model),
             passes=str(pipeline),
@@ -170,7 +165,8 @@ def optimize(
             allow=tuple(sorted(allow)),
             require_coverage=require_coverage,
         )
-        recipe = replace(recipe, sha256=input_hashes(recipe, loaded, targets))
+        guide = _teacher(teacher, task)
+        recipe = replace(recipe, sha256=input_hashes(recipe, loaded, guide, targets))
         refuse_unsupported(loaded)
         loaded.check_weights_are_finite()
         pair = chosen.pair if chosen else "joint"
@@ -182,7 +178,6 @@ def optimize(
         )
         training = None
         if learnt is not None:
-            guide = _teacher(teacher, task)
             learnt, held_out = Training(learnt, held_out=held_out or samples if chosen else None).divided()
             training = Training(learnt, guide, held_out, metric, checkpoints)
             samples = samples or learnt.spread(CALIBRATION_ROWS)
@@ -207,6 +202,8 @@ def optimize(
             samples=before.samples,
             model=loaded,
         )
+        if rank() > 0:  # nothing measures beside the first, which lowers alone
+            return result
         with staged(folder, overwrite=overwrite) as stage:
             stages = artifact_folders(stage, targets)
             lowered = [_lower(it, stages[it.name], loaded, ctx, before) for it in targets]
@@ -217,8 +214,7 @@ def optimize(
             if len(targets) > 1:
                 (stage / report.REPORT).write_text(report.markdown(result), encoding="utf-8")
                 write_manifest(stage, {"artifacts": [it.name for it in targets]})
-        if rank() == 0:
-            shutil.rmtree(checkpoints, ignore_errors=True)
+        shutil.rmtree(checkpoints, ignore_errors=True)
     return result
 
 
@@ -231,7 +227,7 @@ def _targets(given: str | Target | Collection[Target]) -> tuple[Target, ...]:
 def _teacher(given: Model | str | Path | None, task: str | None) -> Model | None:
     if given is None or isinstance(given, Model):
         return given
-    return open_model(given, task=task if is_checkpoint(given) else None)
+    return open_model(given, task=task if is_checkpoint(given) or is_hub_name(given) else None)
 
 
 def _lower(target: Target, stage: Path, model: Model, ctx: Context, before: Original) -> Lowered:
@@ -246,7 +242,7 @@ def _lower(target: Target, stage: Path, model: Model, ctx: Context, before: Orig
         target=str(target),
         folder=stage,
         size=Size(model.parameters, folder_bytes(stage), macs(model)),
-        difference=compare(before.outputs, run, before.feeds),
+        difference=compare(before.outputs, run, before.feeds, before.by_token),
         invariance=batch_invariance(run, before.samples),
         record=record,
         score=before.score_of(run),

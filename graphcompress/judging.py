@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from graphcompress.analysis.tokens import token_values
 from graphcompress.base import Context, Pass, Training
 from graphcompress.data.load import Samples, synthetic_samples
 from graphcompress.errors import ContractError
@@ -47,6 +48,7 @@ class Checker:
     def __init__(self, model: Model, ctx: Context, original: Sequence[Outputs] | None) -> None:
         self.feeds = list(check_samples(model, ctx).batches(CHECK_BATCH))
         self.interface = interface(model)
+        self._by_token = token_values(model)
         self._fused = ctx.capabilities.judged_fused
         self.original = original if original is not None else _outputs_of(model, self.feeds)
         self.before = self.original
@@ -71,9 +73,9 @@ class Checker:
             bytes_on_disk = runner.bytes_on_disk
         recorded = iter(now)
         before = self._before_awaiting if trained and self.awaiting else self.before
-        step = compare(before, lambda feed: next(recorded), self.feeds)
+        step = compare(before, lambda feed: next(recorded), self.feeds, self._by_token)
         recorded = iter(now)
-        total = compare(self.original, lambda feed: next(recorded), self.feeds)
+        total = compare(self.original, lambda feed: next(recorded), self.feeds, self._by_token)
         self.before = now
         return step, total, bytes_on_disk
 

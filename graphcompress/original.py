@@ -6,6 +6,7 @@ import numpy as np
 
 from graphcompress import metrics
 from graphcompress.analysis.cost import macs
+from graphcompress.analysis.tokens import token_values
 from graphcompress.artifact.inputs import model_bytes
 from graphcompress.base import Context
 from graphcompress.data.load import Samples
@@ -22,6 +23,7 @@ class Original:
     def __init__(self, model: Model, ctx: Context, chosen: Metric | None, held_out: Samples | None) -> None:
         self.samples = check_samples(model, ctx)
         self.feeds: list[Feed] = list(self.samples.batches(CHECK_BATCH))
+        self.by_token = token_values(model)
         self.score: Score | None = None
         self._metric, self._held_out, self._progress = chosen, held_out, ctx.progress
         if chosen and held_out:

@@ -275,9 +275,11 @@ def write_report(path: Path, build: Build, benched: Sequence[ShapeResult] = ()) 
 
 
 def check_report_path(path: Path) -> None:
-    """Raise :class:`UsageError` unless the suffix of ``path`` is a kind of report."""
+    """Raise :class:`UsageError` unless the suffix of ``path`` is a kind of report and its folder exists."""
     if path.suffix not in (".md", ".html"):
         raise UsageError(f"{path}: a report ends in .md or .html")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}; make it first")
 
 
 _STYLE = (

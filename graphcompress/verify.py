@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,10 +110,17 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.min(np.nan_to_num(cosines, nan=-1.0), initial=1.0))
 
 
-def compare(reference: Iterable[Mapping[str, np.ndarray]], run: Run, feeds: Iterable[Feed]) -> Difference:
+def compare(
+    reference: Iterable[Mapping[str, np.ndarray]],
+    run: Run,
+    feeds: Iterable[Feed],
+    by_token: Collection[str] | None = None,
+) -> Difference:
     """Compare recorded outputs of A with those of ``run`` on the same feeds.
 
-    Outputs are matched by name; rows that a mask in the feed marks as padding are left out.
+    Outputs are matched by name; of those in ``by_token`` (see
+    :func:`graphcompress.analysis.tokens.token_values`; by default of all that have the shape of the mask) the
+    tokens that a mask in the feed marks as padding are left out.
     Outputs that are not numbers with a fraction (labels, token ids) are compared by entry.
 
     Raises:
@@ -124,8 +131,9 @@ def compare(reference: Iterable[Mapping[str, np.ndarray]], run: Run, feeds: Iter
     for expected, feed in zip(reference, feeds, strict=True):
         actual = run(feed)
         samples += len(next(iter(feed.values())))
-        keep = padding_mask(feed)
+        mask = padding_mask(feed)
         for name, array in expected.items():
+            keep = mask if by_token is None or name in by_token else None
             if name not in actual or actual[name].shape != array.shape:
                 got = list(actual[name].shape) if name in actual else "nothing"
                 raise ContractError(f"output {name!r}: expected shape {list(array.shape)}, got {got}")

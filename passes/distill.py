@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from graphcompress.analysis.linears import embeddings, linears
 from graphcompress.base import Context, Contract, Lossy, Pass, Training
+from graphcompress.errors import UsageError
+from graphcompress.expressions import leaves
 from graphcompress.extras import needs_torch
 from graphcompress.model import Model
 from graphcompress.options import option
@@ -29,8 +31,10 @@ class Distill(Pass):
     where it is logits, else as a squared error. ``hidden``, ``ffn``, ``scores`` and ``embedding``: squared
     errors of every layer's output, every FFN's output, every attention's scores before the mask, and the
     embedding output (the last three as in KroneckerBERT, arXiv:2109.06243); a squared error is divided by the
-    power of the teacher's value, so that 1 is an error as large as the signal. ``labels``: cross entropy,
-    where the data have a label column and the model one answer per sample. Places are matched by their
+    power of the teacher's value, so that 1 is an error as large as the signal. ``labels``, where the data
+    have a column ``label``, ``labels`` or ``target``: cross entropy of a class per sample or per token,
+    binary cross entropy of several classes at once or of one logit, squared error of a number (then also of
+    a column ``score`` or ``similarity``); ``labels=0`` leaves them out. Places are matched by their
     origin, also where heads or layers were removed; what has no counterpart in another ``--teacher`` is
     reported.
 
@@ -68,6 +72,11 @@ class Distill(Pass):
     learn_scales: bool = option(False, "also train the scales of quantisation")
     only: str = option("*", "glob over the names of the weights that are trained")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.steps and not self.epochs:
+            raise UsageError("distill{epochs=0} trains nothing; leave the pass out, or give steps")
+
     def check(self, model: Model, ctx: Context) -> None:
         """Refuse samples, a teacher or operators that do not fit, before other passes take their time.
 
@@ -104,9 +113,12 @@ class Distill(Pass):
     def _train(self, rw: Rewriter, training: Training, original: Model) -> None:
         from graphcompress.distillation.training import train
 
-        result, unshared = train(rw.model, original, training, self.settings(), rw.ctx)
+        result, unshared, changed = train(rw.model, original, training, self.settings(), rw.ctx)
         for item in (*linears(rw.model), *embeddings(rw.model)):
-            rw.touch(item, "trained")
+            if changed.intersection(leaf.name or "" for leaf in leaves(item.weight)):
+                rw.touch(item, "trained")
+            else:
+                rw.skip(item, "not one of those to train" if result.best_step else "no step made it better")
         for place in unshared:
             rw.skip(place.student, f"no {place.kind} loss: {place.reason}")
         rw.modified = True

@@ -9,6 +9,7 @@ from typing import ClassVar, cast
 import onnx_ir as ir
 
 from graphcompress.analysis.linears import Embedding, Linear, embeddings, linears
+from graphcompress.analysis.tokens import token_values
 from graphcompress.base import Capabilities, Context, Contract, Lossy, Pass
 from graphcompress.calibrate import equal_batches
 from graphcompress.data.load import Samples, synthetic_samples
@@ -288,4 +289,4 @@ class _Judge:
         with Rewriter(twin, Context(capabilities=self._ctx.capabilities)) as rw:
             write(rw, plan.on(twin))
         with Runner(twin, optimize=self._ctx.capabilities.judged_fused) as runner:
-            return compare(self._expected, runner, self._feeds).sqnr_db
+            return compare(self._expected, runner, self._feeds, token_values(twin)).sqnr_db

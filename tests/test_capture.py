@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,13 @@ from graphcompress.capturing.comparison import other_sizes  # noqa: E402
 from graphcompress.capturing.source import is_hub_name, open_model  # noqa: E402
 from graphcompress.capturing.traceable import Traceable, default_axes  # noqa: E402
 from graphcompress.cli import app  # noqa: E402
-from graphcompress.errors import ContractError, InvalidModelError, MissingExtraError, UsageError  # noqa: E402
+from graphcompress.errors import (  # noqa: E402
+    ContractError,
+    InvalidModelError,
+    MissingExtraError,
+    UnsupportedModelError,
+    UsageError,
+)
 from graphcompress.extras import needs_torch  # noqa: E402
 from graphcompress.runtime import Runner, session_of  # noqa: E402
 
@@ -86,7 +93,28 @@ def test_a_task_chooses_the_class_and_outputs_can_be_chosen(bert_folder: Path, t
     features = export(bert_folder, tmp_path / "f.onnx", task="features", outputs=["pooler_output"])
     assert [value.name for value in onnx.load(features).graph.output] == ["pooler_output"]
     with pytest.raises(UsageError, match="no output 'nothing'; it has"):
-        export(bert_folder, tmp_path / "f.onnx", task="features", outputs=["nothing"])
+        export(bert_folder, tmp_path / "g.onnx", task="features", outputs=["nothing"])
+
+
+def test_files_that_are_there_are_replaced_on_request_only(bert_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("mine")
+    with pytest.raises(UsageError, match=r"has other files named config.json; .* --overwrite"):
+        export(bert_folder, tmp_path / "m.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+    export(bert_folder, tmp_path / "m.onnx", overwrite=True)
+    assert (tmp_path / "config.json").read_text() != "mine"
+    with pytest.raises(UsageError, match=r"m.onnx exists"):
+        export(bert_folder, tmp_path / "m.onnx")
+    export(bert_folder, tmp_path / "n.onnx")
+
+
+def test_a_class_that_transformers_lacks_is_named(bert_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(bert_folder, tmp_path / "own")
+    config = json.loads((tmp_path / "own/config.json").read_text())
+    (tmp_path / "own/config.json").write_text(json.dumps({**config, "architectures": ["MyBertWithHead"]}))
+    with pytest.raises(UnsupportedModelError, match="is a MyBertWithHead, which transformers does not have"):
+        export(tmp_path / "own", tmp_path / "m.onnx")
+    assert export(tmp_path / "own", tmp_path / "m.onnx", task="classification").is_file()
 
 
 def test_a_task_whose_head_the_checkpoint_lacks_is_refused(bert_folder: Path, tmp_path: Path) -> None:
@@ -128,7 +156,7 @@ def test_a_decoder_and_an_encoder_decoder(tmp_path: Path) -> None:
         ("t5", transformers.T5ForConditionalGeneration(t5)),
     ):
         model.save_pretrained(tmp_path / name)
-        found = onnx.load(export(tmp_path / name, tmp_path / f"{name}.onnx"))
+        found = onnx.load(export(tmp_path / name, tmp_path / f"{name}-onnx/model.onnx"))
         assert [value.name for value in found.graph.output] == ["logits"]
         inputs = ["input_ids", "attention_mask", "decoder_input_ids"]
         assert [value.name for value in found.graph.input] == inputs[: 2 + (name == "t5")]

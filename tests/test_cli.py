@@ -307,6 +307,7 @@ def test_listings_give_defaults_and_contracts(command):
         (("optimize", "model.onnx", "--allow", "krom"), 2, "did you mean 'kron'"),
         (("optimize", "model.onnx", "--require-coverage", "2"), 2, "between 0 and 1"),
         (("optimize", "model.onnx", "--report", "r.pdf"), 2, ".md or .html"),
+        (("optimize", "model.onnx", "--report", "none/r.md"), 2, "there is no folder none"),
         (("optimize", "missing.onnx"), 5, "no such file"),
         (("optimize", "data.jsonl"), 5, "not an ONNX file"),
         (("optimize", "cut.onnx"), 5, "truncated"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import os
 import socket
 import subprocess
@@ -28,6 +29,7 @@ from graphcompress.cli import app  # noqa: E402
 from graphcompress.data.samples import Samples  # noqa: E402
 from graphcompress.distillation import checkpoints, loop  # noqa: E402
 from graphcompress.distillation.batches import Batches, parts  # noqa: E402
+from graphcompress.distillation.evaluation import Evaluation  # noqa: E402
 from graphcompress.distillation.losses import Answer, Counts, Losses, divergence, mask_of  # noqa: E402
 from graphcompress.distillation.prepare import prepare, run  # noqa: E402
 from graphcompress.errors import (  # noqa: E402
@@ -37,6 +39,7 @@ from graphcompress.errors import (  # noqa: E402
     UnsupportedModelError,
     UsageError,
 )
+from graphcompress.metrics import metric  # noqa: E402
 from graphcompress.model import Model  # noqa: E402
 from graphcompress.pipeline import Pipeline  # noqa: E402
 from graphcompress.runtime import Runner  # noqa: E402
@@ -164,6 +167,43 @@ def test_only_the_chosen_weights_move() -> None:
     after = weights(model)
     assert np.array_equal(before["table"], after["table"])
     assert not np.array_equal(before["weight"], after["weight"])
+
+
+def test_weights_that_stood_still_are_not_counted_as_trained(tiny_bert: Model) -> None:
+    training = Training(sentences(24))
+    step = "prune{ffn=0.5},distill{steps=3 lr=0.001 batch=8 evaluations=1 only=*query*}"
+    record = trained(tiny_bert, step, training)[-1]
+    assert record.touched
+    assert all("query" in item.name for item in record.touched)
+    assert {item.reason for item in record.skipped} == {"not one of those to train"}
+    assert record.coverage < 0.5
+
+
+def test_learned_scales_move_by_shares_of_themselves_and_stay_positive(tiny_bert: Model) -> None:
+    step = "distill{steps=12 lr=0.05 warmup=0 decay=none batch=8 evaluations=12 learn_scales=true}"
+    before = tiny_bert.clone()
+    trained(before, "int8", Training(sentences(64)))
+    trained(tiny_bert, f"int8,{step}", Training(sentences(64)))
+    scales = {name: a for name, a in weights(tiny_bert).items() if name.endswith("_scale")}
+    old = weights(before)
+    moved = [name for name, array in scales.items() if not np.array_equal(array, old[name])]
+    assert moved
+    assert all((array > 0).all() for array in scales.values())
+    assert all((scales[name] < 4 * old[name]).all() for name in moved)
+
+
+def test_training_nothing_is_refused() -> None:
+    with pytest.raises(UsageError, match="trains nothing; leave the pass out"):
+        Distill(epochs=0)
+
+
+def test_whatever_has_a_score_is_better_than_no_number(tiny_bert: Model) -> None:
+    evaluation = object.__new__(Evaluation)
+    for chosen in (None, metric("spearman")):
+        evaluation._metric = chosen
+        assert evaluation.is_better(0.3, math.nan)
+        assert not evaluation.is_better(math.nan, 0.3)
+        assert not evaluation.is_better(math.nan, math.nan)
 
 
 def test_bfloat16_comes_close(tiny_bert: Model) -> None:
@@ -411,12 +451,25 @@ def test_padding_does_not_count_and_parts_add_up(tiny_bert: Model) -> None:
 
 
 def test_a_squared_error_as_large_as_the_signal_is_one() -> None:
-    losses = Losses(Distill(hidden=0).settings(), [], [Answer("x", "mse")])
+    losses = Losses(Distill(hidden=0).settings(), [], [Answer("x", "mse")], by_token=())
     teacher = {"x": torch.randn(4, 5)}
     counts = Counts(4, 4, 4)
     losses.measure([(teacher, None)], counts)
     found = losses({"x": torch.zeros(4, 5)}, teacher, None, counts)
     assert float(found["outputs"]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("loss", "error"), [("mse", 4.0), ("kl", 9.0)])
+def test_as_many_tokens_as_classes_are_still_classes(loss: str, error: float) -> None:
+    losses = Losses(Distill(hidden=0, temperature=1).settings(), [], [Answer("x", loss)], by_token=())
+    teacher = {"x": torch.tensor([[0.0, 0, 0, 9], [0, 0, 9, 0]])}
+    student = {"x": torch.tensor([[0.0, 0, 0, 9], [0, 0, 0, 9]])}
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]).bool()
+    counts = Counts(2, 6, 20)
+    losses.measure([(teacher, mask)], counts)
+    alone = losses(student, teacher, mask, counts)["outputs"]
+    assert float(alone) == pytest.approx(float(losses(student, teacher, None, counts)["outputs"]))
+    assert float(alone) > error / 10
 
 
 def test_the_divergence_is_torchs() -> None:

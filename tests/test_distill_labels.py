@@ -119,6 +119,17 @@ def test_the_losses_are_torchs() -> None:
         assert float(found) == pytest.approx(float(reference(logits, torch.tensor(labels))), rel=1e-5)
 
 
+def test_one_logit_of_two_classes_is_driven_away_from_the_boundary() -> None:
+    given = prepare(head(1), head(1), Training(samples([0, 1, 0, 1, 1, 0])), Distill(hidden=0).settings())
+    assert given.labels is not None
+    assert given.labels.kind == MULTIPLE
+    for answer, expected in ((-4.0, 0.018), (0.0, 0.693), (4.0, 4.018)):
+        loss = given.labels.loss(torch.full((1, 1), answer), [0], Counts(1, 1, 1))
+        flat = given.labels.loss(torch.full((1,), answer), [0], Counts(1, 1, 1))
+        if given.labels.values[0] == 0:
+            assert float(loss) == float(flat) == pytest.approx(expected, abs=1e-3)
+
+
 def test_guessing_the_mean_of_numbers_costs_one() -> None:
     model, numbers = head(1), [1.0, 2.0, 4.0, 9.0, 3.0, 5.0]
     data, settings = samples(list(numbers)), Distill(hidden=0).settings()

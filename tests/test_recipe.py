@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import tomllib
+from pathlib import Path
 
+import onnx
 import pytest
+from bert import Bert
 from hypothesis import given
 from hypothesis import strategies as st
 
+from graphcompress.artifact.inputs import input_hashes
 from graphcompress.artifact.recipe import Recipe, read_recipe
 from graphcompress.errors import DataError, UsageError
+from graphcompress.model import Model
 
 texts = st.text(st.characters(blacklist_categories=("Cs",)), min_size=1, max_size=20)
 
@@ -85,3 +90,15 @@ def test_options_without_a_value_are_left_out():
         "seed": 0,
         "require_coverage": 0.0,
     }
+
+
+def test_every_file_that_is_read_has_a_hash(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("m", "t"):
+        onnx.save_model(Bert().model(), f"{name}.onnx", save_as_external_data=True, location=f"{name}.data")
+    Path("words").mkdir()
+    Path("words/tokenizer.json").write_text("{}")
+    Path("d.jsonl").write_text("{}")
+    recipe = Recipe(model="m.onnx", data="d.jsonl", tokenizer="words", teacher="t.onnx")
+    found = input_hashes(recipe, Model.load("m.onnx"), Model.load("t.onnx"))
+    assert set(found) == {"m.onnx", "m.data", "t.onnx", "t.data", "d.jsonl", "words/tokenizer.json"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,14 +35,16 @@ class ReadsFiles(Protocol):
         """Their paths, as they were given."""
 
 
-def input_hashes(recipe: Recipe, model: Model, targets: Iterable[object] = ()) -> dict[str, str]:
+def input_hashes(
+    recipe: Recipe, model: Model, teacher: Model | None = None, targets: Iterable[object] = ()
+) -> dict[str, str]:
     """Hashes of every file that the build reads, by the path as it was given."""
     paths = [Path(path) for path in (recipe.data, recipe.eval_data, recipe.train) if path]
-    paths += _checkpoint_files(recipe.model) or (model.files if recipe.model else ())
-    if recipe.teacher:
-        paths += _checkpoint_files(recipe.teacher) or [Path(recipe.teacher)]
+    paths += _model_files(recipe.model, model)
+    paths += _model_files(recipe.teacher, teacher)
     if paths and recipe.tokenizer:
-        paths.append(Path(recipe.tokenizer))
+        given = Path(recipe.tokenizer)
+        paths += [given, *(given / name for name in TOKENIZER_FILES)]
     if recipe.model:
         paths += [Path(recipe.model).parent / name for name in TOKENIZER_FILES]
     for target in targets:
@@ -49,11 +52,15 @@ def input_hashes(recipe: Recipe, model: Model, targets: Iterable[object] = ()) -
     return {path.as_posix(): sha256(path) for path in paths if path.is_file()}
 
 
-def _checkpoint_files(folder: str | None) -> list[Path]:
-    """Files of a checkpoint's folder; empty for anything else."""
-    if not folder or not Path(folder).is_dir():
+def _model_files(given: str | None, model: Model | None) -> list[Path]:
+    """Files that the model at ``given`` was read from: of a checkpoint's folder, or with external data."""
+    if not given or model is None:
         return []
-    return [path for path in sorted(Path(folder).iterdir()) if not path.name.startswith(".")]
+    path = Path(given)
+    if path.is_dir():
+        return [file for file in sorted(path.iterdir()) if not file.name.startswith(".")]
+    folder = path.resolve().parent
+    return [path, *(path.parent / os.path.relpath(file.resolve(), folder) for file in model.files[1:])]
 
 
 def model_bytes(model: Model) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,7 @@ def export(
     task: str | None = None,
     opset: int = DEFAULT_OPSET,
     outputs: Sequence[str] | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write the checkpoint ``source`` (a folder, or a name on the hub) to ``path`` as ONNX, checked.
 
@@ -44,16 +46,19 @@ def export(
     it. ``task`` names the class to load (``features``, ``classification``, ``token-classification``,
     ``question-answering``, ``masked-lm``, ``causal-lm``, ``seq2seq-lm``, …); by default it is what the
     checkpoint says. Kept are the logits, without any the last hidden state, unless ``outputs`` names others.
+    Files that are there already and differ are replaced with ``overwrite`` only.
 
     Raises:
         MissingExtraError: torch or transformers are not installed.
-        UsageError: an unknown task or output.
+        UsageError: an unknown task or output, or a file that would be replaced.
         InvalidModelError: no such checkpoint, or it lacks weights that the outputs need.
         UnsupportedModelError: inputs that cannot be made up, or torch cannot translate the model.
         ContractError: the ONNX model answers other than PyTorch's.
     """
     needs_torch(f"export of {source}", "transformers")
     path = Path(path)
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} exists; choose another name with -o, or replace it with --overwrite")
     with _transformers_quiet():
         module, missing = _load(source, task)
         feed = _example(module, _tokenizer_inputs(source))
@@ -70,9 +75,8 @@ def export(
             unchecked = Path(folder) / path.name
             _translated(what, unchecked, opset)
             _refuse_random(source, missing, unchecked)
-            for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
-                file.replace(path.parent / file.name)
-        _copy_tokenizer(source, path.parent)
+            _copy_tokenizer(source, Path(folder))
+            _put(Path(folder), path, overwrite=overwrite)
     return path
 
 
@@ -123,7 +127,12 @@ def _class_of(config: Any, task: str | None) -> Any:  # noqa: ANN401 - classes o
 
     if task is None:
         named = (config.architectures or ["AutoModel"])[0]
-        return getattr(transformers, named, transformers.AutoModel)
+        if not hasattr(transformers, named):
+            raise UnsupportedModelError(
+                f"the checkpoint is a {named}, which transformers does not have; name its task with --task, "
+                "or use graphcompress.capture(module, example_inputs) from Python"
+            )
+        return getattr(transformers, named)
     known = _tasks()
     wanted = SHORT_TASKS.get(task, task)
     if wanted not in known:
@@ -166,11 +175,8 @@ def _refuse_random(source: str | Path, missing: Sequence[str], path: Path) -> No
 
 def _tokenizer_inputs(source: str | Path) -> Sequence[str] | None:
     """What the checkpoint's tokenizer makes; None without one."""
-    import transformers
-
-    if Path(source).is_dir() and not any((Path(source) / name).is_file() for name in TOKENIZER_FILES[:2]):
-        return None
-    return list(transformers.AutoTokenizer.from_pretrained(source).model_input_names)
+    tokenizer = _tokenizer(source)
+    return None if tokenizer is None else list(tokenizer.model_input_names)
 
 
 def _example(module: Any, tokenized: Sequence[str] | None) -> dict[str, torch.Tensor]:  # noqa: ANN401
@@ -236,14 +242,43 @@ def _positions(config: Any) -> int:  # noqa: ANN401 - a configuration of transfo
 # ---- files
 
 
+def _put(stage: Path, path: Path, *, overwrite: bool) -> None:
+    """Move the files of ``stage`` beside ``path``, the model last: where it is, everything is."""
+    files = sorted(stage.iterdir(), key=lambda file: file.name == path.name)
+    taken = [
+        file.name
+        for file in files
+        if (there := path.parent / file.name).exists() and not filecmp.cmp(there, file, shallow=False)
+    ]
+    if taken and not overwrite:
+        raise UsageError(
+            f"{path.parent} has other files named {', '.join(taken)}; choose another folder with -o, or "
+            "replace them with --overwrite"
+        )
+    for file in files:
+        file.replace(path.parent / file.name)
+
+
 def _copy_tokenizer(source: str | Path, folder: Path) -> None:
+    """Copy the tokenizer's files, where there are any, and the configuration into ``folder``."""
+    if Path(source).is_dir():
+        copy_tokenizer(Path(source) / "config.json", folder)
+    elif (tokenizer := _tokenizer(source)) is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def _tokenizer(source: str | Path) -> Any | None:  # noqa: ANN401 - a tokenizer of transformers
+    """The checkpoint's tokenizer, or None: it has none."""
     import transformers
 
-    if not Path(source).is_dir():
-        transformers.AutoTokenizer.from_pretrained(source).save_pretrained(folder)
-        return
-    if Path(source).resolve() != folder.resolve():
-        copy_tokenizer(Path(source) / "config.json", folder)
+    if Path(source).is_dir() and not any((Path(source) / name).is_file() for name in TOKENIZER_FILES[:2]):
+        return None
+    try:
+        return transformers.AutoTokenizer.from_pretrained(source)
+    except (OSError, KeyError, ValueError):  # how transformers says that a name on the hub has none
+        if Path(source).is_dir():
+            raise
+        return None
 
 
 @contextlib.contextmanager

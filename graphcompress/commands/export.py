@@ -28,6 +28,7 @@ def export(
         str | None,
         typer.Option(help="Outputs to keep, by comma.", show_default="the logits, or the last hidden state"),
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     json: Json = False,
 ) -> None:
     """Write a checkpoint as ONNX, batch and length dynamic, its outputs checked against PyTorch.
@@ -42,7 +43,7 @@ def export(
     chosen = [name.strip() for name in outputs.split(",")] if outputs else None
     with progress_bars() as progress:
         progress("export", 0, 1)
-        model = Model.load(write(source, path, task=task, opset=opset, outputs=chosen))
+        model = Model.load(write(source, path, task=task, opset=opset, outputs=chosen, overwrite=overwrite))
         progress("export", 1, 1)
     inputs, outputs_of = (
         [f"{value.name}: {value.dtype} {value.shape}" for value in values]

@@ -149,8 +149,10 @@ def optimize(
         build = _run(
             wanted, output, overwrite, progress, lambda record: None if json else _print_record(record)
         )
-        benched = _bench(wanted, build, progress) if bench and rank() == 0 else []
-    if report is not None and rank() == 0:
+        if rank() > 0:
+            return
+        benched = _bench(wanted, build, progress) if bench else []
+    if report is not None:
         write_report(report, build, benched)
     if json:
         print_json(_document(build, benched))

@@ -79,13 +79,15 @@ def verify(
 
 
 def _difference(a: Path, b: Path, samples: Samples) -> Difference:
-    from graphcompress.artifact.opening import session
+    from graphcompress.analysis.tokens import token_values
+    from graphcompress.artifact.opening import model_file, session
+    from graphcompress.model import Model
     from graphcompress.verify import compare
 
     feeds = list(samples.batches(BATCH))
     run = session(a)
     reference = [run(feed) for feed in feeds]
-    return compare(reference, session(b), feeds)
+    return compare(reference, session(b), feeds, token_values(Model.load(model_file(a))))
 
 
 def _invariance(path: Path, samples: Samples) -> Invariance:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -62,7 +63,9 @@ class Evaluation:
             return self._loss() if self._metric is None else self._score(self._metric)
 
     def is_better(self, score: float, than: float) -> bool:
-        """Whether ``score`` is: a metric is high, a loss is low."""
+        """Whether ``score`` is: a metric is high, a loss is low; anything is better than no number."""
+        if math.isnan(than):
+            return not math.isnan(score)
         return score > than if self._metric else score < than
 
     def _score(self, metric: Metric) -> float:

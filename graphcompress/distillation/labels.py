@@ -23,8 +23,8 @@ class Labels:
 
     Attributes:
         output: name of the output that answers.
-        kind: a class per sample, a class per token, a number for every class (0 or 1, several at once),
-            or one number.
+        kind: a class per sample, a class per token, a number for every class (0 or 1, several at once; one
+            logit is one such class), or one number.
         values: per sample: [], [tokens], [classes] or [].
         spread: variance of numbers, by which their squared error is divided: 1 is as bad as the mean.
     """
@@ -45,7 +45,8 @@ class Labels:
         if self.kind == NUMBER:
             return (answer.reshape(len(wanted)) - wanted).square().sum() / (self.spread * counts.rows)
         if self.kind == MULTIPLE:
-            each = functional.binary_cross_entropy_with_logits(answer, wanted, reduction="none")
+            logits = answer.reshape(wanted.shape)
+            each = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
             return each.mean(1).sum() / counts.rows
         logits = answer.flatten(0, -2)
         error = functional.cross_entropy(logits, wanted.flatten(), ignore_index=UNLABELLED, reduction="sum")
@@ -96,6 +97,8 @@ def _numbers(samples: Samples, name: str) -> Labels | None:
     if column is None:
         return None
     values = _each(samples.columns[column], _Where(column, name, 1).number, samples.feeds)
+    if column in LABEL_COLUMNS and "logits" in name and set(map(float, values)) <= {0.0, 1.0}:
+        return Labels(name, MULTIPLE, [value.reshape(1) for value in values])
     return Labels(name, NUMBER, values, max(float(np.var(values)), 1e-12))
 
 

@@ -18,7 +18,7 @@ from graphcompress.distillation.checkpoints import Checkpoints
 from graphcompress.distillation.evaluation import Evaluation, terms_of
 from graphcompress.distillation.group import Group
 from graphcompress.distillation.losses import Counts
-from graphcompress.distillation.parameters import optimizer, trained
+from graphcompress.distillation.parameters import keep_scales_positive, optimizer, set_rate, trained
 from graphcompress.distillation.prepare import Prepared
 from graphcompress.distillation.settings import Settings
 from graphcompress.errors import TrainingError
@@ -28,6 +28,8 @@ from graphcompress.metrics import Metric
 _LOG = logging.getLogger(__name__)
 SMOOTHING = 0.9
 """Of the loss terms that are shown."""
+CPU_FULL = "DefaultCPUAllocator"
+"""What PyTorch's RuntimeError names when the memory of the CPU is at an end."""
 STEPS_PER_LIMIT = 8
 """Steps after which int8 weights are held to the limit of their pairs; always before an evaluation."""
 
@@ -76,7 +78,7 @@ class Trainer:
         self.parameters = trained(given, settings.only)
         self.batches = Batches(given.samples, settings.batch * settings.accumulate, seed)
         self.steps = settings.steps_for(len(given.samples))
-        self.optimizer = optimizer(self.parameters, settings)
+        self.optimizer = optimizer(self.parameters, given.student, settings)
         self.step = 0
         self.since_best = 0
         self.best: dict[str, Any] = {}
@@ -122,8 +124,7 @@ class Trainer:
 
     def _advance(self) -> None:
         """One optimiser step on one global batch."""
-        for entry in self.optimizer.param_groups:
-            entry["lr"] = self.settings.lr_at(self.step, self.steps)
+        set_rate(self.optimizer, self.settings.lr_at(self.step, self.steps))
         self.optimizer.zero_grad(set_to_none=True)
         with self._advice_when_out_of_memory():
             terms = self._gradients(self.batches(self.step))
@@ -131,6 +132,7 @@ class Trainer:
         if not math.isfinite(float(norm)) or not all(map(math.isfinite, terms.values())):
             raise self._stopped("the loss is no longer a number")
         self.optimizer.step()
+        keep_scales_positive(self.optimizer)
         self.step += 1
         if self.step % STEPS_PER_LIMIT == 0 or self.settings.is_evaluated(self.step, self.steps):
             limit_pairs(self.given.student)
@@ -234,8 +236,8 @@ class Trainer:
     def _advice_when_out_of_memory(self) -> Iterator[None]:
         try:
             yield
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "memory" not in str(error):
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and CPU_FULL not in str(error):
                 raise
             self.optimizer.zero_grad(set_to_none=True)
             batch, accumulate = self.settings.batch, self.settings.accumulate

@@ -8,7 +8,7 @@ summed, and the sum is the gradient of the global batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
@@ -126,11 +126,19 @@ class Losses:
         powers: name of a place or output → mean square of the teacher's value.
     """
 
-    def __init__(self, settings: Settings, places: Sequence[Shared], answers: Sequence[Answer]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        places: Sequence[Shared],
+        answers: Sequence[Answer],
+        by_token: Collection[str],
+    ) -> None:
+        """``by_token`` names the student's values that padding is a part of."""
         self.settings = settings
         self.places = places
         self.answers = answers
         self.powers: dict[str, float] = {}
+        self._by_token = by_token
         self._weights = settings.weights()
         kinds = [place.kind for place in places]
         self._share = {kind: self._weights[kind] / kinds.count(kind) for kind in set(kinds)}
@@ -149,9 +157,12 @@ class Losses:
     def measure(self, teacher: Sequence[tuple[Tensors, torch.Tensor | None]], counts: Counts) -> None:
         """Measure the powers on some batches of the teacher's values; ``counts`` are of all of them."""
         for name, read in self._compared():
-            sums = [power(read(values), mask) for values, mask in teacher]
+            sums = [power(read(values), self._mask_for(name, mask)) for values, mask in teacher]
             total = sum(float(value) for value, _ in sums) / getattr(counts, sums[0][1])
             self.powers[name] = max(total, 1e-12)
+
+    def _mask_for(self, name: str, mask: torch.Tensor | None) -> torch.Tensor | None:
+        return mask if name in self._by_token else None
 
     def _compared(self) -> Iterator[tuple[str, Callable[[Tensors], torch.Tensor]]]:
         for place in self.places:
@@ -171,7 +182,8 @@ class Losses:
         if self.settings.outputs:
             terms["outputs"] = self.settings.outputs * self._of_answers(student, teacher, mask, counts)
         for place in self.places:
-            value, unit = squared_error(student[place.student], self.of_teacher(place, teacher), mask)
+            own, other = student[place.student], self.of_teacher(place, teacher)
+            value, unit = squared_error(own, other, self._mask_for(place.student, mask))
             value = value * self._share[place.kind] / (self.powers[place.student] * getattr(counts, unit))
             terms[place.kind] = terms.get(place.kind, 0.0) + value
         return terms
@@ -182,11 +194,12 @@ class Losses:
         total = torch.zeros(())
         for answer in self.answers:
             own, other = student[answer.name], teacher[answer.name]
+            real = self._mask_for(answer.name, mask)
             if answer.loss == KL:
-                value, unit = divergence(own, other, mask, self.settings.temperature)
+                value, unit = divergence(own, other, real, self.settings.temperature)
                 value = value / getattr(counts, unit)
             else:
-                value, unit = squared_error(own, other, mask)
+                value, unit = squared_error(own, other, real)
                 value = value / (self.powers[answer.name] * getattr(counts, unit))
             total = total.to(value.device) + value
         return total / max(1, len(self.answers))

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import fx
 
-from graphcompress.analysis.taps import EMBEDDING, HIDDEN, Unshared, shared, taps
+from graphcompress.analysis.taps import EMBEDDING, HIDDEN, SCORES, Unshared, shared, taps
+from graphcompress.analysis.tokens import token_values
 from graphcompress.base import Training
 from graphcompress.data.samples import Samples
 from graphcompress.distillation.batches import Batches
@@ -81,7 +82,9 @@ def prepare(model: Model, original: Model, training: Training, settings: Setting
     labels, held_out_labels = (
         read_labels(given, own, answers) if settings.labels else None for given in (samples, held_out)
     )
-    losses = Losses(settings, understood, _independent(answers, labels, settings))
+    by_token = token_values(model, [*(item.student for item in understood), *(item.name for item in answers)])
+    by_token |= {item.student for item in understood if item.kind == SCORES}
+    losses = Losses(settings, understood, _independent(answers, labels, settings), by_token)
     _measure(losses, teacher, samples, device)
     if not understood and not (answers and settings.outputs) and labels is None:
         raise UsageError(

@@ -19,8 +19,11 @@ from graphcompress.model import Model
 
 def train(
     model: Model, original: Model, training: Training, settings: Settings, ctx: Context
-) -> tuple[Outcome, list[Unshared]]:
-    """Train ``model`` in place; returns how it went, and the places that had no counterpart.
+) -> tuple[Outcome, list[Unshared], set[str]]:
+    """Train ``model`` in place.
+
+    Returns:
+        How it went, the places that had no counterpart, and the names of the initializers that changed.
 
     Raises:
         GraphCompressError: as :func:`prepare` and :meth:`Trainer.run`; after a TrainingError the model has
@@ -37,10 +40,10 @@ def train(
         except TrainingError:
             write_back(given.student, model)
             raise
-        write_back(given.student, model)
+        changed = write_back(given.student, model)
     finally:
         group.close()
-    return outcome, given.unshared
+    return outcome, given.unshared, changed
 
 
 def _identity(given: Prepared, settings: Settings, metric: str | None, seed: int) -> str:

@@ -20,6 +20,8 @@ from graphcompress.model import Model
 
 FORMS_KEY = "forms"
 """Key of ``GraphModule.meta``: path of a parameter → how it is stored in the ONNX graph."""
+SCALES_KEY = "scales"
+"""Key of ``GraphModule.meta``: paths of the parameters that are scales of a quantisation."""
 
 
 def to_fx(model: Model, *, learn_scales: bool = False, taps: Sequence[str] = ()) -> fx.GraphModule:
@@ -66,6 +68,7 @@ def to_fx(model: Model, *, learn_scales: bool = False, taps: Sequence[str] = ())
     module.meta["inputs"] = names
     module.meta[FORMS_KEY] = {path: form for path, form in stored.forms.items() if path in used}
     module.meta["initializers"] = {path: form.initializer for path, form in module.meta[FORMS_KEY].items()}
+    module.meta[SCALES_KEY] = [path for path in module.meta[FORMS_KEY] if path in stored.learned_scales]
     return module
 
 

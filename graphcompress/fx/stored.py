@@ -49,12 +49,14 @@ class Stored:
     Attributes:
         root: the module.
         forms: path of a parameter → how it is stored.
+        learned_scales: paths of the parameters that are scales of a quantisation.
     """
 
     def __init__(self, initializers: Iterable[ir.Value], *, learn_scales: bool) -> None:
         known = {value.name or "": value for value in initializers}
         self.root = nn.Module()
         self.forms: dict[str, Form] = {}
+        self.learned_scales: set[str] = set()
         self._paths = module_paths(known)
         self._learn_scales = learn_scales
         self._low_bit = {value: form for value in known.values() if (form := low_bit(value)) is not None}
@@ -136,6 +138,8 @@ class Stored:
             return path
         module.register_parameter(leaf, nn.Parameter(tensor))
         self.forms[path] = self._form(value)
+        if value in self._scales:
+            self.learned_scales.add(path)
         return path
 
     def _tensor(self, value: ir.Value) -> torch.Tensor:

@@ -16,12 +16,15 @@ from graphcompress.model import Model
 from graphcompress.rewrite import Rewriter
 
 
-def write_back(module: fx.GraphModule, model: Model) -> None:
+def write_back(module: fx.GraphModule, model: Model) -> set[str]:
     """Put the parameters of ``module``, made by :func:`graphcompress.fx.to_fx`, into ``model``.
 
     Integer weights are quantised again with their scale (neighbours that must not add up to more than 128
     still do not), half precision is rounded again. What did not change
     is not touched: without training, the saved file is the same byte by byte.
+
+    Returns:
+        Names of the initializers that changed.
 
     Raises:
         UsageError: ``model`` is not the one that ``module`` was made from: an initializer is missing or has
@@ -44,16 +47,18 @@ def write_back(module: fx.GraphModule, model: Model) -> None:
                 "to_fx was called with"
             )
         arrays.append((value, array))
-    for value, array in arrays:
-        _overwrite(rw, value, array)
+    return {value.name or "" for value, array in arrays if _overwrite(rw, value, array)}
 
 
-def _overwrite(rw: Rewriter, value: ir.Value, array: np.ndarray) -> None:
+def _overwrite(rw: Rewriter, value: ir.Value, array: np.ndarray) -> bool:
+    """Store ``array``; whether that changed anything."""
     if value.const_value is None or value.dtype is None:
-        return
+        return False
     new = array.astype(value.dtype.numpy())
-    if new.tobytes() != value.const_value.numpy().tobytes():
-        rw.overwrite(value, new)
+    if new.tobytes() == value.const_value.numpy().tobytes():
+        return False
+    rw.overwrite(value, new)
+    return True
 
 
 def _stored(module: fx.GraphModule, path: str, form: Form) -> np.ndarray:
