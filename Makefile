@@ -2,7 +2,7 @@
 # make test   style, types, tests
 # make docs   writes docs/passes.md, docs/targets.md and docs/fx.md anew
 # make matrix runs every architecture, exporter and check, and writes docs/support.md; takes hours, goes on when stopped, MATRIX="--only bert" for a part
-# make proofs runs the edge bundle in Node.js, headless Chromium and on emulated ARM64; installs what they need
+# make proofs runs the edge bundle in Node.js, headless Chromium and on emulated ARM64; installs what they need, skips what it cannot; PROOFS=node for one
 # All of them set up .venv by themselves; Python 3.11 or newer is all they need.
 
 PYTHON ?= python3
@@ -11,6 +11,8 @@ BIN     = $(VENV)/bin
 PIP     = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 # On Linux, PyPI's torch brings 2 GB of CUDA along; this index has the small CPU build of the same version.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+PROOFS ?= all
 
 .PHONY: demo test proofs docs matrix clean
 
@@ -24,7 +26,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/pytest -n 2
 
 proofs: $(VENV)/.installed-dev
-	GRAPHCOMPRESS_PROOFS=1 $(BIN)/pytest -n 0 -rs tests/edge
+	GRAPHCOMPRESS_PROOFS=$(PROOFS) $(BIN)/pytest -n 0 -rs tests/edge
 
 docs: $(VENV)/.installed-torch
 	$(BIN)/python -m graphcompress.reference docs

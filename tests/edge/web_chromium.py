@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from edge.proof import CannotRunError, Case, command, main
+from edge.proof import CannotRunError, Case, Feed, command, main, read_answers
 from edge.web import PACKAGE, installed_web
 
 FLAGS = (
@@ -29,18 +29,19 @@ FLAGS = (
 TIMEOUT_S = 120.0
 
 
-def prove(artifact: Path, given: Sequence[Case], cache: Path) -> float:
-    """The largest difference over all cases, as the page itself reports it."""
+def prove(artifact: Path, given: Sequence[Case], cache: Path) -> Sequence[Feed]:
+    """What the page answers to each case."""
     browser, driver = _installed_browser()
     library = installed_web(cache) / "node_modules" / PACKAGE / "dist"
     with tempfile.TemporaryDirectory() as folder:
         for number, case in enumerate(given):
             case.write(Path(folder) / f"case{number}.json")
         with _served(artifact, library, Path(folder)) as site, _driven(browser, driver) as page:
-            return max(
+            texts = [
                 _shown(page, f"{site}/web/index.html?example=/cases/case{number}.json")
                 for number in range(len(given))
-            )
+            ]
+    return read_answers(f"[{','.join(texts)}]")
 
 
 def _installed_browser() -> tuple[str, str]:
@@ -131,19 +132,21 @@ def _when_ready(root: str, wanted: dict[str, Any]) -> dict[str, Any]:
             time.sleep(0.2)
 
 
-def _shown(session: str, address: str) -> float:
-    """The difference that the page at ``address`` reports when it is done."""
+def _shown(session: str, address: str) -> str:
+    """The answer that the page at ``address`` shows when it is done, as JSON."""
     _ask("POST", f"{session}/url", {"url": address})
     until = time.monotonic() + TIMEOUT_S
-    script = """return [document.body.dataset.state || "", document.getElementById("result").textContent,
-                        document.getElementById("result").dataset.difference || ""]"""
-    state, text, difference = "", "", ""
+    script = """const result = document.getElementById("result");
+                const plain = ([name, { dims, data }]) => [name, { dims, data: Array.from(data, Number) }];
+                const answer = Object.fromEntries(Object.entries(result.answer || {}).map(plain));
+                return [document.body.dataset.state || "", result.textContent, JSON.stringify(answer)]"""
+    state, text, answer = "", "", ""
     while not state and time.monotonic() < until:
         time.sleep(0.2)
-        state, text, difference = _ask("POST", f"{session}/execute/sync", {"script": script, "args": []})
-    if state != "done" or not difference:
+        state, text, answer = _ask("POST", f"{session}/execute/sync", {"script": script, "args": []})
+    if state != "done" or "largest difference" not in text:
         raise AssertionError(f"the page {address} is {state or 'not done'} and shows: {text}")
-    return float(difference)
+    return str(answer)
 
 
 def _ask(method: str, address: str, content: object = None) -> Any:

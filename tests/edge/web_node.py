@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge.proof import Case, command, main
+from edge.proof import Case, Feed, command, main, read_answers
 from edge.web import PACKAGE, installed_web
 
 
-def prove(artifact: Path, given: Sequence[Case], cache: Path) -> float:
-    """The largest difference over all cases, as a share of the output range."""
+def prove(artifact: Path, given: Sequence[Case], cache: Path) -> Sequence[Feed]:
+    """What Node.js answers to each case."""
     library = installed_web(cache) / "node_modules" / PACKAGE / "dist" / "ort.node.min.mjs"
     with tempfile.TemporaryDirectory() as folder:
         names = [Path(folder) / f"case{number}.json" for number in range(len(given))]
         for name, case in zip(names, given, strict=True):
             case.write(name)
         script = Path(__file__).with_name("web_node.mjs")
-        said = json.loads(command("node", script, library, artifact, *names).splitlines()[-1])
-    return float(said["largest"])
+        return read_answers(command("node", script, library, artifact, *names).splitlines()[-1])
 
 
 if __name__ == "__main__":
