@@ -121,6 +121,7 @@ class Pipeline:
                 allow,
                 awaits=self._awaits_training(number),
             )
+            ctx.progress(f"{step}", len(self.passes), len(self.passes))
             if teacher and all(isinstance(done.contract, Exact) for done in self.passes[: number + 1]):
                 teacher = model.clone()  # the same model in a plainer form
             records.append(record)

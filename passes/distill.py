@@ -50,7 +50,7 @@ class Distill(Pass):
 
     epochs: float = option(3.0, "passes over the training samples", minimum=0.0)
     steps: int = option(0, "optimiser steps instead of epochs; 0 for epochs", minimum=0)
-    lr: float = option(2e-4, "highest learning rate (AdamW)", minimum=0.0)
+    lr: float = option(1e-4, "highest learning rate (AdamW)", minimum=0.0)
     warmup: float = option(0.1, "share of the steps in which it rises", minimum=0.0, maximum=1.0)
     decay: str = option("linear", "how it falls afterwards", choices=("linear", "cosine", "none"))
     weight_decay: float = option(0.01, "of matrices and tables (AdamW)", minimum=0.0)
