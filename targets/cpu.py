@@ -21,7 +21,7 @@ from graphcompress.forms.legal import legalise
 from graphcompress.forms.linear import Packed
 from graphcompress.forms.normalisation import Residual
 from graphcompress.forms.openvino import is_for_openvino, open_session, write_session_file
-from graphcompress.forms.padding import remove_padding
+from graphcompress.forms.padding_choice import AUTO, KEEP, REMOVE, choose_padding
 from graphcompress.forms.profile import Profile, Recorder, read_profile
 from graphcompress.forms.provider import PROVIDERS, Decision, choose_provider, outputs_of
 from graphcompress.forms.record import record
@@ -68,7 +68,8 @@ class Cpu(Target):
     artifact with the model that came in shows.
 
     ``padding=remove`` is for batches of very different lengths: token-wise work sees the real tokens only. It
-    costs a little where nothing is padded, and outputs at padding are those of other tokens.
+    costs a little where nothing is padded, and outputs at padding are those of other tokens. ``padding=auto``
+    measures both on a padded batch of eight samples, and so decides by the lengths that the data has.
 
     The lowered model is timed against the file that came in. When it is slower, the forms that slow it down
     are taken back; when it still is, nothing is written, unless ``allow_slower`` says so. Only a difference
@@ -100,8 +101,9 @@ class Cpu(Target):
     )
     padding: str = option(
         "keep",
-        "remove: linears and all else that works token by token get the real tokens of a padded batch only",
-        choices=("keep", "remove"),
+        "remove: linears and all else that works token by token get the real tokens of a padded batch only; "
+        "auto: where a batch of the samples measures faster so",
+        choices=(KEEP, REMOVE, AUTO),
     )
     allow_slower: bool = option(False, "write an artifact even when it is slower than the model that came in")
 
@@ -156,12 +158,8 @@ class Cpu(Target):
         self, legal: Model, shapes: Sequence[Shape], ctx: Context, cache: Measurements | None
     ) -> Lowered:
         lowered = lower(legal, FAMILIES, shapes, ctx, cache)
-        if self.padding == "keep":
-            return lowered
-        removed = remove_padding(lowered.model, ctx)
-        why = "no attention in one operator under a mask of the inputs, so padding is kept"
-        note = "token-wise work sees real tokens only; outputs differ at padding" if removed else why
-        return replace(lowered, notes=(*lowered.notes, note))
+        model, note = choose_padding(lowered.model, self.padding, ctx, cache)
+        return replace(lowered, model=model, notes=(*lowered.notes, note)) if note else lowered
 
     def _shapes_of(self, profile: Profile) -> list[Shape]:
         if self.shapes != DEFAULT_SHAPES and parse_shapes(self.shapes) != list(profile.shapes):

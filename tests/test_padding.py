@@ -5,7 +5,11 @@ import pytest
 from graphcompress.targets.cpu import Cpu
 
 from graphcompress.base import Context
+from graphcompress.data.load import Samples
+from graphcompress.forms import padding_choice
+from graphcompress.forms.cache import MeasurementCache
 from graphcompress.forms.padding import remove_padding
+from graphcompress.forms.padding_choice import choose_padding
 from graphcompress.model import Model
 from graphcompress.pipeline import Pipeline
 from graphcompress.runtime import session_of
@@ -79,3 +83,61 @@ def test_the_target_says_what_it_did(tiny_bert, tmp_path):
     record = Cpu(measure=False, padding="remove").lower(tiny_bert, tmp_path, Context())
     assert "token-wise work sees real tokens only; outputs differ at padding" in record["notes"]
     assert "NonZero" in {node.op_type for node in Model.load(tmp_path / "model.onnx").graph}
+
+
+# ---- a measured choice
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """Sets what both forms take; the cache is empty."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    asked = []
+
+    def set_times(keep, remove):
+        def compare(files, feeds, cache, **_):
+            asked.extend(feeds)
+            return {"keep": [keep], "remove": [remove]}
+
+        monkeypatch.setattr(padding_choice, "compare_files", compare)
+        return asked
+
+    return set_times
+
+
+@pytest.mark.parametrize(
+    ("keep", "remove", "is_removed"), [(9.0, 6.0, True), (6.0, 5.99, False), (6.0, 9.0, False)]
+)
+def test_auto_removes_padding_where_that_is_clearly_faster(
+    float_model, tiny_samples, measured, keep, remove, is_removed
+):
+    (before, asked), context = (len(float_model.graph), measured(keep, remove)), Context(samples=tiny_samples)
+    model, note = choose_padding(float_model, "auto", context, MeasurementCache())
+    assert (model is not float_model) == is_removed
+    assert note.startswith("padding is removed (" if is_removed else "padding is kept (")
+    assert f"{remove:.2f} ms without it, {keep:.2f} ms with it, on 8 samples of " in note
+    assert len(float_model.graph) == before
+    (feed,) = asked
+    mask = feed["attention_mask"]
+    assert len(set(mask.sum(axis=1))) > 1  # the lengths that the data has
+
+
+def test_auto_keeps_padding_where_nothing_can_be_measured(float_model, tiny_samples, measured):
+    measured(9.0, 1.0)
+    same = Samples([tiny_samples.feeds[0]] * 4)
+    for context, cache, reason in (
+        (Context(), MeasurementCache(), "no samples of different lengths"),
+        (Context(samples=same), MeasurementCache(), "no samples of different lengths"),
+        (Context(samples=tiny_samples), None, "nothing is measured here"),
+    ):
+        model, note = choose_padding(float_model, "auto", context, cache)
+        assert model is float_model
+        assert reason in note
+
+
+@pytest.mark.usefixtures("quick_measurements")
+def test_auto_is_measured_on_the_files(float_model, tiny_samples, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    _, note = choose_padding(float_model, "auto", Context(samples=tiny_samples), MeasurementCache())
+    assert note.startswith("padding is ")
+    assert "on 8 samples of 4 to 26 tokens" in note

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from graphcompress.data.samples import padding_mask
 from graphcompress.forms.apart import timed_apart
 from graphcompress.forms.cache import Measurements, Times
 from graphcompress.forms.contenders import Opener, first_run, on_cpu, run_on
@@ -127,10 +128,12 @@ def _times(sessions: Mapping[str, object], feeds: Sequence[Feed], timer: Timer) 
 
 
 def _key(files: Mapping[str, Path], feeds: Sequence[Feed]) -> str:
-    """What a comparison is kept under: both files, and the shapes."""
+    """What a comparison is kept under: both files, the shapes, and how much of them is padding."""
     digest = hashlib.sha256()
     for name in sorted(files):
         with files[name].open("rb") as file:
             digest.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()} ".encode())
     shapes = ",".join("x".join(map(str, next(iter(feed.values())).shape)) for feed in feeds)
-    return f"{_METHOD} files {digest.hexdigest()[:24]} {shapes}"
+    masks = [mask for feed in feeds if (mask := padding_mask(feed)) is not None and not mask.all()]
+    real = "".join(f" {int(mask.sum())} real" for mask in masks)
+    return f"{_METHOD} files {digest.hexdigest()[:24]} {shapes}{real}"
