@@ -13,6 +13,7 @@ from graphcompress.errors import UnsupportedModelError, UsageError
 from graphcompress.lowering.half import clip_constants, to_half
 from graphcompress.lowering.opset import raise_opset
 from graphcompress.lowering.range import wide_values
+from graphcompress.model import Model
 from graphcompress.numerics.metrics import sqnr_db
 from graphcompress.rewrite import Rewriter
 from graphcompress.runtime import Runner, provider_session
@@ -208,3 +209,19 @@ def test_options_of_the_provider_are_in_the_recipe_of_the_session(tmp_path):
         "1",
         "2000000000",
     )
+
+
+def test_constants_of_several_numbers_beyond_half_stay_in_float32(tmp_path):
+    floor = onnx.numpy_helper.from_array(np.array([1e5, 1e-3], np.float32), "floor")
+    node = onnx.helper.make_node("Max", ["x", "floor"], ["y"], name="n_max")
+    x, y = (onnx.helper.make_tensor_value_info(it, onnx.TensorProto.FLOAT, ["batch", 2]) for it in "xy")
+    graph = onnx.helper.make_graph([node], "floors", [x], [y], [floor])
+    path = tmp_path / "floors.onnx"
+    made = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
+    made.ir_version = 9
+    onnx.save(made, path)
+    model = Model.load(path)
+    with Rewriter(model, Context()) as rw:
+        assert to_half(rw).kept == ("n_max",)
+    with Runner(model) as run:
+        assert run({"x": np.ones((1, 2), np.float32)})["y"].tolist() == [[1e5, 1.0]]

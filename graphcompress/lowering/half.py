@@ -10,11 +10,8 @@ import onnx
 import onnx_ir as ir
 
 from graphcompress.forms.family import CONTRIB, is_standard
-from graphcompress.lowering.range import critical_nodes
+from graphcompress.lowering.range import LARGEST, critical_nodes, overflows_half
 from graphcompress.rewrite import Rewriter
-
-LARGEST = 65504.0
-"""Largest finite float16."""
 
 STAND_IN = 30000.0
 """Takes the place of a finite constant that float16 does not hold: -30000 in front of a Softmax is as good a
@@ -62,11 +59,13 @@ def clip_constants(rw: Rewriter) -> int:
     done = 0
     for value in list(rw.model.graph.initializers.values()):
         stored = value.const_value
-        if stored is None or value.dtype != _FLOAT or stored.size > 1 << 24:
+        if stored is None or value.dtype != _FLOAT:
             continue
         array = stored.numpy()
+        if not overflows_half(array):
+            continue
         beyond = np.isfinite(array) & (np.abs(array) > LARGEST)
-        if beyond.any() and _read_by_arithmetic(value):
+        if _read_by_arithmetic(value):
             rw.overwrite(value, np.where(beyond, np.sign(array) * np.float32(STAND_IN), array))
             done += 1
     return done
@@ -209,9 +208,7 @@ class _Halver:
         if value not in self._halves:
             stored = value.const_value
             array = stored.numpy() if stored is not None else np.zeros(0, np.float32)
-            with np.errstate(over="ignore"):
-                half = array.astype(np.float16)
-            new = self._rw.constant(half, f"{value.name}.half")
+            new = self._rw.constant(array.astype(np.float16), f"{value.name}.half")
             new.metadata_props.update(value.metadata_props)
             self._halves[value] = new
         return self._halves[value]

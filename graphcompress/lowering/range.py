@@ -13,6 +13,9 @@ from graphcompress.data.load import synthetic_samples
 from graphcompress.expressions import is_constant
 from graphcompress.model import Model
 
+LARGEST = 65504.0
+"""Largest finite float16."""
+
 LIMIT = 32000.0
 """A value observed above this (half of the largest float16) stays in float32, and what reads it, too."""
 
@@ -67,6 +70,14 @@ def wide_values(model: Model, ctx: Context) -> set[ir.Value]:
     return {value for value, peak in peaks.items() if peak.largest > LIMIT}
 
 
+def overflows_half(array: np.ndarray) -> bool:
+    """Whether a finite number of ``array`` is beyond float16."""
+    ends = array.max(initial=0.0), array.min(initial=0.0)
+    if np.isfinite(ends).all():
+        return bool(max(ends[0], -ends[1]) > LARGEST)
+    return bool((np.isfinite(array) & (np.abs(array) > LARGEST)).any())
+
+
 def critical_nodes(graph: ir.Graph, wide: Collection[ir.Value]) -> set[ir.Node]:
     """Nodes that have to compute in float32; ``wide`` are values beyond float16."""
     found: set[ir.Node] = set()
@@ -101,14 +112,18 @@ def _continues(node: ir.Node, spread: set[ir.Node]) -> bool:
 
 
 def _holds_tiny(node: ir.Node) -> bool:
-    """Whether a number or scale that ``node`` reads loses its meaning in float16."""
+    """Whether a constant that ``node`` reads is beyond float16, or a number or scale loses its meaning."""
     scales = node.op_type in ("QuantizeLinear", "DequantizeLinear")
     if scales:
         scale = node.inputs[1].const_value if node.inputs[1] is not None else None
         return scale is not None and float(scale.numpy().min(initial=1.0)) < SMALLEST_SCALE
     for value in node.inputs:
         stored = value.const_value if value is not None else None
-        if stored is None or stored.dtype != ir.DataType.FLOAT or stored.size != 1:
+        if stored is None or stored.dtype != ir.DataType.FLOAT:
+            continue
+        if overflows_half(stored.numpy()):
+            return True
+        if stored.size != 1:
             continue
         number = abs(float(stored.numpy().reshape(())))
         if 0.0 < number < _SMALLEST or (np.isfinite(number) and number > 2 * LIMIT):
