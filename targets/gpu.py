@@ -17,7 +17,13 @@ from graphcompress.lowering.fixed import sizes_of
 from graphcompress.lowering.half import clip_constants, to_half
 from graphcompress.lowering.opset import raise_opset
 from graphcompress.lowering.range import wide_values
-from graphcompress.lowering.typed import OLDEST_OPSET, is_fixed_size, profile_shapes, strongly_typed
+from graphcompress.lowering.typed import (
+    OLDEST_OPSET,
+    check_profile,
+    is_fixed_size,
+    profile_shapes,
+    strongly_typed,
+)
 from graphcompress.model import Model
 from graphcompress.options import option
 from graphcompress.rewrite import Rewriter
@@ -51,14 +57,15 @@ class Gpu(Target):
     name: ClassVar[str] = "gpu"
 
     provider: str = option("cuda", "provider of ONNX Runtime", choices=tuple(PROVIDERS))
-    opt: str = option("1x128", "batch x length that engines are tuned for")
-    largest: str = option("8x512", "batch x length that engines take at most")
+    opt: str = option("1x128", "batch x length that engines are tuned for; cuda has none")
+    largest: str = option("8x512", "batch x length that engines take at most; cuda has none")
     options: str = option(
         "", 'further options of the provider, such as "use_tf32=1;gpu_mem_limit=2000000000"'
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_profile(self.name, self.opt, self.largest)
         parse_options(self.options, PROVIDERS[self.provider])
 
     @property

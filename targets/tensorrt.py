@@ -15,7 +15,7 @@ from graphcompress.engines.device import gpu_here
 from graphcompress.engines.execute import engine_runner
 from graphcompress.errors import UsageError
 from graphcompress.lowering.fixed import sizes_of
-from graphcompress.lowering.typed import Typed, is_fixed_size, profile_shapes, strongly_typed
+from graphcompress.lowering.typed import Typed, check_profile, is_fixed_size, profile_shapes, strongly_typed
 from graphcompress.model import Model
 from graphcompress.options import option
 from graphcompress.runtime import runner_of, session_of
@@ -50,7 +50,8 @@ class TensorRT(Target):
     compute: str = option("80+86+89+120", "compute capabilities to compile for, joined by +")
     build: str = option(
         "auto",
-        "compile engines: auto where TensorRT is installed, require (an error where it is not), or never",
+        "compile engines: auto where this machine can (TensorRT for RTX, or TensorRT and a GPU), require "
+        "(an error where it cannot), or never",
         choices=("auto", "require", "never"),
     )
     precision: str = option("fp16", "what is computed around int8", choices=("fp16", "fp32"))
@@ -60,6 +61,7 @@ class TensorRT(Target):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_profile(self.name, self.opt, self.largest)
         wanted = self.capabilities_wanted
         wrong = [it for it in wanted if it not in CAPABILITIES]
         if wrong or not wanted:
@@ -72,9 +74,10 @@ class TensorRT(Target):
         """Refuse to build engines without a compiler.
 
         Raises:
-            MissingExtraError: engines are required, and nothing that compiles them is installed.
+            MissingExtraError: engines are required, and nothing here compiles them: the whole of TensorRT
+                needs a GPU for that, TensorRT for RTX is not installed.
         """
-        if self.build == "require":
+        if self.build == "require" and _runs_here() is None:
             needs_rtx("tensorrt{build=require}")
 
     @property
@@ -125,16 +128,15 @@ class TensorRT(Target):
 
     def session(self, folder: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """The engine for this machine's GPU; without one, the graph on ONNX Runtime's CPU provider."""
-        here = _runs_here()
-        if here is not None:
-            module, compute = here
-            engine = folder / _engine_file(compute)
-            if engine.exists():
-                return engine_runner(module, engine)
+        compute = gpu_here()
+        module = _compiler_of(folder, compute) if compute is not None else None
+        if compute is not None and module is not None and is_installed(module):
+            return engine_runner(module, folder / _engine_file(compute))
         # Unfused: the int8 products of a CPU may saturate, those of a GPU do not.
         return runner_of(session_of(folder / MODEL_FILE, optimize=False))
 
     def _engines(self, typed: Typed, graph: Path, folder: Path, ctx: Context) -> list[Engine]:
+        self.check()
         here = _runs_here()
         if self.build == "never" or (here is None and not is_installed(RTX)):
             return []
@@ -182,6 +184,14 @@ def _runs_here() -> tuple[str, str] | None:
         return None
     module = next((it for it in (FULL, RTX) if is_installed(it)), None)
     return None if module is None else (module, compute)
+
+
+def _compiler_of(folder: Path, compute: str) -> str | None:
+    """The module that built the engine for ``compute``, which alone loads it; None without one."""
+    if not (folder / BUILD_FILE).is_file() or not (folder / _engine_file(compute)).is_file():
+        return None
+    built = json.loads((folder / BUILD_FILE).read_text(encoding="utf-8"))["engines"]
+    return str(built[compute]["compiler"]).split()[0] if compute in built else None
 
 
 def _engine_file(compute: str) -> str:

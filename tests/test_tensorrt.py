@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from graphcompress.targets import tensorrt
 from graphs_int8 import HIDDEN, ROWS, WIDTH, Maker, floats, kronecker, network, saved, smoothed_kronecker
 
 from graphcompress.base import Context
@@ -246,13 +247,14 @@ def test_one_layer_may_multiply_for_several_nodes():
 # ---- engines
 
 
-def answers(module, result, log=LOG):
+def answers(module, result, log=LOG, code=0, stderr=b""):
     def run(command, **_):
         asked = json.loads(Path(command[-1]).read_text())
         assert asked["module"] == module
         Path(asked["log"]).write_text(log)
         if result is not None:
             Path(asked["result"]).write_text(json.dumps(result))
+        return builder.subprocess.CompletedProcess(command, code, b"", stderr)
 
     return run
 
@@ -281,9 +283,48 @@ def test_a_refusal_and_a_sudden_end_are_errors(tmp_path, monkeypatch):
     monkeypatch.setattr(builder.subprocess, "run", answers(builder.RTX, refused))
     with pytest.raises(UnsupportedModelError, match="refuses the graph for SM86: node 'n_a'"):
         built(tmp_path, [])
-    monkeypatch.setattr(builder.subprocess, "run", answers(builder.RTX, None, "Parsing n_x\n"))
+    monkeypatch.setattr(builder.subprocess, "run", answers(builder.RTX, None, "Parsing n_x\n", -11))
     with pytest.raises(UnsupportedModelError, match=r"ended while it compiled for SM86 \(last: Parsing n_x"):
         built(tmp_path, [])
+
+
+def test_a_compiler_that_cannot_be_run_says_why(tmp_path):
+    with pytest.raises(UnsupportedModelError, match=r"ModuleNotFoundError: .*no_such_module") as caught:
+        built(tmp_path, [], module="no_such_module")
+    assert "exit code 1" in str(caught.value)
+    assert "elementary" not in str(caught.value)
+
+
+def test_requiring_engines_is_refused_where_the_whole_of_tensorrt_has_no_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(builder.importlib.util, "find_spec", lambda name: name == builder.FULL or None)
+    monkeypatch.setattr(tensorrt, "gpu_here", lambda: None)
+    target = parse_target("tensorrt{build=require}")
+    with pytest.raises(MissingExtraError, match="or TensorRT and a GPU"):
+        target.check()
+    with pytest.raises(MissingExtraError, match="or TensorRT and a GPU"):
+        target.lower(network(tmp_path), tmp_path, Context(ids()))
+    monkeypatch.setattr(tensorrt, "gpu_here", lambda: "SM89")
+    target.check()
+
+
+def test_an_engine_is_loaded_by_what_built_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensorrt, "gpu_here", lambda: "SM89")
+    monkeypatch.setattr(tensorrt, "is_installed", lambda module: True)
+    monkeypatch.setattr(tensorrt, "engine_runner", lambda module, engine: (module, engine.name))
+    (tmp_path / "model-sm89.engine").write_bytes(b"engine")
+    for module in (builder.RTX, builder.FULL):
+        record = {"engines": {"SM89": {"compiler": f"{module} 1.2"}}}
+        (tmp_path / "build.json").write_text(json.dumps(record))
+        assert parse_target("tensorrt").session(tmp_path) == (module, "model-sm89.engine")
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "gpu"])
+@pytest.mark.parametrize(
+    "options", ["opt=1y128", "largest=8by512", "opt=8x16 largest=4x512", 'opt="batch=9" largest="batch=8"']
+)
+def test_sizes_of_the_profile_are_refused_at_once(target, options):
+    with pytest.raises(UsageError, match=f"{target}{{(opt|largest)="):
+        parse_target(f"{target}{{{options}}}")
 
 
 def test_a_build_that_takes_too_long_is_ended(tmp_path, monkeypatch):

@@ -21,6 +21,8 @@ FULL, RTX = "tensorrt", "tensorrt_rtx"
 EXTRA = "tensorrt-rtx"
 INSTALL = f"pip install 'graphcompress[{EXTRA}]'"
 _SHOWN = 5
+_WINDOWS_CRASH = 0x80000000
+"""Exit codes from here on are those of crashes on Windows; elsewhere a signal's are negative."""
 
 Shapes = Mapping[str, Sequence[Sequence[int]]]
 """Input name → its smallest, most frequent and largest shape."""
@@ -57,13 +59,13 @@ def is_installed(module: str) -> bool:
 
 
 def needs_rtx(what: str) -> None:
-    """Fail when nothing that compiles engines is installed.
+    """Fail when what compiles engines without a GPU is not installed.
 
     Raises:
         MissingExtraError: names the extra that brings it.
     """
-    if not is_installed(RTX) and not is_installed(FULL):
-        raise MissingExtraError(f"{what} needs tensorrt_rtx, not installed here: {INSTALL}")
+    if not is_installed(RTX):
+        raise MissingExtraError(f"{what} needs tensorrt_rtx (or TensorRT and a GPU), not here: {INSTALL}")
 
 
 def build_engine(
@@ -98,15 +100,11 @@ def build_engine(
         }
         request.write_text(json.dumps(asked), encoding="utf-8")
         started = time.perf_counter()
-        _run(request, compute, timeout_s)
+        done = _run(request, compute, timeout_s)
         seconds = time.perf_counter() - started
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
         if not result.exists():
-            last = next((line for line in reversed(lines) if line.strip()), "no word")
-            raise UnsupportedModelError(
-                f"TensorRT ended while it compiled for {compute} (last: {last[:300]}); "
-                "leave the operator that it names in elementary ones"
-            )
+            raise UnsupportedModelError(_sudden_end(done, lines, compute))
         answer = json.loads(result.read_text(encoding="utf-8"))
     if answer["refused"]:
         raise UnsupportedModelError(
@@ -121,10 +119,25 @@ def build_engine(
     )
 
 
-def _run(request: Path, compute: str, timeout_s: float) -> None:
+def _sudden_end(done: subprocess.CompletedProcess[bytes], log: Sequence[str], compute: str) -> str:
+    """What is known of a compiler that left no result: a crash is the graph's, anything else says why."""
+    if done.returncode < 0 or done.returncode > _WINDOWS_CRASH:
+        return (
+            f"TensorRT ended while it compiled for {compute} (last: {_last(log)}; code {done.returncode}); "
+            "leave the operator that it names in elementary ones"
+        )
+    said = _last(done.stderr.decode("utf-8", errors="replace").splitlines())
+    return f"TensorRT could not be run to compile for {compute}: {said} (exit code {done.returncode})"
+
+
+def _last(lines: Sequence[str]) -> str:
+    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "no word")
+
+
+def _run(request: Path, compute: str, timeout_s: float) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-m", "graphcompress.engines.worker", str(request)]
     try:
-        subprocess.run(command, capture_output=True, timeout=timeout_s, check=False)
+        return subprocess.run(command, capture_output=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired as error:
         raise UnsupportedModelError(
             f"TensorRT did not compile for {compute} within {timeout_s:g} s; give it more with "

@@ -11,10 +11,12 @@ import onnx_ir as ir
 from graphcompress.analysis.linears import embeddings
 from graphcompress.base import Context
 from graphcompress.data.load import synthetic_samples
+from graphcompress.errors import UsageError
 from graphcompress.expressions import evaluate
 from graphcompress.forms.legal import legalise
 from graphcompress.kronecker_forms import read_expression
 from graphcompress.lowering.factors import multiply_factors
+from graphcompress.lowering.fixed import parse_shape
 from graphcompress.lowering.half import clip_constants, to_half
 from graphcompress.lowering.integer_factors import multiply_int8_factors
 from graphcompress.lowering.opset import raise_opset
@@ -132,6 +134,29 @@ def _notes(factored: list[str], expanded: Mapping[str, str], in_float: list[str]
 def is_fixed_size(model: Model) -> bool:
     """Whether every input has one shape."""
     return all(value.shape is not None and value.shape.is_static() for value in model.graph.inputs)
+
+
+def check_profile(target: str, opt: str, largest: str) -> None:
+    """Refuse sizes of a profile that cannot be read, or that are tuned for more than is taken.
+
+    Raises:
+        UsageError: names the option.
+    """
+    read: dict[str, dict[str, int | None]] = {}
+    for option, text in (("opt", opt), ("largest", largest)):
+        try:
+            sizes = parse_shape(text)
+        except UsageError as error:
+            raise UsageError(f"{target}{{{option}={text}}}: {error}") from error
+        named = sizes if isinstance(sizes, dict) else {"batch": sizes[0], "its length": sizes[1]}
+        read[option] = dict(named)
+    for name, size in read["opt"].items():
+        limit = read["largest"].get(name)
+        if size is not None and limit is not None and size > limit:
+            raise UsageError(
+                f"{target}{{opt={opt} largest={largest}}}: engines cannot be tuned for more than they take; "
+                "expected opt up to largest"
+            )
 
 
 def profile_shapes(
