@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from platform import machine as processor
 from typing import Any, ClassVar
 
 from graphcompress.base import Capabilities, Context, Target
 from graphcompress.data.load import Samples, synthetic_samples
 from graphcompress.edge.advice import advice
-from graphcompress.edge.bundle import write_bundle, write_example
+from graphcompress.edge.bundle import unknown_types, write_bundle, write_example
 from graphcompress.edge.convert import (
     MODEL_FILE,
     OPERATORS_FILE,
@@ -40,7 +41,12 @@ from graphcompress.rules.everything import simplify
 from graphcompress.runtime import runner_of, session_of
 
 SAMPLE_LENGTH = 24
-PROOF = "reloaded from the ORT format and run on ONNX Runtime's CPU provider (x86)"
+PROOF = "reloaded from the ORT format and run on ONNX Runtime's CPU provider"
+LAYOUT = (
+    "model.ort is not the same bytes when it is built again: this system does not let a process fix its "
+    "addresses, by which ONNX Runtime lays the file out"
+)
+_PROCESSORS = {"arm": ("arm64", "aarch64"), "amd64": ("x86_64", "amd64")}
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,13 @@ class Mobile(Target):
 
     ``provider`` is what runs the graph beside the CPU provider. ``nnapi`` has neither Erf nor
     LayerNormalization nor ONNX Runtime's own operators: they are written in elementary ones with the same
-    numbers up to rounding, slower on a CPU. Both keep the DequantizeLinear of int8 models.
+    numbers up to rounding, slower on a CPU. ``coreml`` changes the report and the loading examples only. For
+    ``nnapi`` and ``coreml`` int8 models keep their QuantizeLinear and DequantizeLinear, which these providers
+    read; for ``cpu`` and ``xnnpack`` they become the integer products of the CPU provider.
+
+    Latency is measured only where this machine's processor is of ``platform``. The same bytes come again on
+    Linux where a process may fix its addresses; elsewhere the runtime lays the file out anew, and a note
+    says so.
     """
 
     name: ClassVar[str] = "mobile"
@@ -81,6 +93,11 @@ class Mobile(Target):
         """What the CPU provider of a device executes; weights leave room, so that x86 answers the same."""
         return Capabilities(int8_dynamic=self.provider in ("cpu", "xnnpack"), int8_weight_bits=7)
 
+    @property
+    def timed(self) -> bool:  # type: ignore[override]  # the base has a constant; here it is the machine's
+        """Whether this machine's processor is one that the file is made for."""
+        return processor().lower() in _PROCESSORS[self.platform]
+
     def lower(self, model: Model, folder: Path, ctx: Context) -> Mapping[str, Any]:
         """Write the bundle; ``model`` itself is not changed."""
         sizes = sizes_of(model, self.shape) if self.shape else {}
@@ -95,20 +112,27 @@ class Mobile(Target):
         interface.write(folder)
         with tempfile.TemporaryDirectory(prefix="graphcompress-") as scratch:
             source = lowered.save(Path(scratch) / "model.onnx")
-            convert(source, folder / MODEL_FILE, arm=self.platform == "arm")
+            same_bytes = convert(source, folder / MODEL_FILE, arm=self.platform == "arm")
             feeds = [samples.batch([index]) for index in range(min(2, len(samples)))]
             reloaded = compare_converted(source, folder / MODEL_FILE, interface, feeds)
         write_operators(folder / MODEL_FILE, folder / OPERATORS_FILE)
         tips = advice(after)
         write_partitions(folder, before, after, tips)
-        if self.bundle:
+        notes = advice(after, self.provider) if self.provider != "cpu" else []
+        if not same_bytes:
+            notes.append(LAYOUT)
+        unknown = unknown_types(interface)
+        if self.bundle and unknown:
+            notes.append(f"no loading examples: they have no word for {', '.join(unknown)}; bundle=false")
+        elif self.bundle:
             parts = "\n".join([table(before, after), "", *[f"- {tip}" for tip in tips]])
             write_bundle(folder, interface, provider=self.provider, parts=parts)
             feed = samples.batch([min(range(len(samples)), key=lambda index: _numbers(samples, index))])
             write_example(folder, feed, self.session(folder)(feed))
         record = {
             "opset": lowered.opset,
-            "proof": PROOF,
+            "proof": f"{PROOF} ({processor()})",
+            "same_bytes": same_bytes,
             "fixed_sizes": sizes,
             "rewritten": rewritten,
             "operators_before": operators,
@@ -116,7 +140,7 @@ class Mobile(Target):
             "reloaded": asdict(reloaded),
             "partitions_before": [asdict(item) for item in before],
             "partitions": [asdict(item) for item in after],
-            "notes": advice(after, self.provider) if self.provider != "cpu" else [],
+            "notes": notes,
         }
         return record if newer is None else {**record, "opset_reason": newer}
 

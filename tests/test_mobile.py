@@ -9,12 +9,15 @@ import pytest
 from graphcompress.passes.int8 import Int8
 from graphcompress.passes.kron import Kron
 from graphcompress.passes.simplify import Simplify
+from graphcompress.targets import mobile
 from graphcompress.targets.mobile import Mobile
+from onnx import TensorProto, helper, save
 
 from graphcompress.analysis.linears import linears
 from graphcompress.artifact.opening import described, session
 from graphcompress.base import Context
 from graphcompress.build import optimize
+from graphcompress.edge import convert as edge_convert
 from graphcompress.edge.convert import compare_converted, convert, write_operators
 from graphcompress.edge.interface import interface_of, model_of, read_interface
 from graphcompress.edge.padding import fitted
@@ -288,3 +291,55 @@ def test_the_file_is_in_the_ort_format(built):
 def test_a_shape_that_cannot_be_read_is_refused_at_once(text):
     with pytest.raises(UsageError, match="expected batch x length"):
         Mobile(shape=text)
+
+
+def test_it_is_timed_only_where_the_file_is_made_for_this_processor(monkeypatch):
+    for processor, platform in (
+        ("x86_64", "amd64"),
+        ("AMD64", "amd64"),
+        ("aarch64", "arm"),
+        ("arm64", "arm"),
+    ):
+        monkeypatch.setattr(mobile, "processor", lambda name=processor: name)
+        assert Mobile(platform=platform).timed
+        assert not Mobile(platform="arm" if platform == "amd64" else "amd64").timed
+
+
+def test_a_converter_that_takes_too_long_is_an_error_that_says_so(tmp_path, monkeypatch):
+    def slow(command, timeout, **_):
+        raise edge_convert.subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(edge_convert.subprocess, "run", slow)
+    with pytest.raises(UnsupportedModelError, match="not done after 600 s"):
+        convert(tmp_path / "model.onnx", tmp_path / "model.ort", arm=True)
+
+
+def one_input(tmp_path, kind, op_type):
+    """A model of one node over an input ``mask`` of a type."""
+    graph = helper.make_graph(
+        [helper.make_node(op_type, ["mask"], ["y"])],
+        "one",
+        [helper.make_tensor_value_info("mask", kind, [1, 4])],
+        [helper.make_tensor_value_info("y", kind, [1, 4])],
+    )
+    path = tmp_path / "one.onnx"
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    made.ir_version = 9
+    save(made, path)
+    return Model.load(path)
+
+
+def test_a_type_without_a_word_has_no_loading_examples_and_a_note(tmp_path):
+    record, folder = lowered(one_input(tmp_path, TensorProto.BOOL, "Not"), tmp_path)
+    assert any("mask (bool)" in note for note in record["notes"])
+    assert not (folder / "GraphCompressModel.kt").exists()
+    assert not (folder / "android").exists()
+
+
+def test_a_layout_by_chance_is_noted(tmp_path, monkeypatch):
+    forbidden = edge_convert._CONVERT.replace("0x0040000)  # ADDR", "0xFFFFFFFF)  # ADDR")
+    assert forbidden != edge_convert._CONVERT
+    monkeypatch.setattr(edge_convert, "_CONVERT", forbidden)
+    record, _ = lowered(one_input(tmp_path, TensorProto.FLOAT, "Relu"), tmp_path, bundle=False)
+    assert record["same_bytes"] is False
+    assert mobile.LAYOUT in record["notes"]

@@ -50,6 +50,11 @@ _KOTLIN_ARRAYS = {
 }
 
 
+def unknown_types(interface: Interface) -> list[str]:
+    """Inputs, with their types, that the loading examples have no words for."""
+    return [f"{port.name} ({port.type})" for port in interface.inputs if port.type not in _TYPES]
+
+
 def write_bundle(folder: Path, interface: Interface, *, provider: str, parts: str) -> list[str]:
     """Write the loading examples, the page and the README of the bundle; returns what it wrote.
 
@@ -124,7 +129,7 @@ def _identifier(name: str) -> str:
 
 
 def _words(port: Port) -> _Words:
-    return _TYPES.get(port.type, _TYPES["float32"])
+    return _TYPES[port.type]
 
 
 def _kotlin_array(port: Port) -> str:

@@ -26,6 +26,8 @@ import ctypes, os, sys
 if sys.argv[-1] != "again" and sys.platform == "linux":
     ctypes.CDLL(None).personality(0x0040000)  # ADDR_NO_RANDOMIZE, for what is executed from here on
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], "again"])
+here = ctypes.CDLL(None).personality(0xFFFFFFFF) if sys.platform == "linux" else 0  # asks, sets nothing
+print("same bytes" if here != -1 and here & 0x0040000 else "other bytes")
 import onnxruntime
 options = onnxruntime.SessionOptions()
 options.log_severity_level = 4
@@ -45,22 +47,26 @@ create_config_from_models([pathlib.Path(sys.argv[1])], pathlib.Path(sys.argv[2])
 """
 
 
-def convert(source: Path, target: Path, *, arm: bool) -> None:
+def convert(source: Path, target: Path, *, arm: bool) -> bool:
     """Write the ONNX file ``source`` in the ORT format, as the runtime's converter does in its Fixed style.
 
     The graph is written as it is. A session that loads the ORT format folds no constants, so an optimiser
     that folded here would store what the factors expand to; and its fusions are chosen for x86.
 
+    Returns whether the same bytes come again: not where the system does not let a process fix its addresses
+    (other systems than Linux, some containers).
+
     Raises:
-        UnsupportedModelError: the runtime refuses the model.
+        UnsupportedModelError: the runtime refuses the model, or takes too long.
     """
-    said = _run(_CONVERT, source.name, MODEL_FILE, "1" if arm else "0", folder=source.parent)
+    said, printed = _run(_CONVERT, source.name, MODEL_FILE, "1" if arm else "0", folder=source.parent)
     written = source.parent / MODEL_FILE
     if said is not None or not written.is_file():
         raise UnsupportedModelError(
             f"ONNX Runtime cannot write the model in its own format: {said}; lower for the target cpu"
         )
     shutil.move(written, target)
+    return printed.strip() == "same bytes"
 
 
 def write_operators(model: Path, target: Path) -> None:
@@ -71,7 +77,7 @@ def write_operators(model: Path, target: Path) -> None:
     Raises:
         UnsupportedModelError: the tool cannot read the model.
     """
-    said = _run(_OPERATORS, str(model.resolve()), str(target.resolve()), folder=model.parent)
+    said, _ = _run(_OPERATORS, str(model.resolve()), str(target.resolve()), folder=model.parent)
     if said is not None or not target.is_file():
         raise UnsupportedModelError(
             f"ONNX Runtime's tool cannot list the operators of {model.name}: {said}; "
@@ -81,17 +87,22 @@ def write_operators(model: Path, target: Path) -> None:
     target.write_text("\n".join([f"# Operators of {model.name}", *content]) + "\n", encoding="utf-8")
 
 
-def _run(program: str, *words: str, folder: Path) -> str | None:
-    """Run a Python program in a process of its own; what went wrong, or None."""
-    done = subprocess.run(
-        [sys.executable, "-c", program, *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-    return (done.stderr.strip().splitlines() or ["no message"])[-1] if done.returncode else None
+def _run(program: str, *words: str, folder: Path) -> tuple[str | None, str]:
+    """Run a Python program in a process of its own; what went wrong, or None, and what it printed."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *words],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"not done after {TIMEOUT_S} s", ""
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1], done.stdout
+    return None, done.stdout
 
 
 def compare_converted(
