@@ -42,7 +42,7 @@ TABLE = "kron{layers=*word_embeddings* ratio=0.75}"
 GENTLE = "distill{epochs=1 lr=0.0001}"
 """What pruning and its refit leave is near the teacher: higher rates cost more than they regain."""
 
-STRONG = "distill{epochs=1.5 lr=0.0005}"
+STRONG = "distill{epochs=0.7 lr=0.0005}"
 """What k8 leaves untrained answers at random."""
 
 ROWS = {

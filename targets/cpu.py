@@ -64,8 +64,8 @@ class Cpu(Target):
     ``session.json``, with the lines that load it, and ``graphcompress.session`` does so by itself.
 
     ``float_storage=fp16`` halves what stays float in the file; ONNX Runtime makes it float32 again when the
-    session is made, so that speed is the same. Weights are rounded to 11 bits, which the comparison of the
-    artifact with the model that came in shows.
+    session is made. Weights are rounded to 11 bits, which the comparison of the artifact with the model that
+    came in shows; a file with many float weights may run somewhat slower, which ``bench`` shows.
 
     ``padding=remove`` is for batches of very different lengths: token-wise work sees the real tokens only. It
     costs a little where nothing is padded, and outputs at padding are those of other tokens. ``padding=auto``
