@@ -18,7 +18,7 @@ FIXED = Interface(
     (Port("logits", "float32", (1, 5), (1, 5)),),
 )
 VARIABLE = Interface(
-    (Port("0.ids", "int32", ("batch", "length"), None), Port("mask", "bool", ("batch", "length"), None)),
+    (Port("0.ids", "int32", ("batch", "length"), None), Port("mask", "int64", ("batch", "length"), None)),
     (Port("logits", "float32", ("batch", 5), None),),
 )
 
