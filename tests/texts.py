@@ -215,14 +215,7 @@ RELATIVE_BIAS = _layers(
 )
 """Both layers add one bias by relative position."""
 
-SHARED_EXPAND = _layers(
-    between="""
-  all_heads = Shape <start = 0, end = 1> (raw0)
-  wide = Concat <axis = 0> (all_heads, size1, size1)
-  one_bucket = Unsqueeze(in_reach, axis0)
-  buckets = Expand(one_bucket, wide)
-""",
-    scores="""
+_FLAT_HEADS = """
   batches{0} = Mul(size0, n4)
   flat{0} = Concat <axis = 0> (batches{0}, size1, n4)
   turned{0} = Concat <axis = 0> (batches{0}, n4, size1)
@@ -231,6 +224,18 @@ SHARED_EXPAND = _layers(
   k3{0} = Reshape(kt{0}, turned{0})
   raw{0} = MatMul(q3{0}, k3{0})
 {between}
+"""
+"""Scores of heads and samples along one axis."""
+
+SHARED_EXPAND = _layers(
+    between="""
+  all_heads = Shape <start = 0, end = 1> (raw0)
+  wide = Concat <axis = 0> (all_heads, size1, size1)
+  one_bucket = Unsqueeze(in_reach, axis0)
+  buckets = Expand(one_bucket, wide)
+""",
+    scores=_FLAT_HEADS
+    + """
   taken{0} = GatherElements <axis = -1> (raw{0}, buckets)
   both{0} = Add(raw{0}, taken{0})
   scores{0} = Reshape(both{0}, by_head{0})
@@ -247,15 +252,8 @@ TILED_POSITIONS = _layers(
   one_bucket = Unsqueeze(bucket, axis0)
   buckets = Expand(one_bucket, wide)
 """,
-    scores="""
-  batches{0} = Mul(size0, n4)
-  flat{0} = Concat <axis = 0> (batches{0}, size1, n4)
-  turned{0} = Concat <axis = 0> (batches{0}, n4, size1)
-  by_head{0} = Concat <axis = 0> (size0, n4, size1, size1)
-  q3{0} = Reshape(qt{0}, flat{0})
-  k3{0} = Reshape(kt{0}, turned{0})
-  raw{0} = MatMul(q3{0}, k3{0})
-{between}
+    scores=_FLAT_HEADS
+    + """
   tiled{0} = Tile(positions{0}, times)
   near{0} = MatMul(q3{0}, tiled{0})
   taken{0} = GatherElements <axis = -1> (near{0}, buckets)
