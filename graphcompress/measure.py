@@ -2,8 +2,9 @@
 
 A session of ONNX Runtime keeps its worker threads spinning for some 50 ms after a run, so a contender that
 starts at once shares the cores with the one before it. A turn therefore begins when the process has become
-idle, and its first run only wakes the threads. All contenders of a round see the same machine, so the ratio
-is taken per round: a neighbour's load moves both times, and the ratio little.
+idle, and its first run only wakes the threads; it counts where a run is so long that this is nothing. All
+contenders of a round see the same machine, so the ratio is taken per round: a neighbour's load moves both
+times, and the ratio little.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from graphcompress.base import Progress, no_progress
 LOW_PERCENT, HIGH_PERCENT = 10, 90
 """The spread that is reported: from this to that percentile of the rounds."""
 
-_TURN_SECONDS = 0.02
-_IDLE_SLICE_SECONDS = 0.004
+TURN_SECONDS = 0.02
+_IDLE_SLICE_SECONDS = 0.002
 _IDLE_SHARE = 0.2
 _IDLE_PATIENCE_SECONDS = 0.25
 
@@ -74,8 +75,8 @@ def interleaved(
 ) -> Measurement:
     """Time ``runs`` in turns, ``rounds`` times, after ``warmup`` runs of each that do not count.
 
-    A turn waits until the process is idle, runs once uncounted, then for 20 ms (at least once), and counts
-    the median of these. The order rotates from round to round.
+    A turn waits until the process is idle, runs once uncounted, then for 20 ms, and counts the median of
+    these; a run that takes longer than that counts at once. The order rotates from round to round.
 
     Raises:
         ValueError: there is nothing to run, or no round.
@@ -94,23 +95,34 @@ def interleaved(
     return Measurement(times)
 
 
-def turns(runs: Mapping[str, Callable[[], object]]) -> Iterator[dict[str, float]]:
-    """Rounds without end, as :func:`interleaved` counts them: milliseconds of each of ``runs``."""
+def turns(
+    runs: Mapping[str, Callable[[], object]], seconds: float = TURN_SECONDS
+) -> Iterator[dict[str, float]]:
+    """Rounds without end, as :func:`interleaved` counts them: milliseconds of each of ``runs``.
+
+    ``seconds`` is how long a turn repeats what takes less.
+    """
     names = list(runs)
     for first in itertools.cycle(range(len(names))):
-        yield {name: _turn_ms(runs[name]) for name in names[first:] + names[:first]}
+        yield {name: _turn_ms(runs[name], seconds) for name in names[first:] + names[:first]}
 
 
-def _turn_ms(run: Callable[[], object]) -> float:
+def _turn_ms(run: Callable[[], object], seconds: float) -> float:
     _wait_until_idle()
-    run()
+    first = _ms(run)
+    if first > 1000.0 * seconds:
+        return first
     counted: list[float] = []
-    end = time.perf_counter() + _TURN_SECONDS
+    end = time.perf_counter() + seconds
     while not counted or time.perf_counter() < end:
-        start = time.perf_counter()
-        run()
-        counted.append((time.perf_counter() - start) * 1000.0)
+        counted.append(_ms(run))
     return float(np.median(counted))
+
+
+def _ms(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return (time.perf_counter() - start) * 1000.0
 
 
 def _wait_until_idle() -> None:

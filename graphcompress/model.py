@@ -7,6 +7,7 @@ import logging
 import math
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,25 @@ import graphcompress.inference  # noqa: F401 (adds its rules to those of the lib
 from graphcompress.errors import InvalidModelError
 from graphcompress.reading.model_file import read_model
 from graphcompress.scratch import Scratch
-from graphcompress.stored import StoredTensor
+from graphcompress.stored import IN_MEMORY_BYTES, StoredTensor
 
 EXTERNAL_DATA_LIMIT_BYTES = 1_500_000_000
 """Above this a model is saved with its weights beside it: protobuf ends at 2 GB."""
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """A model without copies of its large weights.
+
+    Attributes:
+        proto: the ONNX model; those weights are external data.
+        weights: the folder that their locations begin at.
+        bytes_on_disk: of the model when it is saved.
+    """
+
+    proto: bytes
+    weights: Path
+    bytes_on_disk: int
 
 
 class Model:
@@ -194,6 +210,33 @@ class Model:
             tensor = value.const_value
             if isinstance(tensor, StoredTensor) and tensor.file in files:
                 value.const_value = ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+
+    def in_place(self) -> InPlace:
+        """The model as bytes that refer to its large weights where they lie.
+
+        None of these is copied but such as lie in memory or on another drive, which are stored in scratch.
+
+        Raises:
+            OutputError: no room for temporary files.
+        """
+        root = Path(Path(tempfile.gettempdir()).resolve().anchor)
+        stored: dict[ir.Value, StoredTensor] = {}
+        for value in self.initializers():
+            tensor = value.const_value
+            if tensor is None or tensor.nbytes < IN_MEMORY_BYTES or tensor.dtype == ir.DataType.STRING:
+                continue
+            if not isinstance(tensor, StoredTensor) or tensor.file.anchor != root.anchor:
+                tensor = self.store(tensor.numpy(), tensor.dtype)
+            if isinstance(tensor, StoredTensor):
+                stored[value] = tensor
+        try:
+            for value, tensor in stored.items():
+                value.const_value = tensor.below(root)
+            proto = ir.to_proto(self.ir).SerializeToString()
+        finally:
+            for value, tensor in stored.items():
+                value.const_value = tensor
+        return InPlace(proto, root, len(proto) + sum(tensor.nbytes for tensor in stored.values()))
 
     def write(self, path: Path, external: str | None = None) -> None:
         """Write the model straight to ``path``; ``external`` names a file beside it for the weights."""

@@ -28,7 +28,7 @@ class Original:
         self._metric, self._held_out, self._progress = chosen, held_out, ctx.progress
         if chosen and held_out:
             metrics.check_columns(chosen, held_out)
-        with Runner(model) as runner:
+        with Runner(model, prepack=self._metric is not None) as runner:
             self.outputs = [runner(feed) for feed in self.feeds]
             self.invariance = batch_invariance(runner, self.samples)
             self._answers = self._answers_of(runner, "evaluate the original")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,6 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.errors import DataError, InvalidModelError, UnsupportedModelError
-from graphcompress.scratch import no_room
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -22,6 +20,8 @@ if TYPE_CHECKING:
     from graphcompress.model import Model
 
 Feed = Mapping[str, np.ndarray]
+
+_WEIGHTS = "session.model_external_initializers_file_folder_path"
 
 _FATAL_ONLY = 4
 """Errors are raised with the same text that the runtime would also log."""
@@ -32,14 +32,18 @@ def session_of(
     *,
     threads: int = 0,
     optimize: bool = True,
+    prepack: bool = True,
+    weights: Path | None = None,
     spin_us: int | None = None,
     profile: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """An ONNX Runtime CPU session over a file or serialized bytes; ``threads`` 0 is the runtime's choice.
 
-    ``spin_us`` is how long idle threads spin before they sleep; by default some 50 ms, during which they slow
-    down whatever else runs. ``profile`` is the beginning of the path of a file in which the time of every
-    operator is written.
+    Without ``prepack`` the weights stay where they are mapped from: no copy of them in the layout of the
+    kernels is made, which takes longer than some runs of a large model save by it. ``weights`` is the folder
+    that the external data of serialized bytes lie below. ``spin_us`` is how long idle threads spin before
+    they sleep; by default some 50 ms, during which they slow down whatever else runs. ``profile`` is the
+    beginning of the path of a file in which the time of every operator is written.
 
     Raises:
         InvalidModelError: not an ONNX file.
@@ -50,6 +54,10 @@ def session_of(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
     options.intra_op_num_threads = threads
+    if not prepack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    if weights is not None:
+        options.add_session_config_entry(_WEIGHTS, os.fspath(weights))
     if spin_us is not None:
         options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin_us))
     if profile is not None:
@@ -110,7 +118,8 @@ def _first_line(error: Exception) -> str:
 class Runner:
     """Runs a model in memory on ONNX Runtime, with any values of the graph as outputs.
 
-    Use as a context manager: the model is written to a temporary folder for as long as the session lives.
+    Use as a context manager, so that its memory is given back. Large weights are mapped from where they lie.
+    ``prepack`` is for sessions that are timed, or run very often (:func:`session_of`).
     """
 
     def __init__(
@@ -119,30 +128,21 @@ class Runner:
         values: Sequence[ir.Value] = (),
         *,
         optimize: bool = True,
+        prepack: bool = False,
         spin_us: int | None = None,
     ) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="graphcompress-")
-        path = Path(self._folder.name) / "model.onnx"
         graph = model.graph
         extra = [value for value in values if not value.is_graph_output()]
         graph.outputs.extend(extra)
         try:
-            model.write(path, external="model.data")
-        except OSError as error:
-            self._folder.cleanup()
-            raise no_room(error, model.weight_bytes) from error
-        except BaseException:
-            self._folder.cleanup()
-            raise
+            written = model.in_place()
         finally:
             for _ in extra:
                 graph.outputs.pop()
-        self.bytes_on_disk = sum(file.stat().st_size for file in Path(self._folder.name).iterdir())
-        try:
-            self._session = session_of(path, optimize=optimize, spin_us=spin_us)
-        except BaseException:
-            self._folder.cleanup()
-            raise
+        self.bytes_on_disk = written.bytes_on_disk
+        self._session = session_of(
+            written.proto, optimize=optimize, prepack=prepack, weights=written.weights, spin_us=spin_us
+        )
         self._options = _path_to_outputs_only()
         self.outputs = [value.name or "" for value in values] or [
             output.name for output in self._session.get_outputs()
@@ -169,7 +169,6 @@ class Runner:
 
     def __exit__(self, *exception: object) -> None:
         del self._session
-        self._folder.cleanup()
         _give_back_memory()
 
 

@@ -46,6 +46,13 @@ class StoredTensor(ir.LazyTensor):
             metadata_props=dict(external.metadata_props),
         )
 
+    def below(self, root: Path) -> ir.ExternalTensor:
+        """The same bytes as external data of a model that lies in ``root``."""
+        place = self.file.relative_to(root).as_posix()
+        return ir.ExternalTensor(
+            place, self.offset, self.nbytes, self.dtype, shape=self.shape, name=self.name or "", base_dir=root
+        )
+
 
 def stored(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
     """``tensor`` as a :class:`StoredTensor`; a small one as an array in memory."""

@@ -78,4 +78,4 @@ def quick_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forms are measured in one short round, and kept for this test alone."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("graphcompress.forms.choice.ROUNDS", 1)
-    monkeypatch.setattr("graphcompress.measure._TURN_SECONDS", 0.0)
+    monkeypatch.setattr("graphcompress.forms.choice._TURN_SECONDS", 0.0)

@@ -426,7 +426,7 @@ def test_a_form_that_the_runtime_refuses_is_not_taken():
 def rounds_of(times, taken=None):
     """Turns that run nothing and give ``times``; they are counted in ``taken``."""
 
-    def turns(runs):
+    def turns(runs, seconds):
         for number in range(len(times[UNCHANGED])):
             if taken is not None:
                 taken.append(number)

@@ -9,7 +9,7 @@ import pytest
 from graphcompress import measure
 from graphcompress.bench import ROUNDS, bench
 from graphcompress.data.samples import Samples
-from graphcompress.measure import Measurement, interleaved
+from graphcompress.measure import Measurement, interleaved, turns
 
 
 def test_ratio_says_how_many_times_as_fast():
@@ -25,14 +25,12 @@ def test_timing_is_median_and_10th_to_90th_percentile():
     assert (timing.median_ms, timing.low_ms, timing.high_ms) == (50.0, 10.0, 90.0)
 
 
-def test_everyone_takes_a_turn_in_every_round_and_the_order_rotates(monkeypatch):
-    monkeypatch.setattr(measure, "_TURN_SECONDS", 0.0)
+def test_everyone_takes_a_turn_in_every_round_and_the_order_rotates():
     called = []
     runs = {name: (lambda name=name: called.append(name)) for name in "abc"}
-    result = interleaved(runs, rounds=3, warmup=1)
-    turns = [name for name, _ in itertools.groupby(called[3:])]
-    assert turns == ["a", "b", "c", "b", "c", "a", "c", "a", "b"]
-    assert all(len(times) == 3 for times in result.rounds_ms.values())
+    rounds = list(itertools.islice(turns(runs, seconds=0.0), 3))
+    assert [name for name, _ in itertools.groupby(called)] == ["a", "b", "c", "b", "c", "a", "c", "a", "b"]
+    assert all(set(times) == set("abc") for times in rounds)
 
 
 class Clock:
@@ -65,6 +63,16 @@ def test_measures_a_known_ratio(clock):
     runs = {"short": lambda: clock.sleep(0.004), "long": lambda: clock.sleep(0.02)}
     ratio = interleaved(runs, rounds=5, warmup=1).ratio("short", to="long")
     assert ratio.median == pytest.approx(5.0)
+
+
+def test_the_first_run_of_a_turn_counts_only_where_it_is_long(clock):
+    clock.busy = 0.0
+    steps = iter([0.004, *[0.002] * 20])
+    rounds = turns({"a": lambda: clock.sleep(next(steps))})
+    assert next(rounds)["a"] == pytest.approx(2.0)
+    assert len(list(steps)) == 10
+    steps = iter([0.1])
+    assert next(rounds)["a"] == pytest.approx(100.0)
 
 
 def test_a_turn_waits_for_threads_that_are_still_spinning(clock):

@@ -342,6 +342,23 @@ def test_a_large_model_is_saved_with_its_weights_beside_it(
         np.testing.assert_array_equal(one(feed)["last_hidden_state"], other(feed)["last_hidden_state"])
 
 
+def test_sessions_read_large_weights_where_they_lie(tiny_bert, tmp_path, monkeypatch, tiny_samples) -> None:
+    monkeypatch.setattr("graphcompress.model.IN_MEMORY_BYTES", 256)
+    monkeypatch.setattr("graphcompress.stored.IN_MEMORY_BYTES", 256)
+    monkeypatch.setattr("graphcompress.scratch.IN_MEMORY_BYTES", 256)
+    feed = tiny_samples.batch([0, 1])
+    with Runner(tiny_bert) as runner:
+        expected = runner(feed)["last_hidden_state"]
+    loaded = Model.load(tiny_bert.save(tmp_path / "model.onnx"))
+    changed = next(value for value in loaded.initializers() if value.name and value.name.endswith("weight"))
+    changed.const_value = ir.tensor(changed.const_value.numpy().copy(), name=changed.name)  # in memory
+    written = loaded.in_place()
+    assert len(written.proto) < written.bytes_on_disk < tiny_bert.weight_bytes + len(written.proto) + 1
+    assert isinstance(changed.const_value, StoredTensor)
+    with Runner(loaded) as runner:
+        np.testing.assert_array_equal(runner(feed)["last_hidden_state"], expected)
+
+
 def test_saving_twice_gives_the_same_bytes(tiny_bert, tmp_path) -> None:
     one, other = tiny_bert.save(tmp_path / "a.onnx"), tiny_bert.save(tmp_path / "b.onnx")
     assert one.read_bytes() == other.read_bytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -16,7 +17,6 @@ from typing import Any
 from graphcompress.errors import GraphCompressError, OutputError, UsageError
 
 MANIFEST = "graphcompress.json"
-_CHUNK_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
@@ -124,12 +124,16 @@ def _swap(folder: Path, output: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
+    """Hexadecimal SHA-256 of a file; a file that has not changed since is not read again."""
+    seen = path.stat()
+    return _sha256(path.resolve(), seen.st_ino, seen.st_size, seen.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _sha256(path: Path, *identity: int) -> str:
+    """The hash of the file that ``path`` is while it has this ``identity``."""
     with path.open("rb") as file:
-        while piece := file.read(_CHUNK_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_hashes(folder: Path) -> dict[str, str]:

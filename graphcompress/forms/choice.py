@@ -32,13 +32,16 @@ FLOOR = 0.9
 TOLERANCE = 1e-4
 """Largest difference between two forms of a site, in units of the largest output."""
 
-LEAST_ROUNDS, ROUNDS = 3, 7
+LEAST_ROUNDS, ROUNDS = 2, 5
 """Least and most rounds in which forms are timed: no more than make the choice clear."""
+
+_TURN_SECONDS = 0.005
+"""That a turn repeats a form which takes less: a site is far smaller than a model."""
 
 _SPIN_US = 1000
 """Threads that wait longer than a node takes go to sleep, and the next session can be timed at once."""
 
-_METHOD = 3
+_METHOD = 4
 """Part of the cache's keys; raise it when times are taken in another way."""
 
 
@@ -170,12 +173,13 @@ def measure_forms(alone: Model, family: Family, feeds: Sequence[Feed]) -> dict[s
     Forms that are refused by the runtime or give other outputs are left out.
     """
     with contextlib.ExitStack() as stack:
-        unchanged = stack.enter_context(Runner(alone, spin_us=_SPIN_US))
+        unchanged = stack.enter_context(Runner(alone, prepack=True, spin_us=_SPIN_US))
         expected = [unchanged(feed) for feed in feeds]
         candidates = {UNCHANGED: unchanged}
         for form in family.forms:
             try:
-                runner = stack.enter_context(Runner(_rewritten(alone, family, form), spin_us=_SPIN_US))
+                twin = _rewritten(alone, family, form)
+                runner = stack.enter_context(Runner(twin, prepack=True, spin_us=_SPIN_US))
                 seen = [runner(feed) for feed in feeds]
             except Exception as error:  # onnxruntime's exceptions share no base class
                 _LOG.info("form %s of %s is refused by the runtime: %s", form, family.name, error)
@@ -198,16 +202,13 @@ def _rewritten(alone: Model, family: Family, form: str) -> Model:
 def _times_ms(
     candidates: Mapping[str, Runner], feeds: Sequence[Feed], default: str
 ) -> dict[str, list[float]]:
-    """Milliseconds of every candidate for each of ``feeds``.
+    """Milliseconds of every candidate, which has run before, for each of ``feeds``.
 
     Other work on the machine only ever adds time, so what a form costs is the fast end of its rounds.
     """
     runs = [{name: _run(runner, feed) for name, runner in candidates.items()} for feed in feeds]
-    for shape in runs:
-        for run in shape.values():
-            run()
     seen: list[dict[str, list[float]]] = [{name: [] for name in candidates} for _ in feeds]
-    rounds = [turns(shape) for shape in runs]
+    rounds = [turns(shape, _TURN_SECONDS) for shape in runs]
     for number in range(ROUNDS):
         for times, source in zip(seen, rounds, strict=True):
             for name, ms in next(source).items():

@@ -69,7 +69,7 @@ class QuantisedArray:
 
     def dequantise(self) -> np.ndarray:
         """The float32 array that it stands for."""
-        return np.asarray(self.values.astype(np.float32) * self.scale)
+        return np.asarray(np.multiply(self.values, self.scale, dtype=np.float32))
 
 
 def weight_scale(weight: np.ndarray, kind: WeightRange = "8bit") -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -77,10 +78,14 @@ class LinearForm:
 
 @dataclass(frozen=True, eq=False)
 class TableForm:
-    """One embedding in 8 bits: a table, low-bit leaves of an expression, or (neither) a linear's weight."""
+    """One embedding in 8 bits: a table, low-bit leaves of an expression, or (neither) a linear's weight.
+
+    ``sqnr_db`` is that of a table, infinite for the others.
+    """
 
     table: Embedding
     quantised: QuantisedArray | None = None
+    sqnr_db: float = math.inf
     leaves: Mapping[ir.Value, Leaf] | None = None
 
 
@@ -151,7 +156,7 @@ def decide_table(table: Embedding) -> TableForm:
     """The 8-bit form of an embedding whose table no linear reads."""
     if stays_expression(table):
         return TableForm(table, leaves=low_bit_leaves(table.weight))
-    return TableForm(table, low_bit_table(table))
+    return TableForm(table, *low_bit_table(table))
 
 
 def _by_activation(chosen: Sequence[Linear]) -> list[list[Linear]]:

@@ -74,12 +74,12 @@ def stays_expression(item: Linear | Embedding) -> bool:
     return stored_parameters(item.weight) < size
 
 
-def low_bit_table(embedding: Embedding) -> QuantisedArray:
-    """Quantise a table [rows, width] per column, or per row where that is clearly more accurate."""
+def low_bit_table(embedding: Embedding) -> tuple[QuantisedArray, float]:
+    """A table [rows, width] with scales per column, or per row where that is clearly better; and its SQNR."""
     dense = embedding.dense()
     by_row, by_column = quantise_rows(dense), quantise_columns(dense)
-    gain = sqnr_db(dense, by_row.dequantise()) - sqnr_db(dense, by_column.dequantise())
-    return by_row if gain > COLUMN_LOSS_DB else by_column
+    row_db, column_db = (sqnr_db(dense, form.dequantise()) for form in (by_row, by_column))
+    return (by_row, row_db) if row_db - column_db > COLUMN_LOSS_DB else (by_column, column_db)
 
 
 def low_bit_leaves(weight: ir.Value) -> dict[ir.Value, Leaf]:

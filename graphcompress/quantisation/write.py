@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from graphcompress.numerics.metrics import sqnr_db
 from graphcompress.quantisation.decide import LinearForm, Plan, TableForm
 from graphcompress.quantisation.qdq import QdqWriter
 from graphcompress.rewrite import Rewriter
@@ -38,7 +37,7 @@ def _table(rw: Rewriter, writer: QdqWriter, form: TableForm) -> None:
         writer.leaves(form.leaves, table.node)
     elif form.quantised is not None:
         detail = "one scale per row" if form.quantised.scale.ndim == 2 else "one scale per column"
-        rw.touch(table, detail, sqnr_db=sqnr_db(table.dense(), form.quantised.dequantise()))
+        rw.touch(table, detail, sqnr_db=form.sqnr_db)
         writer.embedding(table, form.quantised)
     else:
         rw.skip(table, "its table is also read by a linear that stays in float")

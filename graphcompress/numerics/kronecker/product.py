@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import scipy.linalg
-import scipy.sparse.linalg
+import scipy  # its parts are loaded when they are used: reading a split needs none of them
 
 Order = Literal["a_first", "b_first"]
 
