@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from graphcompress.artifact.folder import sha256
 from graphcompress.base import Capabilities, Context, Target
 from graphcompress.errors import UsageError
 from graphcompress.forms.attention import Attention
@@ -39,6 +38,7 @@ from graphcompress.forms.whole import (
 )
 from graphcompress.model import Model
 from graphcompress.options import option
+from graphcompress.reading.hashes import sha256
 from graphcompress.runtime import session_of
 
 MODEL_FILE = "model.onnx"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
-import hashlib
 import json
 import os
 import shutil
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from graphcompress.errors import GraphCompressError, OutputError, UsageError
+from graphcompress.reading.hashes import sha256
 
 MANIFEST = "graphcompress.json"
 
@@ -121,19 +120,6 @@ def _swap(folder: Path, output: Path) -> None:
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file; a file that has not changed since is not read again."""
-    seen = path.stat()
-    return _sha256(path.resolve(), seen.st_ino, seen.st_size, seen.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=256)
-def _sha256(path: Path, *identity: int) -> str:
-    """The hash of the file that ``path`` is while it has this ``identity``."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_hashes(folder: Path) -> dict[str, str]:

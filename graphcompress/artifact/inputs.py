@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from graphcompress.artifact.folder import sha256
 from graphcompress.artifact.recipe import Recipe
 from graphcompress.model import Model
+from graphcompress.reading.hashes import sha256
 
 TOKENIZER_FILES = (
     "tokenizer.json",

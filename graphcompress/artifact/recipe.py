@@ -86,7 +86,7 @@ class Recipe:
         Raises:
             DataError: one of them was changed or is gone.
         """
-        from graphcompress.artifact.folder import sha256
+        from graphcompress.reading.hashes import sha256
 
         for path, wanted in self.sha256.items():
             if not Path(path).is_file():

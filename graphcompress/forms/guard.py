@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from graphcompress.artifact.folder import sha256
 from graphcompress.data.samples import padding_mask
 from graphcompress.forms.apart import timed_apart
 from graphcompress.forms.cache import Measurements, Times
 from graphcompress.forms.contenders import Opener, first_run, on_cpu, run_on
 from graphcompress.measure import Measurement, interleaved
+from graphcompress.reading.hashes import sha256
 from graphcompress.runtime import Feed
 
 SLOWER = 0.97
