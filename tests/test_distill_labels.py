@@ -130,6 +130,21 @@ def test_one_logit_of_two_classes_is_driven_away_from_the_boundary() -> None:
             assert float(loss) == float(flat) == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("learned", "held_out", "kind"),
+    [([0, 1, 0, 1, 1, 0], [0.5, 1.0], MULTIPLE), ([0.0, 2.5, 1.0, 4.0, 3.0, 1.0], [0.0, 1.0], NUMBER)],
+)
+def test_held_out_labels_mean_what_is_learned(
+    learned: list[object], held_out: list[object], kind: str
+) -> None:
+    training = Training(samples(learned), held_out=samples(held_out))
+    given = prepare(head(1), head(1), training, Distill(hidden=0).settings())
+    assert given.labels is not None
+    assert given.held_out_labels is not None
+    assert given.labels.kind == given.held_out_labels.kind == kind
+    assert given.labels.spread == given.held_out_labels.spread
+
+
 def test_guessing_the_mean_of_numbers_costs_one() -> None:
     model, numbers = head(1), [1.0, 2.0, 4.0, 9.0, 3.0, 5.0]
     data, settings = samples(list(numbers)), Distill(hidden=0).settings()

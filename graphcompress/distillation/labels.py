@@ -63,11 +63,15 @@ class Labels:
 
 
 def read_labels(
-    samples: Samples, student: Mapping[str, torch.Tensor], answers: Sequence[Answer]
+    samples: Samples,
+    student: Mapping[str, torch.Tensor],
+    answers: Sequence[Answer],
+    like: Labels | None = None,
 ) -> Labels | None:
     """The labels of ``samples`` for the first output, whose values ``student`` holds for a few of them.
 
-    None where the data have no column of labels, or the output is none that labels speak about.
+    None where the data have no column of labels, or the output is none that labels speak about. Labels of
+    held-out samples mean what those that are learned from mean: ``like`` says whether one number is a class.
 
     Raises:
         DataError: a label that does not fit the output.
@@ -77,7 +81,7 @@ def read_labels(
     name = answers[0].name
     shape = tuple(student[name].shape)
     if len(shape) == 1 or (len(shape) == 2 and shape[1] == 1):
-        return _numbers(samples, name)
+        return _numbers(samples, name, like)
     column = next((column for column in LABEL_COLUMNS if column in samples.columns), None)
     if column is None or "logits" not in name or len(shape) not in (2, 3):
         return None
@@ -90,16 +94,19 @@ def read_labels(
     return Labels(name, CLASS, _each(entries, where.one, samples.feeds))
 
 
-def _numbers(samples: Samples, name: str) -> Labels | None:
+def _numbers(samples: Samples, name: str, like: Labels | None) -> Labels | None:
     """Labels of an output of one number per sample."""
     columns = (*LABEL_COLUMNS, *SCORE_COLUMNS)
     column = next((column for column in columns if column in samples.columns), None)
     if column is None:
         return None
-    values = _each(samples.columns[column], _Where(column, name, 1).number, samples.feeds)
-    if column in LABEL_COLUMNS and "logits" in name and set(map(float, values)) <= {0.0, 1.0}:
-        return Labels(name, MULTIPLE, [value.reshape(1) for value in values])
-    return Labels(name, NUMBER, values, max(float(np.var(values)), 1e-12))
+    where = _Where(column, name, 1)
+    values = _each(samples.columns[column], where.number, samples.feeds)
+    is_class = column in LABEL_COLUMNS and "logits" in name and set(map(float, values)) <= {0.0, 1.0}
+    if is_class if like is None else like.kind == MULTIPLE:
+        shares = [value.reshape(1) for value in values]
+        return Labels(name, MULTIPLE, _each(shares, where.several, samples.feeds))
+    return Labels(name, NUMBER, values, like.spread if like else max(float(np.var(values)), 1e-12))
 
 
 def _each(

@@ -79,9 +79,8 @@ def prepare(model: Model, original: Model, training: Training, settings: Setting
         own, other = run(student, feed, device), run(teacher, feed, device)
     answers = _answers(model, own, other, settings)
     understood = [place for place in places if _is_batched(own[place.student], feed)]
-    labels, held_out_labels = (
-        read_labels(given, own, answers) if settings.labels else None for given in (samples, held_out)
-    )
+    labels = read_labels(samples, own, answers) if settings.labels else None
+    held_out_labels = read_labels(held_out, own, answers, labels) if settings.labels else None
     by_token = token_values(model, [*(item.student for item in understood), *(item.name for item in answers)])
     by_token |= {item.student for item in understood if item.kind == SCORES}
     losses = Losses(settings, understood, _independent(answers, labels, settings), by_token)
@@ -138,8 +137,8 @@ def check(model: Model, training: Training, settings: Settings) -> None:
     with torch.no_grad():
         own, other = (run(module, feed, torch.device("cpu")) for module in (student, teacher))
     answers = _answers(model, own, other, settings)
-    for given in (samples, held_out) if settings.labels else ():
-        read_labels(given, own, answers)
+    if settings.labels:
+        read_labels(held_out, own, answers, like=read_labels(samples, own, answers))
     if training.metric is not None:
         check_columns(metric(training.metric), held_out)
 
