@@ -12,6 +12,10 @@ from graphcompress.rewrite import Rewriter
 AXES_AS_INPUT = 18
 """Since this opset every reduction reads its axes from an input, and Split says how many parts it makes."""
 
+_ANOTHER_MEANING = {"GroupNormalization": 21}
+"""Operators that mean something else since that opset, which their definitions' names and types do not tell:
+scale and bias are per channel, and were per group."""
+
 
 def raise_opset(rw: Rewriter, version: int) -> str | None:
     """Write the model in opset ``version`` when it declares an older one; returns why not, where not.
@@ -62,12 +66,16 @@ def _convert(rw: Rewriter, node: ir.Node) -> None:
 
 def _extends(node: ir.Node, opset: int, version: int) -> bool:
     """Whether the newer definition of ``node`` only adds to the one it was written for."""
+    if opset < _ANOTHER_MEANING.get(node.op_type, 0) <= version:
+        return False
     try:
         used = onnx.defs.get_schema(node.op_type, opset, "")
         newer = onnx.defs.get_schema(node.op_type, version, "")
     except onnx.defs.SchemaError:
         return False
     if newer.deprecated or used.attributes.keys() - newer.attributes.keys():
+        return False
+    if any(newer.attributes[name].default_value != it.default_value for name, it in used.attributes.items()):
         return False
     if any(it.required for name, it in newer.attributes.items() if name not in used.attributes):
         return False
