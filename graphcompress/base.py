@@ -267,6 +267,11 @@ class Target(_Named, abc.ABC):
     def session(self, folder: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """A function from a feed (input name → array) to outputs (name → array), run by the real runtime."""
 
+    @property
+    def measures(self) -> bool:
+        """Whether it chooses by measuring: it has a :meth:`tune` of its own."""
+        return type(self).tune is not Target.tune
+
     def tune(self, model: Model, ctx: Context) -> Mapping[str, Mapping[str, Sequence[float]]]:
         """Times, in ms, of what :meth:`lower` would choose between in ``model``, measured on this machine.
 
