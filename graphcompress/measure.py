@@ -23,8 +23,8 @@ LOW_PERCENT, HIGH_PERCENT = 10, 90
 
 TURN_SECONDS = 0.02
 _IDLE_SLICE_SECONDS = 0.012
-"""Longer than a tick of any kernel (10 ms at most): what a thread uses is added to the clock at ticks only, so
-that in a shorter slice a spinning thread looks idle."""
+"""Longer than a tick of any kernel (10 ms at most): what a thread uses is added to the clock at ticks only,
+so that in a shorter slice a spinning thread looks idle."""
 
 _IDLE_SHARE = 0.2
 _IDLE_PATIENCE_SECONDS = 0.25

@@ -133,7 +133,7 @@ def _product(kind: str, sizes: Sizes) -> Callable[[], object]:
 
 
 def operator_shares(path: Path, feed: Feed) -> dict[str, float]:
-    """Operator → share (0-1) of the time of all, in the fastest of several runs, by the runtime's profiler."""
+    """Operator → share (0-1) of the time of all, in the fastest of several runs that are profiled."""
     with tempfile.TemporaryDirectory(prefix="graphcompress-") as folder:
         session = session_of(path, profile=Path(folder) / "profile")
         for _ in range(1 + _PROFILED_RUNS):
