@@ -93,6 +93,15 @@ class Capabilities:
         """
         return self.int8_weight_bits < 8
 
+    def __str__(self) -> str:
+        """In the words of the options of ``int8``, which ask for it."""
+        schemes = "static or dynamic" if self.int8_dynamic else "static"
+        folded = "folded when a session is made" if self.constant_expressions else "not folded"
+        return (
+            f"activations {' or '.join(self.int8_activations)}, scales {schemes}, "
+            f"int8 weights of {self.int8_weight_bits} bits, constant expressions {folded}"
+        )
+
     def common(self, other: Capabilities) -> Capabilities:
         """What both targets can run."""
         return Capabilities(
@@ -257,6 +266,11 @@ class Target(_Named, abc.ABC):
     @abc.abstractmethod
     def session(self, folder: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """A function from a feed (input name → array) to outputs (name → array), run by the real runtime."""
+
+    @property
+    def measures(self) -> bool:
+        """Whether it chooses by measuring: it has a :meth:`tune` of its own."""
+        return type(self).tune is not Target.tune
 
     def tune(self, model: Model, ctx: Context) -> Mapping[str, Mapping[str, Sequence[float]]]:
         """Times, in ms, of what :meth:`lower` would choose between in ``model``, measured on this machine.

@@ -22,7 +22,10 @@ LOW_PERCENT, HIGH_PERCENT = 10, 90
 """The spread that is reported: from this to that percentile of the rounds."""
 
 TURN_SECONDS = 0.02
-_IDLE_SLICE_SECONDS = 0.002
+_IDLE_SLICE_SECONDS = 0.012
+"""Longer than a tick of any kernel (10 ms at most): what a thread uses is added to the clock at ticks only,
+so that in a shorter slice a spinning thread looks idle."""
+
 _IDLE_SHARE = 0.2
 _IDLE_PATIENCE_SECONDS = 0.25
 

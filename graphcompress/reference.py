@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graphcompress import registry
-from graphcompress.base import Pass, Target
+from graphcompress.base import Capabilities, Pass, Target
 
 _HEADER = "<!-- Written by `make docs` from the docstrings and options in the source; edit those. -->\n"
 
@@ -28,12 +28,18 @@ class Option:
 
 @dataclass(frozen=True)
 class Entry:
-    """One pass or target: its name, first line, the whole docstring, contract (passes) and options."""
+    """One pass or target: its name, first line and whole docstring, what it promises or can run, its options.
+
+    Attributes:
+        contract: of a pass, as text.
+        capabilities: of a target with its default options.
+    """
 
     name: str
     summary: str
     text: str
     contract: str
+    capabilities: Capabilities | None
     options: tuple[Option, ...]
 
 
@@ -48,7 +54,8 @@ def describe(cls: type[Pass] | type[Target]) -> Entry:
     hints = typing.get_type_hints(cls)
     options = tuple(_option(field, hints[field.name]) for field in dataclasses.fields(cls))
     contract = str(cls.contract) if issubclass(cls, Pass) else ""
-    return Entry(cls.name, cls.summary(), inspect.getdoc(cls) or "", contract, options)
+    capabilities = cls().capabilities if issubclass(cls, Target) else None
+    return Entry(cls.name, cls.summary(), inspect.getdoc(cls) or "", contract, capabilities, options)
 
 
 def _option(field: dataclasses.Field[typing.Any], hint: object) -> Option:
@@ -76,6 +83,7 @@ def markdown(kind: registry.Kind) -> str:
     for entry in entries(kind):
         lines += [f"## {entry.name}", "", entry.text, ""]
         lines += [f"Contract: {entry.contract}.", ""] if entry.contract else []
+        lines += [f"Runs, with default options: {entry.capabilities}.", ""] if entry.capabilities else []
         lines += _table(entry.options)
     return "\n".join(lines).rstrip() + "\n"
 

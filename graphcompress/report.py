@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graphcompress.base import Skipped, Touched, parameters_of
-from graphcompress.errors import OutputError, UsageError
 from graphcompress.varying import why_it_varies
 
 if TYPE_CHECKING:
@@ -148,6 +146,16 @@ def lowering_lines(lowering: Mapping[str, object]) -> list[tuple[str, str]]:
     return lines + [("", str(note)) for note in (notes if isinstance(notes, Sequence) else ())]
 
 
+def target_lines(build: Build) -> list[tuple[str, str]]:
+    """What goes below :func:`target_table`, as (target, text): what every target says about its work."""
+    lines = []
+    for it in build.lowered:
+        texts = [f"{topic}: {text}" if topic else text for topic, text in lowering_lines(it.record)]
+        texts.append(why_it_varies(build.model, it.invariance, build.reference_invariance, it.difference))
+        lines += [(it.name, text) for text in texts if text]
+    return lines
+
+
 def proof(lowered: Lowered) -> str:
     """What ran the artifact when its outputs were compared."""
     return str(lowered.record.get("proof", "run by the target"))
@@ -204,6 +212,7 @@ def markdown(build: Build, benched: Sequence[ShapeResult] = ()) -> str:
         lines += [f"- **{topic}**: {text}" if topic else f"- {text}" for topic, text in summary_lines(build)]
     else:
         lines += [*_table(*target_table(build)), ""]
+        lines += [f"- **{name}**: {text}" for name, text in target_lines(build)]
     lines += [f"- **latency**, {topic}: {text}" for topic, text in bench_lines(benched)]
     for record in build.records:
         lines += ["", f"## {record.text}", "", pass_line(record).partition(": ")[2], ""]
@@ -257,43 +266,3 @@ def bench_lines(results: Sequence[ShapeResult]) -> list[tuple[str, str]]:
         )
         lines.append((result.shape, f"{times}; {ratios}" if ratios else times))
     return lines
-
-
-def write_report(path: Path, build: Build, benched: Sequence[ShapeResult] = ()) -> None:
-    """Write the report to ``path``: Markdown for ``.md``, a page without outside parts for ``.html``.
-
-    Raises:
-        UsageError: another suffix.
-        OutputError: it cannot be written.
-    """
-    check_report_path(path)
-    text = markdown(build, benched)
-    try:
-        path.write_text(_html(text) if path.suffix == ".html" else text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: the report cannot be written ({error.strerror})") from error
-
-
-def check_report_path(path: Path) -> None:
-    """Raise :class:`UsageError` unless the suffix of ``path`` is a kind of report and its folder exists."""
-    if path.suffix not in (".md", ".html"):
-        raise UsageError(f"{path}: a report ends in .md or .html")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {path.parent}; make it first")
-
-
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}"
-    "table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:.2rem .6rem;text-align:left}"
-)
-
-
-def _html(text: str) -> str:
-    from markdown_it import MarkdownIt
-
-    title = html.escape(text.partition("\n")[0].lstrip("# "))
-    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE}</style></head>\n<body>\n{body}</body></html>\n"
-    )

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 
 from graphcompress.analysis.cost import NodeCost, node_costs, product_sizes
-from graphcompress.measure import Measurement, interleaved
+from graphcompress.measure import Measurement, turns
 from graphcompress.model import Model
 from graphcompress.runtime import Feed, session_of
 
-ROUNDS = 5
-_PROFILED_RUNS = 5
+ROUNDS = 8
+"""Of the model and of its products; other work on the machine only ever adds time, so the fastest counts."""
+
+_TURN_SECONDS = 0.1
+"""That a turn repeats what takes less: threads that slept come to run on cores of their own meanwhile."""
+
+_PROFILED_RUNS = 8
 _OPSET, _IR_VERSION = 17, 8
 
 Sizes = tuple[int, int, int]
@@ -51,8 +59,11 @@ class Roofline:
 
 
 def timed(runs: Mapping[str, Callable[[], object]]) -> Measurement:
-    """Times of ``runs``, in turns."""
-    return interleaved(runs, rounds=ROUNDS, warmup=1)
+    """Times of ``runs``, in turns, after a run of each that does not count."""
+    for run in runs.values():
+        run()
+    rounds = list(itertools.islice(turns(runs, _TURN_SECONDS), ROUNDS))
+    return Measurement({name: [times[name] for times in rounds] for name in runs})
 
 
 def roofline(path: Path, feed: Feed, *, batch: int, length: int, timer: Timer = timed) -> Roofline | None:
@@ -76,12 +87,11 @@ def roofline(path: Path, feed: Feed, *, batch: int, length: int, timer: Timer = 
     session = session_of(path)
     runs: dict[str, Callable[[], object]] = {"model": lambda: session.run(None, dict(feed))}
     runs.update({kind: _product(kind, sizes) for kind, sizes in largest.items()})
-    timings = timer(runs).timings
+    fastest = {name: min(times) for name, times in timer(runs).rounds_ms.items()}
     speeds = {
-        kind: rows * inner * columns / timings[kind].low_ms / 1e6
-        for kind, (rows, inner, columns) in largest.items()
+        kind: rows * inner * columns / fastest[kind] / 1e6 for kind, (rows, inner, columns) in largest.items()
     }
-    return Roofline(dict(macs), speeds, timings["model"].low_ms, operator_shares(path, feed))
+    return Roofline(dict(macs), speeds, fastest["model"], operator_shares(path, feed))
 
 
 def _largest(costs: Sequence[NodeCost], model: Model, batch: int, length: int) -> Sizes | None:
@@ -123,21 +133,26 @@ def _product(kind: str, sizes: Sizes) -> Callable[[], object]:
 
 
 def operator_shares(path: Path, feed: Feed) -> dict[str, float]:
-    """Operator → share (0-1) of the time of all operators, by the runtime's own profiler."""
+    """Operator → share (0-1) of the time of all, in the fastest of several runs that are profiled."""
     with tempfile.TemporaryDirectory(prefix="graphcompress-") as folder:
         session = session_of(path, profile=Path(folder) / "profile")
         for _ in range(1 + _PROFILED_RUNS):
             session.run(None, dict(feed))
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    runs = sorted(event["ts"] for event in events if event.get("name") == "model_run")
-    begin = runs[1] if len(runs) > 1 else 0  # the first run also allocates
-    times: Counter[str] = Counter()
+    fastest = min(times_of_operators(events)[1:], key=Counter.total)  # the first run also allocates
+    total = fastest.total() or 1
+    return {operator: duration / total for operator, duration in fastest.most_common()}
+
+
+def times_of_operators(events: Sequence[Mapping[str, Any]]) -> list[Counter[str]]:
+    """Operator → time for every run in the ``events`` of the runtime's profiler, in the order of the runs."""
+    begins = sorted(event["ts"] for event in events if event.get("name") == "model_run")
+    runs: list[Counter[str]] = [Counter() for _ in begins]
     for event in events:
         operator = event.get("args", {}).get("op_name")
-        if event.get("cat") == "Node" and operator and event["ts"] >= begin:
-            times[operator] += event["dur"]
-    total = sum(times.values()) or 1
-    return {operator: duration / total for operator, duration in times.most_common()}
+        if event.get("cat") == "Node" and operator:
+            runs[bisect.bisect_right(begins, event["ts"]) - 1][operator] += event["dur"]
+    return runs
 
 
 def roofline_line(name: str, label: str, found: Roofline, *, operators: int = 5) -> str:

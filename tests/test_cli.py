@@ -286,6 +286,12 @@ def test_listings_give_defaults_and_contracts(command):
     assert all(option["help"] for entry in entries for option in entry["options"])
     if command == "passes":
         assert all(entry["contract"] for entry in entries)
+    else:
+        runs = {entry["name"]: entry["capabilities"] for entry in entries}
+        assert runs["tensorrt"]["int8_activations"] == ["int8"]
+        assert not runs["tensorrt"]["int8_dynamic"]
+        words = "activations int8, scales static, int8 weights of 8 bits, constant expressions folded"
+        assert words in run(command, "tensorrt").stdout
     assert entries[0]["name"] in run(command, entries[0]["name"]).stdout
 
 

@@ -5,16 +5,23 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import pytest
 
-from graphcompress import registry
+from graphcompress import optimize, registry, session
+from graphcompress.data.load import Samples
+from graphcompress.errors import UsageError
+from graphcompress.reference import describe
+from graphcompress.report import target_lines
 
 PAGE = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
-PASS, TESTS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+PASS, TESTS, TARGET = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 (ENTRY,) = re.findall(r"^```toml\n(\w+) = \"(.*?)\"\n```$", PAGE, re.MULTILINE)
+(TARGET_ENTRY,) = re.findall(
+    r"^\[project.*\"graphcompress.targets\"\]\n(\w+) = \"(.*?)\"", PAGE, re.MULTILINE
+)
 NAMES = re.findall(r"^def (test_\w+)", TESTS, re.MULTILINE)
 
 
@@ -46,6 +53,30 @@ def test_the_example_of_the_page(
     assert callable(test)
     arguments = test.__code__.co_varnames[: test.__code__.co_argcount]
     test(*(request.getfixturevalue(argument) for argument in arguments))
+
+
+def test_the_target_of_the_page(
+    tiny_bert_path: Path, tmp_path: Path, tiny_samples: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, place = TARGET_ENTRY
+    module, _, _ = place.partition(":")
+    (tmp_path / f"{module}.py").write_text(TARGET, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    known = {entry.name: entry for entry in entry_points(group="graphcompress.targets")}
+    known[name] = EntryPoint(name, place, "graphcompress.targets")
+    of_passes = registry._entries("passes")
+    monkeypatch.setattr(registry, "_entries", lambda kind: known if kind == "targets" else of_passes)
+    targets = "cpu{measure=false},plain{file=m.onnx}"
+    build = optimize(
+        tiny_bert_path, "int8", target=targets, data=tiny_samples, output=tmp_path / "out", allow=["int8"]
+    )
+    assert ("plain", "written as it is") in target_lines(build)
+    assert session(tmp_path / "out" / "plain")(tiny_samples.batch([0]))
+    assert describe(registry.target_class("plain")).options[0].help == "name of the file"
+    for asked, words in (("plain{file=m.ort}", "change file"), ("plain", "change activations")):
+        with pytest.raises(UsageError, match=words):
+            optimize("missing.onnx", "int8{activations=uint8}", target=asked, data=tiny_samples)
+    monkeypatch.delitem(sys.modules, module)
 
 
 def test_the_map_names_what_exists() -> None:

@@ -149,6 +149,20 @@ def test_tune_writes_what_optimize_reads(tiny_bert_path, tmp_path):
         read_recipe(recipe).check_inputs()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--out", "none/p.json"), "a folder that exists"),
+        (("--out", "."), "a folder that exists"),
+        (("--out", "p.json", "--target", "mobile"), "mobile measures nothing"),
+    ],
+)
+def test_tune_refuses_before_it_reads_a_model(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    failed = CliRunner().invoke(app, ["tune", "missing.onnx", *arguments])
+    assert words in str(failed.exception)
+
+
 def test_options_of_the_command_line_are_options_of_the_target():
     assert with_options("cpu", shapes=None) == "cpu"
     assert with_options("cpu{isa=arm}", shapes="1x8") == "cpu{shapes=1x8 isa=arm}"

@@ -10,7 +10,7 @@ import graphcompress
 from graphcompress.base import Context
 from graphcompress.build import optimize
 from graphcompress.data.load import synthetic_samples
-from graphcompress.errors import MissingExtraError, UnsupportedModelError
+from graphcompress.errors import DataError, MissingExtraError, UnsupportedModelError
 from graphcompress.forms import openvino
 from graphcompress.forms.cache import MeasurementCache
 from graphcompress.forms.contenders import on_cpu
@@ -89,6 +89,31 @@ def test_wrong_at_one_length_is_not_taken(installed, decide):
     assert "gives other outputs than the CPU provider at length 32" in decision.why
     with pytest.raises(UnsupportedModelError, match="length 32"):
         decide("openvino")
+
+
+def test_a_length_at_which_it_does_not_run_is_a_reason(installed, decide, monkeypatch):
+    def failing(self, names, feed):
+        if feed["input_ids"].shape == (1, 32):
+            raise RuntimeError("no kernel")
+        return self._session.run(names, feed)
+
+    installed()
+    monkeypatch.setattr(WrongAt, "run", failing)
+    decision = decide()
+    assert not decision.openvino
+    assert decision.why == "OpenVINO's provider does not run the model on [1, 32] (no kernel)"
+    with pytest.raises(DataError, match="no kernel"):
+        decide("openvino")
+
+
+def test_a_plugin_that_cannot_be_imported_is_a_reason(monkeypatch):
+    def broken(name):
+        raise ImportError("libtbb.so.12: cannot open shared object file")
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("importlib.import_module", broken)
+    monkeypatch.setattr(openvino, "_register", openvino._register.__wrapped__)
+    assert openvino.why_not().startswith("onnxruntime-ep-openvino does not load: libtbb")
 
 
 def test_without_the_plugin_nothing_changes(decide, monkeypatch):

@@ -20,6 +20,7 @@ from graphcompress.judging import Size
 from graphcompress.measure import Measurement
 from graphcompress.metrics import Score
 from graphcompress.pipeline import PassRecord
+from graphcompress.report_file import write_report
 from graphcompress.varying import FROM_THE_BATCH, why_it_varies
 from graphcompress.verify import Difference, Invariance
 
@@ -98,7 +99,7 @@ def test_the_page_lists_everything_and_escapes_cells(build):
 
 def test_html_is_one_page_and_escapes(build, tmp_path):
     record = dataclasses.replace(build.records[0], notes=("<script>alert(1)</script>",))
-    report.write_report(tmp_path / "r.html", dataclasses.replace(build, records=(record,)))
+    write_report(tmp_path / "r.html", dataclasses.replace(build, records=(record,)))
     page = (tmp_path / "r.html").read_text()
     assert page.startswith("<!doctype html>")
     assert "<table>" in page
@@ -108,7 +109,7 @@ def test_html_is_one_page_and_escapes(build, tmp_path):
 
 def test_a_report_of_another_kind_is_refused(build, tmp_path):
     with pytest.raises(UsageError, match=r"\.md or \.html"):
-        report.write_report(tmp_path / "r.pdf", build)
+        write_report(tmp_path / "r.pdf", build)
 
 
 def test_bench_lines_give_ratios_with_their_spread():

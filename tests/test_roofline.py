@@ -1,6 +1,7 @@
 """The roofline: MACs by kind, the speed of a model's own products, and the time of its operators."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from graphcompress.targets.cpu import Cpu
@@ -13,7 +14,7 @@ from graphcompress.data.load import synthetic_samples
 from graphcompress.measure import Measurement
 from graphcompress.model import Model
 from graphcompress.pipeline import Pipeline
-from graphcompress.roofline import operator_shares, roofline, roofline_line
+from graphcompress.roofline import operator_shares, roofline, roofline_line, times_of_operators
 
 
 def fixed(model_ms, product_ms):
@@ -46,6 +47,25 @@ def test_share_is_the_time_of_the_products_over_the_time_of_the_model(tiny_bert,
     largest = 16 * 32 * 32  # eight products of the attentions cost more than two of each side of the FFN
     assert found.gmacs_per_second["fp32"] == pytest.approx(largest / 0.01 / 1e6)
     assert found.share == pytest.approx(found.macs["fp32"] / largest * 0.01 / 2.0)
+
+
+def test_the_fastest_run_counts_since_a_neighbour_only_adds_time(tiny_bert_path, feed):
+    def timer(runs):
+        return Measurement({name: [9.0, 2.0, 8.0] if name == "model" else [0.5, 0.5, 0.01] for name in runs})
+
+    found = roofline(tiny_bert_path, feed, batch=2, length=8, timer=timer)
+    assert found == replace(
+        roofline(tiny_bert_path, feed, batch=2, length=8, timer=fixed(2.0, 0.01)), operators=found.operators
+    )
+
+
+def test_operators_are_told_apart_by_run():
+    def node(operator, begin, took):
+        return {"cat": "Node", "ts": begin, "dur": took, "args": {"op_name": operator}}
+
+    begins = [{"name": "model_run", "ts": begin} for begin in (10, 20)]
+    events = [node("Add", 21, 3), node("MatMul", 11, 5), node("MatMul", 23, 4), *begins, node("Add", 16, 9)]
+    assert times_of_operators(events) == [{"MatMul": 5, "Add": 9}, {"Add": 3, "MatMul": 4}]
 
 
 def test_int8_and_float_products_are_told_apart(tiny_bert_path, int8_path, feed):

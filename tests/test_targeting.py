@@ -10,13 +10,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from graphcompress.targets.cpu import Cpu
+from graphcompress.targets.cpu import NOTHING_MEASURED, Cpu
+from typer.testing import CliRunner
 
 from graphcompress import optimize, registry, session
 from graphcompress.artifact.folder import read_manifest
 from graphcompress.artifact.opening import model_file
 from graphcompress.base import Capabilities, Context, Pass, Target
+from graphcompress.cli import app
 from graphcompress.errors import UsageError
+from graphcompress.forms.openvino import SESSION_FILE
 from graphcompress.model import Model
 from graphcompress.runtime import session_of
 from graphcompress.targeting import common_capabilities, parse_targets
@@ -37,7 +40,7 @@ class Symmetric(Target):
     def lower(self, model: Model, folder: Path, ctx: Context) -> Mapping[str, Any]:
         """Write the model as it is."""
         model.clone().save(folder / "model.onnx")
-        return {"proof": "run by a stand-in"}
+        return {"proof": "run by a stand-in", "notes": ["one note"]}
 
     def session(self, folder: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """Run it on the CPU."""
@@ -95,6 +98,43 @@ def test_one_table_tells_about_all_targets(built):
     page = (built.output / "report.md").read_text()
     assert page.count("| target | size") == 1
     assert "run by a stand-in" in page
+
+
+def test_every_target_says_below_the_table_what_it_did(built):
+    page = (built.output / "report.md").read_text()
+    assert f"- **cpu**: {NOTHING_MEASURED}" in page
+    assert "- **symmetric**: one note" in page
+
+
+def test_the_screen_says_it_too(tiny_bert_path, tmp_path):
+    arguments = ["optimize", str(tiny_bert_path), "--passes", "simplify", "-o", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [*arguments, "--target", "cpu{measure=false},symmetric", "--no-bench"])
+    assert done.exit_code == 0, done.output
+    assert f"cpu         {NOTHING_MEASURED}" in done.stdout
+    assert "symmetric   one note" in done.stdout
+
+
+def test_bench_does_not_time_a_stand_in(built):
+    cpu, symmetric = (str(built.output / name) for name in ("cpu", "symmetric"))
+    arguments = ["--shapes", "1x4", "--rounds", "1", "--no-roofline"]
+    done = CliRunner().invoke(app, ["bench", cpu, symmetric, *arguments])
+    assert done.exit_code == 0, done.output
+    assert "not measured: symmetric, this machine is not what runs it" in done.stdout
+    assert "symmetric 0" not in done.stdout
+    document = json.loads(CliRunner().invoke(app, ["bench", cpu, symmetric, *arguments, "--json"]).stdout)
+    assert document["not_measured"] == ["symmetric"]
+    assert list(document["shapes"][0]["times_ms"]) == ["cpu"]
+    alone = CliRunner().invoke(app, ["bench", symmetric, *arguments])
+    assert isinstance(alone.exception, UsageError)
+    assert "name the model's file in it" in str(alone.exception)
+
+
+def test_only_what_the_cpu_provider_runs_has_a_roofline(built):
+    cpu = built.output / "cpu"
+    arguments = ["bench", str(cpu), "--shapes", "1x4", "--rounds", "1", "--json"]
+    assert list(json.loads(CliRunner().invoke(app, arguments).stdout)["roofline"]) == ["cpu"]
+    (cpu / SESSION_FILE).write_text('{"provider": "another"}')
+    assert json.loads(CliRunner().invoke(app, arguments).stdout)["roofline"] == {}
 
 
 def test_a_folder_of_several_artifacts_says_so_when_it_is_opened(built):

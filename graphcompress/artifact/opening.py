@@ -9,6 +9,7 @@ from graphcompress.artifact.folder import MANIFEST, read_manifest
 from graphcompress.capturing.checkpoint import is_checkpoint
 from graphcompress.edge.interface import INTERFACE_FILE, model_of, read_interface
 from graphcompress.errors import InvalidModelError, UsageError
+from graphcompress.forms.openvino import SESSION_FILE
 from graphcompress.model import Model
 from graphcompress.runtime import runner_of, session_of
 from graphcompress.targeting import parse_target
@@ -28,6 +29,17 @@ def session(path: str | Path) -> Run:
     if not path.is_file():
         raise InvalidModelError(f"{path}: no such file or folder")
     return runner_of(session_of(path))
+
+
+def is_timed_here(path: str | Path) -> bool:
+    """Whether times on this machine are those of the runtime that the artifact, or the ONNX file, is for."""
+    path = Path(path)
+    return not path.is_dir() or parse_target(_manifest(path)["target"]).timed
+
+
+def is_for_cpu_provider(path: str | Path) -> bool:
+    """Whether ONNX Runtime's CPU provider alone runs the ONNX file, or the artifact."""
+    return not Path(path, SESSION_FILE).is_file()
 
 
 def described(path: str | Path) -> Model:

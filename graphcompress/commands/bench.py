@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from graphcompress.data.samples import Samples
     from graphcompress.roofline import Roofline
 
+_INSTEAD = "to time what stands in for it here, name the model's file in it"
+
 
 def bench(
     models: Annotated[
@@ -56,27 +58,31 @@ def bench(
     from dataclasses import asdict
 
     from graphcompress.artifact.manifest import bench_json, rounded
-    from graphcompress.artifact.opening import described, session
+    from graphcompress.artifact.opening import described, is_timed_here, session
     from graphcompress.bench import bench as measure
+    from graphcompress.errors import UsageError
     from graphcompress.report import bench_lines
     from graphcompress.roofline import roofline_line
 
     with progress_bars() as progress:
         first = described(models[0])
         samples = samples_for(first, data, tokenizer or _tokenizer_beside(models), seed)
-        names = _names(models)
+        names = dict(zip(_names(models), models, strict=True))
+        timed = {name: path for name, path in names.items() if is_timed_here(path)}
+        untimed = [name for name in names if name not in timed]
+        if not timed:
+            raise UsageError(f"{_not_measured(untimed)}; {_INSTEAD}")
         contenders = {}
-        for number, (name, path) in enumerate(zip(names, models, strict=True)):
-            progress("load", number, len(models))
+        for number, (name, path) in enumerate(timed.items()):
+            progress("load", number, len(timed))
             contenders[name] = session(path)
-        progress("load", len(models), len(models))
+        progress("load", len(timed), len(timed))
         results = measure(contenders, samples, shapes=shapes.split(","), rounds=rounds, progress=progress)
-        found = (
-            _rooflines(dict(zip(names, models, strict=True)), samples, results, progress) if roofline else {}
-        )
+        found = _rooflines(timed, samples, results, progress) if roofline else {}
     if json:
         document = {
-            "models": dict(zip(names, map(str, models), strict=True)),
+            "models": {name: str(path) for name, path in names.items()},
+            "not_measured": untimed,
             "shapes": bench_json(results),
             "roofline": rounded(
                 {name: {**asdict(item), "share": item.share} for name, item in found.items()}
@@ -87,6 +93,8 @@ def bench(
     console = out()
     for shape, text in bench_lines(results):
         console.print(f"{shape}: {text}")
+    if untimed:
+        console.print(f"{_not_measured(untimed)}; {_INSTEAD}")
     for name, item in found.items():
         console.print(f"roofline, {roofline_line(name, results[-1].shape, item)}")
     console.print(f"lengths from {origin(samples)}; brackets: 10th to 90th percentile of {rounds} rounds")
@@ -95,8 +103,8 @@ def bench(
 def _rooflines(
     models: dict[str, Path], samples: Samples, results: list[ShapeResult], progress: Progress
 ) -> dict[str, Roofline]:
-    """The roofline of every model at the last shape; nothing for a shape that was not measured."""
-    from graphcompress.artifact.opening import model_file
+    """The roofline at the last shape, where that was measured, of every ONNX model on the CPU provider."""
+    from graphcompress.artifact.opening import is_for_cpu_provider, model_file
     from graphcompress.bench import shaped_feed
     from graphcompress.roofline import roofline
 
@@ -108,11 +116,17 @@ def _rooflines(
     for number, (name, path) in enumerate(models.items()):
         progress("roofline", number, len(models))
         file = model_file(path)
-        item = None if file.suffix == ".ort" else roofline(file, feed, batch=batch, length=length)
+        if file.suffix == ".ort" or not is_for_cpu_provider(path):
+            continue
+        item = roofline(file, feed, batch=batch, length=length)
         if item is not None:
             found[name] = item
     progress("roofline", len(models), len(models))
     return found
+
+
+def _not_measured(names: list[str]) -> str:
+    return f"not measured: {', '.join(names)}, this machine is not what runs it"
 
 
 def _names(models: list[Path]) -> list[str]:

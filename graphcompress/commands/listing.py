@@ -22,7 +22,7 @@ def passes(name: Name = None, json: Json = False) -> None:
 
 
 def targets(name: Name = None, json: Json = False) -> None:
-    """List the installed targets with their options."""
+    """List the installed targets with what they can run and their options."""
     _show("targets", name, json)
 
 
@@ -48,6 +48,8 @@ def _print(entry: Entry, *, whole: bool) -> None:
     console.print(f"{entry.name}: {entry.text if whole else entry.summary}")
     if entry.contract:
         console.print(f"  contract: {entry.contract}")
+    if entry.capabilities:
+        console.print(f"  runs, with default options: {entry.capabilities}")
     if not entry.options:
         console.print("  no options\n")
         return

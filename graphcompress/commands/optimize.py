@@ -118,7 +118,7 @@ def optimize(
     from graphcompress.artifact.recipe import Recipe, read_recipe
     from graphcompress.commands.short import with_options
     from graphcompress.processes import rank
-    from graphcompress.report import check_report_path, write_report
+    from graphcompress.report_file import check_report_path, write_report
 
     if report is not None:
         check_report_path(report)
@@ -242,7 +242,7 @@ def _print_record(record: PassRecord) -> None:
 
 
 def _print_summary(build: Build, benched: list[ShapeResult]) -> None:
-    from graphcompress.report import bench_lines, summary_lines, target_table
+    from graphcompress.report import bench_lines, summary_lines, target_lines, target_table
 
     console = out()
     if len(build.lowered) == 1:
@@ -250,6 +250,8 @@ def _print_summary(build: Build, benched: list[ShapeResult]) -> None:
             console.print(f"{topic:<11} {text}")
     else:
         _print_table(target_table(build))
+        for name, text in target_lines(build):
+            console.print(f"{name:<11} {text}")
     for shape, text in bench_lines(benched):
         console.print(f"{'latency':<11} {shape}: {text}")
     untimed = [lowered.name for lowered in build.lowered if not lowered.timed]

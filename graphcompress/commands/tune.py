@@ -37,13 +37,16 @@ def tune(
     """
     from graphcompress.commands.short import with_options
     from graphcompress.forms.cache import machine_facts
-    from graphcompress.forms.profile import write_profile
-    from graphcompress.forms.shapes import parse_shapes
+    from graphcompress.forms.profile import check_profile_path, write_profile
+    from graphcompress.forms.shapes import format_shapes
     from graphcompress.pipeline import Pipeline
     from graphcompress.targeting import parse_target
+    from graphcompress.tuning import measured_shapes
     from graphcompress.tuning import tune as measure
 
     chosen = parse_target(with_options(target, shapes=shapes))
+    measured = measured_shapes(chosen)
+    check_profile_path(output)
     pipelines = dict.fromkeys((SIMPLIFY, passes if SIMPLIFY in passes else f"{SIMPLIFY},{passes}"))
     with progress_bars() as progress:
         times = measure(
@@ -55,8 +58,8 @@ def tune(
             seed=seed,
             progress=progress,
         )
-    at = str(getattr(chosen, "shapes", ""))
-    write_profile(output, parse_shapes(at), times)
+    at = format_shapes(measured)
+    write_profile(output, measured, times)
     facts = machine_facts()
     if json:
         print_json({"profile": str(output), "sites": len(times), "shapes": at, "machine": facts})

@@ -87,10 +87,10 @@ def _register() -> str:
 
     if not hasattr(onnxruntime, "register_execution_provider_library"):
         return f"{PACKAGE} needs ONNX Runtime 1.23 or later, this is {onnxruntime.__version__}"
-    plugin = importlib.import_module(_MODULE)
     try:
+        plugin = importlib.import_module(_MODULE)
         onnxruntime.register_execution_provider_library("openvino", plugin.get_library_path())
-    except Exception as error:  # onnxruntime's exceptions share no base class
+    except Exception as error:  # onnxruntime's exceptions share no base class, a library may lack another
         return f"{PACKAGE} does not load: {str(error).splitlines()[0][:200]}"
     return ""
 

@@ -69,6 +69,16 @@ class Recorder:
         self.times[key] = times
 
 
+def check_profile_path(path: Path) -> None:
+    """Fail before anything is measured when ``path`` has no folder, or is one.
+
+    Raises:
+        OutputError: it is so.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        raise OutputError(f"{path}: the profile cannot be written; name a file in a folder that exists")
+
+
 def write_profile(path: Path, shapes: Sequence[Shape], times: Mapping[str, Times]) -> None:
     """Write what this machine measured to ``path``.
 

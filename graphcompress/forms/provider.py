@@ -89,7 +89,12 @@ def choose_provider(
                 return Decision(why=str(error))
             if not is_slower(times, "cpu", _plugin()):
                 return Decision(why="measured, and not faster than the CPU provider", times_ms=times)
-        agreement, length = _agreement(standard, legal, ctx)
+        try:
+            agreement, length = _agreement(standard, legal, ctx)
+        except DataError as error:
+            if asked == "openvino":
+                raise
+            return Decision(why=str(error), times_ms=times)
     if agreement < openvino.MIN_SQNR_DB:
         wrong = f"gives other outputs than the CPU provider at length {length} (SQNR {agreement:.1f} dB)"
         if asked == "openvino":
@@ -129,7 +134,15 @@ def _times(
 
 def _agreement(standard: Path, legal: Model, ctx: Context) -> tuple[float, int]:
     run, reference = (outputs_of(session(standard)) for session in (openvino.open_session, on_cpu))
-    return openvino.lowest_agreement(run, reference, legal, ctx)
+
+    def on_plugin(feed: Feed) -> dict[str, np.ndarray]:
+        try:
+            return run(feed)
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            shape, reason = list(next(iter(feed.values())).shape), str(error).splitlines()[0][:200]
+            raise DataError(f"OpenVINO's provider does not run the model on {shape} ({reason})") from error
+
+    return openvino.lowest_agreement(on_plugin, reference, legal, ctx)
 
 
 def outputs_of(session: Any) -> Callable[[Feed], dict[str, np.ndarray]]:  # noqa: ANN401 - of the runtime
