@@ -178,11 +178,12 @@ class TensorRT(Target):
 
 
 def _runs_here() -> tuple[str, str] | None:
-    """The module that runs engines on this machine's GPU, and its compute capability; None without a GPU."""
+    """The module that compiles for this machine's GPU and runs it, and the GPU's capability; None without."""
     compute = gpu_here()
     if compute is None:
         return None
-    module = next((it for it in (FULL, RTX) if is_installed(it)), None)
+    by_rtx = [RTX] if compute.removeprefix("SM") in CAPABILITIES else []  # no cards of data centres
+    module = next((it for it in (FULL, *by_rtx) if is_installed(it)), None)
     return None if module is None else (module, compute)
 
 

@@ -240,6 +240,23 @@ def test_a_fusion_that_turns_int8_into_float16_is_no_int8_product():
     assert int8_products(layers_in([line]), ["n_a"]) == []
 
 
+KERNEL = "sm80_xmma_gemm_{}_tn_n_tilesize64x64x64_stage4_tensor16x8x32"
+
+
+@pytest.mark.parametrize("kind", ["gemm", "fusion"])
+@pytest.mark.parametrize(
+    ("kernel", "found"),
+    [("i8i8_i8i32_f32", ["n_a"]), ("i8f32_i8i32_f32", ["n_a"]), ("f16f16_f16f32_f32", [])],
+)
+def test_the_whole_of_tensorrt_names_the_kernel_and_lists_no_constants(kind, kernel, found):
+    line = (
+        f"Name: __myl_Fc_myl0_2, LayerType: {kind}, Inputs: [ {{ Name: q, Dimensions: [8,8], Format/Datatype: "
+        "Int8 }], Outputs: [ { Name: o, Dimensions: [8,8], Format/Datatype: Half }], TacticName: "
+        f"{KERNEL.format(kernel)}, StreamId: 0, Metadata: [ONNX Layer: n_a]"
+    )
+    assert int8_products(layers_in([line]), ["n_a"]) == found
+
+
 def test_one_layer_may_multiply_for_several_nodes():
     assert int8_products(layers_in(LOG.splitlines()), ["n_a", "n_b", "n_c"]) == ["n_a", "n_b"]
 
@@ -296,7 +313,8 @@ def test_a_compiler_that_cannot_be_run_says_why(tmp_path):
 
 
 def test_requiring_engines_is_refused_where_the_whole_of_tensorrt_has_no_gpu(tmp_path, monkeypatch):
-    monkeypatch.setattr(builder.importlib.util, "find_spec", lambda name: name == builder.FULL or None)
+    monkeypatch.setattr(builder, "is_installed", lambda name: name == builder.FULL)
+    monkeypatch.setattr(tensorrt, "is_installed", lambda name: name == builder.FULL)
     monkeypatch.setattr(tensorrt, "gpu_here", lambda: None)
     target = parse_target("tensorrt{build=require}")
     with pytest.raises(MissingExtraError, match="or TensorRT and a GPU"):
@@ -305,6 +323,37 @@ def test_requiring_engines_is_refused_where_the_whole_of_tensorrt_has_no_gpu(tmp
         target.lower(network(tmp_path), tmp_path, Context(ids()))
     monkeypatch.setattr(tensorrt, "gpu_here", lambda: "SM89")
     target.check()
+
+
+def test_a_folder_with_the_name_of_the_module_is_not_the_module(tmp_path, monkeypatch):
+    (tmp_path / "some_compiler").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not is_installed("some_compiler")
+    (tmp_path / "some_compiler" / "__init__.py").touch()
+    assert is_installed("some_compiler")
+
+
+@pytest.mark.parametrize(
+    ("compute", "installed", "module"),
+    [
+        ("SM90", [builder.RTX], None),
+        ("SM89", [builder.RTX], builder.RTX),
+        ("SM90", [builder.RTX, builder.FULL], builder.FULL),
+    ],
+)
+def test_a_gpu_is_compiled_for_by_what_knows_it(tmp_path, monkeypatch, compute, installed, module):
+    monkeypatch.setattr(tensorrt, "gpu_here", lambda: compute)
+    monkeypatch.setattr(tensorrt, "is_installed", installed.__contains__)
+    assert parse_target("tensorrt").timed == (module is not None)
+    jobs = []
+
+    def record(graph, engine, *, compute, module, **_):
+        jobs.append((compute, module))
+        return builder.Engine(engine, compute, module, "1", (), (), (), 0.0)
+
+    monkeypatch.setattr(tensorrt, "build_engine", record)
+    parse_target("tensorrt{compute=86}").lower(network(tmp_path), tmp_path, Context(ids()))
+    assert jobs == [("SM86", builder.RTX), *([(compute, module)] if module else [])]
 
 
 def test_an_engine_is_loaded_by_what_built_it(tmp_path, monkeypatch):

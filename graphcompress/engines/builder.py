@@ -54,8 +54,9 @@ class Engine:
 
 
 def is_installed(module: str) -> bool:
-    """Whether ``module`` can be imported here."""
-    return importlib.util.find_spec(module) is not None
+    """Whether ``module`` can be imported here; a folder that has its name is not the module."""
+    spec = importlib.util.find_spec(module)
+    return spec is not None and spec.origin is not None
 
 
 def needs_rtx(what: str) -> None:
