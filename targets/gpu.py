@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from graphcompress.base import Capabilities, Context, Target
-from graphcompress.engines.provider_options import check_options, parse_options
+from graphcompress.engines.provider_options import checked_options, parse_options
 from graphcompress.forms.attention import Attention
 from graphcompress.forms.choice import choose_forms
 from graphcompress.forms.legal import legalise
@@ -17,6 +17,7 @@ from graphcompress.lowering.fixed import sizes_of
 from graphcompress.lowering.half import clip_constants, to_half
 from graphcompress.lowering.opset import raise_opset
 from graphcompress.lowering.range import wide_values
+from graphcompress.lowering.refusals import products_stored_in_int8
 from graphcompress.lowering.typed import (
     OLDEST_OPSET,
     check_profile,
@@ -31,12 +32,14 @@ from graphcompress.runtime import provider_session, runner_of, session_of
 
 MODEL_FILE, SESSION_FILE = "model.onnx", "session.json"
 
-CPU = "CPUExecutionProvider"
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 PROVIDERS = {
-    "cuda": "CUDAExecutionProvider",
+    "cuda": CUDA,
     "tensorrt": "TensorrtExecutionProvider",
     "nv_tensorrt_rtx": "NvTensorRTRTXExecutionProvider",
 }
+BESIDE = {"cuda": (CPU,), "tensorrt": (CUDA, CPU), "nv_tensorrt_rtx": (CPU,)}
+"""Providers that take the nodes that the chosen one leaves; where TensorRT's is, CUDA's is, too."""
 
 
 @dataclass(frozen=True)
@@ -112,22 +115,26 @@ class Gpu(Target):
         """Run ``model.onnx`` as ``session.json`` says where the provider is here, else on the CPU."""
         if self.is_here:
             recipe = json.loads((folder / SESSION_FILE).read_text(encoding="utf-8"))
-            return runner_of(provider_session(folder / MODEL_FILE, recipe["providers"]))
+            level = recipe["session_options"]["graph_optimization_level"]
+            return runner_of(provider_session(folder / MODEL_FILE, recipe["providers"], level))
         return runner_of(session_of(folder / MODEL_FILE, optimize=False))
 
     def _recipe(self, model: Model) -> dict[str, Any]:
-        """Arguments of InferenceSession: providers in their order, each with its options."""
-        options: dict[str, str] = {}
+        """Arguments of InferenceSession: providers in their order, each with its options.
+
+        A graph for TensorRT is compiled as it is: ONNX Runtime would put further pairs of QuantizeLinear and
+        DequantizeLinear into the regions that TensorRT fuses.
+        """
+        name = PROVIDERS[self.provider]
         if self.provider == "cuda":
-            options = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
+            options, level = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}, "ORT_ENABLE_ALL"
         else:
-            options = _profile(model, self.provider, self.opt, self.largest)
-        options |= parse_options(self.options, PROVIDERS[self.provider])
-        check_options(options, PROVIDERS[self.provider])
+            options, level = _profile(model, self.provider, self.opt, self.largest), "ORT_DISABLE_ALL"
+        options = checked_options({**options, **parse_options(self.options, name)}, name)
         return {
             "model": MODEL_FILE,
-            "providers": [[PROVIDERS[self.provider], options], [CPU, {}]],
-            "session_options": {"graph_optimization_level": "ORT_ENABLE_ALL"},
+            "providers": [[name, options], *([it, {}] for it in BESIDE[self.provider])],
+            "session_options": {"graph_optimization_level": level},
         }
 
 
@@ -151,8 +158,19 @@ def _for_cuda(model: Model, ctx: Context) -> tuple[Model, dict[str, Any]]:
         "float32_nodes": list(halved.kept),
         "casts": halved.casts,
         "values_beyond_float16": sorted(name or "" for name in names),
+        "notes": _notes_for_cuda(lowered),
     }
     return lowered, record if reason is None else {**record, "opset_reason": reason}
+
+
+def _notes_for_cuda(model: Model) -> list[str]:
+    stored = products_stored_in_int8(model)
+    if not stored:
+        return []
+    return [
+        f"{len(stored)} products have int8 weights, which the CUDA provider makes float16 at every call: "
+        "smaller, not faster; provider=tensorrt multiplies them in int8"
+    ]
 
 
 def _profile(model: Model, provider: str, opt: str, largest: str) -> dict[str, str]:

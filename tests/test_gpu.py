@@ -161,6 +161,53 @@ def test_the_providers_of_tensorrt_get_standard_operators_and_shapes(tmp_path, p
     assert shapes == {"min_shapes": "ids:1x1", "opt_shapes": "ids:2x8", "max_shapes": "ids:4x16"}
 
 
+def test_tensorrt_gets_the_graph_as_it_is_and_its_flags_as_words(tmp_path):
+    target = parse_target('gpu{provider=tensorrt options="trt_dump_subgraphs=1;trt_sparsity_enable=false"}')
+    session = target.lower(network(tmp_path), tmp_path, Context())["session"]
+    assert session["session_options"] == {"graph_optimization_level": "ORT_DISABLE_ALL"}
+    assert [name for name, _ in session["providers"]] == [
+        "TensorrtExecutionProvider",
+        "CUDAExecutionProvider",
+        "CPUExecutionProvider",
+    ]
+    options = session["providers"][0][1]
+    flags = {name: options[name] for name in options if name.endswith(("_enable", "_subgraphs"))}
+    assert flags == {
+        "trt_engine_cache_enable": "True",
+        "trt_fp16_enable": "True",
+        "trt_int8_enable": "True",
+        "trt_dump_subgraphs": "True",
+        "trt_sparsity_enable": "False",
+    }
+
+
+def test_the_session_is_made_as_the_recipe_says_and_does_not_fall_back(tmp_path, monkeypatch):
+    made = {}
+
+    class Session:
+        def __init__(self, path, options, **given):
+            made.update(given, level=options.graph_optimization_level.name)
+
+        def get_providers(self):
+            return [name for name, _ in made["providers"]]
+
+        def get_outputs(self):
+            return []
+
+    parse_target("gpu{provider=tensorrt}").lower(network(tmp_path), tmp_path, Context())
+    monkeypatch.setattr("onnxruntime.InferenceSession", Session)
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["TensorrtExecutionProvider"])
+    parse_target("gpu{provider=tensorrt}").session(tmp_path)
+    assert made["level"] == "ORT_DISABLE_ALL"
+    assert made["enable_fallback"] is False
+
+
+@pytest.mark.parametrize(("provider", "notes"), [("cuda", 1), ("tensorrt", 0)])
+def test_cuda_says_that_it_multiplies_int8_weights_in_float16(tmp_path, provider, notes):
+    record = parse_target(f"gpu{{provider={provider}}}").lower(network(tmp_path), tmp_path, Context())
+    assert [note.startswith("2 products have int8 weights") for note in record["notes"]] == [True] * notes
+
+
 def test_what_ran_the_artifact_is_said(tmp_path, monkeypatch):
     target = parse_target("gpu")
     record = target.lower(attention(tmp_path), tmp_path, Context(samples()))
@@ -191,6 +238,9 @@ def test_a_provider_that_is_here_runs_the_recipe(tmp_path):
         ("cuda", "use_tf32", "expected name=value"),
         ("cuda", "trt_fp16_enable=1", "has no option"),
         ("tensorrt", "trt_profile_opt_shapes=ids:1x", "input:1x8x"),
+        ("tensorrt", "trt_fp16_enable=yes", "trt_fp16_enable is True or False, got 'yes'"),
+        ("tensorrt", "trt_profile_opt_shapes=ids:0:1x8", "input:1x8x"),
+        ("nv_tensorrt_rtx", "nv_weight_streaming_budget=half", "nv_weight_streaming_budget is -1, bytes"),
         ("nv_tensorrt_rtx", "trt_engine_cache_path=x", "NvTensorRTRTXExecutionProvider has no option"),
     ],
 )
@@ -209,6 +259,19 @@ def test_options_of_the_provider_are_in_the_recipe_of_the_session(tmp_path):
         "1",
         "2000000000",
     )
+
+
+@pytest.mark.parametrize(
+    ("provider", "options"),
+    [
+        ("cuda", "use_tf32=True"),
+        ("tensorrt", "trt_load_user_initializer=1;trt_preview_features=kALIASED_PLUGIN_IO_10_03"),
+        ("nv_tensorrt_rtx", "nv_weight_streaming_budget=512M;nv_op_types_to_exclude=Conv,Relu"),
+    ],
+)
+def test_options_that_the_provider_documents_are_taken(provider, options):
+    target = parse_target(f'gpu{{provider={provider} options="{options}"}}')
+    assert parse_target(str(target)) == target
 
 
 def test_constants_of_several_numbers_beyond_half_stay_in_float32(tmp_path):

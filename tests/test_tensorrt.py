@@ -250,8 +250,8 @@ KERNEL = "sm80_xmma_gemm_{}_tn_n_tilesize64x64x64_stage4_tensor16x8x32"
 )
 def test_the_whole_of_tensorrt_names_the_kernel_and_lists_no_constants(kind, kernel, found):
     line = (
-        f"Name: __myl_Fc_myl0_2, LayerType: {kind}, Inputs: [ {{ Name: q, Dimensions: [8,8], Format/Datatype: "
-        "Int8 }], Outputs: [ { Name: o, Dimensions: [8,8], Format/Datatype: Half }], TacticName: "
+        f"Name: __myl_Fc_myl0_2, LayerType: {kind}, Inputs: [ {{ Name: q, Dimensions: [8,8], "
+        "Format/Datatype: Int8 }], Outputs: [ { Name: o, Format/Datatype: Half }], TacticName: "
         f"{KERNEL.format(kernel)}, StreamId: 0, Metadata: [ONNX Layer: n_a]"
     )
     assert int8_products(layers_in([line]), ["n_a"]) == found
