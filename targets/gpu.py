@@ -13,18 +13,12 @@ from graphcompress.engines.provider_options import checked_options, parse_option
 from graphcompress.forms.attention import Attention
 from graphcompress.forms.choice import choose_forms
 from graphcompress.forms.legal import legalise
-from graphcompress.lowering.fixed import sizes_of
 from graphcompress.lowering.half import clip_constants, to_half
 from graphcompress.lowering.opset import raise_opset
+from graphcompress.lowering.profile import check_profile, profile_shapes
 from graphcompress.lowering.range import wide_values
 from graphcompress.lowering.refusals import products_stored_in_int8
-from graphcompress.lowering.typed import (
-    OLDEST_OPSET,
-    check_profile,
-    is_fixed_size,
-    profile_shapes,
-    strongly_typed,
-)
+from graphcompress.lowering.typed import OLDEST_OPSET, strongly_typed
 from graphcompress.model import Model
 from graphcompress.options import option
 from graphcompress.rewrite import Rewriter
@@ -60,8 +54,10 @@ class Gpu(Target):
     name: ClassVar[str] = "gpu"
 
     provider: str = option("cuda", "provider of ONNX Runtime", choices=tuple(PROVIDERS))
-    opt: str = option("1x128", "batch x length that engines are tuned for; cuda has none")
-    largest: str = option("8x512", "batch x length that engines take at most; cuda has none")
+    opt: str = option("1x128", "batch x length that engines are tuned for, or sizes by name; not for cuda")
+    largest: str = option(
+        "8x512", "batch x length that engines take at most, or sizes by name; not for cuda"
+    )
     options: str = option(
         "", 'further options of the provider, such as "use_tf32=1;gpu_mem_limit=2000000000"'
     )
@@ -70,6 +66,14 @@ class Gpu(Target):
         super().__post_init__()
         check_profile(self.name, self.opt, self.largest)
         parse_options(self.options, PROVIDERS[self.provider])
+
+    def check_model(self, model: Model) -> None:
+        """Refuse sizes that do not fit the inputs, or names of inputs that the provider cannot read.
+
+        Raises:
+            UsageError: names the option.
+        """
+        self._recipe(model)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -101,7 +105,7 @@ class Gpu(Target):
             typed = strongly_typed(model, ctx, half=True)
             lowered, record = typed.model, {**typed.record, "notes": list(typed.notes)}
         lowered.save(folder / MODEL_FILE)
-        recipe = self._recipe(lowered)
+        recipe = self._recipe(model)
         (folder / SESSION_FILE).write_text(json.dumps(recipe, indent=1), encoding="utf-8")
         provider = PROVIDERS[self.provider]
         proof = (
@@ -182,10 +186,8 @@ def _profile(model: Model, provider: str, opt: str, largest: str) -> dict[str, s
         if provider == "tensorrt"
         else {"nv_runtime_cache_path": "engines"}
     )
-    if is_fixed_size(model):
-        return cache
-    shapes = profile_shapes(model, sizes_of(model, opt), sizes_of(model, largest))
+    shapes = profile_shapes(model, opt, largest)
     for number, kind in enumerate(("min", "opt", "max")):
         texts = [f"{name}:{'x'.join(map(str, bounds[number]))}" for name, bounds in shapes.items()]
-        cache[f"{prefix}_profile_{kind}_shapes"] = ",".join(texts)
+        cache |= {f"{prefix}_profile_{kind}_shapes": ",".join(texts)} if texts else {}
     return cache

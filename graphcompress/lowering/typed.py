@@ -6,17 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import onnx_ir as ir
-
 from graphcompress.analysis.linears import embeddings
 from graphcompress.base import Context
 from graphcompress.data.load import synthetic_samples
-from graphcompress.errors import UsageError
 from graphcompress.expressions import evaluate
 from graphcompress.forms.legal import legalise
 from graphcompress.kronecker_forms import read_expression
 from graphcompress.lowering.factors import multiply_factors
-from graphcompress.lowering.fixed import parse_shape
 from graphcompress.lowering.half import clip_constants, to_half
 from graphcompress.lowering.integer_factors import multiply_int8_factors
 from graphcompress.lowering.opset import raise_opset
@@ -129,49 +125,3 @@ def _notes(factored: list[str], expanded: Mapping[str, str], in_float: list[str]
             f"{len(names)} Kronecker weights are stored expanded, in int8: {reason} (such as {names[0]})"
         )
     return notes
-
-
-def is_fixed_size(model: Model) -> bool:
-    """Whether every input has one shape."""
-    return all(value.shape is not None and value.shape.is_static() for value in model.graph.inputs)
-
-
-def check_profile(target: str, opt: str, largest: str) -> None:
-    """Refuse sizes of a profile that cannot be read, or that are tuned for more than is taken.
-
-    Raises:
-        UsageError: names the option.
-    """
-    read: dict[str, dict[str, int | None]] = {}
-    for option, text in (("opt", opt), ("largest", largest)):
-        try:
-            sizes = parse_shape(text)
-        except UsageError as error:
-            raise UsageError(f"{target}{{{option}={text}}}: {error}") from error
-        named = sizes if isinstance(sizes, dict) else {"batch": sizes[0], "its length": sizes[1]}
-        read[option] = dict(named)
-    for name, size in read["opt"].items():
-        limit = read["largest"].get(name)
-        if size is not None and limit is not None and size > limit:
-            raise UsageError(
-                f"{target}{{opt={opt} largest={largest}}}: engines cannot be tuned for more than they take; "
-                "expected opt up to largest"
-            )
-
-
-def profile_shapes(
-    model: Model, opt: Mapping[str, int], largest: Mapping[str, int]
-) -> dict[str, list[list[int]]]:
-    """Input name → its smallest (all variable sizes 1), most frequent and largest shape; not fixed ones."""
-
-    def sized(value: ir.Value, sizes: Mapping[str, int] | None) -> list[int]:
-        return [
-            dim if isinstance(dim, int) else (1 if sizes is None else sizes[str(dim.value)])
-            for dim in value.shape or ()
-        ]
-
-    return {
-        value.name or "": [sized(value, None), sized(value, opt), sized(value, largest)]
-        for value in model.graph.inputs
-        if value.shape is not None and not value.shape.is_static()
-    }
