@@ -55,9 +55,7 @@ class Gpu(Target):
 
     provider: str = option("cuda", "provider of ONNX Runtime", choices=tuple(PROVIDERS))
     opt: str = option("1x128", "batch x length that engines are tuned for, or sizes by name; not for cuda")
-    largest: str = option(
-        "8x512", "batch x length that engines take at most, or sizes by name; not for cuda"
-    )
+    largest: str = option("8x512", "batch x length that engines take at most, or sizes by name; not for cuda")
     options: str = option(
         "", 'further options of the provider, such as "use_tf32=1;gpu_mem_limit=2000000000"'
     )

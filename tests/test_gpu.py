@@ -3,7 +3,7 @@ import json
 import numpy as np
 import onnx
 import pytest
-from graphs_int8 import Maker, floats, network, saved, tensor
+from graphs_int8 import Maker, floats, kronecker, network, saved, tensor
 from onnx import TensorProto
 
 from graphcompress import runtime
@@ -206,6 +206,11 @@ def test_the_session_is_made_as_the_recipe_says_and_does_not_fall_back(tmp_path,
 def test_cuda_says_that_it_multiplies_int8_weights_in_float16(tmp_path, provider, notes):
     record = parse_target(f"gpu{{provider={provider}}}").lower(network(tmp_path), tmp_path, Context())
     assert [note.startswith("2 products have int8 weights") for note in record["notes"]] == [True] * notes
+
+
+def test_cuda_says_so_of_weights_that_are_computed_from_factors_too(tmp_path):
+    record = parse_target("gpu").lower(kronecker(tmp_path), tmp_path, Context())
+    assert record["notes"][0].startswith("1 products have int8 weights")
 
 
 def test_what_ran_the_artifact_is_said(tmp_path, monkeypatch):

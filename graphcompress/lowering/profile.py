@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
 from graphcompress.data.lengths import longest_sample, total_length
@@ -58,15 +60,17 @@ def _sizes(model: Model, option: str, text: str) -> dict[str, int]:
     wanted = parse_shape(text)
     if isinstance(wanted, dict) or wanted[1] is None:
         return sizes_of(model, text, option)
-    batch, length = wanted
+    batch, length = wanted[0], wanted[1]
     firsts, others = variable_sizes(model)
     total, most = total_length(model), longest_sample(model)
     if most is not None:
         length = min(length, most if total is None else max(1, most // 2))
-    sizes = dict.fromkeys(others, length)
-    for name in others:
-        size = total if total is not None and name in lengths_of_one_mask(model) else ir.SymbolicDim(name)
-        free = size.free_symbols()
-        found = size.evaluate({symbol: batch if symbol in firsts else length for symbol in free})
-        sizes[name] = int(found) if isinstance(found, int) else length
-    return {**dict.fromkeys(firsts, batch), **sizes}
+    known = {**dict.fromkeys(others, length), **dict.fromkeys(firsts, batch)}
+    joined = {} if total is None else dict.fromkeys(lengths_of_one_mask(model), total)
+    return {name: _evaluated(joined.get(name, ir.SymbolicDim(name)), known, length) for name in known}
+
+
+def _evaluated(dim: ir.SymbolicDim, known: Mapping[str, int], length: int) -> int:
+    """A size that is a sum of others, such as past + sequence; ``length`` where it cannot be computed."""
+    size = dim.evaluate({symbol: known.get(symbol, length) for symbol in dim.free_symbols()})
+    return int(size) if isinstance(size, int) else length

@@ -166,12 +166,17 @@ def _name(node: ir.Node) -> str:
 
 
 def _stored_in_int8(value: ir.Value | None) -> bool:
-    """Whether ``value`` is a dequantised int8 constant, also one that is moved or cast before it is read."""
+    """Whether ``value`` is a dequantised int8 constant (or what is computed from constants alone).
+
+    It may be moved or cast before it is read.
+    """
     node = value.producer() if value is not None else None
     while node is not None and not node.domain and node.op_type in _MOVES:
         first = node.inputs[0]
         node = first.producer() if first is not None else None
-    return is_standard(node, "DequantizeLinear") and _is_int8_constant(node.inputs[0] if node else None)
+    if node is None or not is_standard(node, "DequantizeLinear") or node.inputs[0] is None:
+        return False
+    return _reads_int8(node) and is_constant(node.inputs[0])
 
 
 def _reads_int8(dequantize: ir.Node) -> bool:
