@@ -134,6 +134,29 @@ def test_angles_are_computed_in_float32(tmp_path):
     assert halved.half == 1
 
 
+@pytest.mark.parametrize("reader", ["Relu", "ReduceSum"])
+def test_an_output_that_is_read_inside_is_float32_outside_alone(tmp_path, reader):
+    make = Maker()
+    make.node("Neg", "x", out="hidden")
+    make.node("Abs", "hidden", out="y")
+    make.node(reader, "hidden", out="z")
+    outputs = [floats(name, 4) for name in ("hidden", "y")]
+    outputs.append(floats("z", 4) if reader == "Relu" else tensor("z", TensorProto.FLOAT, 1, 1, 1))
+    model = saved(make.model([floats("x", 4)], outputs, opset=19), tmp_path)
+    feed = {"x": np.arange(8, dtype=np.float32).reshape(1, 2, 4)}
+    with Runner(model) as run:
+        expected = run(feed)
+    with Rewriter(model, Context()) as rw:
+        to_half(rw)
+    assert {it.dtype.name for it in model.graph.outputs} == {"FLOAT"}
+    casts = [node for node in model.graph if node.op_type == "Cast"]
+    assert len(casts) == len({(node.inputs[0], node.attributes["to"].value) for node in casts})
+    with Runner(model) as run:
+        found = run(feed)
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
 def test_old_reductions_are_written_anew(tmp_path):
     make = Maker()
     make.node("ReduceMean", "x", out="y", axes=[-1], keepdims=1)
