@@ -55,7 +55,8 @@ class TensorRT(Target):
 
     Kronecker weights are multiplied as two int8 products where those save operations; a factor with a side
     below 16, too small for a tensor core, is multiplied for several rows at once. The others are stored
-    expanded, with the reason: TensorRT would compute an expression at every call.
+    expanded, with the reason: TensorRT would compute an expression at every call. A packed product (queries,
+    keys and values in one) is written as one for each part: divided by TensorRT, it would lose its int8.
     """
 
     name: ClassVar[str] = "tensorrt"

@@ -16,6 +16,7 @@ from graphcompress.lowering.factors import multiply_factors
 from graphcompress.lowering.half import clip_constants, to_half
 from graphcompress.lowering.integer_factors import multiply_int8_factors
 from graphcompress.lowering.opset import raise_opset
+from graphcompress.lowering.packed import unpack_products
 from graphcompress.lowering.range import wide_values
 from graphcompress.lowering.refusals import is_integer_product, products_left_in_float, refuse
 from graphcompress.lowering.tables import dequantise_before_lookup
@@ -63,6 +64,7 @@ def strongly_typed(model: Model, ctx: Context, *, half: bool) -> Typed:
         _restore_factors(rw)
         stored = multiply_factors(rw, expand=True)
         tables = dequantise_before_lookup(rw)
+        unpacked = unpack_products(rw)
         reason = reason or raise_opset(rw, OLDEST_OPSET)
         clipped = clip_constants(rw) if half else 0
     refuse(typed)
@@ -72,6 +74,7 @@ def strongly_typed(model: Model, ctx: Context, *, half: bool) -> Typed:
         "kronecker_expanded": expanded,
         "expressions_stored_expanded": list(stored.expanded),
         "tables_dequantised_before_lookup": tables,
+        "packed_products_divided": unpacked,
         "constants_clipped_for_float16": clipped,
     }
     if half:
