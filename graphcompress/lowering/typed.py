@@ -12,6 +12,7 @@ from graphcompress.data.load import synthetic_samples
 from graphcompress.expressions import evaluate
 from graphcompress.forms.legal import legalise
 from graphcompress.kronecker_forms import read_expression
+from graphcompress.lowering.definitions import spell_out
 from graphcompress.lowering.factors import multiply_factors
 from graphcompress.lowering.half import clip_constants, to_half
 from graphcompress.lowering.integer_factors import multiply_int8_factors
@@ -49,13 +50,15 @@ class Typed:
 def strongly_typed(model: Model, ctx: Context, *, half: bool) -> Typed:
     """A copy of ``model`` in standard operators and opset 19 or 20: float16 (``half``) around symmetric int8.
 
-    Kronecker weights are multiplied as two int8 products where that is worth it and stored expanded where it
-    is not; int8 tables are dequantised before they are looked up.
+    Operators that are newer are written as ONNX defines them; one without a definition keeps its opset, which
+    a note says. Kronecker weights are multiplied as two int8 products where that is worth it and stored
+    expanded where it is not; int8 tables are dequantised before they are looked up.
 
     Raises:
         UnsupportedModelError: it holds what TensorRT refuses; the message names the node and what to do.
     """
     typed = model.clone()
+    spelt_out = spell_out(typed, ctx, NEWEST_OPSET)
     reason = legalise(typed, ctx, NEWEST_OPSET)
     samples = (ctx.samples or synthetic_samples(model, seed=ctx.seed)).spread(CALIBRATION_SAMPLES)
     with Rewriter(typed, ctx) as rw:
@@ -70,6 +73,7 @@ def strongly_typed(model: Model, ctx: Context, *, half: bool) -> Typed:
     refuse(typed)
     record: dict[str, Any] = {
         "opset": typed.opset,
+        "spelt_out_for_the_opset": spelt_out,
         "kronecker_two_int8_products": factored,
         "kronecker_expanded": expanded,
         "expressions_stored_expanded": list(stored.expanded),
@@ -88,6 +92,8 @@ def strongly_typed(model: Model, ctx: Context, *, half: bool) -> Typed:
     in_float = products_left_in_float(typed)
     record["products_left_in_float"] = in_float
     notes = tuple(_notes(factored, expanded, in_float))
+    if reason is not None:
+        notes = (f"the graph stays in opset {typed.opset}, which not every TensorRT reads: {reason}", *notes)
     return Typed(typed, products, record if reason is None else {**record, "opset_reason": reason}, notes)
 
 
