@@ -13,7 +13,7 @@ from graphcompress.base import Context, Skipped, Touched
 from graphcompress.model import Model
 
 Subject = Linear | Embedding | str
-AttributeValue = int | float | str | list[int] | list[float] | ir.Attr
+AttributeValue = int | float | str | list[int] | list[float]
 
 
 class Rewriter:

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -9,7 +10,7 @@ from graphs_int8 import HIDDEN, ROWS, WIDTH, Maker, floats, kronecker, network, 
 
 from graphcompress.base import Context
 from graphcompress.data.load import Samples
-from graphcompress.engines import builder, execute
+from graphcompress.engines import builder, execute, worker
 from graphcompress.engines.builder import build_engine, is_installed
 from graphcompress.engines.log import int8_products, layers_in
 from graphcompress.errors import MissingExtraError, UnsupportedModelError, UsageError
@@ -294,6 +295,74 @@ def test_every_int8_product_is_required(tmp_path, monkeypatch):
     assert built(tmp_path, ["n_a", "n_b"]).int8 == ("n_a", "n_b")
     with pytest.raises(UnsupportedModelError, match=r"2 of 3 Int8 products \(n_c: gemm"):
         built(tmp_path, ["n_a", "n_b", "n_c"])
+
+
+class FakeCompiler:
+    """As much of the whole of TensorRT as a build takes; its log is silent, its inspector is not."""
+
+    __version__ = "10.0"
+    layers = "Layers:\nName: n, LayerType: fusion, Inputs: [ { Format/Datatype: Int8 }], Outputs: [], "
+    layers += f"TacticName: {KERNEL.format('i8i8_i8i32_f32')}, StreamId: 0, Metadata: [ONNX Layer: n_a]"
+
+    class ILogger:
+        pass
+
+    class NetworkDefinitionCreationFlag:
+        STRONGLY_TYPED = 1
+
+    class ProfilingVerbosity:
+        DETAILED = 2
+
+    class LayerInformationFormat:
+        ONELINE = 0
+
+    class Builder:
+        def __init__(self, logger):
+            pass
+
+        def create_network(self, flags):
+            assert flags == 2
+            return "network"
+
+        create_builder_config = create_optimization_profile = SimpleNamespace
+
+        def build_serialized_network(self, network, config):
+            assert config.profiling_verbosity == 2
+            return b"engine"
+
+    class OnnxParser:
+        def __init__(self, network, logger):
+            pass
+
+        def parse_from_file(self, path):
+            return True
+
+    class Runtime:
+        def __init__(self, logger):
+            pass
+
+        def deserialize_cuda_engine(self, data):
+            assert data == b"engine"
+            return self
+
+        def create_engine_inspector(self):
+            return self
+
+        def get_engine_information(self, form):
+            return FakeCompiler.layers
+
+
+def test_the_whole_of_tensorrt_is_asked_for_the_layers_of_its_engine(tmp_path, monkeypatch):
+    def run(command, **_):
+        worker.main(Path(command[-1]))
+        return builder.subprocess.CompletedProcess(command, 0, b"", b"")
+
+    monkeypatch.setattr(builder.subprocess, "run", run)
+    monkeypatch.setattr(worker.importlib, "import_module", lambda name: FakeCompiler)
+    engine = built(tmp_path, ["n_a"], module=builder.FULL)
+    assert engine.int8 == ("n_a",)
+    assert [layer.kind for layer in engine.layers] == ["fusion"]
+    assert engine.file.read_bytes() == b"engine"
 
 
 def test_a_refusal_and_a_sudden_end_are_errors(tmp_path, monkeypatch):

@@ -112,7 +112,7 @@ def build_engine(
             f"TensorRT {answer['version']} refuses the graph for {compute}: "
             f"{'; '.join(text[:300] for text in answer['refused'][:_SHOWN])}"
         )
-    layers = layers_in(lines)
+    layers = layers_in(answer["layers"].splitlines() if "layers" in answer else lines)
     found = int8_products(layers, expected)
     _require(expected, found, layers, compute)
     return Engine(

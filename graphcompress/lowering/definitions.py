@@ -94,6 +94,8 @@ def _step(rw: Rewriter, step: ir.Node, inputs: list[ir.Value | None], before: ir
     like = inputs[1].dtype if step.op_type == "CastLike" and inputs[1] is not None else None
     if like is not None:
         return rw.node("Cast", inputs[0], before=before, name=name, to=int(like))
-    return rw.node(
-        step.op_type, *inputs, before=before, name=name, outputs=len(step.outputs), **dict(step.attributes)
-    )
+    value = rw.node(step.op_type, *inputs, before=before, name=name, outputs=len(step.outputs))
+    made = value.producer()
+    if made is not None:
+        made.attributes.update(step.attributes)
+    return value

@@ -124,7 +124,7 @@ def _divided(reshape: ir.Node, rank: int) -> tuple[tuple[int, ...], tuple[int, .
         wanted is None
         or shape is None
         or len(wanted) != len(shape)
-        or reshape.attributes.get_int("allowzero", 0)
+        or reshape.attributes.get_int("allowzero", 0) != 0
     ):
         return (), ()
     features = tuple(int(dim) for dim in shape[rank:] if isinstance(dim, int))
@@ -185,7 +185,7 @@ def _part(rw: Rewriter, packed: _Packed, part: _Part, number: int) -> ir.Value:
     if bias is not None:
         own = rw.constant(bias[columns], f"{name}.bias")
         value = _typed(
-            rw.node("Add", value, own, before=product, name=f"{name}.sum"), value, value.shape or ()
+            rw.node("Add", value, own, before=product, name=f"{name}.sum"), value, list(value.shape or ())
         )
     if not packed.reshaped:
         return value
