@@ -22,6 +22,7 @@ from graphcompress.lowering.typed import OLDEST_OPSET, strongly_typed
 from graphcompress.model import Model
 from graphcompress.options import option
 from graphcompress.rewrite import Rewriter
+from graphcompress.rules.cleanup import fuse_normalizations
 from graphcompress.runtime import provider_session, runner_of, session_of
 
 MODEL_FILE, SESSION_FILE = "model.onnx", "session.json"
@@ -145,6 +146,7 @@ def _for_cuda(model: Model, ctx: Context) -> tuple[Model, dict[str, Any]]:
     reason = legalise(lowered, ctx)
     with Rewriter(lowered, ctx) as rw:
         reason = raise_opset(rw, OLDEST_OPSET) or reason
+        fuse_normalizations(rw)  # of a model whose own opset had no operator for them
         clipped = clip_constants(rw)
     wide = wide_values(lowered, ctx)
     names = {value.name for value in wide}

@@ -171,6 +171,25 @@ def test_old_reductions_are_written_anew(tmp_path):
         assert np.array_equal(run(feed)["y"], expected)
 
 
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_normalisation_that_the_own_opset_has_no_operator_for_is_one_in_half(tmp_path, provider):
+    make = Maker()
+    make.node("ReduceMean", "x", out="mean", axes=[-1])
+    make.node("Sub", "x", "mean", out="centred")
+    make.node("Pow", "centred", make.constant("two", np.float32(2)), out="squares")
+    make.node("ReduceMean", "squares", out="variance", axes=[-1])
+    make.node("Add", "variance", make.constant("epsilon", np.float32(1e-12)), out="above")
+    make.node("Sqrt", "above", out="deviation")
+    make.node("Div", "centred", "deviation", out="normal")
+    make.node("Mul", "normal", make.constant("gain", np.full(8, 2, np.float32)), out="scaled")
+    make.node("Add", "scaled", make.constant("shift", np.ones(8, np.float32)), out="y")
+    model = saved(make.model([floats("x", 8)], [floats("y", 8)], opset=13), tmp_path)
+    record = parse_target(f"gpu{{provider={provider}}}").lower(model, tmp_path, Context())
+    assert record["float32_nodes"] == []
+    nodes = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert nodes == ["Cast", "LayerNormalization", "Cast"]
+
+
 @pytest.mark.parametrize("provider", ["tensorrt", "nv_tensorrt_rtx"])
 def test_the_providers_of_tensorrt_get_standard_operators_and_shapes(tmp_path, provider):
     target = parse_target(f"gpu{{provider={provider} opt=2x8 largest=4x16}}")

@@ -23,6 +23,7 @@ from graphcompress.lowering.refusals import is_integer_product, products_left_in
 from graphcompress.lowering.tables import dequantise_before_lookup
 from graphcompress.model import Model
 from graphcompress.rewrite import Rewriter
+from graphcompress.rules.cleanup import fuse_normalizations
 
 OLDEST_OPSET, NEWEST_OPSET = 19, 20
 """Scales may be float16 since opset 19; TensorRT 10 reads up to opset 20 in its first releases."""
@@ -69,6 +70,7 @@ def strongly_typed(model: Model, ctx: Context, *, half: bool) -> Typed:
         tables = dequantise_before_lookup(rw)
         unpacked = unpack_products(rw)
         reason = reason or raise_opset(rw, OLDEST_OPSET)
+        fuse_normalizations(rw)  # of a model whose own opset had no operator for them
         clipped = clip_constants(rw) if half else 0
     refuse(typed)
     record: dict[str, Any] = {
