@@ -60,11 +60,12 @@ KNOWN: Mapping[str, Mapping[str, str]] = {
         "trt_context_memory_sharing_enable trt_layer_norm_fp32_fallback trt_timing_cache_enable "
         "trt_force_timing_cache trt_detailed_build_log trt_build_heuristics_enable trt_cuda_graph_enable "
         "trt_sparsity_enable trt_engine_hw_compatible trt_weight_stripped_engine_enable "
-        "trt_dump_ep_context_model trt_load_user_initializer",
+        "trt_dump_ep_context_model trt_load_user_initializer trt_engine_decryption_enable",
         numbers="device_id trt_max_workspace_size trt_max_partition_iterations trt_min_subgraph_size "
         "trt_dla_core trt_builder_optimization_level trt_auxiliary_streams trt_ep_context_embed_mode",
         texts="trt_int8_calibration_table_name trt_engine_cache_path trt_engine_cache_prefix "
         "trt_timing_cache_path trt_tactic_sources trt_extra_plugin_lib_paths trt_onnx_model_folder_path "
+        "trt_engine_decryption_lib_path "
         "trt_ep_context_file_path trt_op_types_to_exclude trt_preview_features",
         shapes="trt_profile_min_shapes trt_profile_opt_shapes trt_profile_max_shapes",
     ),
