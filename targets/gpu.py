@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import onnx_ir as ir
+
 from graphcompress.base import Capabilities, Context, Target
 from graphcompress.engines.provider_options import checked_options, parse_options
 from graphcompress.forms.attention import Attention
 from graphcompress.forms.choice import choose_forms
+from graphcompress.forms.family import is_standard
 from graphcompress.forms.legal import legalise
 from graphcompress.lowering.half import clip_constants, to_half
 from graphcompress.lowering.opset import raise_opset
@@ -168,13 +171,24 @@ def _for_cuda(model: Model, ctx: Context) -> tuple[Model, dict[str, Any]]:
 
 
 def _notes_for_cuda(model: Model) -> list[str]:
+    notes = []
+    guarded = [node for node in model.graph if is_standard(node, "Softmax") and _is_guarded(node)]
+    if guarded:
+        notes.append(
+            f"{len(guarded)} attentions are not fused: a guard against NaN is behind their Softmax (such as "
+            f"{guarded[0].name}); where float inputs are finite, simplify{{finite_inputs=true}} drops it"
+        )
     stored = products_stored_in_int8(model)
-    if not stored:
-        return []
-    return [
-        f"{len(stored)} products have int8 weights, which the CUDA provider makes float16 at every call: "
-        "smaller, not faster; provider=tensorrt multiplies them in int8"
-    ]
+    if stored:
+        notes.append(
+            f"{len(stored)} products have int8 weights, which the CUDA provider makes float16 at every call: "
+            "smaller, not faster; provider=tensorrt multiplies them in int8"
+        )
+    return notes
+
+
+def _is_guarded(softmax: ir.Node) -> bool:
+    return any(is_standard(reader, "IsNaN") for reader in softmax.outputs[0].consumers())
 
 
 def _profile(model: Model, provider: str, opt: str, largest: str) -> dict[str, str]:

@@ -134,6 +134,17 @@ def test_angles_are_computed_in_float32(tmp_path):
     assert halved.half == 1
 
 
+def test_an_attention_behind_a_guard_is_told_of(tmp_path):
+    make = Maker()
+    make.node("Softmax", "x", out="soft", axis=-1)
+    make.node("IsNaN", "soft", out="nan")
+    make.node("Where", "nan", make.constant("zero", np.float32(0)), "soft", out="y")
+    model = saved(make.model([floats("x", 4)], [floats("y", 4)], opset=19), tmp_path)
+    (note,) = parse_target("gpu").lower(model, tmp_path, Context())["notes"]
+    assert note.startswith("1 attentions are not fused")
+    assert "n_soft" in note
+
+
 @pytest.mark.parametrize("reader", ["Relu", "ReduceSum"])
 def test_an_output_that_is_read_inside_is_float32_outside_alone(tmp_path, reader):
     make = Maker()
