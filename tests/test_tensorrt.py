@@ -110,7 +110,7 @@ def test_a_kronecker_weight_is_two_int8_products(tmp_path, sizes, rank):
     assert len(typed.int8_products) == 2
     assert typed.record["kronecker_two_int8_products"] == ["y"]
     assert kept_db(model, typed.model, samples) > 12
-    assert "two int8 products" in typed.notes[0]
+    assert "two int8 products each, which keep at least" in typed.notes[0]
 
 
 @pytest.mark.parametrize(("sizes", "rank", "scalings"), [((16, 16, 16, 16), 1, 2), ((64, 1, 1, 64), 16, 1)])
@@ -120,6 +120,16 @@ def test_what_smoothing_moved_is_in_a_factor_or_taken_back(tmp_path, sizes, rank
     typed = strongly_typed(model, Context(samples), half=True)
     assert typed.record["kronecker_two_int8_products"] == ["y"]
     assert len(typed.int8_products) == 2
+    assert sum(node.op_type == "Mul" for node in typed.model.graph) == scalings
+    assert kept_db(model, typed.model, samples) > 12
+
+
+@pytest.mark.parametrize(("sizes", "rank", "scalings"), [((16, 16, 16, 16), 1, 0), ((64, 1, 1, 64), 16, 1)])
+def test_a_factor_takes_what_smoothing_moved_wherever_one_can(tmp_path, sizes, rank, scalings):
+    model = smoothed_kronecker(tmp_path, gain_takes_it=False, sizes=sizes, rank=rank)
+    samples = activations(sizes[0] * sizes[2])
+    typed = strongly_typed(model, Context(samples), half=True)
+    assert typed.record["kronecker_two_int8_products"] == ["y"]
     assert sum(node.op_type == "Mul" for node in typed.model.graph) == scalings
     assert kept_db(model, typed.model, samples) > 12
 

@@ -27,12 +27,12 @@ MIN_SQNR_DB = 12.0
 """What two products must keep of the exact one; else the weight is expanded and rounded once."""
 
 
-def multiply_int8_factors(rw: Rewriter, samples: Samples) -> tuple[list[str], dict[str, str]]:
+def multiply_int8_factors(rw: Rewriter, samples: Samples) -> tuple[dict[str, float], dict[str, str]]:
     """Write int8 linears over Kronecker weights as two int8 products each, where that is worth it.
 
-    Returns the names of those that were, and why each other one stays one product with an expanded weight:
-    sizes that no integer product has, no fewer operations, or too little left of the exact product. The
-    activation between the two is quantised with a scale from ``samples``.
+    Returns how many dB of the exact product those keep that were, by name, and why each other one stays one
+    product with an expanded weight: sizes that no integer product has, no fewer operations, or too little
+    left of the exact product. The activation between the two is quantised with a scale from ``samples``.
     """
     found = list(_candidates(rw))
     seen = {it.x: Activation() for it in found}
@@ -40,7 +40,7 @@ def multiply_int8_factors(rw: Rewriter, samples: Samples) -> tuple[list[str], di
     observe(
         rw.model, {x: _Both(seen[x], rows[x]) for x in seen}, samples, text="int8 factors", optimize=False
     )
-    done: list[str] = []
+    done: dict[str, float] = {}
     dense: dict[str, str] = {}
     for it in found:
         recipe = recipe_of(it.kronecker, it.factors)
@@ -54,7 +54,7 @@ def multiply_int8_factors(rw: Rewriter, samples: Samples) -> tuple[list[str], di
             dense[name] = f"two products would keep {figure:.1f} dB of the exact one"
             continue
         _Writer(rw, it.site, it.x).write(recipe, input_range, between)
-        done.append(name)
+        done[name] = figure
     return done, dense
 
 
@@ -75,15 +75,18 @@ class _Candidate:
 
 
 def _candidates(rw: Rewriter) -> Iterator[_Candidate]:
-    """Every int8 product over a Kronecker weight; what smoothing moved is in the factors, or taken back."""
+    """Every int8 product over a Kronecker weight; what smoothing moved is in the factors, or taken back.
+
+    In the factors wherever one has a row for every feature: rounding then finds no outliers.
+    """
     scaler = Scaler(rw)
     for site in IntegerLinear().sites(rw.model):
         before = before_rounding(site) if isinstance(site, IntegerSite) else None
         if before is None or not isinstance(site, IntegerSite):
             continue
-        x, factors = before.x, before.factors
+        x, factors = before.smoothed or (before.x, before.factors)
         if not takes_factors(before.kronecker.split):
-            x, factors = scaler.scaled(x, factors, site.nodes[-1]), None
+            x, factors = scaler.scaled(before.x, before.factors, site.nodes[-1]), None
         yield _Candidate(site, x, before.weight, before.kronecker, factors)
 
 

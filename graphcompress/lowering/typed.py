@@ -76,7 +76,7 @@ def strongly_typed(model: Model, ctx: Context, *, half: bool) -> Typed:
     record: dict[str, Any] = {
         "opset": typed.opset,
         "spelt_out_for_the_opset": spelt_out,
-        "kronecker_two_int8_products": factored,
+        "kronecker_two_int8_products": list(factored),
         "kronecker_expanded": expanded,
         "expressions_stored_expanded": list(stored.expanded),
         "tables_dequantised_before_lookup": tables,
@@ -121,7 +121,7 @@ def _name_nodes(model: Model) -> None:
         taken.add(unique)
 
 
-def _notes(factored: list[str], expanded: Mapping[str, str], in_float: list[str]) -> list[str]:
+def _notes(factored: Mapping[str, float], expanded: Mapping[str, str], in_float: list[str]) -> list[str]:
     notes = []
     if in_float:
         notes.append(
@@ -129,7 +129,11 @@ def _notes(factored: list[str], expanded: Mapping[str, str], in_float: list[str]
             f"int8, or something lies between a DequantizeLinear and the product (such as {in_float[0]})"
         )
     if factored:
-        notes.append(f"{len(factored)} Kronecker weights are multiplied as two int8 products each")
+        worst = min(factored, key=lambda name: factored[name])
+        notes.append(
+            f"{len(factored)} Kronecker weights are multiplied as two int8 products each, "
+            f"which keep at least {factored[worst]:.1f} dB of the exact one ({worst})"
+        )
     for reason in dict.fromkeys(expanded.values()):
         names = [name for name, why in expanded.items() if why == reason]
         notes.append(
