@@ -134,6 +134,27 @@ def test_a_factor_takes_what_smoothing_moved_wherever_one_can(tmp_path, sizes, r
     assert kept_db(model, typed.model, samples) > 12
 
 
+def test_a_few_huge_tokens_do_not_speak_for_the_others(tmp_path):
+    model = kronecker(tmp_path, (128, 1, 1, 128), 16)
+    rows = np.random.default_rng(1).standard_normal((6, 9, 128)).astype(np.float32)
+    rows[:, 0] *= 300
+    with Rewriter(model, Context()) as rw:
+        rw.overwrite(model.graph.initializers["x.scale"], np.array(10, np.float32))
+    typed = strongly_typed(model, Context(Samples([{"x": sample} for sample in rows])), half=True)
+    assert typed.record["kronecker_two_int8_products"] == []
+    assert "two products would keep" in typed.record["kronecker_expanded"]["y"]
+
+
+def test_the_first_of_two_products_rounds_as_the_one_did(tmp_path):
+    model = kronecker(tmp_path, (128, 1, 1, 128), 16)
+    with Rewriter(model, Context()) as rw:
+        rw.overwrite(model.graph.initializers["x.scale"], np.array(0.04321, np.float32))
+    typed = strongly_typed(model, Context(activations(128)), half=False)
+    rounded = next(node for node in typed.model.graph if node.op_type == "QuantizeLinear")
+    assert typed.record["kronecker_two_int8_products"] == ["y"]
+    assert rounded.inputs[1].const_value.numpy() == np.float32(0.04321)
+
+
 @pytest.mark.parametrize(
     ("sizes", "rank", "reason"),
     [((8, 1, 1, 64), 4, "below 16"), ((32, 1, 1, 32), 32, "as many operations")],

@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
+from graphcompress.analysis.arguments import scalar
 from graphcompress.calibrate import observe
 from graphcompress.data.load import Samples
 from graphcompress.expressions import evaluate
@@ -18,7 +19,7 @@ from graphcompress.forms.integer import IntegerLinear, IntegerSite
 from graphcompress.kronecker_forms import KroneckerWeight
 from graphcompress.lowering.integer_recipes import Recipe, Step, recipe_of, takes_factors
 from graphcompress.lowering.unrounded import Scaler, before_rounding
-from graphcompress.numerics.metrics import sqnr_db
+from graphcompress.numerics.metrics import row_sqnr_db
 from graphcompress.numerics.observers import Activation, RowSample, quantisation
 from graphcompress.numerics.quantise import Affine
 from graphcompress.rewrite import Rewriter
@@ -48,7 +49,7 @@ def multiply_int8_factors(rw: Rewriter, samples: Samples) -> tuple[dict[str, flo
         if isinstance(recipe, str):
             dense[name] = recipe
             continue
-        input_range = _range(seen[it.x])
+        input_range = it.rounding or _range(seen[it.x])
         between, figure = _simulate(recipe, rows[it.x].rows, it.dense(), input_range)
         if figure < MIN_SQNR_DB:
             dense[name] = f"two products would keep {figure:.1f} dB of the exact one"
@@ -67,6 +68,13 @@ class _Candidate:
     weight: ir.Value
     kronecker: KroneckerWeight
     factors: np.ndarray | None
+
+    @property
+    def rounding(self) -> Affine | None:
+        """How the int8 product rounds ``x``, which was judged by the model's outputs; None of another one."""
+        quantise, scale = self.site.a.producer(), scalar(self.site.a_scale)
+        own = quantise is not None and quantise.inputs[0] is self.x and scalar(self.site.a_zero) == 0
+        return Affine(scale, 0, signed=True) if own and scale is not None else None
 
     def dense(self) -> np.ndarray:
         """The weight [in, out]."""
@@ -107,14 +115,14 @@ def _range(activation: Activation) -> Affine:
 def _simulate(
     recipe: Recipe, rows: np.ndarray, dense: np.ndarray, input_range: Affine
 ) -> tuple[Affine, float]:
-    """The range between both products, and what the two keep of ``rows · dense``."""
+    """The range between both products, and how many dB the two keep of ``rows · dense``."""
     first = recipe.first.prepared(input_range.fake_quantise(rows))
     x = recipe.second.prepared(recipe.first.product(first))
     activation = Activation()
     activation.update(x.reshape(len(x), -1))
     between = _range(activation)
     y = recipe.second.product(between.fake_quantise(x))
-    return between, sqnr_db(rows @ dense, y)
+    return between, row_sqnr_db(rows @ dense, y)
 
 
 class _Writer:
