@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from graphcompress.targets.cpu import FAMILIES, Cpu, parse_shapes
+from graphcompress.targets.cpu import Cpu, families, parse_shapes
 
 from graphcompress.base import Context
 from graphcompress.bench import bench
@@ -78,11 +78,11 @@ def _lowered(model: Model, path: Path, without: str) -> tuple[Sequence[str], Pat
     twin = model.clone()
     context = Context()
     legalise(twin, context)
-    families = [family for family in FAMILIES if family.name != without]
+    wanted = [family for family in families() if family.name != without]
     start = time.perf_counter()
     choices = choose_forms(
         twin,
-        families,
+        wanted,
         parse_shapes(Cpu().shapes),
         context,
         cache=MeasurementCache(),

@@ -10,13 +10,15 @@ from typing import Any, ClassVar
 
 from graphcompress.base import Capabilities, Context, Target
 from graphcompress.errors import UsageError
-from graphcompress.forms.attention import Attention
+from graphcompress.forms.attention import OPERATOR, OPERATOR_OPSET, Attention
 from graphcompress.forms.cache import MeasurementCache, Measurements, Times, cpu_flags
+from graphcompress.forms.dequantised import DequantisedRows
+from graphcompress.forms.family import Family
 from graphcompress.forms.gelu import Gelu
 from graphcompress.forms.guard import is_slower
 from graphcompress.forms.integer import IntegerLinear
 from graphcompress.forms.kronecker import Kronecker, KroneckerTable
-from graphcompress.forms.legal import legalise
+from graphcompress.forms.legal import NEWEST_OPSET, legalise
 from graphcompress.forms.linear import Packed
 from graphcompress.forms.normalisation import Residual
 from graphcompress.forms.openvino import is_for_openvino, open_session, write_session_file
@@ -36,15 +38,13 @@ from graphcompress.forms.whole import (
     take_back,
     times_against_input,
 )
+from graphcompress.lowering.opset import why_not_raised
 from graphcompress.model import Model
 from graphcompress.options import option
 from graphcompress.reading.hashes import sha256
 from graphcompress.runtime import session_of
 
 MODEL_FILE = "model.onnx"
-FAMILIES = (Kronecker(), KroneckerTable(), IntegerLinear(), Packed(), Residual(), Gelu(), Attention())
-"""In this order: a family sees the forms that were chosen before it."""
-
 NOTHING_MEASURED = "nothing was measured (measure=false): default forms, speed not compared with the input"
 
 _VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
@@ -105,6 +105,12 @@ class Cpu(Target):
         "auto: where a batch of the samples measures faster so",
         choices=(KEEP, REMOVE, AUTO),
     )
+    newest_opset: int = option(
+        OPERATOR_OPSET,
+        "newest opset to write; below 23, which ONNX Runtime reads since 1.23, attention is not an operator",
+        minimum=NEWEST_OPSET,
+        maximum=OPERATOR_OPSET,
+    )
     allow_slower: bool = option(False, "write an artifact even when it is slower than the model that came in")
 
     def __post_init__(self) -> None:
@@ -157,9 +163,14 @@ class Cpu(Target):
     def _lowered(
         self, legal: Model, shapes: Sequence[Shape], ctx: Context, cache: Measurements | None
     ) -> Lowered:
-        lowered = lower(legal, FAMILIES, shapes, ctx, cache)
+        lowered = lower(legal, self._families(legal), shapes, ctx, cache)
         model, note = choose_padding(lowered.model, self.padding, ctx, cache)
         return replace(lowered, model=model, notes=(*lowered.notes, note)) if note else lowered
+
+    def _families(self, legal: Model) -> tuple[Family, ...]:
+        """All forms that ``legal`` may get: attention as an operator where its opset can be written."""
+        newer = self.newest_opset >= OPERATOR_OPSET and why_not_raised(legal, OPERATOR_OPSET) is None
+        return families(attention_operator=newer)
 
     def _shapes_of(self, profile: Profile) -> list[Shape]:
         if self.shapes != DEFAULT_SHAPES and parse_shapes(self.shapes) != list(profile.shapes):
@@ -186,7 +197,7 @@ class Cpu(Target):
 
         times, reason = against_input()
         if times and is_slower(times, ARTIFACT, INPUT) and not chosen.openvino:
-            lowered = take_back(legal, lowered, FAMILIES, shapes, ctx, cache)
+            lowered = take_back(legal, lowered, self._families(legal), shapes, ctx, cache)
             lowered.model.save(artifact)
             times, reason = against_input()
         slower = bool(times) and is_slower(times, ARTIFACT, INPUT)
@@ -200,7 +211,8 @@ class Cpu(Target):
     def tune(self, model: Model, ctx: Context) -> Mapping[str, Mapping[str, Sequence[float]]]:
         """Times of every form of every site that :meth:`lower` would meet in ``model``, measured here."""
         seen = Recorder(MeasurementCache())
-        lower(self._legal(model, ctx)[0], FAMILIES, parse_shapes(self.shapes), ctx, seen)
+        legal, _ = self._legal(model, ctx)
+        lower(legal, self._families(legal), parse_shapes(self.shapes), ctx, seen)
         return seen.times
 
     def session(self, folder: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
@@ -211,6 +223,20 @@ class Cpu(Target):
         """
         path = folder / MODEL_FILE
         return outputs_of(open_session(path) if is_for_openvino(folder) else session_of(path))
+
+
+def families(*, attention_operator: bool = False) -> tuple[Family, ...]:
+    """Every family of forms, in this order: one sees the forms that were chosen before it."""
+    return (
+        Kronecker(),
+        KroneckerTable(),
+        DequantisedRows(),
+        IntegerLinear(),
+        Packed(),
+        Residual(),
+        Gelu(),
+        Attention(operator=attention_operator),
+    )
 
 
 def _written(lowered: Lowered, chosen: Decision, legal: Model, folder: Path) -> Lowered:
@@ -229,12 +255,17 @@ def _finished(found: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
 
 
 def _record(lowered: Lowered, chosen: Decision, asked: str) -> dict[str, Any]:
-    found = {**record(lowered, FAMILIES, asked), "opset": lowered.model.opset, "provider": chosen.record()}
+    found = {**record(lowered, families(), asked), "opset": lowered.model.opset, "provider": chosen.record()}
     if chosen.times_ms is not None:
         found["provider_ms"] = chosen.times_ms
     if chosen.openvino or chosen.times_ms is not None:
         name = "provider: OpenVINO" if chosen.openvino else "OpenVINO's provider"
         found["notes"] = [f"{name}: {chosen.why}", *found["notes"]]
+    if any(choice.form == OPERATOR for choice in lowered.choices):
+        found["notes"].append(
+            f"attention is an operator of opset {OPERATOR_OPSET}, which ONNX Runtime reads since 1.23; "
+            f"cpu{{newest_opset={NEWEST_OPSET}}} does without"
+        )
     if chosen.openvino:
         found["notes"].append("load it with graphcompress.session(folder), or as session.json says")
     return found

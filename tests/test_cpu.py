@@ -15,6 +15,7 @@ from graphcompress.base import Context
 from graphcompress.data.lengths import longest_sample
 from graphcompress.errors import UsageError
 from graphcompress.forms import cache as cache_module
+from graphcompress.forms.attention import OPERATOR
 from graphcompress.forms.cache import MeasurementCache, cache_folder
 from graphcompress.forms.choice import FLOOR, MARGIN, fastest
 from graphcompress.forms.shapes import parse_shapes
@@ -116,6 +117,31 @@ def test_session_runs_what_was_written(simplified, tiny_samples, tmp_path):
         expected = runner(feed)
     assert seen.keys() == expected.keys()
     assert np.allclose(seen["last_hidden_state"], expected["last_hidden_state"], atol=1e-4)
+
+
+@pytest.mark.parametrize("newest", [21, 23])
+def test_attention_is_an_operator_where_it_is_fastest_and_its_opset_may_be_written(
+    simplified, tiny_samples, tmp_path, monkeypatch, newest
+):
+    def operator_wins(times, default):
+        return OPERATOR if OPERATOR in times else default
+
+    monkeypatch.setattr("graphcompress.forms.choice.fastest", operator_wins)
+    simplified.save(tmp_path / "before.onnx")
+    record = lower(simplified, tmp_path / "out", newest_opset=newest)
+    written = onnx.load(tmp_path / "out" / "model.onnx")
+    assert [node.op_type for node in written.graph.node].count("Attention") == (2 if newest == 23 else 0)
+    assert record["opset"] == written.opset_import[0].version == (23 if newest == 23 else simplified.opset)
+    assert any("newest_opset=21" in note for note in record["notes"]) == (newest == 23)
+    pair = (outputs(path, tiny_samples) for path in (tmp_path / "before.onnx", tmp_path / "out/model.onnx"))
+    for expected, seen in zip(*pair, strict=True):
+        assert np.abs(seen - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_a_model_that_cannot_be_raised_has_no_attention_operator(simplified):
+    assert OPERATOR in Cpu()._families(simplified)[-1].forms
+    simplified.graph.append(ir.node("GroupNormalization", [simplified.graph.outputs[0]] * 3))
+    assert OPERATOR not in Cpu()._families(simplified)[-1].forms
 
 
 # ---- repeating a build

@@ -10,6 +10,7 @@ import pytest
 from graphcompress.base import Context
 from graphcompress.forms.attention import Attention
 from graphcompress.forms.choice import LEAST_ROUNDS, ROUNDS, fastest, measure_forms, same_outputs
+from graphcompress.forms.dequantised import DequantisedRows
 from graphcompress.forms.family import UNCHANGED
 from graphcompress.forms.gelu import Gelu
 from graphcompress.forms.integer import IntegerLinear
@@ -240,6 +241,35 @@ def test_float_linear_and_wrong_axis_are_no_int8_linears():
     assert IntegerLinear().sites(model_of(text, weights)) == []
 
 
+# ---- rows of an int8 table
+
+
+def table_model(zero):
+    text = (
+        "g (int64[b,s] ids) => (float[b,s,6] out) "
+        "{ q = Gather(t, ids) out = DequantizeLinear <axis = -1> (q, scale, zero) }"
+    )
+    weights = {"t": np.random.default_rng(0).integers(-128, 128, (9, 6), np.int8)}
+    return model_of(text, weights | {"scale": np.abs(random(6)), "zero": np.full(6, zero, np.int8)})
+
+
+@pytest.mark.parametrize("zero", [0, -7])
+def test_rows_of_an_int8_table(zero):
+    model = table_model(zero)
+    ids = np.array([[0, 8, 3]])
+    check_forms(model, DequantisedRows(), 1, ids=ids)
+    twin = applied(model, DequantisedRows(), "scaled")
+    assert np.array_equal(run(model, ids=ids)["out"], run(twin, ids=ids)["out"])
+    assert ops(twin) == ["Gather", "Cast", *(["Sub"] if zero else []), "Mul"]
+
+
+def test_one_scale_for_a_row_or_an_activation_is_no_int8_table():
+    model = table_model(0)
+    model.graph.node(1).attributes["axis"] = ir.AttrInt64("axis", 1)
+    assert DequantisedRows().sites(model) == []
+    assert DequantisedRows().sites(static_model()) == []
+
+
 # ---- linears of one input
 
 
@@ -366,16 +396,53 @@ def attention_feed(rows=1):
     return {name: random(2, 5, 8, seed=i) for i, name in enumerate("qkv")} | {"mask": mask}
 
 
+BOTH = Attention(operator=True)
+
+
 @pytest.mark.parametrize("rows", [1, 5])
-def test_multi_head_attention(rows):
+def test_attention_as_one_node(rows):
     model = attention_model(rows="1" if rows == 1 else "s")
-    check_forms(model, Attention(), 1, **attention_feed(rows))
-    assert "Softmax" not in ops(applied(model, Attention(), "multi_head"))
+    check_forms(model, BOTH, 1, **attention_feed(rows))
+    for form in BOTH.forms:
+        assert "Softmax" not in ops(applied(model, BOTH, form)), form
 
 
-def test_multi_head_attention_at_many_lengths():
+@pytest.mark.parametrize("mask", ["b,2,s,s", "1,1,s,s", "1,2,1,s", "b,1,1,s"])
+def test_attention_with_masks_of_every_kind(mask):
     model = attention_model()
-    twin = applied(model, Attention(), "multi_head")
+    model.graph.inputs[3].shape = ir.Shape([int(d) if d.isdigit() else d for d in mask.split(",")])
+    sizes = [{"b": 3, "s": 5, "1": 1, "2": 2}[d] for d in mask.split(",")]
+    values = np.where(random(*sizes, seed=7) > 0.5, -1e4, 0).astype(np.float32)
+    feed = {name: random(3, 5, 8, seed=i) for i, name in enumerate("qkv")} | {"mask": values}
+    check_forms(model, BOTH, 1, **feed)
+
+
+def test_attention_over_another_sequence():
+    text = ATTENTION.format(rows="1", key="3, 1", axis=-1, guard="", guarded="")
+    text = (
+        text.replace("[b,s,8] k", "[b,t,8] k")
+        .replace("[b,s,8] v", "[b,t,8] v")
+        .replace("1,s] mask", "1,t] mask")
+    )
+    weights = {"heads": np.array([0, 0, 2, 4]), "whole": np.array([0, 0, 8]), "scale": np.float32(0.6)}
+    feed = {"q": random(2, 3, 8), "k": random(2, 7, 8, seed=1), "v": random(2, 7, 8, seed=2)}
+    check_forms(model_of(text, weights), BOTH, 1, **feed, mask=np.zeros((2, 1, 1, 7), np.float32))
+
+
+def test_attention_as_an_operator_raises_the_opset_and_only_then():
+    assert set(Attention().forms) == {"multi_head"}
+    model = attention_model()
+    assert applied(model, BOTH, "multi_head").opset == 20
+    twin = applied(model, BOTH, "operator")
+    assert (twin.opset, twin.ir.ir_version) == (23, 11)
+    assert "Attention" in ops(twin)
+    onnx.checker.check_model(ir.to_proto(twin.ir))
+
+
+@pytest.mark.parametrize("form", list(BOTH.forms))
+def test_attention_as_one_node_at_many_lengths(form):
+    model = attention_model()
+    twin = applied(model, BOTH, form)
     with Runner(model) as before, Runner(twin) as after:
         for length in (1, 2, 3, 31, 32, 33, 64):
             feed = {name: random(2, length, 8, seed=i) for i, name in enumerate("qkv")}

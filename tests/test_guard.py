@@ -2,7 +2,7 @@
 
 import onnx
 import pytest
-from graphcompress.targets.cpu import FAMILIES, Cpu
+from graphcompress.targets.cpu import Cpu, families
 
 from graphcompress.base import Context
 from graphcompress.build import optimize
@@ -147,7 +147,7 @@ def test_an_input_that_does_not_run_at_a_shape_is_said(tiny_bert, tiny_bert_path
 
 
 def test_families_that_slow_the_model_down_are_taken_back(tiny_bert, cache):
-    first = lower(tiny_bert, FAMILIES, SHAPES, Context(), None)
+    first = lower(tiny_bert, families(), SHAPES, Context(), None)
     used = [choice.family for choice in first.choices if choice.form != "unchanged"]
 
     class Residuals(Clock):
@@ -160,16 +160,16 @@ def test_families_that_slow_the_model_down_are_taken_back(tiny_bert, cache):
         def without(self):
             return 5.0 if self.calls <= REPETITIONS * len(SHAPES) else 10.0
 
-    kept = take_back(tiny_bert, first, FAMILIES, SHAPES, Context(), cache, timer=Residuals())
+    kept = take_back(tiny_bert, first, families(), SHAPES, Context(), cache, timer=Residuals())
     assert kept.taken_back == (used[-1],)
     assert used[-1] not in {choice.family for choice in kept.choices}
     assert {choice.family for choice in kept.choices} == set(used) - {used[-1]}
 
 
 def test_nothing_is_taken_back_that_does_not_slow_down(tiny_bert, cache):
-    first = lower(tiny_bert, FAMILIES, SHAPES, Context(), None)
+    first = lower(tiny_bert, families(), SHAPES, Context(), None)
     clock = Clock({"with": 10.0, "without": 10.0})
-    assert take_back(tiny_bert, first, FAMILIES, SHAPES, Context(), cache, timer=clock) is first
+    assert take_back(tiny_bert, first, families(), SHAPES, Context(), cache, timer=clock) is first
 
 
 # ---- the build

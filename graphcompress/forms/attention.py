@@ -21,8 +21,13 @@ from graphcompress.forms.family import (
     only_reader,
     put_in_place,
 )
+from graphcompress.lowering.opset import raise_opset
 from graphcompress.model import Model
 from graphcompress.rewrite import Rewriter
+
+OPERATOR = "operator"
+OPERATOR_OPSET = 23
+"""Since this opset attention is an operator of its own; ONNX Runtime has it on CPU since version 1.23."""
 
 _SPLIT = (0, 2, 1, 3)
 _IDENTITY = (0, 1, 2, 3)
@@ -41,15 +46,26 @@ class AttentionSite(Site):
 
 
 class Attention(Family):
-    """Attention of as many key heads as query heads, over whole sequences."""
+    """Attention of as many key heads as query heads, over whole sequences.
+
+    With ``operator``, the standard operator is a form, too: it raises the model to the opset that has it, so
+    only those ask for it who know that the rest of the model can be written in that one.
+    """
 
     name: ClassVar[str] = "attention"
     default: ClassVar[str] = "multi_head"
 
+    def __init__(self, *, operator: bool = False) -> None:
+        self._operator = operator
+
     @property
     def forms(self) -> Mapping[str, Rewrite]:
-        """``multi_head``: MultiHeadAttention of com.microsoft, which splits and merges heads itself."""
-        return {"multi_head": _as_multi_head}
+        """``multi_head``: MultiHeadAttention of com.microsoft; ``operator``: Attention of opset 23.
+
+        Both split and merge the heads themselves.
+        """
+        multi_head: dict[str, Rewrite] = {"multi_head": _as_multi_head}
+        return multi_head | {OPERATOR: _as_operator} if self._operator else multi_head
 
     def sites(self, model: Model) -> list[Site]:
         """Every Softmax between two products whose operands are the heads of one value each."""
@@ -183,6 +199,24 @@ def _as_multi_head(rw: Rewriter, site: Site) -> None:
         name=site.name,
         domain=CONTRIB,
         num_heads=site.heads,
+        scale=site.scale,
+    )
+    put_in_place(rw, last.outputs[0], value)
+
+
+def _as_operator(rw: Rewriter, site: Site) -> None:
+    if not isinstance(site, AttentionSite):
+        return
+    raise_opset(rw, OPERATOR_OPSET)
+    last = site.nodes[-1]
+    mask = (_whole_mask(rw, site, last),) if site.masks else ()
+    value = rw.node(
+        "Attention",
+        *(site.q, site.k, site.v, *mask),
+        before=last,
+        name=site.name,
+        q_num_heads=site.heads,
+        kv_num_heads=site.heads,
         scale=site.scale,
     )
     put_in_place(rw, last.outputs[0], value)

@@ -131,7 +131,7 @@ def _times(
 ) -> tuple[Times, str]:
     """Times of the forms of ``site``, and why there are none, or an empty text."""
     shapes = ",".join("x".join(map(str, next(iter(feed.values())).shape)) for feed in feeds)
-    key = f"{_METHOD} {family.name} {site.signature()} {shapes}"
+    key = f"{_METHOD} {family.name}: {' '.join(family.forms)} {site.signature()} {shapes}"
     kept = cache.get(key)
     if kept is not None and _fits(kept, family, len(feeds)):
         return kept, ""
