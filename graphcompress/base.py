@@ -255,6 +255,10 @@ class Target(_Named, abc.ABC):
         """Fail, before any work, when this machine lacks what :meth:`lower` is asked to use."""
         return None
 
+    def check_model(self, model: Model) -> None:
+        """Fail, before any work, when the options do not fit the model that came in."""
+        return None
+
     @abc.abstractmethod
     def lower(self, model: Model, folder: Path, ctx: Context) -> Mapping[str, Any]:
         """Write the files of the artifact into ``folder``, which exists; return what to record about it.

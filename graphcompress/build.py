@@ -168,6 +168,8 @@ def optimize(
         guide = _teacher(teacher, task)
         recipe = replace(recipe, sha256=input_hashes(recipe, loaded, guide, targets))
         refuse_unsupported(loaded)
+        for each in targets:
+            each.check_model(loaded)
         loaded.check_weights_are_finite()
         pair = chosen.pair if chosen else "joint"
         samples, held_out, learnt = (

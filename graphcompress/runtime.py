@@ -81,9 +81,12 @@ def session_of(
 
 
 def provider_session(
-    model: Path, providers: Sequence[tuple[str, Mapping[str, str]]]
+    model: Path, providers: Sequence[tuple[str, Mapping[str, str]]], level: str = "ORT_ENABLE_ALL"
 ) -> onnxruntime.InferenceSession:
     """A session on the first of ``providers`` (name, options), which must take part.
+
+    ``level`` names the runtime's graph optimisations. When the provider fails, now or in a run, that is an
+    error; by itself the runtime would go on with other providers.
 
     Raises:
         UnsupportedModelError: the provider refuses the model, or did not come up (which is only warned of).
@@ -92,9 +95,12 @@ def provider_session(
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     named = [(name, dict(given)) for name, given in providers]
     try:
-        session = onnxruntime.InferenceSession(os.fspath(model), options, providers=named)
+        session = onnxruntime.InferenceSession(
+            os.fspath(model), options, providers=named, enable_fallback=False
+        )
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise UnsupportedModelError(f"{named[0][0]} refuses {model}: {_first_line(error)}") from error
     if named[0][0] not in session.get_providers():

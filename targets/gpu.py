@@ -8,35 +8,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import onnx_ir as ir
+
 from graphcompress.base import Capabilities, Context, Target
-from graphcompress.engines.provider_options import check_options, parse_options
+from graphcompress.engines.provider_options import checked_options, parse_options
 from graphcompress.forms.attention import Attention
 from graphcompress.forms.choice import choose_forms
+from graphcompress.forms.family import is_standard
 from graphcompress.forms.legal import legalise
-from graphcompress.lowering.fixed import sizes_of
 from graphcompress.lowering.half import clip_constants, to_half
 from graphcompress.lowering.opset import raise_opset
+from graphcompress.lowering.profile import check_profile, profile_shapes
 from graphcompress.lowering.range import wide_values
-from graphcompress.lowering.typed import (
-    OLDEST_OPSET,
-    check_profile,
-    is_fixed_size,
-    profile_shapes,
-    strongly_typed,
-)
+from graphcompress.lowering.refusals import products_stored_in_int8
+from graphcompress.lowering.typed import OLDEST_OPSET, strongly_typed
 from graphcompress.model import Model
 from graphcompress.options import option
 from graphcompress.rewrite import Rewriter
+from graphcompress.rules.cleanup import fuse_normalizations
 from graphcompress.runtime import provider_session, runner_of, session_of
 
 MODEL_FILE, SESSION_FILE = "model.onnx", "session.json"
 
-CPU = "CPUExecutionProvider"
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 PROVIDERS = {
-    "cuda": "CUDAExecutionProvider",
+    "cuda": CUDA,
     "tensorrt": "TensorrtExecutionProvider",
     "nv_tensorrt_rtx": "NvTensorRTRTXExecutionProvider",
 }
+BESIDE = {"cuda": (CPU,), "tensorrt": (CUDA, CPU), "nv_tensorrt_rtx": (CPU,)}
+"""Providers that take the nodes that the chosen one leaves; where TensorRT's is, CUDA's is, too."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ class Gpu(Target):
     name: ClassVar[str] = "gpu"
 
     provider: str = option("cuda", "provider of ONNX Runtime", choices=tuple(PROVIDERS))
-    opt: str = option("1x128", "batch x length that engines are tuned for; cuda has none")
-    largest: str = option("8x512", "batch x length that engines take at most; cuda has none")
+    opt: str = option("1x128", "batch x length that engines are tuned for, or sizes by name; not for cuda")
+    largest: str = option("8x512", "batch x length that engines take at most, or sizes by name; not for cuda")
     options: str = option(
         "", 'further options of the provider, such as "use_tf32=1;gpu_mem_limit=2000000000"'
     )
@@ -67,6 +68,14 @@ class Gpu(Target):
         super().__post_init__()
         check_profile(self.name, self.opt, self.largest)
         parse_options(self.options, PROVIDERS[self.provider])
+
+    def check_model(self, model: Model) -> None:
+        """Refuse sizes that do not fit the inputs, or names of inputs that the provider cannot read.
+
+        Raises:
+            UsageError: names the option.
+        """
+        self._recipe(model)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -98,7 +107,7 @@ class Gpu(Target):
             typed = strongly_typed(model, ctx, half=True)
             lowered, record = typed.model, {**typed.record, "notes": list(typed.notes)}
         lowered.save(folder / MODEL_FILE)
-        recipe = self._recipe(lowered)
+        recipe = self._recipe(model)
         (folder / SESSION_FILE).write_text(json.dumps(recipe, indent=1), encoding="utf-8")
         provider = PROVIDERS[self.provider]
         proof = (
@@ -112,22 +121,26 @@ class Gpu(Target):
         """Run ``model.onnx`` as ``session.json`` says where the provider is here, else on the CPU."""
         if self.is_here:
             recipe = json.loads((folder / SESSION_FILE).read_text(encoding="utf-8"))
-            return runner_of(provider_session(folder / MODEL_FILE, recipe["providers"]))
+            level = recipe["session_options"]["graph_optimization_level"]
+            return runner_of(provider_session(folder / MODEL_FILE, recipe["providers"], level))
         return runner_of(session_of(folder / MODEL_FILE, optimize=False))
 
     def _recipe(self, model: Model) -> dict[str, Any]:
-        """Arguments of InferenceSession: providers in their order, each with its options."""
-        options: dict[str, str] = {}
+        """Arguments of InferenceSession: providers in their order, each with its options.
+
+        A graph for TensorRT is compiled as it is: ONNX Runtime would put further pairs of QuantizeLinear and
+        DequantizeLinear into the regions that TensorRT fuses.
+        """
+        name = PROVIDERS[self.provider]
         if self.provider == "cuda":
-            options = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
+            options, level = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}, "ORT_ENABLE_ALL"
         else:
-            options = _profile(model, self.provider, self.opt, self.largest)
-        options |= parse_options(self.options, PROVIDERS[self.provider])
-        check_options(options, PROVIDERS[self.provider])
+            options, level = _profile(model, self.provider, self.opt, self.largest), "ORT_DISABLE_ALL"
+        options = checked_options({**options, **parse_options(self.options, name)}, name)
         return {
             "model": MODEL_FILE,
-            "providers": [[PROVIDERS[self.provider], options], [CPU, {}]],
-            "session_options": {"graph_optimization_level": "ORT_ENABLE_ALL"},
+            "providers": [[name, options], *([it, {}] for it in BESIDE[self.provider])],
+            "session_options": {"graph_optimization_level": level},
         }
 
 
@@ -136,6 +149,7 @@ def _for_cuda(model: Model, ctx: Context) -> tuple[Model, dict[str, Any]]:
     reason = legalise(lowered, ctx)
     with Rewriter(lowered, ctx) as rw:
         reason = raise_opset(rw, OLDEST_OPSET) or reason
+        fuse_normalizations(rw)  # of a model whose own opset had no operator for them
         clipped = clip_constants(rw)
     wide = wide_values(lowered, ctx)
     names = {value.name for value in wide}
@@ -151,8 +165,30 @@ def _for_cuda(model: Model, ctx: Context) -> tuple[Model, dict[str, Any]]:
         "float32_nodes": list(halved.kept),
         "casts": halved.casts,
         "values_beyond_float16": sorted(name or "" for name in names),
+        "notes": _notes_for_cuda(lowered),
     }
     return lowered, record if reason is None else {**record, "opset_reason": reason}
+
+
+def _notes_for_cuda(model: Model) -> list[str]:
+    notes = []
+    guarded = [node for node in model.graph if is_standard(node, "Softmax") and _is_guarded(node)]
+    if guarded:
+        notes.append(
+            f"{len(guarded)} attentions are not fused: a guard against NaN is behind their Softmax (such as "
+            f"{guarded[0].name}); where float inputs are finite, simplify{{finite_inputs=true}} drops it"
+        )
+    stored = products_stored_in_int8(model)
+    if stored:
+        notes.append(
+            f"{len(stored)} products have int8 weights, which the CUDA provider makes float16 at every call: "
+            "smaller, not faster; provider=tensorrt multiplies them in int8"
+        )
+    return notes
+
+
+def _is_guarded(softmax: ir.Node) -> bool:
+    return any(is_standard(reader, "IsNaN") for reader in softmax.outputs[0].consumers())
 
 
 def _profile(model: Model, provider: str, opt: str, largest: str) -> dict[str, str]:
@@ -164,10 +200,8 @@ def _profile(model: Model, provider: str, opt: str, largest: str) -> dict[str, s
         if provider == "tensorrt"
         else {"nv_runtime_cache_path": "engines"}
     )
-    if is_fixed_size(model):
-        return cache
-    shapes = profile_shapes(model, sizes_of(model, opt), sizes_of(model, largest))
+    shapes = profile_shapes(model, opt, largest)
     for number, kind in enumerate(("min", "opt", "max")):
         texts = [f"{name}:{'x'.join(map(str, bounds[number]))}" for name, bounds in shapes.items()]
-        cache[f"{prefix}_profile_{kind}_shapes"] = ",".join(texts)
+        cache |= {f"{prefix}_profile_{kind}_shapes": ",".join(texts)} if texts else {}
     return cache

@@ -10,12 +10,21 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from graphcompress.base import Capabilities, Context, Target
-from graphcompress.engines.builder import FULL, INSTALL, RTX, Engine, build_engine, is_installed, needs_rtx
+from graphcompress.engines.builder import (
+    FULL,
+    INSTALL,
+    RTX,
+    Engine,
+    Shapes,
+    build_engine,
+    is_installed,
+    needs_rtx,
+)
 from graphcompress.engines.device import gpu_here
 from graphcompress.engines.execute import engine_runner
 from graphcompress.errors import UsageError
-from graphcompress.lowering.fixed import sizes_of
-from graphcompress.lowering.typed import Typed, check_profile, is_fixed_size, profile_shapes, strongly_typed
+from graphcompress.lowering.profile import check_profile, profile_shapes
+from graphcompress.lowering.typed import Typed, strongly_typed
 from graphcompress.model import Model
 from graphcompress.options import option
 from graphcompress.runtime import runner_of, session_of
@@ -40,9 +49,14 @@ class TensorRT(Target):
     is made for it, by the whole of TensorRT where that is installed, run and timed; without one, the outputs
     that are compared are those of the same graph on ONNX Runtime's CPU provider.
 
+    Engines take batches and lengths from 1 to ``largest``, or to as many positions as the model has; every
+    length of the inputs counts for itself. Sizes of other kinds are given by name:
+    ``opt="batch=1,height=224,width=224"``.
+
     Kronecker weights are multiplied as two int8 products where those save operations; a factor with a side
     below 16, too small for a tensor core, is multiplied for several rows at once. The others are stored
-    expanded, with the reason: TensorRT would compute an expression at every call.
+    expanded, with the reason: TensorRT would compute an expression at every call. A packed product (queries,
+    keys and values in one) is written as one for each part: divided by TensorRT, it would lose its int8.
     """
 
     name: ClassVar[str] = "tensorrt"
@@ -55,8 +69,8 @@ class TensorRT(Target):
         choices=("auto", "require", "never"),
     )
     precision: str = option("fp16", "what is computed around int8", choices=("fp16", "fp32"))
-    opt: str = option("1x128", "batch x length that engines are tuned for")
-    largest: str = option("8x512", "batch x length that engines take at most")
+    opt: str = option("1x128", "batch x length that engines are tuned for, or sizes by name")
+    largest: str = option("8x512", "batch x length that engines take at most, or sizes by name")
     timeout: float = option(600.0, "time for one engine", unit="s", minimum=1.0)
 
     def __post_init__(self) -> None:
@@ -80,6 +94,14 @@ class TensorRT(Target):
         if self.build == "require" and _runs_here() is None:
             needs_rtx("tensorrt{build=require}")
 
+    def check_model(self, model: Model) -> None:
+        """Refuse sizes that do not fit the inputs.
+
+        Raises:
+            UsageError: names the option.
+        """
+        profile_shapes(model, self.opt, self.largest)
+
     @property
     def capabilities_wanted(self) -> list[str]:
         """``compute`` as a list, each once."""
@@ -101,9 +123,10 @@ class TensorRT(Target):
         Raises:
             UnsupportedModelError: TensorRT refuses something, or builds an engine with fewer int8 products.
         """
+        shapes = profile_shapes(model, self.opt, self.largest)
         typed = strongly_typed(model, ctx, half=self.precision == "fp16")
         graph = typed.model.save(folder / MODEL_FILE)
-        engines = self._engines(typed, graph, folder, ctx)
+        engines = self._engines(typed, graph, shapes, ctx)
         (folder / BUILD_FILE).write_text(
             json.dumps(_build_record(typed, engines), indent=1), encoding="utf-8"
         )
@@ -112,6 +135,7 @@ class TensorRT(Target):
             "precision": self.precision,
             "proof": self._proof(engines),
             "notes": [*typed.notes, *_engine_notes(engines)],
+            "profile": shapes,
             "int8_products_expected": len(typed.int8_products),
             "engines": [
                 {
@@ -135,7 +159,7 @@ class TensorRT(Target):
         # Unfused: the int8 products of a CPU may saturate, those of a GPU do not.
         return runner_of(session_of(folder / MODEL_FILE, optimize=False))
 
-    def _engines(self, typed: Typed, graph: Path, folder: Path, ctx: Context) -> list[Engine]:
+    def _engines(self, typed: Typed, graph: Path, shapes: Shapes, ctx: Context) -> list[Engine]:
         self.check()
         here = _runs_here()
         if self.build == "never" or (here is None and not is_installed(RTX)):
@@ -143,14 +167,13 @@ class TensorRT(Target):
         jobs = {f"SM{it}": RTX for it in self.capabilities_wanted} if is_installed(RTX) else {}
         if here is not None:
             jobs[here[1]] = here[0]
-        shapes = self._shapes(typed.model)
         engines = []
         for number, (compute, module) in enumerate(jobs.items()):
             ctx.progress("compile engines", number, len(jobs), compute)
             engines.append(
                 build_engine(
                     graph,
-                    folder / _engine_file(compute),
+                    graph.with_name(_engine_file(compute)),
                     compute=compute,
                     expected=typed.int8_products,
                     shapes=shapes,
@@ -160,11 +183,6 @@ class TensorRT(Target):
             )
         ctx.progress("compile engines", len(jobs), len(jobs))
         return engines
-
-    def _shapes(self, model: Model) -> dict[str, list[list[int]]]:
-        if is_fixed_size(model):
-            return {}
-        return profile_shapes(model, sizes_of(model, self.opt), sizes_of(model, self.largest))
 
     def _proof(self, engines: Sequence[Engine]) -> str:
         here = _runs_here()
@@ -178,11 +196,12 @@ class TensorRT(Target):
 
 
 def _runs_here() -> tuple[str, str] | None:
-    """The module that runs engines on this machine's GPU, and its compute capability; None without a GPU."""
+    """The module that compiles for this machine's GPU and runs it, and the GPU's capability; None without."""
     compute = gpu_here()
     if compute is None:
         return None
-    module = next((it for it in (FULL, RTX) if is_installed(it)), None)
+    by_rtx = [RTX] if compute.removeprefix("SM") in CAPABILITIES else []  # no cards of data centres
+    module = next((it for it in (FULL, *by_rtx) if is_installed(it)), None)
     return None if module is None else (module, compute)
 
 

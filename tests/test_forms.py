@@ -450,6 +450,19 @@ def test_attention_as_one_node_at_many_lengths(form):
             assert same_outputs([before(feed)], [after(feed)]), length
 
 
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize(
+    "added", ["b = Add(p, bias)  a = Add(b, mask)", "b = Add(mask, p)  a = Add(bias, b)"]
+)
+def test_multi_head_attention_with_a_bias_of_positions_and_a_mask(rows, added):
+    text = ATTENTION.format(rows="1" if rows == 1 else "s", key="3, 1", axis=-1, guard="", guarded="")
+    text = text.replace("a = Add(p, mask)", added).replace(" mask) =>", " mask, float[1,2,s,s] bias) =>")
+    weights = {"heads": np.array([0, 0, 2, 4]), "whole": np.array([0, 0, 8]), "scale": np.float32(0.6)}
+    model = model_of(text, weights)
+    check_forms(model, Attention(), 1, **attention_feed(rows), bias=random(1, 2, 5, 5, seed=9))
+    assert "Softmax" not in ops(applied(model, Attention(), "multi_head"))
+
+
 def test_a_guard_after_the_softmax_or_another_axis_is_not_matched():
     guarded = "n = IsNaN(soft) zero = Sub(soft, soft) softed = Where(n, zero, soft)"
     assert Attention().sites(attention_model(guard=guarded)) == []

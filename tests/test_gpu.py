@@ -3,7 +3,7 @@ import json
 import numpy as np
 import onnx
 import pytest
-from graphs_int8 import Maker, floats, network, saved, tensor
+from graphs_int8 import Maker, floats, kronecker, network, saved, tensor
 from onnx import TensorProto
 
 from graphcompress import runtime
@@ -134,6 +134,40 @@ def test_angles_are_computed_in_float32(tmp_path):
     assert halved.half == 1
 
 
+def test_an_attention_behind_a_guard_is_told_of(tmp_path):
+    make = Maker()
+    make.node("Softmax", "x", out="soft", axis=-1)
+    make.node("IsNaN", "soft", out="nan")
+    make.node("Where", "nan", make.constant("zero", np.float32(0)), "soft", out="y")
+    model = saved(make.model([floats("x", 4)], [floats("y", 4)], opset=19), tmp_path)
+    (note,) = parse_target("gpu").lower(model, tmp_path, Context())["notes"]
+    assert note.startswith("1 attentions are not fused")
+    assert "n_soft" in note
+
+
+@pytest.mark.parametrize("reader", ["Relu", "ReduceSum"])
+def test_an_output_that_is_read_inside_is_float32_outside_alone(tmp_path, reader):
+    make = Maker()
+    make.node("Neg", "x", out="hidden")
+    make.node("Abs", "hidden", out="y")
+    make.node(reader, "hidden", out="z")
+    outputs = [floats(name, 4) for name in ("hidden", "y")]
+    outputs.append(floats("z", 4) if reader == "Relu" else tensor("z", TensorProto.FLOAT, 1, 1, 1))
+    model = saved(make.model([floats("x", 4)], outputs, opset=19), tmp_path)
+    feed = {"x": np.arange(8, dtype=np.float32).reshape(1, 2, 4)}
+    with Runner(model) as run:
+        expected = run(feed)
+    with Rewriter(model, Context()) as rw:
+        to_half(rw)
+    assert {it.dtype.name for it in model.graph.outputs} == {"FLOAT"}
+    casts = [node for node in model.graph if node.op_type == "Cast"]
+    assert len(casts) == len({(node.inputs[0], node.attributes["to"].value) for node in casts})
+    with Runner(model) as run:
+        found = run(feed)
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
 def test_old_reductions_are_written_anew(tmp_path):
     make = Maker()
     make.node("ReduceMean", "x", out="y", axes=[-1], keepdims=1)
@@ -148,6 +182,25 @@ def test_old_reductions_are_written_anew(tmp_path):
         assert np.array_equal(run(feed)["y"], expected)
 
 
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_normalisation_that_the_own_opset_has_no_operator_for_is_one_in_half(tmp_path, provider):
+    make = Maker()
+    make.node("ReduceMean", "x", out="mean", axes=[-1])
+    make.node("Sub", "x", "mean", out="centred")
+    make.node("Pow", "centred", make.constant("two", np.float32(2)), out="squares")
+    make.node("ReduceMean", "squares", out="variance", axes=[-1])
+    make.node("Add", "variance", make.constant("epsilon", np.float32(1e-12)), out="above")
+    make.node("Sqrt", "above", out="deviation")
+    make.node("Div", "centred", "deviation", out="normal")
+    make.node("Mul", "normal", make.constant("gain", np.full(8, 2, np.float32)), out="scaled")
+    make.node("Add", "scaled", make.constant("shift", np.ones(8, np.float32)), out="y")
+    model = saved(make.model([floats("x", 8)], [floats("y", 8)], opset=13), tmp_path)
+    record = parse_target(f"gpu{{provider={provider}}}").lower(model, tmp_path, Context())
+    assert record["float32_nodes"] == []
+    nodes = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert nodes == ["Cast", "LayerNormalization", "Cast"]
+
+
 @pytest.mark.parametrize("provider", ["tensorrt", "nv_tensorrt_rtx"])
 def test_the_providers_of_tensorrt_get_standard_operators_and_shapes(tmp_path, provider):
     target = parse_target(f"gpu{{provider={provider} opt=2x8 largest=4x16}}")
@@ -159,6 +212,58 @@ def test_the_providers_of_tensorrt_get_standard_operators_and_shapes(tmp_path, p
     options = recipe["providers"][0][1]
     shapes = {key.split("_profile_")[1]: value for key, value in options.items() if "_profile_" in key}
     assert shapes == {"min_shapes": "ids:1x1", "opt_shapes": "ids:2x8", "max_shapes": "ids:4x16"}
+
+
+def test_tensorrt_gets_the_graph_as_it_is_and_its_flags_as_words(tmp_path):
+    target = parse_target('gpu{provider=tensorrt options="trt_dump_subgraphs=1;trt_sparsity_enable=false"}')
+    session = target.lower(network(tmp_path), tmp_path, Context())["session"]
+    assert session["session_options"] == {"graph_optimization_level": "ORT_DISABLE_ALL"}
+    assert [name for name, _ in session["providers"]] == [
+        "TensorrtExecutionProvider",
+        "CUDAExecutionProvider",
+        "CPUExecutionProvider",
+    ]
+    options = session["providers"][0][1]
+    flags = {name: options[name] for name in options if name.endswith(("_enable", "_subgraphs"))}
+    assert flags == {
+        "trt_engine_cache_enable": "True",
+        "trt_fp16_enable": "True",
+        "trt_int8_enable": "True",
+        "trt_dump_subgraphs": "True",
+        "trt_sparsity_enable": "False",
+    }
+
+
+def test_the_session_is_made_as_the_recipe_says_and_does_not_fall_back(tmp_path, monkeypatch):
+    made = {}
+
+    class Session:
+        def __init__(self, path, options, **given):
+            made.update(given, level=options.graph_optimization_level.name)
+
+        def get_providers(self):
+            return [name for name, _ in made["providers"]]
+
+        def get_outputs(self):
+            return []
+
+    parse_target("gpu{provider=tensorrt}").lower(network(tmp_path), tmp_path, Context())
+    monkeypatch.setattr("onnxruntime.InferenceSession", Session)
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["TensorrtExecutionProvider"])
+    parse_target("gpu{provider=tensorrt}").session(tmp_path)
+    assert made["level"] == "ORT_DISABLE_ALL"
+    assert made["enable_fallback"] is False
+
+
+@pytest.mark.parametrize(("provider", "notes"), [("cuda", 1), ("tensorrt", 0)])
+def test_cuda_says_that_it_multiplies_int8_weights_in_float16(tmp_path, provider, notes):
+    record = parse_target(f"gpu{{provider={provider}}}").lower(network(tmp_path), tmp_path, Context())
+    assert [note.startswith("2 products have int8 weights") for note in record["notes"]] == [True] * notes
+
+
+def test_cuda_says_so_of_weights_that_are_computed_from_factors_too(tmp_path):
+    record = parse_target("gpu").lower(kronecker(tmp_path), tmp_path, Context())
+    assert record["notes"][0].startswith("1 products have int8 weights")
 
 
 def test_what_ran_the_artifact_is_said(tmp_path, monkeypatch):
@@ -191,6 +296,9 @@ def test_a_provider_that_is_here_runs_the_recipe(tmp_path):
         ("cuda", "use_tf32", "expected name=value"),
         ("cuda", "trt_fp16_enable=1", "has no option"),
         ("tensorrt", "trt_profile_opt_shapes=ids:1x", "input:1x8x"),
+        ("tensorrt", "trt_fp16_enable=yes", "trt_fp16_enable is True or False, got 'yes'"),
+        ("tensorrt", "trt_profile_opt_shapes=ids:0:1x8", "input:1x8x"),
+        ("nv_tensorrt_rtx", "nv_weight_streaming_budget=half", "nv_weight_streaming_budget is -1, bytes"),
         ("nv_tensorrt_rtx", "trt_engine_cache_path=x", "NvTensorRTRTXExecutionProvider has no option"),
     ],
 )
@@ -209,6 +317,19 @@ def test_options_of_the_provider_are_in_the_recipe_of_the_session(tmp_path):
         "1",
         "2000000000",
     )
+
+
+@pytest.mark.parametrize(
+    ("provider", "options"),
+    [
+        ("cuda", "use_tf32=True"),
+        ("tensorrt", "trt_load_user_initializer=1;trt_preview_features=kALIASED_PLUGIN_IO_10_03"),
+        ("nv_tensorrt_rtx", "nv_weight_streaming_budget=512M;nv_op_types_to_exclude=Conv,Relu"),
+    ],
+)
+def test_options_that_the_provider_documents_are_taken(provider, options):
+    target = parse_target(f'gpu{{provider={provider} options="{options}"}}')
+    assert parse_target(str(target)) == target
 
 
 def test_constants_of_several_numbers_beyond_half_stay_in_float32(tmp_path):

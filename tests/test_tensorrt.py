@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -9,15 +10,16 @@ from graphs_int8 import HIDDEN, ROWS, WIDTH, Maker, floats, kronecker, network, 
 
 from graphcompress.base import Context
 from graphcompress.data.load import Samples
-from graphcompress.engines import builder, execute
+from graphcompress.engines import builder, execute, worker
 from graphcompress.engines.builder import build_engine, is_installed
 from graphcompress.engines.log import int8_products, layers_in
 from graphcompress.errors import MissingExtraError, UnsupportedModelError, UsageError
 from graphcompress.lowering.half import to_half
 from graphcompress.lowering.opset import raise_opset
+from graphcompress.lowering.profile import profile_shapes
 from graphcompress.lowering.refusals import refusals
 from graphcompress.lowering.tables import dequantise_before_lookup
-from graphcompress.lowering.typed import profile_shapes, strongly_typed
+from graphcompress.lowering.typed import strongly_typed
 from graphcompress.numerics.metrics import sqnr_db
 from graphcompress.rewrite import Rewriter
 from graphcompress.runtime import Runner
@@ -108,7 +110,7 @@ def test_a_kronecker_weight_is_two_int8_products(tmp_path, sizes, rank):
     assert len(typed.int8_products) == 2
     assert typed.record["kronecker_two_int8_products"] == ["y"]
     assert kept_db(model, typed.model, samples) > 12
-    assert "two int8 products" in typed.notes[0]
+    assert "two int8 products each, which keep at least" in typed.notes[0]
 
 
 @pytest.mark.parametrize(("sizes", "rank", "scalings"), [((16, 16, 16, 16), 1, 2), ((64, 1, 1, 64), 16, 1)])
@@ -120,6 +122,37 @@ def test_what_smoothing_moved_is_in_a_factor_or_taken_back(tmp_path, sizes, rank
     assert len(typed.int8_products) == 2
     assert sum(node.op_type == "Mul" for node in typed.model.graph) == scalings
     assert kept_db(model, typed.model, samples) > 12
+
+
+@pytest.mark.parametrize(("sizes", "rank", "scalings"), [((16, 16, 16, 16), 1, 0), ((64, 1, 1, 64), 16, 1)])
+def test_a_factor_takes_what_smoothing_moved_wherever_one_can(tmp_path, sizes, rank, scalings):
+    model = smoothed_kronecker(tmp_path, gain_takes_it=False, sizes=sizes, rank=rank)
+    samples = activations(sizes[0] * sizes[2])
+    typed = strongly_typed(model, Context(samples), half=True)
+    assert typed.record["kronecker_two_int8_products"] == ["y"]
+    assert sum(node.op_type == "Mul" for node in typed.model.graph) == scalings
+    assert kept_db(model, typed.model, samples) > 12
+
+
+def test_a_few_huge_tokens_do_not_speak_for_the_others(tmp_path):
+    model = kronecker(tmp_path, (128, 1, 1, 128), 16)
+    rows = np.random.default_rng(1).standard_normal((6, 9, 128)).astype(np.float32)
+    rows[:, 0] *= 300
+    with Rewriter(model, Context()) as rw:
+        rw.overwrite(model.graph.initializers["x.scale"], np.array(10, np.float32))
+    typed = strongly_typed(model, Context(Samples([{"x": sample} for sample in rows])), half=True)
+    assert typed.record["kronecker_two_int8_products"] == []
+    assert "two products would keep" in typed.record["kronecker_expanded"]["y"]
+
+
+def test_the_first_of_two_products_rounds_as_the_one_did(tmp_path):
+    model = kronecker(tmp_path, (128, 1, 1, 128), 16)
+    with Rewriter(model, Context()) as rw:
+        rw.overwrite(model.graph.initializers["x.scale"], np.array(0.04321, np.float32))
+    typed = strongly_typed(model, Context(activations(128)), half=False)
+    rounded = next(node for node in typed.model.graph if node.op_type == "QuantizeLinear")
+    assert typed.record["kronecker_two_int8_products"] == ["y"]
+    assert rounded.inputs[1].const_value.numpy() == np.float32(0.04321)
 
 
 @pytest.mark.parametrize(
@@ -240,6 +273,23 @@ def test_a_fusion_that_turns_int8_into_float16_is_no_int8_product():
     assert int8_products(layers_in([line]), ["n_a"]) == []
 
 
+KERNEL = "sm80_xmma_gemm_{}_tn_n_tilesize64x64x64_stage4_tensor16x8x32"
+
+
+@pytest.mark.parametrize("kind", ["gemm", "fusion"])
+@pytest.mark.parametrize(
+    ("kernel", "found"),
+    [("i8i8_i8i32_f32", ["n_a"]), ("i8f32_i8i32_f32", ["n_a"]), ("f16f16_f16f32_f32", [])],
+)
+def test_the_whole_of_tensorrt_names_the_kernel_and_lists_no_constants(kind, kernel, found):
+    line = (
+        f"Name: __myl_Fc_myl0_2, LayerType: {kind}, Inputs: [ {{ Name: q, Dimensions: [8,8], "
+        "Format/Datatype: Int8 }], Outputs: [ { Name: o, Format/Datatype: Half }], TacticName: "
+        f"{KERNEL.format(kernel)}, StreamId: 0, Metadata: [ONNX Layer: n_a]"
+    )
+    assert int8_products(layers_in([line]), ["n_a"]) == found
+
+
 def test_one_layer_may_multiply_for_several_nodes():
     assert int8_products(layers_in(LOG.splitlines()), ["n_a", "n_b", "n_c"]) == ["n_a", "n_b"]
 
@@ -278,6 +328,74 @@ def test_every_int8_product_is_required(tmp_path, monkeypatch):
         built(tmp_path, ["n_a", "n_b", "n_c"])
 
 
+class FakeCompiler:
+    """As much of the whole of TensorRT as a build takes; its log is silent, its inspector is not."""
+
+    __version__ = "10.0"
+    layers = "Layers:\nName: n, LayerType: fusion, Inputs: [ { Format/Datatype: Int8 }], Outputs: [], "
+    layers += f"TacticName: {KERNEL.format('i8i8_i8i32_f32')}, StreamId: 0, Metadata: [ONNX Layer: n_a]"
+
+    class ILogger:
+        pass
+
+    class NetworkDefinitionCreationFlag:
+        STRONGLY_TYPED = 1
+
+    class ProfilingVerbosity:
+        DETAILED = 2
+
+    class LayerInformationFormat:
+        ONELINE = 0
+
+    class Builder:
+        def __init__(self, logger):
+            pass
+
+        def create_network(self, flags):
+            assert flags == 2
+            return "network"
+
+        create_builder_config = create_optimization_profile = SimpleNamespace
+
+        def build_serialized_network(self, network, config):
+            assert config.profiling_verbosity == 2
+            return b"engine"
+
+    class OnnxParser:
+        def __init__(self, network, logger):
+            pass
+
+        def parse_from_file(self, path):
+            return True
+
+    class Runtime:
+        def __init__(self, logger):
+            pass
+
+        def deserialize_cuda_engine(self, data):
+            assert data == b"engine"
+            return self
+
+        def create_engine_inspector(self):
+            return self
+
+        def get_engine_information(self, form):
+            return FakeCompiler.layers
+
+
+def test_the_whole_of_tensorrt_is_asked_for_the_layers_of_its_engine(tmp_path, monkeypatch):
+    def run(command, **_):
+        worker.main(Path(command[-1]))
+        return builder.subprocess.CompletedProcess(command, 0, b"", b"")
+
+    monkeypatch.setattr(builder.subprocess, "run", run)
+    monkeypatch.setattr(worker.importlib, "import_module", lambda name: FakeCompiler)
+    engine = built(tmp_path, ["n_a"], module=builder.FULL)
+    assert engine.int8 == ("n_a",)
+    assert [layer.kind for layer in engine.layers] == ["fusion"]
+    assert engine.file.read_bytes() == b"engine"
+
+
 def test_a_refusal_and_a_sudden_end_are_errors(tmp_path, monkeypatch):
     refused = {"version": "1", "refused": ["node 'n_a' (Foo): not supported"]}
     monkeypatch.setattr(builder.subprocess, "run", answers(builder.RTX, refused))
@@ -296,7 +414,8 @@ def test_a_compiler_that_cannot_be_run_says_why(tmp_path):
 
 
 def test_requiring_engines_is_refused_where_the_whole_of_tensorrt_has_no_gpu(tmp_path, monkeypatch):
-    monkeypatch.setattr(builder.importlib.util, "find_spec", lambda name: name == builder.FULL or None)
+    monkeypatch.setattr(builder, "is_installed", lambda name: name == builder.FULL)
+    monkeypatch.setattr(tensorrt, "is_installed", lambda name: name == builder.FULL)
     monkeypatch.setattr(tensorrt, "gpu_here", lambda: None)
     target = parse_target("tensorrt{build=require}")
     with pytest.raises(MissingExtraError, match="or TensorRT and a GPU"):
@@ -305,6 +424,37 @@ def test_requiring_engines_is_refused_where_the_whole_of_tensorrt_has_no_gpu(tmp
         target.lower(network(tmp_path), tmp_path, Context(ids()))
     monkeypatch.setattr(tensorrt, "gpu_here", lambda: "SM89")
     target.check()
+
+
+def test_a_folder_with_the_name_of_the_module_is_not_the_module(tmp_path, monkeypatch):
+    (tmp_path / "some_compiler").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not is_installed("some_compiler")
+    (tmp_path / "some_compiler" / "__init__.py").touch()
+    assert is_installed("some_compiler")
+
+
+@pytest.mark.parametrize(
+    ("compute", "installed", "module"),
+    [
+        ("SM90", [builder.RTX], None),
+        ("SM89", [builder.RTX], builder.RTX),
+        ("SM90", [builder.RTX, builder.FULL], builder.FULL),
+    ],
+)
+def test_a_gpu_is_compiled_for_by_what_knows_it(tmp_path, monkeypatch, compute, installed, module):
+    monkeypatch.setattr(tensorrt, "gpu_here", lambda: compute)
+    monkeypatch.setattr(tensorrt, "is_installed", installed.__contains__)
+    assert parse_target("tensorrt").timed == (module is not None)
+    jobs = []
+
+    def record(graph, engine, *, compute, module, **_):
+        jobs.append((compute, module))
+        return builder.Engine(engine, compute, module, "1", (), (), (), 0.0)
+
+    monkeypatch.setattr(tensorrt, "build_engine", record)
+    parse_target("tensorrt{compute=86}").lower(network(tmp_path), tmp_path, Context(ids()))
+    assert jobs == [("SM86", builder.RTX), *([(compute, module)] if module else [])]
 
 
 def test_an_engine_is_loaded_by_what_built_it(tmp_path, monkeypatch):
@@ -323,7 +473,7 @@ def test_an_engine_is_loaded_by_what_built_it(tmp_path, monkeypatch):
     "options", ["opt=1y128", "largest=8by512", "opt=8x16 largest=4x512", 'opt="batch=9" largest="batch=8"']
 )
 def test_sizes_of_the_profile_are_refused_at_once(target, options):
-    with pytest.raises(UsageError, match=f"{target}{{(opt|largest)="):
+    with pytest.raises(UsageError, match=f"{target}(: opt=|: largest=|{{opt=)"):
         parse_target(f"{target}{{{options}}}")
 
 
@@ -356,7 +506,7 @@ def test_options():
 
 def test_shapes_of_the_profile(tmp_path):
     model = network(tmp_path)
-    shapes = profile_shapes(model, {"batch": 2, "length": 8}, {"batch": 4, "length": 16})
+    shapes = profile_shapes(model, "2x8", "4x16")
     assert shapes == {"ids": [[1, 1], [2, 8], [4, 16]]}
 
 

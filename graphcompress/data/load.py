@@ -66,7 +66,7 @@ def synthetic_samples(model: Model, *, count: int = 8, length: int = 24, seed: i
     joined: dict[str, ir.SymbolicDim] = {}
     if total is not None:
         length = max(1, length // 2)
-        joined = dict.fromkeys(_lengths_of_one_mask(model), total)
+        joined = dict.fromkeys(lengths_of_one_mask(model), total)
     rows = {id(item.indices): item.rows for item in embeddings(model)}
     feeds = []
     for index in range(count):
@@ -87,7 +87,7 @@ def _inputs(model: Model) -> dict[str, ir.Value]:
     }
 
 
-def _lengths_of_one_mask(model: Model) -> list[str]:
+def lengths_of_one_mask(model: Model) -> list[str]:
     """Symbols of lengths that one mask has and no other input: the name an exporter gave to past and new."""
     found: dict[str, list[str]] = {}
     for value in model.graph.inputs:

@@ -54,8 +54,9 @@ class Engine:
 
 
 def is_installed(module: str) -> bool:
-    """Whether ``module`` can be imported here."""
-    return importlib.util.find_spec(module) is not None
+    """Whether ``module`` can be imported here; a folder that has its name is not the module."""
+    spec = importlib.util.find_spec(module)
+    return spec is not None and spec.origin is not None
 
 
 def needs_rtx(what: str) -> None:
@@ -111,7 +112,7 @@ def build_engine(
             f"TensorRT {answer['version']} refuses the graph for {compute}: "
             f"{'; '.join(text[:300] for text in answer['refused'][:_SHOWN])}"
         )
-    layers = layers_in(lines)
+    layers = layers_in(answer["layers"].splitlines() if "layers" in answer else lines)
     found = int8_products(layers, expected)
     _require(expected, found, layers, compute)
     return Engine(

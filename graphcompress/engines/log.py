@@ -10,6 +10,9 @@ _LINE = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), (?P<rest>
 _SECTION = re.compile(r"(Inputs|Constants|Outputs): \[")
 _TYPE = re.compile(r"Datatype: (\w+)")
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+_TACTIC = re.compile(r"TacticName: ([^,]*)")
+_INT8_KERNEL = re.compile(r"gemm_\w+_i8i32_")
+"""In the names of kernels that sum int8 products in int32, whatever they write."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Layer:
         operands: data types of what it reads, inputs before constants.
         results: data types of what it writes.
         nodes: names of the ONNX nodes that it was made from.
+        tactic: the kernel that was chosen; TensorRT for RTX leaves it open until it runs.
     """
 
     name: str
@@ -29,11 +33,17 @@ class Layer:
     operands: tuple[str, ...]
     results: tuple[str, ...]
     nodes: tuple[str, ...]
+    tactic: str = ""
 
     @property
     def is_int8_product(self) -> bool:
-        """Whether it multiplies int8 by int8; a fusion that reads int8 may turn it into float16 first."""
-        return "gemm" in self.kind.lower() and self.operands.count("Int8") >= 2
+        """Whether it multiplies int8 by int8; a fusion that reads int8 may turn it into float16 first.
+
+        Both operands say so, or the kernel does: the whole of TensorRT lists no constants, and its fusions
+        are products where their kernel is one.
+        """
+        both = "gemm" in self.kind.lower() and self.operands.count("Int8") >= 2
+        return both or _INT8_KERNEL.search(self.tactic) is not None
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}: {', '.join(self.operands)} -> {', '.join(self.results)}"
@@ -53,6 +63,7 @@ def layers_in(log: Iterable[str]) -> list[Layer]:
                     (*_types(parts.get("Inputs", "")), *_types(parts.get("Constants", ""))),
                     _types(parts.get("Outputs", "")),
                     tuple(_NODE.findall(match["rest"])),
+                    tactic[1].strip() if (tactic := _TACTIC.search(match["rest"])) else "",
                 )
             )
     return found

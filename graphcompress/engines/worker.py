@@ -14,7 +14,10 @@ from typing import Any
 
 
 def main(request: Path) -> int:
-    """Build what ``request`` asks for; the exit code is 0 also when the compiler refuses."""
+    """Build what ``request`` asks for; the exit code is 0 also when the compiler refuses.
+
+    For a named compute capability the log lists the layers; for this machine's GPU the result does.
+    """
     asked = json.loads(request.read_text(encoding="utf-8"))
     with Path(asked["log"]).open("w", encoding="utf-8") as log:
         result = _build(asked, log)
@@ -44,7 +47,14 @@ def _build(asked: dict[str, Any], log: Any) -> dict[str, Any]:  # noqa: ANN401 (
     if engine is None:
         return {"version": trt.__version__, "refused": [logger.last_error]}
     Path(asked["engine"]).write_bytes(memoryview(engine))
-    return {"version": trt.__version__, "refused": []}
+    found = {"version": trt.__version__, "refused": []}
+    return found if asked["compute"] else {**found, "layers": _layers(trt, logger, engine)}
+
+
+def _layers(trt: Any, logger: Any, engine: Any) -> str:  # noqa: ANN401 (objects of the runtime)
+    """The layers of an engine for this machine's GPU, by the runtime itself: a builder need not log them."""
+    loaded = trt.Runtime(logger).deserialize_cuda_engine(engine)
+    return str(loaded.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.ONELINE))
 
 
 def _flags(trt: Any) -> int:  # noqa: ANN401 (a module)

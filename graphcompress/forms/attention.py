@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -34,12 +35,12 @@ _IDENTITY = (0, 1, 2, 3)
 
 @dataclass(frozen=True, eq=False)
 class AttentionSite(Site):
-    """``merge(softmax(scale · split(q) · split(k)ᵀ + mask) · split(v))``; all [batch, tokens, width]."""
+    """``merge(softmax(scale · split(q) · split(k)ᵀ + masks) · split(v))``; all [batch, tokens, width]."""
 
     q: ir.Value
     k: ir.Value
     v: ir.Value
-    mask: ir.Value | None
+    masks: tuple[ir.Value, ...]
     heads: int
     scale: float
 
@@ -89,37 +90,39 @@ def _at(softmax: ir.Node) -> AttentionSite | None:
     before, after = _scores(softmax.inputs[0]), _context(softmax.outputs[0])
     if before is None or after is None:
         return None
-    (product, scale, mask, inner), (context, outer) = before, after
+    (product, scale, masks, inner), (context, outer) = before, after
     q, k, v = _heads(product.inputs[0]), _heads(product.inputs[1]), _heads(context.inputs[1])
     if q is None or k is None or v is None:
         return None
     transposed = (0, 2, 3, 1)
     if (q.order, k.order, v.order) != (_SPLIT, transposed, _SPLIT) or v.scale != 1.0:
         return None
-    if not q.heads == k.heads == v.heads or q.size != k.size or not _broadcasts(mask):
+    if not q.heads == k.heads == v.heads or q.size != k.size or not all(map(_broadcasts, masks)):
         return None
     nodes = dict.fromkeys((*q.nodes, *k.nodes, *v.nodes, product, *inner, softmax, context, *outer))
     scale *= q.scale * k.scale
-    return AttentionSite(tuple(nodes), q.source, k.source, v.source, mask, q.heads, scale)
+    return AttentionSite(tuple(nodes), q.source, k.source, v.source, masks, q.heads, scale)
 
 
-def _scores(value: ir.Value | None) -> tuple[ir.Node, float, ir.Value | None, tuple[ir.Node, ...]] | None:
-    """The product of queries and keys behind the Softmax, a scale and a mask in between."""
-    mask: ir.Value | None = None
-    nodes: list[ir.Node] = []
-    node = value.producer() if value is not None else None
-    if is_standard(node, "Add") and node is not None:
-        nodes.append(node)
-        sides = [_scaled_product(side) for side in node.inputs]
-        found = next((index for index, side in enumerate(sides) if side is not None), None)
-        if found is None:
-            return None
-        mask, value = node.inputs[1 - found], node.inputs[found]
+_Scores = tuple[ir.Node, float, tuple[ir.Value, ...], tuple[ir.Node, ...]]
+"""The product, its scale, what is added to it, and the nodes behind the product."""
+
+
+def _scores(value: ir.Value | None) -> _Scores | None:
+    """The product of queries and keys behind the Softmax; a scale, a bias of positions, a mask in between."""
     step = _scaled_product(value)
-    if step is None:
+    if step is not None:
+        product, scale, inner = step
+        return product, scale, (), inner
+    node = value.producer() if value is not None else None
+    if node is None or not is_standard(node, "Add"):
         return None
-    product, scale, inner = step
-    return product, scale, mask, (*inner, *nodes)
+    for side, other in (node.inputs, node.inputs[::-1]):
+        found = _scores(side) if other is not None else None
+        if found is not None and other is not None:
+            product, scale, masks, nodes = found
+            return product, scale, (*masks, other), (*nodes, node)
+    return None
 
 
 def _scaled_product(value: ir.Value | None) -> tuple[ir.Node, float, tuple[ir.Node, ...]] | None:
@@ -178,16 +181,16 @@ def _context(value: ir.Value) -> tuple[ir.Node, tuple[ir.Node, ...]] | None:
     return product, (moved, merged)
 
 
-def _broadcasts(mask: ir.Value | None) -> bool:
-    """Whether the operator can take the mask: none, or [batch or 1, heads or 1, queries or 1, keys]."""
-    return mask is None or (mask.shape is not None and len(mask.shape) == 4 and mask.shape[3] != 1)
+def _broadcasts(mask: ir.Value) -> bool:
+    """Whether the operator can take the mask: [batch or 1, heads or 1, queries or 1, keys]."""
+    return mask.shape is not None and len(mask.shape) == 4 and mask.shape[3] != 1
 
 
 def _as_multi_head(rw: Rewriter, site: Site) -> None:
     if not isinstance(site, AttentionSite):
         return
     last = site.nodes[-1]
-    mask = None if site.mask is None else _whole_mask(rw, site, last)
+    mask = _whole_mask(rw, site, last)
     operands = (site.q, site.k, site.v, None, None, mask)
     value = rw.node(
         "MultiHeadAttention",
@@ -206,7 +209,7 @@ def _as_operator(rw: Rewriter, site: Site) -> None:
         return
     raise_opset(rw, OPERATOR_OPSET)
     last = site.nodes[-1]
-    mask = () if site.mask is None else (_whole_mask(rw, site, last),)
+    mask = (_whole_mask(rw, site, last),) if site.masks else ()
     value = rw.node(
         "Attention",
         *(site.q, site.k, site.v, *mask),
@@ -219,11 +222,11 @@ def _as_operator(rw: Rewriter, site: Site) -> None:
     put_in_place(rw, last.outputs[0], value)
 
 
-def _whole_mask(rw: Rewriter, site: AttentionSite, before: ir.Node) -> ir.Value:
+def _whole_mask(rw: Rewriter, site: AttentionSite, before: ir.Node) -> ir.Value | None:
     """The mask with a row for every query, which the operator wants; attentions of one length share it."""
-    mask = site.mask
+    mask = functools.reduce(lambda a, b: _sum(rw, a, b, before), site.masks) if site.masks else None
     if mask is None or mask.shape is None or mask.shape[2] != 1:
-        return mask  # type: ignore[return-value]
+        return mask
     name = f"{mask.name}.rows"
     for reader in mask.consumers():
         if reader.outputs[0].name == name and _queries(reader) == _queries_of(site):
@@ -232,6 +235,18 @@ def _whole_mask(rw: Rewriter, site: AttentionSite, before: ir.Node) -> ir.Value:
     ones = rw.constant(np.ones(1, np.int64), f"{mask.name}.ones")
     target = rw.node("Concat", ones, ones, rows, ones, before=before, name=f"{mask.name}.target", axis=0)
     return rw.node("Expand", mask, target, before=before, name=name)
+
+
+def _sum(rw: Rewriter, one: ir.Value, other: ir.Value, before: ir.Node) -> ir.Value:
+    """Two masks in one; attentions that have both of them share it."""
+    name = f"{one.name}.with.{other.name}"
+    for reader in one.consumers():
+        if reader.outputs[0].name == name:
+            return reader.outputs[0]
+    value = rw.node("Add", one, other, before=before, name=name)
+    pairs = zip(one.shape or (), other.shape or (), strict=True)
+    value.type, value.shape = one.type, ir.Shape([b if a == 1 else a for a, b in pairs])
+    return value
 
 
 def _queries(expand: ir.Node) -> object:

@@ -196,10 +196,8 @@ class _Halver:
             maker = value.producer()
             if maker is not None and is_standard(maker, "Cast"):
                 self._rw.set_attribute(maker, "to", int(_HALF))
-        for value in [it for it in graph.outputs if it in made]:
-            new = self._output(value)
-            self._rw.replace(value, new)
-            new.type = ir.TensorType(_FLOAT)
+        for value in dict.fromkeys(it for it in graph.outputs if it in made):
+            self._output(value, frozenset(half))
         self._rw.modified = True
         names = tuple(node.name or "" for node in nodes if node in self._kept)
         return Halved(len(half), names, len(self._casts))
@@ -225,8 +223,14 @@ class _Halver:
             self._casts[key] = new
         return self._casts[key]
 
-    def _output(self, value: ir.Value) -> ir.Value:
-        self._casts.pop((value, _FLOAT), None)
-        new = self._rw.node("Cast", value, name=f"{value.name}.float", to=int(_FLOAT))
-        self._casts[value, _FLOAT] = new
-        return new
+    def _output(self, value: ir.Value, half: Collection[ir.Node]) -> None:
+        """Give an output of the graph in float32; what reads it inside goes on in its own precision."""
+        inside = [(use.node, use.idx) for use in value.uses() if use.node in half]
+        new = self._casts.get((value, _FLOAT))
+        if new is None:
+            new = self._rw.node("Cast", value, name=f"{value.name}.float", to=int(_FLOAT))
+            self._casts[value, _FLOAT] = new
+        self._rw.replace(value, new)
+        new.type = ir.TensorType(_FLOAT)
+        for node, index in inside:
+            self._rw.set_input(node, index, value)

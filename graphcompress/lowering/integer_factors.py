@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
+from graphcompress.analysis.arguments import scalar
 from graphcompress.calibrate import observe
 from graphcompress.data.load import Samples
 from graphcompress.expressions import evaluate
@@ -18,7 +19,7 @@ from graphcompress.forms.integer import IntegerLinear, IntegerSite
 from graphcompress.kronecker_forms import KroneckerWeight
 from graphcompress.lowering.integer_recipes import Recipe, Step, recipe_of, takes_factors
 from graphcompress.lowering.unrounded import Scaler, before_rounding
-from graphcompress.numerics.metrics import sqnr_db
+from graphcompress.numerics.metrics import row_sqnr_db
 from graphcompress.numerics.observers import Activation, RowSample, quantisation
 from graphcompress.numerics.quantise import Affine
 from graphcompress.rewrite import Rewriter
@@ -27,12 +28,12 @@ MIN_SQNR_DB = 12.0
 """What two products must keep of the exact one; else the weight is expanded and rounded once."""
 
 
-def multiply_int8_factors(rw: Rewriter, samples: Samples) -> tuple[list[str], dict[str, str]]:
+def multiply_int8_factors(rw: Rewriter, samples: Samples) -> tuple[dict[str, float], dict[str, str]]:
     """Write int8 linears over Kronecker weights as two int8 products each, where that is worth it.
 
-    Returns the names of those that were, and why each other one stays one product with an expanded weight:
-    sizes that no integer product has, no fewer operations, or too little left of the exact product. The
-    activation between the two is quantised with a scale from ``samples``.
+    Returns how many dB of the exact product those keep that were, by name, and why each other one stays one
+    product with an expanded weight: sizes that no integer product has, no fewer operations, or too little
+    left of the exact product. The activation between the two is quantised with a scale from ``samples``.
     """
     found = list(_candidates(rw))
     seen = {it.x: Activation() for it in found}
@@ -40,7 +41,7 @@ def multiply_int8_factors(rw: Rewriter, samples: Samples) -> tuple[list[str], di
     observe(
         rw.model, {x: _Both(seen[x], rows[x]) for x in seen}, samples, text="int8 factors", optimize=False
     )
-    done: list[str] = []
+    done: dict[str, float] = {}
     dense: dict[str, str] = {}
     for it in found:
         recipe = recipe_of(it.kronecker, it.factors)
@@ -48,13 +49,13 @@ def multiply_int8_factors(rw: Rewriter, samples: Samples) -> tuple[list[str], di
         if isinstance(recipe, str):
             dense[name] = recipe
             continue
-        input_range = _range(seen[it.x])
+        input_range = it.rounding or _range(seen[it.x])
         between, figure = _simulate(recipe, rows[it.x].rows, it.dense(), input_range)
         if figure < MIN_SQNR_DB:
             dense[name] = f"two products would keep {figure:.1f} dB of the exact one"
             continue
         _Writer(rw, it.site, it.x).write(recipe, input_range, between)
-        done.append(name)
+        done[name] = figure
     return done, dense
 
 
@@ -68,6 +69,13 @@ class _Candidate:
     kronecker: KroneckerWeight
     factors: np.ndarray | None
 
+    @property
+    def rounding(self) -> Affine | None:
+        """How the int8 product rounds ``x``, which was judged by the model's outputs; None of another one."""
+        quantise, scale = self.site.a.producer(), scalar(self.site.a_scale)
+        own = quantise is not None and quantise.inputs[0] is self.x and scalar(self.site.a_zero) == 0
+        return Affine(scale, 0, signed=True) if own and scale is not None else None
+
     def dense(self) -> np.ndarray:
         """The weight [in, out]."""
         weight = evaluate(self.weight)
@@ -75,15 +83,18 @@ class _Candidate:
 
 
 def _candidates(rw: Rewriter) -> Iterator[_Candidate]:
-    """Every int8 product over a Kronecker weight; what smoothing moved is in the factors, or taken back."""
+    """Every int8 product over a Kronecker weight; what smoothing moved is in the factors, or taken back.
+
+    In the factors wherever one has a row for every feature: rounding then finds no outliers.
+    """
     scaler = Scaler(rw)
     for site in IntegerLinear().sites(rw.model):
         before = before_rounding(site) if isinstance(site, IntegerSite) else None
         if before is None or not isinstance(site, IntegerSite):
             continue
-        x, factors = before.x, before.factors
+        x, factors = before.smoothed or (before.x, before.factors)
         if not takes_factors(before.kronecker.split):
-            x, factors = scaler.scaled(x, factors, site.nodes[-1]), None
+            x, factors = scaler.scaled(before.x, before.factors, site.nodes[-1]), None
         yield _Candidate(site, x, before.weight, before.kronecker, factors)
 
 
@@ -104,14 +115,14 @@ def _range(activation: Activation) -> Affine:
 def _simulate(
     recipe: Recipe, rows: np.ndarray, dense: np.ndarray, input_range: Affine
 ) -> tuple[Affine, float]:
-    """The range between both products, and what the two keep of ``rows · dense``."""
+    """The range between both products, and how many dB the two keep of ``rows · dense``."""
     first = recipe.first.prepared(input_range.fake_quantise(rows))
     x = recipe.second.prepared(recipe.first.product(first))
     activation = Activation()
     activation.update(x.reshape(len(x), -1))
     between = _range(activation)
     y = recipe.second.product(between.fake_quantise(x))
-    return between, sqnr_db(rows @ dense, y)
+    return between, row_sqnr_db(rows @ dense, y)
 
 
 class _Writer:

@@ -60,6 +60,9 @@ def _convert(rw: Rewriter, node: ir.Node) -> None:
         rw.set_attribute(node, "num_outputs", len(node.outputs))
     if node.op_type.startswith("Reduce") and "axes" in node.attributes:
         axes = list(node.attributes.get_ints("axes", ()))
+        rw.set_attribute(
+            node, "keepdims", node.attributes.get_int("keepdims", 1)
+        )  # patterns want it spelt out
         rw.set_attribute(node, "axes", None)
         rw.set_input(node, 1, rw.constant(np.array(axes, np.int64), f"{node.outputs[0].name}.axes"))
 

@@ -57,7 +57,7 @@ def refusals(model: Model) -> Iterator[Refusal]:
         for node in graph:
             found = _operator(node) or _quantisation(node) or _product(node)
             if found is not None:
-                yield Refusal(node.name or node.outputs[0].name or node.op_type, *found)
+                yield Refusal(_name(node), *found)
 
 
 def _operator(node: ir.Node) -> tuple[str, str] | None:
@@ -147,23 +147,36 @@ def is_integer_product(node: ir.Node) -> bool:
 
 def products_left_in_float(model: Model) -> list[str]:
     """Names of products with a weight stored in int8 that are no Int8 GEMM: nothing says so later."""
+    return [_name(node) for node in products_stored_in_int8(model) if not is_integer_product(node)]
+
+
+def products_stored_in_int8(model: Model) -> list[ir.Node]:
+    """Products with a weight that is stored in int8."""
     return [
-        node.name or node.outputs[0].name or node.op_type
+        node
         for node in model.graph
         if not node.domain
         and node.op_type in ("MatMul", "Gemm")
-        and not is_integer_product(node)
         and any(_stored_in_int8(value) for value in node.inputs[:2])
     ]
 
 
+def _name(node: ir.Node) -> str:
+    return node.name or node.outputs[0].name or node.op_type
+
+
 def _stored_in_int8(value: ir.Value | None) -> bool:
-    """Whether ``value`` is a dequantised int8 constant, also one that is moved or cast before it is read."""
+    """Whether ``value`` is a dequantised int8 constant (or what is computed from constants alone).
+
+    It may be moved or cast before it is read.
+    """
     node = value.producer() if value is not None else None
     while node is not None and not node.domain and node.op_type in _MOVES:
         first = node.inputs[0]
         node = first.producer() if first is not None else None
-    return is_standard(node, "DequantizeLinear") and _is_int8_constant(node.inputs[0] if node else None)
+    if node is None or not is_standard(node, "DequantizeLinear") or node.inputs[0] is None:
+        return False
+    return _reads_int8(node) and is_constant(node.inputs[0])
 
 
 def _reads_int8(dequantize: ir.Node) -> bool:

@@ -6,25 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import onnx_ir as ir
-
 from graphcompress.analysis.linears import embeddings
 from graphcompress.base import Context
 from graphcompress.data.load import synthetic_samples
-from graphcompress.errors import UsageError
 from graphcompress.expressions import evaluate
 from graphcompress.forms.legal import legalise
 from graphcompress.kronecker_forms import read_expression
+from graphcompress.lowering.definitions import spell_out
 from graphcompress.lowering.factors import multiply_factors
-from graphcompress.lowering.fixed import parse_shape
 from graphcompress.lowering.half import clip_constants, to_half
 from graphcompress.lowering.integer_factors import multiply_int8_factors
 from graphcompress.lowering.opset import raise_opset
+from graphcompress.lowering.packed import unpack_products
 from graphcompress.lowering.range import wide_values
 from graphcompress.lowering.refusals import is_integer_product, products_left_in_float, refuse
 from graphcompress.lowering.tables import dequantise_before_lookup
 from graphcompress.model import Model
 from graphcompress.rewrite import Rewriter
+from graphcompress.rules.cleanup import fuse_normalizations
 
 OLDEST_OPSET, NEWEST_OPSET = 19, 20
 """Scales may be float16 since opset 19; TensorRT 10 reads up to opset 20 in its first releases."""
@@ -52,13 +51,15 @@ class Typed:
 def strongly_typed(model: Model, ctx: Context, *, half: bool) -> Typed:
     """A copy of ``model`` in standard operators and opset 19 or 20: float16 (``half``) around symmetric int8.
 
-    Kronecker weights are multiplied as two int8 products where that is worth it and stored expanded where it
-    is not; int8 tables are dequantised before they are looked up.
+    Operators that are newer are written as ONNX defines them; one without a definition keeps its opset, which
+    a note says. Kronecker weights are multiplied as two int8 products where that is worth it and stored
+    expanded where it is not; int8 tables are dequantised before they are looked up.
 
     Raises:
         UnsupportedModelError: it holds what TensorRT refuses; the message names the node and what to do.
     """
     typed = model.clone()
+    spelt_out = spell_out(typed, ctx, NEWEST_OPSET)
     reason = legalise(typed, ctx, NEWEST_OPSET)
     samples = (ctx.samples or synthetic_samples(model, seed=ctx.seed)).spread(CALIBRATION_SAMPLES)
     with Rewriter(typed, ctx) as rw:
@@ -67,15 +68,19 @@ def strongly_typed(model: Model, ctx: Context, *, half: bool) -> Typed:
         _restore_factors(rw)
         stored = multiply_factors(rw, expand=True)
         tables = dequantise_before_lookup(rw)
+        unpacked = unpack_products(rw)
         reason = reason or raise_opset(rw, OLDEST_OPSET)
+        fuse_normalizations(rw)  # of a model whose own opset had no operator for them
         clipped = clip_constants(rw) if half else 0
     refuse(typed)
     record: dict[str, Any] = {
         "opset": typed.opset,
-        "kronecker_two_int8_products": factored,
+        "spelt_out_for_the_opset": spelt_out,
+        "kronecker_two_int8_products": list(factored),
         "kronecker_expanded": expanded,
         "expressions_stored_expanded": list(stored.expanded),
         "tables_dequantised_before_lookup": tables,
+        "packed_products_divided": unpacked,
         "constants_clipped_for_float16": clipped,
     }
     if half:
@@ -89,6 +94,8 @@ def strongly_typed(model: Model, ctx: Context, *, half: bool) -> Typed:
     in_float = products_left_in_float(typed)
     record["products_left_in_float"] = in_float
     notes = tuple(_notes(factored, expanded, in_float))
+    if reason is not None:
+        notes = (f"the graph stays in opset {typed.opset}, which not every TensorRT reads: {reason}", *notes)
     return Typed(typed, products, record if reason is None else {**record, "opset_reason": reason}, notes)
 
 
@@ -114,7 +121,7 @@ def _name_nodes(model: Model) -> None:
         taken.add(unique)
 
 
-def _notes(factored: list[str], expanded: Mapping[str, str], in_float: list[str]) -> list[str]:
+def _notes(factored: Mapping[str, float], expanded: Mapping[str, str], in_float: list[str]) -> list[str]:
     notes = []
     if in_float:
         notes.append(
@@ -122,56 +129,14 @@ def _notes(factored: list[str], expanded: Mapping[str, str], in_float: list[str]
             f"int8, or something lies between a DequantizeLinear and the product (such as {in_float[0]})"
         )
     if factored:
-        notes.append(f"{len(factored)} Kronecker weights are multiplied as two int8 products each")
+        worst = min(factored, key=lambda name: factored[name])
+        notes.append(
+            f"{len(factored)} Kronecker weights are multiplied as two int8 products each, "
+            f"which keep at least {factored[worst]:.1f} dB of the exact one ({worst})"
+        )
     for reason in dict.fromkeys(expanded.values()):
         names = [name for name, why in expanded.items() if why == reason]
         notes.append(
             f"{len(names)} Kronecker weights are stored expanded, in int8: {reason} (such as {names[0]})"
         )
     return notes
-
-
-def is_fixed_size(model: Model) -> bool:
-    """Whether every input has one shape."""
-    return all(value.shape is not None and value.shape.is_static() for value in model.graph.inputs)
-
-
-def check_profile(target: str, opt: str, largest: str) -> None:
-    """Refuse sizes of a profile that cannot be read, or that are tuned for more than is taken.
-
-    Raises:
-        UsageError: names the option.
-    """
-    read: dict[str, dict[str, int | None]] = {}
-    for option, text in (("opt", opt), ("largest", largest)):
-        try:
-            sizes = parse_shape(text)
-        except UsageError as error:
-            raise UsageError(f"{target}{{{option}={text}}}: {error}") from error
-        named = sizes if isinstance(sizes, dict) else {"batch": sizes[0], "its length": sizes[1]}
-        read[option] = dict(named)
-    for name, size in read["opt"].items():
-        limit = read["largest"].get(name)
-        if size is not None and limit is not None and size > limit:
-            raise UsageError(
-                f"{target}{{opt={opt} largest={largest}}}: engines cannot be tuned for more than they take; "
-                "expected opt up to largest"
-            )
-
-
-def profile_shapes(
-    model: Model, opt: Mapping[str, int], largest: Mapping[str, int]
-) -> dict[str, list[list[int]]]:
-    """Input name → its smallest (all variable sizes 1), most frequent and largest shape; not fixed ones."""
-
-    def sized(value: ir.Value, sizes: Mapping[str, int] | None) -> list[int]:
-        return [
-            dim if isinstance(dim, int) else (1 if sizes is None else sizes[str(dim.value)])
-            for dim in value.shape or ()
-        ]
-
-    return {
-        value.name or "": [sized(value, None), sized(value, opt), sized(value, largest)]
-        for value in model.graph.inputs
-        if value.shape is not None and not value.shape.is_static()
-    }

@@ -23,12 +23,15 @@ class Unrounded:
         kronecker: its factors.
         factors: what smoothing moved from the activation into the rows of the weight [in]; None where that
             was nothing, or could be taken back.
+        smoothed: the activation without its outliers and what it was divided by, which multiplies the rows of
+            the weight; None where it was not.
     """
 
     x: ir.Value
     weight: ir.Value
     kronecker: KroneckerWeight
     factors: np.ndarray | None = None
+    smoothed: tuple[ir.Value, np.ndarray] | None = None
 
 
 def before_rounding(site: IntegerSite) -> Unrounded | None:
@@ -49,8 +52,8 @@ def before_rounding(site: IntegerSite) -> Unrounded | None:
         return None
     outer, inverse = _scaled(x)
     if outer is not None and inverse is not None and _cancel(factors, inverse):
-        return Unrounded(outer, inner, kronecker)
-    return Unrounded(x, inner, kronecker, factors)
+        return Unrounded(outer, inner, kronecker, smoothed=(x, factors))
+    return Unrounded(x, inner, kronecker, factors, smoothed=(x, factors))
 
 
 class Scaler:
