@@ -14,7 +14,8 @@ MAIN = Path(graphcompress.edge.__file__).parent / "templates" / "main.js"
 PROGRAM = """
 import { load } from %(main)s;
 class Tensor { constructor(type, data, dims) { Object.assign(this, { type, data, dims }); } }
-const session = { run: async ({ x }) => ({ y: { dims: [...x.dims, 1], data: Float32Array.from(x.data, Number) } }) };
+const echo = ({ dims, data }) => ({ y: { dims: [...dims, 1], data: Float32Array.from(data, Number) } });
+const session = { run: async ({ x }) => echo(x) };
 const ort = { Tensor, InferenceSession: { create: async () => session } };
 const model = await load(ort, %(description)s, null);
 try {
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.skipif(NODE is None, reason="Node.js is not installed")
 
 
 def answer(inputs, fixed, sizes=("batch", "length")):
-    """What a model of one input [batch, length] gives back: an output [batch, length, 1] of the same numbers."""
+    """What a model of one input [batch, length] gives back: [batch, length, 1] of the same numbers."""
     description = {
         "inputs": [{"name": "x", "type": "int64", "sizes": sizes, "fixed": fixed}],
         "outputs": [{"name": "y", "type": "float32", "sizes": [*sizes, 1], "fixed": fixed and [*fixed, 1]}],
