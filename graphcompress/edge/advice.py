@@ -20,12 +20,15 @@ class _Cause:
 
 
 _OWN = frozenset({"MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulInteger", "DynamicQuantizeLinear"})
-_FLOATS_ALONE = (
-    "products there are of stored float weights; leave the pass int8 out (kron and prune make a float model "
-    "smaller), or stay with the CPU provider"
+_WITHOUT_INT8 = (
+    "leave the pass int8 out (kron and prune make a float model smaller), or stay with the CPU provider"
 )
 _CAUSES = (
-    _Cause(_OWN | {"QuantizeLinear", "DequantizeLinear"}, (_XNNPACK, _NNAPI, _COREML), _FLOATS_ALONE),
+    _Cause(
+        _OWN | {"QuantizeLinear", "DequantizeLinear"},
+        (_XNNPACK, _NNAPI, _COREML),
+        f"these providers multiply by stored float weights; {_WITHOUT_INT8}",
+    ),
     _Cause(
         frozenset({"Gelu", "FastGelu", "Erf"}),
         (_NNAPI,),
@@ -74,8 +77,8 @@ def advice(parts: Sequence[Partitions], provider: str = "") -> list[str]:
             where = ", ".join(name for name, operators in lacking.items() if operators)
             lines.append(f"{where}: {', '.join(names)}: {cause.text}")
     lines += [
-        f"{it.provider}: {it.restored} products of int8 weights: its list of operators has them, and the "
-        f"provider does not: {_FLOATS_ALONE}"
+        f"{it.provider}: {it.restored} products of int8 weights stay on the CPU, though its list of "
+        f"operators has them: it multiplies by stored float weights; {_WITHOUT_INT8}"
         for it in wanted
         if it.restored
     ]

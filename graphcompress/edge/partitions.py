@@ -134,8 +134,8 @@ def write_partitions(
 
 
 def _condition(text: str) -> str:
-    """``ai.onnx:Gather:Its indices …`` as ``Gather: its indices …``, and no more than a sentence."""
-    operator, _, said = text.removeprefix("ai.onnx:").partition(":")
+    """``ai.onnx:Gather:Some condition.`` as ``Gather: Some condition``."""
+    operator, _, said = text.removeprefix("ai.onnx:").rstrip(" .").partition(":")
     return f"{operator}: {said.strip()}"
 
 
