@@ -70,9 +70,9 @@ class Mobile(Target):
     ``provider`` is what runs the graph beside the CPU provider. ``nnapi`` has no Erf, LayerNormalization or
     Reciprocal, none of ONNX Runtime's own operators, and looks up no rows by int64: all that is written in
     elementary operators with the same numbers up to rounding, slower on a CPU. ``coreml`` asks for an ML
-    program. None of the three multiplies int8 weights as ``int8`` stores them: leave that pass out for them.
-    Where it was run, ``nnapi`` and ``coreml`` keep QuantizeLinear and DequantizeLinear; for ``cpu`` and
-    ``xnnpack`` they become the integer products of the CPU provider.
+    program. Neither these two nor ``xnnpack`` multiply by int8 weights as ``int8`` stores them: leave that
+    pass out for them. Where it was run, ``nnapi`` and ``coreml`` keep QuantizeLinear and DequantizeLinear;
+    for ``cpu`` and ``xnnpack`` they become the integer products of the CPU provider.
 
     Latency is measured only where this machine's processor is of ``platform``. The same bytes come again on
     Linux where a process may fix its addresses; elsewhere the runtime lays the file out anew, and a note
