@@ -2,7 +2,7 @@
 # make test   style, types, tests
 # make docs   writes docs/passes.md, docs/targets.md and docs/fx.md anew
 # make matrix runs every architecture, exporter and check, and writes docs/support.md; takes hours, goes on when stopped, MATRIX="--only bert" for a part
-# make proofs runs the edge bundle in Node.js, headless Chromium and on emulated ARM64; installs what they need, skips what it cannot; PROOFS=node for one
+# make proofs runs the edge bundle in Node.js, headless Chromium and on emulated ARM64, compiles its Kotlin; installs what they need, skips what it cannot; PROOFS=node for one
 # All of them set up .venv by themselves; Python 3.11 or newer is all they need.
 
 PYTHON ?= python3

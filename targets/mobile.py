@@ -23,13 +23,18 @@ from graphcompress.edge.convert import (
 )
 from graphcompress.edge.interface import Interface, interface_of, read_interface
 from graphcompress.edge.padding import fitted
-from graphcompress.edge.partitions import partitions, table, write_partitions
+from graphcompress.edge.partitions import described, partitions, write_partitions
 from graphcompress.forms.choice import choose_forms
 from graphcompress.forms.gelu import Gelu
 from graphcompress.forms.integer import IntegerLinear
 from graphcompress.forms.legal import legalise
 from graphcompress.forms.unsigned import unsigned_activations
-from graphcompress.lowering.elementary import gelu_without_erf, normalisation_by_means
+from graphcompress.lowering.elementary import (
+    normalisation_by_means,
+    reciprocal_as_division,
+    rows_by_int32,
+    without_erf,
+)
 from graphcompress.lowering.factors import multiply_factors
 from graphcompress.lowering.fixed import fix_shapes, is_fixed, parse_shape, sizes_of
 from graphcompress.lowering.flat import flatten_products
@@ -62,11 +67,12 @@ class Mobile(Target):
     ``Where`` becomes arithmetic. With ``shape`` sizes are fixed: shape arithmetic goes, products become those
     of matrices, and a caller fills shorter inputs up with zeros; the model should have a mask then.
 
-    ``provider`` is what runs the graph beside the CPU provider. ``nnapi`` has neither Erf nor
-    LayerNormalization nor ONNX Runtime's own operators: they are written in elementary ones with the same
-    numbers up to rounding, slower on a CPU. ``coreml`` changes the report and the loading examples only. For
-    ``nnapi`` and ``coreml`` int8 models keep their QuantizeLinear and DequantizeLinear, which these providers
-    read; for ``cpu`` and ``xnnpack`` they become the integer products of the CPU provider.
+    ``provider`` is what runs the graph beside the CPU provider. ``nnapi`` has no Erf, LayerNormalization or
+    Reciprocal, none of ONNX Runtime's own operators, and looks up no rows by int64: all that is written in
+    elementary operators with the same numbers up to rounding, slower on a CPU. ``coreml`` asks for an ML
+    program. Neither these two nor ``xnnpack`` multiply by int8 weights as ``int8`` stores them: leave that
+    pass out for them. Where it was run, ``nnapi`` and ``coreml`` keep QuantizeLinear and DequantizeLinear;
+    for ``cpu`` and ``xnnpack`` they become the integer products of the CPU provider.
 
     Latency is measured only where this machine's processor is of ``platform``. The same bytes come again on
     Linux where a process may fix its addresses; elsewhere the runtime lays the file out anew, and a note
@@ -125,8 +131,7 @@ class Mobile(Target):
         if self.bundle and unknown:
             notes.append(f"no loading examples: they have no word for {', '.join(unknown)}; bundle=false")
         elif self.bundle:
-            parts = "\n".join([table(before, after), "", *[f"- {tip}" for tip in tips]])
-            write_bundle(folder, interface, provider=self.provider, parts=parts)
+            write_bundle(folder, interface, provider=self.provider, parts=described(before, after, tips))
             feed = samples.batch([min(range(len(samples)), key=lambda index: _numbers(samples, index))])
             write_example(folder, feed, self.session(folder)(feed))
         record = {
@@ -162,8 +167,10 @@ class Mobile(Target):
             rw.clean()
             simplify(rw)
             if self.provider == "nnapi":
-                done["GELU without Erf"] = gelu_without_erf(rw)
+                done["GELU and Erf as arithmetic"] = without_erf(rw)
                 done["LayerNormalization as means"] = normalisation_by_means(rw)
+                done["Reciprocal as division"] = reciprocal_as_division(rw)
+                done["rows looked up by int32"] = rows_by_int32(rw)
             rw.clean()
             if is_fixed(model):  # last: simplify gives linears back the axes that a caller's Reshape took
                 done["products of matrices"] = flatten_products(rw)

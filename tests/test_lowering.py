@@ -12,7 +12,12 @@ from onnx import TensorProto, helper, numpy_helper
 from graphcompress.analysis.linears import embeddings, linears
 from graphcompress.base import Capabilities, Context
 from graphcompress.errors import UsageError
-from graphcompress.lowering.elementary import gelu_without_erf, normalisation_by_means
+from graphcompress.lowering.elementary import (
+    normalisation_by_means,
+    reciprocal_as_division,
+    rows_by_int32,
+    without_erf,
+)
 from graphcompress.lowering.factors import multiply_factors
 from graphcompress.lowering.fixed import fix_shapes, is_fixed, parse_shape, sizes_of
 from graphcompress.lowering.flat import flatten_products
@@ -153,6 +158,31 @@ def test_where_of_two_numbers_is_bit_equal(tmp_path, then, otherwise):
     assert np.array_equal(before["y"], answers(model, feed)["y"])
 
 
+def test_conditions_that_are_joined_need_no_truth_values(tmp_path):
+    graph = helper.make_graph(
+        [
+            helper.make_node("Not", ["a"], ["not_a"]),
+            helper.make_node("And", ["not_a", "b"], ["and"]),
+            helper.make_node("Or", ["and", "a"], ["or"]),
+            helper.make_node("Where", ["or", "low", "high"], ["y"]),
+            helper.make_node("Where", ["not_a", "low", "high"], ["z"]),
+        ],
+        "joined",
+        [helper.make_tensor_value_info(name, TensorProto.BOOL, [4]) for name in "ab"],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in "yz"],
+        [numpy_helper.from_array(np.array(v, np.float32), n) for n, v in (("low", -3e38), ("high", 2.5))],
+    )
+    path = tmp_path / "joined.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    model, feed = Model.load(path), {"a": np.array([0, 0, 1, 1], bool), "b": np.array([0, 1, 0, 1], bool)}
+    before = answers(model, feed)
+    with Rewriter(model, Context()) as rw:
+        assert where_as_arithmetic(rw) == 2
+    assert not kinds(model) & {"Where", "Not", "And", "Or"}
+    after = answers(model, feed)
+    assert all(np.array_equal(before[name], after[name]) for name in "yz")
+
+
 def test_a_where_over_what_may_be_infinite_stays_with_the_reason(tmp_path):
     model = one_node(tmp_path, "Where", ["c", "x", np.array(-np.inf, np.float32)], ["y"])
     ctx = Context()
@@ -165,21 +195,64 @@ def test_a_where_over_what_may_be_infinite_stays_with_the_reason(tmp_path):
 # ---- elementary operators
 
 
-def test_gelu_without_erf_is_gelu(tiny_bert):
+def test_without_erf_is_gelu(tiny_bert):
     before = answers(tiny_bert)
     with Rewriter(tiny_bert, Context()) as rw:
-        assert gelu_without_erf(rw) == 2
+        assert without_erf(rw) == 2
     assert not kinds(tiny_bert) & {"Erf", "Gelu"}
     assert error(before, answers(tiny_bert)) < 2e-6
 
 
-def test_gelu_without_erf_over_its_whole_range(tmp_path):
+def test_without_erf_over_its_whole_range(tmp_path):
     model = one_node(tmp_path, "Gelu", ["x"], ["y"])
     x = np.array([*np.linspace(-12, 12, 4001), -1e4, 1e4, 0.0], np.float32).reshape(-1, 4)
     expected = answers(model, {"x": x})["y"]
     with Rewriter(model, Context()) as rw:
-        assert gelu_without_erf(rw) == 1
+        assert without_erf(rw) == 1
     assert np.abs(expected - answers(model, {"x": x})["y"]).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("op_type", "attributes"), [("Erf", {}), ("Gelu", {"approximate": "tanh"})], ids=["erf", "tanh"]
+)
+def test_without_erf_what_is_no_exact_gelu_goes_too(tmp_path, op_type, attributes):
+    model = one_node(tmp_path, op_type, ["x"], ["y"], **attributes)
+    x = np.array([*np.linspace(-12, 12, 4001), -1e4, 1e4, 0.0], np.float32).reshape(-1, 4)
+    expected = answers(model, {"x": x})["y"]
+    with Rewriter(model, Context()) as rw:
+        assert without_erf(rw) == 1
+    assert not kinds(model) & {"Erf", "Gelu"}
+    assert np.abs(expected - answers(model, {"x": x})["y"]).max() < 1e-6
+
+
+def test_a_reciprocal_as_division_is_bit_equal(tmp_path):
+    model = one_node(tmp_path, "Reciprocal", ["x"], ["y"])
+    feed = {"x": np.array([[3.0, -7.0, 1e-20, 0.0]], np.float32)}
+    before = answers(model, feed)
+    with Rewriter(model, Context()) as rw:
+        assert reciprocal_as_division(rw) == 1
+    assert kinds(model) == {"Div"}
+    assert np.array_equal(before["y"], answers(model, feed)["y"])
+
+
+def test_rows_are_looked_up_by_int32(tiny_bert):
+    before = answers(tiny_bert)
+    with Rewriter(tiny_bert, Context()) as rw:
+        assert rows_by_int32(rw) >= 2
+    asked = [node.inputs[1] for node in tiny_bert.graph if node.op_type == "Gather"]
+    assert {value.dtype.name for value in asked if value.const_value is None} == {"INT32"}
+    assert error(before, answers(tiny_bert)) == 0
+    with Rewriter(tiny_bert, Context()) as rw:
+        assert rows_by_int32(rw) == 0
+        assert not rw.modified
+
+
+def test_a_last_axis_needs_no_known_shape(tiny_bert):
+    for node in tiny_bert.graph:
+        if node.op_type == "LayerNormalization":
+            node.inputs[0].shape = None
+    with Rewriter(tiny_bert, Context()) as rw:
+        assert normalisation_by_means(rw) == 5
 
 
 def test_normalisation_by_means(tiny_bert):

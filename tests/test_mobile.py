@@ -121,18 +121,40 @@ def int8_record(model, samples, folder, **options):
 def test_the_report_names_the_option_that_keeps_the_graph_whole(tiny_bert, tiny_samples, tmp_path):
     record, folder = int8_record(tiny_bert, tiny_samples, tmp_path)
     tips = json.loads((folder / "partitions.json").read_text())["advice"]
-    assert any(tip.startswith("NNAPI: MatMulIntegerToFloat") and "provider=nnapi" in tip for tip in tips)
-    assert any(tip.startswith("XNNPACK, CoreML") and "leave the pass int8 out" in tip for tip in tips)
+    assert any(tip.startswith("NNAPI: Gelu") and "provider=nnapi" in tip for tip in tips)
+    assert tips[0].startswith("XNNPACK, NNAPI, CoreML")
+    assert "leave the pass int8 out" in tips[0]
     assert "shape=1x128" in tips[-1]
     assert f"- {tips[0]}" in (folder / "README.md").read_text()
     assert record["notes"] == []  # the CPU provider runs all of it
 
 
-def test_with_that_option_nnapi_takes_int8_as_a_whole(tiny_bert, tiny_samples, tmp_path):
-    record, _ = int8_record(tiny_bert, tiny_samples, tmp_path, shape="1x32", provider="nnapi", bundle=False)
-    (found,) = [item for item in record["partitions"] if item["provider"] == "NNAPI"]
-    assert (found["partitions"], found["supported"]) == (1, found["nodes"])
-    assert record["notes"] == []
+def test_int8_products_that_only_a_list_of_operators_has_are_told_about(tiny_bert, tiny_samples, tmp_path):
+    record, folder = int8_record(tiny_bert, tiny_samples, tmp_path, shape="1x32", provider="nnapi")
+    found = {item["provider"]: item for item in record["partitions"]}
+    nnapi = found["NNAPI"]
+    assert (nnapi["partitions"], nnapi["supported"]) == (1, nnapi["nodes"])
+    assert nnapi["restored"] == len(linears(tiny_bert))
+    (note,) = record["notes"]
+    assert note.startswith(f"NNAPI: {nnapi['restored']} products of int8 weights stay on the CPU")
+    assert "leave the pass int8 out" in note
+    page = (folder / "README.md").read_text()
+    assert f"{nnapi['restored']} of the products taken: int8 weights" in page
+    assert all(item["restored"] == 0 for name, item in found.items() if name != "NNAPI")
+
+
+def test_what_the_lists_leave_unchecked_is_in_the_report(tiny_bert, tmp_path):
+    Simplify().run(tiny_bert, Context())
+    record, folder = lowered(tiny_bert, tmp_path, shape="1x16", provider="nnapi")
+    found = {item["provider"]: item["conditions"] for item in record["partitions"]}
+    assert any(line.startswith("Gather: Input indices") for line in found["NNAPI"])
+    assert not found["XNNPACK"]
+    assert "- NNAPI: Gather: Input indices" in (folder / "README.md").read_text()
+
+
+def test_nnapi_looks_up_rows_by_int32(tiny_bert, tmp_path):
+    record, _ = lowered(tiny_bert, tmp_path, shape="1x16", provider="nnapi", bundle=False)
+    assert record["rewritten"]["rows looked up by int32"] == record["operators"]["Gather"] >= 2
 
 
 def test_a_provider_that_is_asked_for_and_splits_is_told_about(tiny_bert, tiny_samples, tmp_path):

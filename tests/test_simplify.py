@@ -767,6 +767,19 @@ def test_a_mesh_that_moves_elements_stays(start: str, order: str) -> None:
     assert ops(result)["GatherND"] == 1
 
 
+@pytest.mark.parametrize(("order", "left"), [("kept", 0), ("turned", 1)])
+def test_a_stored_table_of_all_places_in_order_picks_nothing(order: str, left: int) -> None:
+    places = np.indices((2, 3)).reshape(2, 6).T
+    table = places if order == "kept" else places[::-1]
+    model = model_of(
+        "g (float[2, 3] x) => (float[1, 6, 1] y) { y = GatherND(x, table) }",
+        table=np.ascontiguousarray(table.reshape(1, 6, 1, 2)),
+    )
+    result, _ = simplified(model, {"x": normal(2, 3)})
+    assert ops(result)["GatherND"] == left
+    assert ops(result)["Reshape"] == 1 - left
+
+
 def test_a_causal_mask_is_not_always_true() -> None:
     model = model_of(
         """g (int64[b, s] mask, float[b, 2, s, s] scores) => (float[b, 2, s, s] y) {

@@ -20,17 +20,14 @@ class _Cause:
 
 
 _OWN = frozenset({"MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulInteger", "DynamicQuantizeLinear"})
+_WITHOUT_INT8 = (
+    "leave the pass int8 out (kron and prune make a float model smaller), or stay with the CPU provider"
+)
 _CAUSES = (
     _Cause(
-        _OWN,
-        (_NNAPI,),
-        "int8 products of the CPU provider's own; with mobile{provider=nnapi} they are standard operators",
-    ),
-    _Cause(
         _OWN | {"QuantizeLinear", "DequantizeLinear"},
-        (_XNNPACK, _COREML),
-        "these providers multiply floats alone; leave the pass int8 out for them (kron and prune make a "
-        "float model smaller), or stay with the CPU provider",
+        (_XNNPACK, _NNAPI, _COREML),
+        f"these providers multiply by stored float weights; {_WITHOUT_INT8}",
     ),
     _Cause(
         frozenset({"Gelu", "FastGelu", "Erf"}),
@@ -49,10 +46,15 @@ _CAUSES = (
         "with mobile{provider=nnapi} it is written as means and a root",
     ),
     _Cause(
-        frozenset({"IsNaN", "Where"}),
+        frozenset({"IsNaN"}),
         (_NNAPI, _COREML),
         "guards against NaN in float inputs; simplify{finite_inputs=true} leaves them out, where inputs "
         "have none",
+    ),
+    _Cause(
+        frozenset({"Where"}),
+        (_NNAPI, _COREML),
+        "one of its branches is not provably finite, and arithmetic would make NaN of an infinity",
     ),
 )
 
@@ -74,6 +76,12 @@ def advice(parts: Sequence[Partitions], provider: str = "") -> list[str]:
         if names:
             where = ", ".join(name for name, operators in lacking.items() if operators)
             lines.append(f"{where}: {', '.join(names)}: {cause.text}")
+    lines += [
+        f"{it.provider}: {it.restored} products of int8 weights stay on the CPU, though its list of "
+        f"operators has them: it multiplies by stored float weights; {_WITHOUT_INT8}"
+        for it in wanted
+        if it.restored
+    ]
     sizes = ", ".join(it.provider for it in wanted if it.dynamic)
     if sizes:
         lines.append(f"{sizes}: nodes of variable size: fix the sizes, such as mobile{{shape=1x128}}")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
 
 import numpy as np
 
 from graphcompress.edge.interface import Interface, Port
+from graphcompress.edge.languages import TYPES, identifiers, kotlin_text, swift_text
 
 EXAMPLE_FILE = "example.json"
 
@@ -26,33 +26,19 @@ _FILES = {
 }
 
 
-@dataclass(frozen=True)
-class _Words:
-    """How one language spells a type: of the runtime, and of a number."""
-
-    kotlin: str
-    swift: str
-    swift_number: str
-
-
-_TYPES = {
-    "int64": _Words("LongBuffer", ".int64", "Int64"),
-    "int32": _Words("IntBuffer", ".int32", "Int32"),
-    "float32": _Words("FloatBuffer", ".float", "Float"),
-    "uint8": _Words("ByteBuffer", ".uInt8", "UInt8"),
-    "int8": _Words("ByteBuffer", ".int8", "Int8"),
+_BUILDS = {
+    "cpu": "--minimal_build",
+    "xnnpack": "--minimal_build extended --use_xnnpack",
+    "nnapi": "--minimal_build extended --use_nnapi",
+    "coreml": "--minimal_build extended --use_coreml",
 }
-_KOTLIN_ARRAYS = {
-    "LongBuffer": "LongArray",
-    "IntBuffer": "IntArray",
-    "FloatBuffer": "FloatArray",
-    "ByteBuffer": "ByteArray",
-}
+"""Only an extended minimal build gives work to other providers than the CPU's."""
 
 
 def unknown_types(interface: Interface) -> list[str]:
-    """Inputs, with their types, that the loading examples have no words for."""
-    return [f"{port.name} ({port.type})" for port in interface.inputs if port.type not in _TYPES]
+    """Inputs and the first output, with their types, that the loading examples have no words for."""
+    ports = (*interface.inputs, interface.outputs[0])
+    return [f"{port.name} ({port.type})" for port in ports if port.type not in TYPES]
 
 
 def write_bundle(folder: Path, interface: Interface, *, provider: str, parts: str) -> list[str]:
@@ -63,23 +49,13 @@ def write_bundle(folder: Path, interface: Interface, *, provider: str, parts: st
     words = {
         "INPUTS": _table(interface.inputs),
         "OUTPUTS": _table(interface.outputs),
-        "OUTPUT": interface.outputs[0].name,
+        "RETURNS": _returns(interface.outputs),
         "PARTITIONS": parts,
+        "BUILD": _BUILDS[provider],
         "VERSION": metadata.version("onnxruntime"),
-        "KOTLIN_PARAMETERS": ", ".join(
-            f"{_identifier(p.name)}: {_kotlin_array(p)}" for p in interface.inputs
-        ),
-        "KOTLIN_INPUTS": "\n".join(f"            {_kotlin_input(p)}" for p in interface.inputs),
-        "KOTLIN_PROVIDER": _KOTLIN_PROVIDERS[provider],
-        "SWIFT_PARAMETERS": ", ".join(
-            f"{_identifier(p.name)}: [{_words(p).swift_number}]" for p in interface.inputs
-        ),
-        "SWIFT_INPUTS": "\n".join(f"            {_swift_input(p)}" for p in interface.inputs),
-        "SWIFT_PROVIDER": _SWIFT_PROVIDERS[provider],
+        **_kotlin(interface, provider),
+        **_swift(interface, provider),
     }
-    kotlin_shapes = _shape_parameters(interface, "LongArray")
-    swift_shapes = _shape_parameters(interface, "[NSNumber]")
-    words |= {"KOTLIN_SHAPES": kotlin_shapes, "SWIFT_SHAPES": swift_shapes}
     for template, name in _FILES.items():
         text = resources.files("graphcompress.edge").joinpath("templates", template).read_text("utf-8")
         for key, value in words.items():
@@ -121,42 +97,59 @@ def _table(ports: Sequence[Port]) -> str:
     return "\n".join(lines)
 
 
-def _identifier(name: str) -> str:
-    """``input_ids`` as ``inputIds``: a name that every language takes."""
-    words = "".join(c if c.isascii() and c.isalnum() else " " for c in name).split()
-    joined = "".join(word if index == 0 else word[:1].upper() + word[1:] for index, word in enumerate(words))
-    return joined if joined[:1].isalpha() else f"input{joined}"
+def _returns(outputs: Sequence[Port]) -> str:
+    first, *others = [port.name for port in outputs]
+    return f"Returns the output {first}" + (f" alone; the others: {', '.join(others)}." if others else ".")
 
 
-def _words(port: Port) -> _Words:
-    return _TYPES[port.type]
+def _kotlin(interface: Interface, provider: str) -> dict[str, str]:
+    names, output = identifiers(interface.inputs), interface.outputs[0]
+    buffer = TYPES[output.type].buffer
+    parameters = [f"{names[port.name]}: {TYPES[port.type].array}" for port in interface.inputs]
+    inputs = [f"            {_kotlin_input(port, names[port.name])}" for port in interface.inputs]
+    return {
+        "KOTLIN_PARAMETERS": ", ".join([*parameters, *_shapes(interface, names, "LongArray")]),
+        "KOTLIN_INPUTS": "\n".join(inputs),
+        "KOTLIN_PROVIDER": _KOTLIN_PROVIDERS[provider],
+        "KOTLIN_OUTPUT": kotlin_text(output.name),
+        "KOTLIN_RESULT": buffer,
+        "KOTLIN_READ": buffer[:1].lower() + buffer[1:],
+    }
 
 
-def _kotlin_array(port: Port) -> str:
-    return _KOTLIN_ARRAYS[_words(port).kotlin]
+def _swift(interface: Interface, provider: str) -> dict[str, str]:
+    names, output = identifiers(interface.inputs), interface.outputs[0]
+    parameters = [f"{names[port.name]}: [{TYPES[port.type].number}]" for port in interface.inputs]
+    inputs = [f"            {_swift_input(port, names[port.name])}" for port in interface.inputs]
+    return {
+        "SWIFT_PARAMETERS": ", ".join([*parameters, *_shapes(interface, names, "[NSNumber]")]),
+        "SWIFT_INPUTS": "\n".join(inputs),
+        "SWIFT_PROVIDER": _SWIFT_PROVIDERS[provider],
+        "SWIFT_OUTPUT": swift_text(output.name),
+        "SWIFT_NUMBER": TYPES[output.type].number,
+    }
 
 
-def _shape_parameters(interface: Interface, kind: str) -> str:
-    return "".join(f", {_identifier(p.name)}Shape: {kind}" for p in interface.inputs if p.fixed is None)
+def _shapes(interface: Interface, names: Mapping[str, str], kind: str) -> list[str]:
+    return [f"{names[port.name]}Shape: {kind}" for port in interface.inputs if port.fixed is None]
 
 
-def _kotlin_input(port: Port) -> str:
-    name = _identifier(port.name)
+def _kotlin_input(port: Port, name: str) -> str:
     shape = f"{name}Shape" if port.fixed is None else f"longArrayOf({', '.join(map(str, port.fixed))})"
-    buffer = f"{_words(port).kotlin}.wrap({name})"
-    extra = f", OnnxJavaType.{port.type.upper()}" if _words(port).kotlin == "ByteBuffer" else ""
-    return f'"{port.name}" to OnnxTensor.createTensor(environment, {buffer}, {shape}{extra}),'
+    words = TYPES[port.type]
+    extra = f", OnnxJavaType.{port.type.upper()}" if words.buffer == "ByteBuffer" else ""
+    tensor = f"OnnxTensor.createTensor(environment, {words.buffer}.wrap({name}), {shape}{extra})"
+    return f"{kotlin_text(port.name)} to {tensor},"
 
 
-def _swift_input(port: Port) -> str:
-    name = _identifier(port.name)
+def _swift_input(port: Port, name: str) -> str:
     shape = f"{name}Shape" if port.fixed is None else f"[{', '.join(map(str, port.fixed))}]"
-    return f'"{port.name}": try tensor({name}, {_words(port).swift}, {shape}),'
+    return f"{swift_text(port.name)}: try tensor({name}, {TYPES[port.type].element}, {shape}),"
 
 
 _KOTLIN_PROVIDERS = {
     "cpu": "// The CPU provider is always there.",
-    "xnnpack": 'options.addXnnpack(mapOf("intra_op_num_threads" to "1"))',
+    "xnnpack": 'options.addXnnpack(mapOf("intra_op_num_threads" to "1")) // more threads on more fast cores',
     "nnapi": "options.addNnapi()",
     "coreml": "// CoreML is Apple's: on Android the CPU provider runs the model.",
 }
@@ -164,5 +157,7 @@ _SWIFT_PROVIDERS = {
     "cpu": "// The CPU provider is always there.",
     "xnnpack": "try options.appendXnnpackExecutionProvider(with: ORTXnnpackExecutionProviderOptions())",
     "nnapi": "// NNAPI is Android's: on iOS the CPU provider runs the model.",
-    "coreml": "try options.appendCoreMLExecutionProvider(with: ORTCoreMLExecutionProviderOptions())",
+    "coreml": """let coreML = ORTCoreMLExecutionProviderOptions()
+        coreML.createMLProgram = true  // has more operators than a neural network; iOS 15 and newer
+        try options.appendCoreMLExecutionProvider(with: coreML)""",
 }

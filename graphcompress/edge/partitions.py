@@ -2,6 +2,10 @@
 
 For NNAPI and CoreML the runtime ships the lists of operators with its usability checker, and both are used.
 It has none for XNNPACK: there the partitioner is given the provider's documented rules, which are below.
+
+The lists go by operator alone. What they ask of an operator besides is reported as conditions, and one that
+the lists do not name is counted here: NNAPI multiplies with a stored weight only, not with one that
+DequantizeLinear restores.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ PARTITIONS_FILE = "partitions.json"
 _FLOAT = onnx.TensorProto.FLOAT
 RULES_OF_XNNPACK = "own rules, read from the sources of the provider"
 RULES_OF_CHECKER = "onnxruntime.tools.mobile_helpers"
+NNAPI = "NNAPI"
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,9 @@ class Partitions:
         partitions: pieces that those form; every piece is a way to the provider and back.
         unsupported: operators that stay on the CPU.
         dynamic: nodes that stay there because a size is not known.
+        restored: products among the supported ones that the provider leaves to the CPU all the same, since
+            their weight is restored from int8; by the sources of the provider, not by the list.
+        conditions: what the list asks of the operators taken, besides: it is not checked.
     """
 
     provider: str
@@ -43,6 +51,8 @@ class Partitions:
     partitions: int
     unsupported: tuple[str, ...]
     dynamic: int
+    restored: int
+    conditions: tuple[str, ...]
 
 
 def partitions(model: Model) -> list[Partitions]:
@@ -56,7 +66,7 @@ def partitions(model: Model) -> list[Partitions]:
     known = bool(proto.graph.value_info)
     found = {
         ("XNNPACK", RULES_OF_XNNPACK): checker.check_partitioning(proto.graph, xnnpack, False),
-        ("NNAPI", RULES_OF_CHECKER): checker.check_nnapi_partitions(proto, known),
+        (NNAPI, RULES_OF_CHECKER): checker.check_nnapi_partitions(proto, known),
         ("CoreML NeuralNetwork", RULES_OF_CHECKER): checker.check_coreml_partitions(proto, known, network),
         ("CoreML MLProgram", RULES_OF_CHECKER): checker.check_coreml_partitions(proto, known, program),
     }
@@ -69,6 +79,8 @@ def partitions(model: Model) -> list[Partitions]:
             info.num_partitions,
             tuple(sorted(info.unsupported_ops)),
             info.nodes_unsupported_due_to_dynamic_input,
+            _restored(info.supported_groups) if provider == NNAPI else 0,
+            tuple(_condition(text) for text in info.supported_ops_checker.get_caveats()),
         )
         for (provider, rules), info in found.items()
     ]
@@ -84,10 +96,27 @@ def table(before: Sequence[Partitions], after: Sequence[Partitions]) -> str:
         stays = ", ".join(name.removeprefix("ai.onnx:") for name in new.unsupported)
         if new.dynamic:
             stays += f"{'; ' if stays else ''}{new.dynamic} nodes of variable size (fix them with shape)"
+        if new.restored:
+            stays += f"{'; ' if stays else ''}{new.restored} of the products taken: int8 weights"
         lines.append(
             f"| {new.provider} | {old.supported} of {old.nodes} | {old.partitions} | {new.supported} of "
             f"{new.nodes} | {new.partitions} | {stays or 'nothing'} | {new.rules} |"
         )
+    return "\n".join(lines)
+
+
+def conditions(parts: Sequence[Partitions]) -> list[str]:
+    """A line for every provider whose list asks more than the operator, which nothing here checks."""
+    return [f"{it.provider}: {'; '.join(it.conditions)}" for it in parts if it.conditions]
+
+
+def described(before: Sequence[Partitions], after: Sequence[Partitions], advice: Sequence[str]) -> str:
+    """The table, the advice, and what the lists leave unchecked, in Markdown."""
+    lines = [table(before, after), "", *(f"- {line}" for line in advice)]
+    asked = conditions(after)
+    if asked:
+        lines += ["", "The lists go by operator. What they ask besides is not checked:", ""]
+        lines += [f"- {line}" for line in asked]
     return "\n".join(lines)
 
 
@@ -102,6 +131,19 @@ def write_partitions(
     }
     text = json.dumps(content, indent=1, ensure_ascii=False)
     (folder / PARTITIONS_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _condition(text: str) -> str:
+    """``ai.onnx:Gather:Some condition.`` as ``Gather: Some condition``."""
+    operator, _, said = text.removeprefix("ai.onnx:").rstrip(" .").partition(":")
+    return f"{operator}: {said.strip()}"
+
+
+def _restored(groups: Sequence[Sequence[onnx.NodeProto]]) -> int:
+    """Products whose second operand DequantizeLinear makes."""
+    nodes = [node for group in groups for node in group]
+    restored = {name for node in nodes if node.op_type == "DequantizeLinear" for name in node.output}
+    return sum(node.op_type in ("MatMul", "Gemm") and node.input[1] in restored for node in nodes)
 
 
 class _Xnnpack:

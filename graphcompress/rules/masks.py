@@ -85,6 +85,28 @@ def gather_of_coordinates(rw: Rewriter, node: ir.Node) -> str | None:
     return "GatherND that selects everything in order"
 
 
+def gather_of_everything(rw: Rewriter, node: ir.Node) -> str | None:
+    """GatherND by a stored table of all places in their order, as fixed sizes leave it: a Reshape."""
+    data, indices = node.inputs
+    out = node.outputs[0]
+    if indices is None or indices.const_value is None or indices.is_graph_input():
+        return None
+    if data is None or data.shape is None or out.shape is None:
+        return None
+    if node.attributes.get_int("batch_dims", 0) != 0:
+        return None
+    if not (data.shape.is_static() and out.shape.is_static()):
+        return None
+    sizes, table = data.shape.numpy(), indices.const_value.numpy()
+    if table.shape != (*out.shape.numpy(), len(sizes)):
+        return None
+    if not np.array_equal(table.reshape(-1, len(sizes)), np.indices(sizes).reshape(len(sizes), -1).T):
+        return None
+    shape = rw.constant(np.array(out.shape.numpy(), np.int64), f"{out.name}.shape")
+    rw.supersede(out, rw.node("Reshape", data, shape, before=node, name=f"{out.name}.reshaped"))
+    return "GatherND that selects everything in order"
+
+
 def double_not(rw: Rewriter, node: ir.Node) -> str | None:
     """Not(Not(x)) is x."""
     inner = producer(node.inputs[0], "Not")
@@ -98,7 +120,10 @@ def _may_stand_for(value: ir.Value, old: ir.Value) -> bool:
     return replaceable(old, value) and value.dtype == old.dtype and tolerates(old, value.shape)
 
 
-RULES: dict[str, tuple[Rule, ...]] = {"GatherND": (gather_of_coordinates,), "Not": (double_not,)}
+RULES: dict[str, tuple[Rule, ...]] = {
+    "GatherND": (gather_of_coordinates, gather_of_everything),
+    "Not": (double_not,),
+}
 """Operator → rules, tried in this order."""
 
 BOUNDED_RULES: dict[str, tuple[Bounded, ...]] = {

@@ -10,13 +10,13 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
-from edge.proof import CannotRunError, Case, Feed, command, main
+from edge.proof import CannotRunError, Case, Feed, command, main, proof
 from graphcompress.edge.convert import MODEL_FILE
 from graphcompress.edge.interface import read_interface
 from graphcompress.edge.padding import fitted
@@ -63,14 +63,14 @@ class _Guest:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def __call__(self, *words: str | Path) -> str:
+    def __call__(self, *words: str | Path, by: Callable[..., str] = proof) -> str:
         root = self._folder / "root"
         home = {"PYTHONHOME": str(root / "usr"), "PYTHONPATH": str(self._folder / "site")}
         own = {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "LANG": "C.UTF-8"}
         emulator = self._folder / "qemu" / "usr" / "bin" / "qemu-aarch64-static"
         python = root / "usr" / "bin" / f"python{PYTHON}"
         environment = {"PATH": os.environ.get("PATH", ""), **home, **own}
-        return command(emulator, "-cpu", CPU, "-L", root, python, *words, env=environment, timeout=600)
+        return by(emulator, "-cpu", CPU, "-L", root, python, *words, env=environment, timeout=600)
 
 
 def _installed_guest(folder: Path) -> _Guest:
@@ -91,7 +91,7 @@ def _installed_guest(folder: Path) -> _Guest:
         *(f"--platform={platform}" for platform in platforms),
         *wheels,
     )
-    guest("-c", "import onnxruntime")
+    guest("-c", "import onnxruntime", by=command)
     (folder / "ready").touch()
     return guest
 

@@ -44,6 +44,10 @@ class CannotRunError(Exception):
     """Why a proof cannot run here."""
 
 
+class NotProvenError(AssertionError):
+    """A proof ran, and what it was to prove does not hold."""
+
+
 @dataclass(frozen=True)
 class Case:
     """Inputs, and what this machine answers."""
@@ -164,11 +168,25 @@ def cache_folder() -> Path:
 
 
 def command(*words: str | Path, timeout: float = 300, **options: object) -> str:
-    """Run a program and return what it printed.
+    """Run a program that installs something, and return what it printed.
 
     Raises:
         CannotRunError: it is not there, takes too long or fails.
     """
+    return _printed(CannotRunError, *words, timeout=timeout, **options)
+
+
+def proof(*words: str | Path, timeout: float = 300, **options: object) -> str:
+    """Run a program that is a proof itself, and return what it printed.
+
+    Raises:
+        CannotRunError: it is not there.
+        NotProvenError: it takes too long or fails, which is no reason to skip it.
+    """
+    return _printed(NotProvenError, *words, timeout=timeout, **options)
+
+
+def _printed(wrong: type[Exception], *words: str | Path, timeout: float, **options: object) -> str:
     if shutil.which(str(words[0])) is None:
         raise CannotRunError(f"{words[0]} is not installed")
     try:
@@ -176,11 +194,16 @@ def command(*words: str | Path, timeout: float = 300, **options: object) -> str:
             [str(word) for word in words], capture_output=True, text=True, timeout=timeout, **options
         )
     except subprocess.TimeoutExpired as error:
-        raise CannotRunError(f"{words[0]} took longer than {timeout:.0f} s") from error
+        raise wrong(f"{words[0]} took longer than {timeout:.0f} s") from error
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
-        raise CannotRunError(f"{' '.join(map(str, words[:3]))} failed: {said}")
+        said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()
+        raise wrong(f"{' '.join(map(str, words[:3]))} failed: {_telling(said)}")
     return str(done.stdout)
+
+
+def _telling(lines: Sequence[str]) -> str:
+    """The first line that calls itself an error; otherwise the last."""
+    return next((line for line in lines if "error:" in line.lower()), lines[-1])
 
 
 def main(prove: Prove, text: str) -> None:
@@ -194,6 +217,9 @@ def main(prove: Prove, text: str) -> None:
     except CannotRunError as error:
         sys.stdout.write(f"skipped: {error}\n")
         sys.exit(SKIPPED)
+    except NotProvenError as error:
+        sys.stdout.write(f"fails: {error}\n")
+        sys.exit(1)
     sys.stdout.write(f"{found}, {time.monotonic() - started:.1f} s\n")
     sys.exit(0 if found.passes else 1)
 

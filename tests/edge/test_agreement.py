@@ -1,11 +1,12 @@
 """How near another machine's answers have to be."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 
-from edge.proof import FLOAT_DB, HALF_A_STEP, Case, agreement
+from edge.proof import FLOAT_DB, HALF_A_STEP, CannotRunError, Case, NotProvenError, agreement, command, proof
 from graphcompress.artifact.folder import MANIFEST
 from graphcompress.edge.convert import OPERATORS_FILE
 
@@ -53,3 +54,15 @@ def test_a_shift_of_every_entry_is_seen_by_the_median(artifact):
 def test_what_is_missing_or_no_number_does_not_pass(artifact, seen):
     found = agreement(artifact[0], [Case({}, {"y": HERE})], [seen])
     assert not found.passes
+
+
+def test_a_program_that_fails_is_no_reason_to_skip_what_it_proves():
+    words = (sys.executable, "-c", "import sys; sys.exit('Error: the model does not load')")
+    with pytest.raises(NotProvenError, match="failed: Error: the model does not load"):
+        proof(*words)
+    with pytest.raises(NotProvenError, match="took longer"):
+        proof(sys.executable, "-c", "import time; time.sleep(9)", timeout=0.2)
+    with pytest.raises(CannotRunError, match="failed: Error"):
+        command(*words)
+    with pytest.raises(CannotRunError, match="not installed"):
+        proof("no-such-program-anywhere")

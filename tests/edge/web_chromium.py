@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from edge.proof import CannotRunError, Case, Feed, command, main, read_answers
+from edge.proof import CannotRunError, Case, Feed, NotProvenError, command, main, read_answers
 from edge.web import PACKAGE, installed_web
 
 FLAGS = (
@@ -145,7 +145,7 @@ def _shown(session: str, address: str) -> str:
         time.sleep(0.2)
         state, text, answer = _ask("POST", f"{session}/execute/sync", {"script": script, "args": []})
     if state != "done" or "largest difference" not in text:
-        raise AssertionError(f"the page {address} is {state or 'not done'} and shows: {text}")
+        raise NotProvenError(f"the page {address} is {state or 'not done'} and shows: {text}")
     return str(answer)
 
 

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge.proof import Case, Feed, command, main, read_answers
+from edge.proof import Case, Feed, main, proof, read_answers
 from edge.web import PACKAGE, installed_web
 
 
@@ -18,7 +18,7 @@ def prove(artifact: Path, given: Sequence[Case], cache: Path) -> Sequence[Feed]:
         for name, case in zip(names, given, strict=True):
             case.write(name)
         script = Path(__file__).with_name("web_node.mjs")
-        return read_answers(command("node", script, library, artifact, *names).splitlines()[-1])
+        return read_answers(proof("node", script, library, artifact, *names).splitlines()[-1])
 
 
 if __name__ == "__main__":

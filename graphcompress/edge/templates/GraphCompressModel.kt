@@ -22,18 +22,15 @@ class GraphCompressModel(context: Context) : AutoCloseable {
         session = environment.createSession(bytes, options)
     }
 
-    /** Token ids come from tokenizer.json, for example by ai.djl.huggingface:tokenizers. */
-    fun run(@KOTLIN_PARAMETERS@@KOTLIN_SHAPES@): FloatBuffer {
+    /** @RETURNS@ Token ids come from tokenizer.json, for example by ai.djl.huggingface:tokenizers. */
+    fun run(@KOTLIN_PARAMETERS@): @KOTLIN_RESULT@ {
         val inputs = mapOf(
 @KOTLIN_INPUTS@
         )
         try {
             session.run(inputs).use { results ->
-                val output = results.get("@OUTPUT@").get() as OnnxTensor
-                val copy = FloatBuffer.allocate(output.floatBuffer.remaining())
-                copy.put(output.floatBuffer)
-                copy.rewind()
-                return copy
+                val output = results.get(@KOTLIN_OUTPUT@).get() as OnnxTensor
+                return output.@KOTLIN_READ@ // a copy: it outlives the results
             }
         } finally {
             inputs.values.forEach { it.close() }

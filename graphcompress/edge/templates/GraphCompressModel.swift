@@ -18,15 +18,15 @@ final class GraphCompressModel {
         session = try ORTSession(env: environment, modelPath: path, sessionOptions: options)
     }
 
-    /// Token ids come from tokenizer.json, for example by huggingface/swift-transformers.
-    func run(@SWIFT_PARAMETERS@@SWIFT_SHAPES@) throws -> [Float] {
+    /// @RETURNS@ Token ids come from tokenizer.json, for example by huggingface/swift-transformers.
+    func run(@SWIFT_PARAMETERS@) throws -> [@SWIFT_NUMBER@] {
         let inputs: [String: ORTValue] = [
 @SWIFT_INPUTS@
         ]
-        let outputs = try session.run(withInputs: inputs, outputNames: ["@OUTPUT@"], runOptions: nil)
-        guard let output = outputs["@OUTPUT@"] else { return [] }
+        let outputs = try session.run(withInputs: inputs, outputNames: [@SWIFT_OUTPUT@], runOptions: nil)
+        guard let output = outputs[@SWIFT_OUTPUT@] else { throw CocoaError(.coderValueNotFound) }
         let data = try output.tensorData() as Data
-        return data.withUnsafeBytes { Array($0.bindMemory(to: Float.self)) }
+        return data.withUnsafeBytes { Array($0.bindMemory(to: @SWIFT_NUMBER@.self)) }
     }
 
     private func tensor<Number>(

@@ -19,16 +19,14 @@ export async function load(ort, description, bytes) {
   const session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
   return {
     // Inputs and outputs: name → { dims, data }. Inputs are filled up to the sizes that the model is made for,
-    // with zeros, and outputs lose what was filled up. A batch larger than the model's is refused.
+    // with zeros, and outputs lose what was filled up. Inputs that are larger than the model's are refused.
     async run(inputs) {
       const sizes = {};
       const feeds = {};
       for (const port of description.inputs) {
         const given = inputs[port.name];
         if (!given) throw new Error(`input ${port.name} is missing`);
-        port.sizes.forEach((size, axis) => {
-          if (typeof size === "string") sizes[size] = given.dims[axis];
-        });
+        checkSizes(port, given, sizes);
         const dims = port.fixed ?? given.dims;
         const numbers = resized(given.data, given.dims, dims, new ARRAYS[port.type](product(dims)));
         feeds[port.name] = new ort.Tensor(port.type, numbers, dims);
@@ -37,7 +35,7 @@ export async function load(ort, description, bytes) {
       const outputs = {};
       for (const port of description.outputs) {
         const { dims, data } = results[port.name];
-        const wanted = dims.map((size, axis) => (port.fixed && sizes[port.sizes[axis]]) || size);
+        const wanted = dims.map((size, axis) => sizes[port.sizes[axis]] ?? size);
         const numbers = resized(data, dims, wanted, new data.constructor(product(wanted)));
         outputs[port.name] = { dims: wanted, data: numbers };
       }
@@ -62,13 +60,26 @@ export function largestDifference(expected, seen) {
   return error / peak;
 }
 
+// Refuses an input that the model cannot take as it is, and notes in `sizes` what will be filled up.
+function checkSizes(port, { dims, data }, sizes) {
+  const fail = (why) => {
+    throw new Error(`input ${port.name} is [${dims}] with ${data.length} numbers: ${why}`);
+  };
+  if (dims.length !== port.sizes.length) fail(`the model has ${port.sizes.length} axes`);
+  if (data.length !== product(dims)) fail(`such a tensor has ${product(dims)}`);
+  if (!port.fixed) return;
+  if (dims.some((size, axis) => size > port.fixed[axis])) fail(`the model is made for [${port.fixed}]`);
+  port.sizes.forEach((size, axis) => {
+    if (typeof size === "string") sizes[size] = dims[axis];
+  });
+}
+
 function product(sizes) {
   return sizes.reduce((all, size) => all * size, 1);
 }
 
 // Copies the block that both sizes have in common into `target`, whose other entries stay zero.
 function resized(source, from, to, target) {
-  if (from.length !== to.length) throw new Error(`expected ${to.length} axes, got ${from.length}`);
   const big = target instanceof BigInt64Array;
   const index = new Array(to.length).fill(0);
   for (let done = 0; done < target.length; done++) {
