@@ -21,7 +21,7 @@ from graphcompress.forms.kronecker import Kronecker, KroneckerTable
 from graphcompress.forms.legal import NEWEST_OPSET, legalise
 from graphcompress.forms.linear import Packed
 from graphcompress.forms.normalisation import Residual
-from graphcompress.forms.openvino import is_for_openvino, open_session, write_session_file
+from graphcompress.forms.openvino import is_for_openvino, open_session, package, write_session_file
 from graphcompress.forms.padding_choice import AUTO, KEEP, REMOVE, choose_padding
 from graphcompress.forms.profile import Profile, Recorder, read_profile
 from graphcompress.forms.provider import PROVIDERS, Decision, choose_provider, outputs_of
@@ -59,8 +59,9 @@ class Cpu(Target):
     ``profile`` brings the measurements of another machine, so that one machine builds for the processor of
     another: ``graphcompress tune --out profile.json MODEL`` writes it there.
 
-    Where the plugin ``onnxruntime-ep-openvino`` is installed, OpenVINO is measured as an alternative. It is
-    taken when it is faster and answers the same at every length from 1 to 64; the artifact then says so in
+    Where OpenVINO's provider is installed (the plugin ``onnxruntime-ep-openvino`` for Intel's processors, or
+    ``onnxruntime-openvino`` in place of ``onnxruntime``), it is measured as an alternative. It is taken when
+    it is faster and answers the same at every length from 1 to 64; the artifact then says so in
     ``session.json``, with the lines that load it, and ``graphcompress.session`` does so by itself.
 
     ``float_storage=fp16`` halves what stays float in the file; ONNX Runtime makes it float32 again when the
@@ -93,7 +94,7 @@ class Cpu(Target):
     )
     provider: str = option(
         "auto",
-        "what runs the artifact; auto also measures the plugin onnxruntime-ep-openvino, where installed",
+        "what runs the artifact; auto also measures OpenVINO, where its provider is installed",
         choices=PROVIDERS,
     )
     float_storage: str = option(
@@ -129,6 +130,18 @@ class Cpu(Target):
     def files_read(self) -> tuple[str, ...]:
         """The profile: a recipe holds its hash."""
         return () if self.profile is None else (self.profile,)
+
+    def check(self) -> None:
+        """Refuse a profile that cannot be used, and OpenVINO where it cannot be.
+
+        Raises:
+            UsageError: so it is.
+            MissingExtraError: OpenVINO is asked for and not installed.
+        """
+        if self.profile is not None:
+            self._shapes_of(read_profile(self.profile))
+        if self.provider == "openvino":
+            package()
 
     def lower(self, model: Model, folder: Path, ctx: Context) -> Mapping[str, Any]:
         """Write ``model.onnx`` in the fastest forms; ``model`` itself is not changed.
@@ -258,7 +271,7 @@ def _record(lowered: Lowered, chosen: Decision, asked: str) -> dict[str, Any]:
     found = {**record(lowered, families(), asked), "opset": lowered.model.opset, "provider": chosen.record()}
     if chosen.times_ms is not None:
         found["provider_ms"] = chosen.times_ms
-    if chosen.openvino or chosen.times_ms is not None:
+    if chosen.noted:
         name = "provider: OpenVINO" if chosen.openvino else "OpenVINO's provider"
         found["notes"] = [f"{name}: {chosen.why}", *found["notes"]]
     if any(choice.form == OPERATOR for choice in lowered.choices):

@@ -10,7 +10,7 @@ import graphcompress
 from graphcompress.base import Context
 from graphcompress.build import optimize
 from graphcompress.data.load import synthetic_samples
-from graphcompress.errors import DataError, MissingExtraError, UnsupportedModelError
+from graphcompress.errors import DataError, MissingExtraError, UnsupportedModelError, UsageError
 from graphcompress.forms import openvino
 from graphcompress.forms.cache import MeasurementCache
 from graphcompress.forms.contenders import on_cpu
@@ -41,10 +41,9 @@ def installed(monkeypatch):
     """A plugin whose sessions are those of the CPU provider, wrong at one length if asked."""
 
     def install(wrong_at=None):
-        monkeypatch.setattr(openvino, "why_not", lambda: "")
-        monkeypatch.setattr(openvino, "device", object)
-        monkeypatch.setattr("graphcompress.forms.provider.version", lambda package: "1.0")
+        monkeypatch.setattr(openvino, "version", lambda package: "1.0")
         for module in (openvino, __import__("graphcompress.targets.cpu", fromlist=["cpu"])):
+            monkeypatch.setattr(module, "package", lambda: openvino.PLUGIN)
             monkeypatch.setattr(module, "open_session", lambda path: WrongAt(path, wrong_at))
 
     return install
@@ -68,7 +67,7 @@ def test_faster_and_right_is_taken(installed, decide):
     installed()
     decision = decide()
     assert decision.openvino
-    assert decision.record()["load"] == list(openvino.LOADING)
+    assert decision.record()["load"] == list(openvino.PLUGIN.loading)
     assert "measured faster; answers as the CPU provider at every length from 1 to 64" in decision.why
 
 
@@ -113,14 +112,50 @@ def test_a_plugin_that_cannot_be_imported_is_a_reason(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     monkeypatch.setattr("importlib.import_module", broken)
     monkeypatch.setattr(openvino, "_register", openvino._register.__wrapped__)
-    assert openvino.why_not().startswith("onnxruntime-ep-openvino does not load: libtbb")
+    with pytest.raises(UsageError, match="onnxruntime-ep-openvino does not load: libtbb"):
+        openvino.package()
 
 
-def test_without_the_plugin_nothing_changes(decide, monkeypatch):
+def test_without_openvino_nothing_changes(decide, monkeypatch):
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert decide().why == "onnxruntime-ep-openvino is not installed"
+    decision = decide()
+    assert decision.why == "onnxruntime-ep-openvino is not installed"
+    assert not decision.noted
     with pytest.raises(MissingExtraError, match="pip install onnxruntime-ep-openvino"):
         decide("openvino")
+
+
+def test_a_processor_that_the_plugin_does_not_know_is_said(decide, monkeypatch):
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr("onnxruntime.get_ep_devices", list)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr(openvino, "_register", lambda: "")
+    monkeypatch.setattr(openvino, "version", lambda package: "1.0")
+    decision = decide()
+    assert decision.noted
+    assert "offers no device for this processor" in decision.why
+    assert "onnxruntime-openvino in place of onnxruntime" in decision.why
+    with pytest.raises(UsageError, match="no device"):
+        Cpu(provider="openvino").check()
+
+
+def test_a_runtime_with_openvino_inside_needs_no_plugin(monkeypatch, tiny_bert_path, tmp_path):
+    asked = []
+
+    def session(path, providers):
+        asked.append((path, providers[0][0]))
+        return on_cpu(path)
+
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [openvino.PROVIDER])
+    monkeypatch.setattr(openvino, "provider_session", session)
+    assert openvino.package() is openvino.BUILT_IN
+    openvino.open_session(tiny_bert_path)
+    assert asked == [(tiny_bert_path, openvino.PROVIDER)]
+    openvino.write_session_file(tmp_path)
+    document = json.loads((tmp_path / "session.json").read_text())
+    assert document["package"] == "onnxruntime-openvino"
+    compile("\n".join(document["load"]), "session.json", "exec")
 
 
 def test_nothing_is_measured_that_was_not_asked_for(installed, decide):
@@ -185,10 +220,11 @@ def test_an_artifact_of_the_cpu_provider_has_no_session_file(tiny_bert_path, tmp
     assert manifest["lowering"]["provider"]["name"] == "CPUExecutionProvider"
 
 
-def test_the_plugin_itself_where_it_runs(tiny_bert, tiny_bert_path):
-    reason = openvino.why_not()
-    if reason:
-        pytest.skip(reason)
+def test_openvino_itself_where_it_runs(tiny_bert, tiny_bert_path):
+    try:
+        openvino.package()
+    except (MissingExtraError, UsageError) as error:
+        pytest.skip(str(error))
     run, reference = outputs_of(openvino.open_session(tiny_bert_path)), outputs_of(on_cpu(tiny_bert_path))
     agreement, length = openvino.lowest_agreement(run, reference, tiny_bert, Context(), range(1, 20))
     assert agreement > openvino.MIN_SQNR_DB, length

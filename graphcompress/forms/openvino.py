@@ -1,4 +1,8 @@
-"""OpenVINO as a plugin of ONNX Runtime (onnxruntime-ep-openvino): found, opened, checked at every length."""
+"""OpenVINO as a provider of ONNX Runtime: found, opened, checked at every length.
+
+Two packages bring it: ``onnxruntime-ep-openvino``, a plugin beside ``onnxruntime``, and
+``onnxruntime-openvino``, a build of ONNX Runtime that has it inside.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import functools
 import importlib.util
 import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,16 +20,15 @@ import numpy as np
 from graphcompress.base import Context
 from graphcompress.data.lengths import longest_sample
 from graphcompress.data.load import synthetic_samples
-from graphcompress.errors import MissingExtraError, UsageError
+from graphcompress.errors import MissingExtraError, UnsupportedModelError, UsageError
 from graphcompress.model import Model
 from graphcompress.numerics.metrics import sqnr_db
-from graphcompress.runtime import Feed
+from graphcompress.runtime import Feed, provider_session
 
 if TYPE_CHECKING:
     import onnxruntime
 
 PROVIDER = "OpenVINOExecutionProvider"
-PACKAGE = "onnxruntime-ep-openvino"
 SESSION_FILE = "session.json"
 """In an artifact for this provider: the lines that load it; one for the CPU provider has no such file."""
 
@@ -34,40 +38,71 @@ MIN_SQNR_DB = 25.0
 
 _MODULE = "onnxruntime_ep_openvino"
 _FATAL_ONLY = 4
+_OPTIONS = {"device_type": "CPU"}
 
-LOADING = (
-    "import onnxruntime, onnxruntime_ep_openvino",
-    'onnxruntime.register_execution_provider_library("openvino", onnxruntime_ep_openvino.get_library_path())',
-    "device = next(d for d in onnxruntime.get_ep_devices()",
-    f'              if d.ep_name == "{PROVIDER}" and d.device.type.name == "CPU")',
-    "options = onnxruntime.SessionOptions()",
-    "options.add_provider_for_devices([device], {})",
-    'session = onnxruntime.InferenceSession("model.onnx", options)',
+
+@dataclass(frozen=True)
+class Package:
+    """A package that brings the provider.
+
+    Attributes:
+        name: as pip knows it.
+        loading: the lines that load an artifact with it, without this package.
+    """
+
+    name: str
+    loading: tuple[str, ...]
+
+    @property
+    def version(self) -> str:
+        """The version that is installed."""
+        return version(self.name)
+
+
+PLUGIN = Package(
+    "onnxruntime-ep-openvino",
+    (
+        "import onnxruntime, onnxruntime_ep_openvino",
+        "library = onnxruntime_ep_openvino.get_library_path()",
+        'onnxruntime.register_execution_provider_library("openvino", library)',
+        "device = next(d for d in onnxruntime.get_ep_devices()",
+        f'              if d.ep_name == "{PROVIDER}" and d.device.type.name == "CPU")',
+        "options = onnxruntime.SessionOptions()",
+        "options.add_provider_for_devices([device], {})",
+        'session = onnxruntime.InferenceSession("model.onnx", options)',
+    ),
 )
-"""What loads such an artifact without this package."""
+BUILT_IN = Package(
+    "onnxruntime-openvino",
+    (
+        "import onnxruntime",
+        f'providers = [("{PROVIDER}", {json.dumps(_OPTIONS)}), "CPUExecutionProvider"]',
+        'session = onnxruntime.InferenceSession("model.onnx", providers=providers)',
+    ),
+)
 
 
-def why_not() -> str:
-    """Why the provider cannot be used here, or an empty text."""
-    if importlib.util.find_spec(_MODULE) is None:
-        return f"{PACKAGE} is not installed"
-    try:
-        device()
-    except UsageError as error:
-        return str(error)
-    return ""
-
-
-def device() -> Any:  # noqa: ANN401 - a class of the runtime's extension module
-    """The processor as a device of the plugin.
+def package() -> Package:
+    """The package that runs models on OpenVINO here.
 
     Raises:
-        MissingExtraError: the plugin is not installed.
+        MissingExtraError: none is installed.
         UsageError: the plugin does not load, or does not know this processor.
     """
+    import onnxruntime
+
+    if PROVIDER in onnxruntime.get_available_providers():
+        return BUILT_IN
+    _device()
+    return PLUGIN
+
+
+def _device() -> Any:  # noqa: ANN401 - a class of the runtime's extension module
+    """The processor as a device of the plugin; raises as :func:`package` says."""
     if importlib.util.find_spec(_MODULE) is None:
         raise MissingExtraError(
-            f"the OpenVINO provider needs {PACKAGE}, not installed here: pip install {PACKAGE}"
+            f"the OpenVINO provider needs {PLUGIN.name}, not installed here: pip install {PLUGIN.name} "
+            f"({BUILT_IN.name} in place of onnxruntime has it, too)"
         )
     import onnxruntime
 
@@ -77,7 +112,10 @@ def device() -> Any:  # noqa: ANN401 - a class of the runtime's extension module
     for found in onnxruntime.get_ep_devices():
         if found.ep_name == PROVIDER and found.device.type == onnxruntime.OrtHardwareDeviceType.CPU:
             return found
-    raise UsageError(f"{PACKAGE} {version(PACKAGE)} offers no device for this processor")
+    raise UsageError(
+        f"{PLUGIN.name} {PLUGIN.version} offers no device for this processor (it is for Intel's); "
+        f"{BUILT_IN.name} in place of onnxruntime runs on others, too"
+    )
 
 
 @functools.cache
@@ -86,31 +124,34 @@ def _register() -> str:
     import onnxruntime
 
     if not hasattr(onnxruntime, "register_execution_provider_library"):
-        return f"{PACKAGE} needs ONNX Runtime 1.23 or later, this is {onnxruntime.__version__}"
+        return f"{PLUGIN.name} needs ONNX Runtime 1.23 or later, this is {onnxruntime.__version__}"
     try:
         plugin = importlib.import_module(_MODULE)
         onnxruntime.register_execution_provider_library("openvino", plugin.get_library_path())
     except Exception as error:  # onnxruntime's exceptions share no base class, a library may lack another
-        return f"{PACKAGE} does not load: {str(error).splitlines()[0][:200]}"
+        return f"{PLUGIN.name} does not load: {str(error).splitlines()[0][:200]}"
     return ""
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """A session of ``path`` on the plugin; what it does not execute runs on the CPU provider.
+    """A session of ``path`` on OpenVINO; what that does not execute runs on the CPU provider.
 
     Raises:
         MissingExtraError, UsageError: the provider cannot be used here.
+        UnsupportedModelError: it does not take the model.
     """
     import onnxruntime
 
+    if package() is BUILT_IN:
+        return provider_session(path, [(PROVIDER, _OPTIONS), ("CPUExecutionProvider", {})])
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
-    options.add_provider_for_devices([device()], {})
+    options.add_provider_for_devices([_device()], {})
     try:
         return onnxruntime.InferenceSession(path, options)
     except Exception as error:  # onnxruntime's exceptions share no base class
         reason = str(error).splitlines()[0][:200]
-        raise UsageError(f"{PACKAGE} does not take the model: {reason}") from error
+        raise UnsupportedModelError(f"{PLUGIN.name} does not take the model: {reason}") from error
 
 
 def lowest_agreement(
@@ -146,7 +187,8 @@ def _agreement(wanted: np.ndarray, seen: np.ndarray) -> float:
 
 def write_session_file(folder: Path) -> None:
     """Say in ``folder`` that its model is for this provider, and how it is loaded."""
-    document = {"provider": PROVIDER, "package": PACKAGE, "load": list(LOADING)}
+    found = package()
+    document = {"provider": PROVIDER, "package": found.name, "load": list(found.loading)}
     (folder / SESSION_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -91,9 +92,13 @@ def write_profile(path: Path, shapes: Sequence[Shape], times: Mapping[str, Times
         "shapes": [list(shape) for shape in shapes],
         "times_ms": {key: {form: list(ms) for form, ms in times[key].items()} for key in sorted(times)},
     }
+    aside = path.with_name(f".{path.name}.part")
     try:
-        path.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        aside.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        aside.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
         raise OutputError(f"{path}: the profile cannot be written ({error.strerror})") from error
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from graphcompress.base import Context
-from graphcompress.errors import DataError, UnsupportedModelError, UsageError
+from graphcompress.errors import DataError, MissingExtraError, UnsupportedModelError, UsageError
 from graphcompress.forms import openvino
 from graphcompress.forms.cache import Measurements, Times
 from graphcompress.forms.choice import shaped_feeds
@@ -32,12 +31,14 @@ class Decision:
 
     Attributes:
         openvino: whether it is OpenVINO.
-        why: for the report: what was measured, or why nothing was; may be empty.
+        why: for the record: what was measured, or why nothing was; may be empty.
+        noted: whether the report says ``why``, because OpenVINO is there.
         times_ms: of both, where they were measured.
     """
 
     openvino: bool = False
     why: str = ""
+    noted: bool = False
     times_ms: Times | None = None
 
     @property
@@ -49,8 +50,9 @@ class Decision:
         """Plain data for the lowering's record."""
         if not self.openvino:
             return {"name": CPU, "openvino": self.why}
-        loading = list(openvino.LOADING)
-        return {"name": openvino.PROVIDER, "plugin": version(openvino.PACKAGE), "load": loading}
+        found = openvino.package()
+        brought = {"package": found.name, "version": found.version, "load": list(found.loading)}
+        return {"name": openvino.PROVIDER, **brought}
 
 
 def choose_provider(
@@ -70,45 +72,55 @@ def choose_provider(
 
     Raises:
         MissingExtraError, UsageError: OpenVINO was asked for and cannot be used here.
-        UnsupportedModelError: OpenVINO was asked for and gives other outputs.
+        UnsupportedModelError: OpenVINO was asked for and does not take the model, or gives other outputs.
     """
     if asked == "cpu":
         return Decision(why="not asked for")
-    if asked == "openvino":
-        openvino.device()
-    reason = openvino.why_not() if asked == "auto" else ""
-    if reason or (asked == "auto" and cache is None):
-        return Decision(why=reason or "nothing was measured")
+    try:
+        openvino.package()
+    except (MissingExtraError, UsageError) as error:
+        if asked == "openvino":
+            raise
+        missing = isinstance(error, MissingExtraError)
+        return Decision(
+            why=f"{openvino.PLUGIN.name} is not installed" if missing else str(error), noted=not missing
+        )
+    if asked == "auto" and cache is None:
+        return Decision(why="nothing was measured")
     with tempfile.TemporaryDirectory(prefix="graphcompress-") as name:
         standard = legal.save(Path(name) / "standard.onnx")
         times: Times | None = None
         if asked == "auto" and cache is not None:
             try:
                 times = _times(artifact, standard, legal, shapes, ctx, cache, timer)
-            except (DataError, UsageError) as error:
-                return Decision(why=str(error))
-            if not is_slower(times, "cpu", _plugin()):
-                return Decision(why="measured, and not faster than the CPU provider", times_ms=times)
+            except (DataError, UsageError, UnsupportedModelError) as error:
+                return Decision(why=str(error), noted=True)
+            if not is_slower(times, "cpu", _contender()):
+                return Decision(
+                    why="measured, and not faster than the CPU provider", noted=True, times_ms=times
+                )
         try:
             agreement, length = _agreement(standard, legal, ctx)
         except DataError as error:
             if asked == "openvino":
                 raise
-            return Decision(why=str(error), times_ms=times)
+            return Decision(why=str(error), noted=True, times_ms=times)
     if agreement < openvino.MIN_SQNR_DB:
         wrong = f"gives other outputs than the CPU provider at length {length} (SQNR {agreement:.1f} dB)"
         if asked == "openvino":
             raise UnsupportedModelError(
                 f"OpenVINO's provider {wrong}; build with --target 'cpu{{provider=cpu}}'"
             )
-        return Decision(why=f"faster, but {wrong}", times_ms=times)
+        return Decision(why=f"faster, but {wrong}", noted=True, times_ms=times)
     faster = "measured faster; " if times is not None else ""
-    return Decision(True, f"{faster}answers as the CPU provider at every length from 1 to 64", times)
+    right = f"{faster}answers as the CPU provider at every length from 1 to 64"
+    return Decision(openvino=True, why=right, noted=True, times_ms=times)
 
 
-def _plugin() -> str:
+def _contender() -> str:
     """The contender's name; times are kept under it, so another version is measured anew."""
-    return f"openvino {version(openvino.PACKAGE)}"
+    found = openvino.package()
+    return f"{found.name} {found.version}"
 
 
 def _times(
@@ -120,14 +132,14 @@ def _times(
     cache: Measurements,
     timer: Timer,
 ) -> Times:
-    plugin = _plugin()
+    contender = _contender()
     return compare_files(
-        {"cpu": artifact, plugin: standard},
+        {"cpu": artifact, contender: standard},
         shaped_feeds(legal, shapes, ctx.seed),
         cache,
         subject="cpu",
-        than=plugin,
-        openers={plugin: openvino.open_session},
+        than=contender,
+        openers={contender: openvino.open_session},
         timer=timer,
     )
 
@@ -135,14 +147,14 @@ def _times(
 def _agreement(standard: Path, legal: Model, ctx: Context) -> tuple[float, int]:
     run, reference = (outputs_of(session(standard)) for session in (openvino.open_session, on_cpu))
 
-    def on_plugin(feed: Feed) -> dict[str, np.ndarray]:
+    def on_openvino(feed: Feed) -> dict[str, np.ndarray]:
         try:
             return run(feed)
         except Exception as error:  # onnxruntime's exceptions share no base class
             shape, reason = list(next(iter(feed.values())).shape), str(error).splitlines()[0][:200]
             raise DataError(f"OpenVINO's provider does not run the model on {shape} ({reason})") from error
 
-    return openvino.lowest_agreement(on_plugin, reference, legal, ctx)
+    return openvino.lowest_agreement(on_openvino, reference, legal, ctx)
 
 
 def outputs_of(session: Any) -> Callable[[Feed], dict[str, np.ndarray]]:  # noqa: ANN401 - of the runtime

@@ -120,6 +120,6 @@ def refuse_slower(times_ms: Times, shapes: Sequence[Shape], option: str) -> None
         f"{own:.2f} instead of {other:.2f} ms at {batch}×{length}" for (batch, length), other, own in pairs
     )
     raise SpeedError(
-        f"the artifact is slower than the model that came in ({figures}), also without the target's own "
-        f"forms; the passes cost more time than they save here: leave some out, or accept it with {option}"
+        f"the artifact is slower than the model that came in ({figures}), in the fastest forms that were "
+        f"found; the passes cost more time than they save here: leave some out, or accept it with {option}"
     )
