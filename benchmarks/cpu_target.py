@@ -2,12 +2,14 @@
 
     python benchmarks/cpu_target.py prepare model.onnx work/ [--data calibration.jsonl]
     python benchmarks/cpu_target.py lower model.onnx work/
-    python benchmarks/cpu_target.py time model.onnx work/ [--rounds 8]
+    python benchmarks/cpu_target.py time model.onnx work/ [--rounds 8] [--openvino nncf=nncf-int8.xml …]
 
 ``prepare`` runs the passes (``simplify``, ``simplify,int8``) and onnxruntime's ``quantize_dynamic`` on the
 same file; ``lower`` chooses the forms; ``time`` lets all take turns in one process, at 1×16, 1×128 and 8×128:
-the input under ONNX Runtime defaults, both artifacts, ``quantize_dynamic``, and OpenVINO on the input where
-the package ``openvino`` is installed. Figures are times of the fast tenth of the rounds, which the load of
+the input under ONNX Runtime defaults, both artifacts and ``quantize_dynamic``. Where OpenVINO's provider is
+installed, it runs the graphs that the passes wrote, as target cpu would have it do; where the package
+``openvino`` is, OpenVINO itself runs the input, the int8 graph and every further model named by
+``--openvino``. Figures are times of the fast tenth of the rounds, which the load of
 neighbours moves least, and medians behind them. Only ``lower`` and ``time`` need a quiet machine.
 """
 
@@ -23,6 +25,9 @@ from graphcompress.targets.cpu import Cpu
 
 from graphcompress.base import Context
 from graphcompress.data.load import load_samples, synthetic_samples
+from graphcompress.errors import MissingExtraError, UsageError
+from graphcompress.forms.openvino import open_session
+from graphcompress.forms.provider import outputs_of
 from graphcompress.measure import interleaved
 from graphcompress.model import Model
 from graphcompress.pipeline import Pipeline
@@ -41,6 +46,9 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="folder for what is made")
     parser.add_argument("--data", type=Path, help="calibration samples; made-up ones without")
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument(
+        "--openvino", nargs="*", default=[], metavar="NAME=FILE", help="further models for it"
+    )
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     if given.step == "prepare":
@@ -48,7 +56,8 @@ def main() -> None:
     elif given.step == "lower":
         _lower(given.model, given.work)
     else:
-        _time(given.model, given.work, given.rounds)
+        further = {name: Path(file) for name, _, file in (text.partition("=") for text in given.openvino)}
+        _time(given.model, given.work, given.rounds, further)
 
 
 def _prepare(path: Path, work: Path, data: Path | None) -> None:
@@ -74,12 +83,11 @@ def _lower(path: Path, work: Path) -> None:
         print(f"{path.stem} {name}: {record['forms_text']}", *record["notes"], sep="\n    ")
 
 
-def _time(path: Path, work: Path, rounds: int) -> None:
+def _time(path: Path, work: Path, rounds: int, further: Mapping[str, Path]) -> None:
     files = {"input": path, **{name: work / name / "model.onnx" for name in PASSES}}
     files[DYNAMIC] = work / f"{DYNAMIC}.onnx"
     runs = {name: _run(file) for name, file in files.items()}
-    if importlib.util.find_spec("openvino") is not None:
-        runs["openvino"] = _openvino(path)
+    runs |= _on_openvino(path, work, further)
     model = Model.load(path)
     for batch, length in SHAPES:
         feed = synthetic_samples(model, count=batch, length=length).batch(range(batch))
@@ -103,6 +111,20 @@ def _time(path: Path, work: Path, rounds: int) -> None:
 def _run(file: Path) -> Callable[[Feed], object]:
     session = session_of(file)
     return lambda feed: session.run(None, dict(feed))
+
+
+def _on_openvino(path: Path, work: Path, further: Mapping[str, Path]) -> dict[str, Callable[[Feed], object]]:
+    """OpenVINO as a provider of ONNX Runtime on what the passes wrote, and itself, where installed."""
+    passed = {name: work / f"{name}.{PASSED}.onnx" for name in PASSES}
+    runs: dict[str, Callable[[Feed], object]] = {}
+    try:
+        runs |= {f"provider {name}": outputs_of(open_session(file)) for name, file in passed.items()}
+    except (MissingExtraError, UsageError) as error:
+        print(f"OpenVINO's provider is not timed: {error}")
+    if importlib.util.find_spec("openvino") is not None:
+        files = {"input": path, "int8": passed["int8"], **further}
+        runs |= {f"openvino {name}": _openvino(file) for name, file in files.items()}
+    return runs
 
 
 def _openvino(file: Path) -> Callable[[Feed], object]:
