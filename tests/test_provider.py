@@ -90,6 +90,27 @@ def test_wrong_at_one_length_is_not_taken(installed, decide):
         decide("openvino")
 
 
+def test_roundings_that_are_amplified_are_not_wrong(installed, decide, monkeypatch):
+    """Where two ways of the CPU provider are as far apart, OpenVINO may be so; what is wrong is further."""
+
+    def noisy(level):
+        def run(self, names, feed):
+            outputs = self._session.run(names, feed)
+            noise = np.random.default_rng(0).standard_normal(outputs[0].shape).astype(np.float32)
+            return [output + level * output.std() * noise for output in outputs]
+
+        return run
+
+    installed()
+    monkeypatch.setattr("graphcompress.forms.provider.session_of", lambda path, optimize: WrongAt(path, 32))
+    monkeypatch.setattr(WrongAt, "run", noisy(0.1))
+    assert decide().openvino
+    monkeypatch.setattr("graphcompress.forms.provider.session_of", lambda path, optimize: on_cpu(path))
+    decision = decide()
+    assert not decision.openvino
+    assert "without its own fusions the CPU provider is at 200.0 dB" in decision.why
+
+
 def test_a_length_at_which_it_does_not_run_is_a_reason(installed, decide, monkeypatch):
     def failing(self, names, feed):
         if feed["input_ids"].shape == (1, 32):

@@ -34,7 +34,11 @@ SESSION_FILE = "session.json"
 
 LENGTHS = range(1, 65)
 MIN_SQNR_DB = 25.0
-"""Least agreement with the CPU provider at every length; bf16 and other roundings of int8 stay well above."""
+"""Agreement with the CPU provider that is enough at every length; bf16 around float products stays above …"""
+
+SLACK_DB = 6.0
+"""… and where roundings of int8 are amplified, less is: so much below what two ways of the CPU provider have.
+Outputs that are wrong are some 20 dB lower."""
 
 _MODULE = "onnxruntime_ep_openvino"
 _FATAL_ONLY = 4
