@@ -264,7 +264,8 @@ class Target(_Named, abc.ABC):
         """Write the files of the artifact into ``folder``, which exists; return what to record about it.
 
         The record's entry ``proof`` says what ran the artifact when its outputs were compared, where that is
-        not simply the runtime that it is for.
+        not simply the runtime that it is for; ``deployed_bytes`` how much one device gets, where that is not
+        all of the files.
         """
 
     @abc.abstractmethod

@@ -243,7 +243,7 @@ def _lower(target: Target, stage: Path, model: Model, ctx: Context, before: Orig
     return Lowered(
         target=str(target),
         folder=stage,
-        size=Size(model.parameters, folder_bytes(stage), macs(model)),
+        size=Size(model.parameters, record.get("deployed_bytes", folder_bytes(stage)), macs(model)),
         difference=compare(before.outputs, run, before.feeds, before.by_token),
         invariance=batch_invariance(run, before.samples),
         record=record,

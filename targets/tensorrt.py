@@ -132,6 +132,7 @@ class TensorRT(Target):
         )
         return {
             **typed.record,
+            **_deployed(engines),
             "precision": self.precision,
             "proof": self._proof(engines),
             "notes": [*typed.notes, *_engine_notes(engines)],
@@ -215,6 +216,11 @@ def _compiler_of(folder: Path, compute: str) -> str | None:
 
 def _engine_file(compute: str) -> str:
     return f"model-{compute.lower()}.engine"
+
+
+def _deployed(engines: Sequence[Engine]) -> dict[str, int]:
+    """Bytes that a device gets: one engine; nothing to say where there is none, for then it is the graph."""
+    return {"deployed_bytes": max(it.file.stat().st_size for it in engines)} if engines else {}
 
 
 def _engine_notes(engines: Sequence[Engine]) -> list[str]:

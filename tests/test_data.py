@@ -12,6 +12,7 @@ import pytest
 import texts
 import tokenizers
 from bert import Bert
+from graphs_past import WITH_PAST
 from hypothesis import given
 from hypothesis import strategies as st
 from texts import model_of
@@ -237,20 +238,6 @@ def test_an_input_of_one_axis_gets_a_number_per_sample(dim) -> None:
     assert set(feed["ids"]) <= {int(sample["ids"]) for sample in samples.feeds}
     with Runner(model) as run:
         np.testing.assert_array_equal(run(feed)["y"], 2 * feed["ids"])
-
-
-WITH_PAST = """
-g (
-  float[batch, 2, past, 8] past_keys, float[batch, 2, sequence, 8] new, int64[batch, total] attention_mask
-) => (float[batch, 2, present, 8] shown)
-{
-  joined = Concat <axis = 2> (past_keys, new)
-  mask = Cast <to = 1> (attention_mask)
-  axes = Constant <value = int64[2] {1, 3}> ()
-  column = Unsqueeze (mask, axes)
-  shown = Mul (joined, column)
-}
-"""
 
 
 ALONE = "alone = Concat <axis = 2> (past_keys)\n  joined = Concat <axis = 2> (past_keys, new)"

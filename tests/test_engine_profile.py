@@ -1,5 +1,6 @@
 import pytest
 import texts
+from graphs_past import WITH_PAST
 
 from graphcompress.base import Context
 from graphcompress.build import optimize
@@ -18,18 +19,6 @@ g (float[batch, sequence, 8] x, float[batch, source, 8] seen) => (float[batch, s
 IMAGE = "g (float[batch, 3, 8, 8] pixels) => (float[batch, 3, 8, 8] y) { y = Relu(pixels) }"
 FREE_IMAGE = "g (float[batch, 3, height, width] pixels) => (float[batch, 3, h, w] y) { y = Relu(pixels) }"
 FIXED = "g (float[2, 8] x) => (float[2, 8] y) { y = Relu(x) }"
-CACHED = """
-g (
-  float[batch, 2, past, 8] past_keys, float[batch, 2, sequence, 8] new, int64[batch, total] attention_mask
-) => (float[batch, 2, present, 8] shown)
-{
-  joined = Concat <axis = 2> (past_keys, new)
-  mask = Cast <to = 1> (attention_mask)
-  axes = Constant <value = int64[2] {1, 3}> ()
-  column = Unsqueeze (mask, axes)
-  shown = Mul (joined, column)
-}
-"""
 
 
 @pytest.mark.parametrize(
@@ -39,7 +28,7 @@ g (
         (IMAGE, {"pixels": [[1, 3, 8, 8], [2, 3, 8, 8], [4, 3, 8, 8]]}),
         (FIXED, {}),
         (
-            CACHED,
+            WITH_PAST,
             {
                 "past_keys": [[1, 2, 1, 8], [2, 2, 9, 8], [4, 2, 20, 8]],
                 "new": [[1, 2, 1, 8], [2, 2, 9, 8], [4, 2, 20, 8]],
@@ -67,13 +56,13 @@ def test_sizes_of_a_profile_by_name():
     "target", ["tensorrt{build=never}", "gpu{provider=tensorrt}", "gpu{provider=nv_tensorrt_rtx}"]
 )
 def test_a_model_of_any_kind_is_lowered_without_options(tmp_path, target):
-    for text in (DECODER, IMAGE, CACHED):
+    for text in (DECODER, IMAGE, WITH_PAST):
         record = parse_target(target).lower(texts.model_of(text), tmp_path, Context())
         assert record["opset"] == 19
 
 
 @pytest.mark.skipif(not is_installed(RTX), reason="tensorrt_rtx is not installed")
-@pytest.mark.parametrize("text", [DECODER, IMAGE, CACHED])
+@pytest.mark.parametrize("text", [DECODER, IMAGE, WITH_PAST])
 def test_engines_of_any_kind_of_model_are_really_built(tmp_path, text):
     target = parse_target("tensorrt{compute=86 build=require opt=1x8 largest=2x16}")
     record = target.lower(texts.model_of(text), tmp_path, Context())

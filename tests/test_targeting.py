@@ -40,7 +40,7 @@ class Symmetric(Target):
     def lower(self, model: Model, folder: Path, ctx: Context) -> Mapping[str, Any]:
         """Write the model as it is."""
         model.clone().save(folder / "model.onnx")
-        return {"proof": "run by a stand-in", "notes": ["one note"]}
+        return {"proof": "run by a stand-in", "notes": ["one note"], "deployed_bytes": 1000}
 
     def session(self, folder: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """Run it on the CPU."""
@@ -98,6 +98,12 @@ def test_one_table_tells_about_all_targets(built):
     page = (built.output / "report.md").read_text()
     assert page.count("| target | size") == 1
     assert "run by a stand-in" in page
+
+
+def test_sizes_are_of_what_a_device_gets(built):
+    ours, stand_in = (lowered.size.bytes_on_disk for lowered in built.lowered)
+    assert ours >= model_file(built.lowered[0].folder).stat().st_size
+    assert stand_in == 1000
 
 
 def test_every_target_says_below_the_table_what_it_did(built):

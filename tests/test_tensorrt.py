@@ -450,10 +450,12 @@ def test_a_gpu_is_compiled_for_by_what_knows_it(tmp_path, monkeypatch, compute, 
 
     def record(graph, engine, *, compute, module, **_):
         jobs.append((compute, module))
+        engine.write_bytes(b"e" * (5 - len(jobs)))
         return builder.Engine(engine, compute, module, "1", (), (), (), 0.0)
 
     monkeypatch.setattr(tensorrt, "build_engine", record)
-    parse_target("tensorrt{compute=86}").lower(network(tmp_path), tmp_path, Context(ids()))
+    about = parse_target("tensorrt{compute=86}").lower(network(tmp_path), tmp_path, Context(ids()))
+    assert about["deployed_bytes"] == 4, "a device gets one engine, the largest of them at most"
     assert jobs == [("SM86", builder.RTX), *([(compute, module)] if module else [])]
 
 

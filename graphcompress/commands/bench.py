@@ -131,7 +131,7 @@ def _not_measured(names: list[str]) -> str:
 
 def _names(models: list[Path]) -> list[str]:
     """Short names; where two are alike, the whole path with a number."""
-    short = [path.name for path in models]
+    short = [path.resolve().name for path in models]
     if len(set(short)) == len(short):
         return short
     return [f"{number}:{path}" for number, path in enumerate(models, 1)]
