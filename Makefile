@@ -3,6 +3,7 @@
 # make docs   writes docs/passes.md, docs/targets.md and docs/fx.md anew
 # make matrix runs every architecture, exporter and check, and writes docs/support.md; takes hours, goes on when stopped, MATRIX="--only bert" for a part
 # make proofs runs the edge bundle in Node.js, headless Chromium and on emulated ARM64, compiles its Kotlin; installs what they need, skips what it cannot; PROOFS=node for one
+# make engines compiles engines for NVIDIA's GPUs, with TensorRT for RTX, and requires every int8 product in them
 # All of them set up .venv by themselves; Python 3.11 or newer is all they need.
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 PROOFS ?= all
 
-.PHONY: demo test proofs docs matrix clean
+.PHONY: demo test proofs engines docs matrix clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python examples/demo.py
@@ -27,6 +28,10 @@ test: $(VENV)/.installed-dev
 
 proofs: $(VENV)/.installed-dev
 	GRAPHCOMPRESS_PROOFS=$(PROOFS) $(BIN)/pytest -n 0 -rs tests/edge
+
+engines: $(VENV)/.installed-dev
+	$(PIP) --editable '.[tensorrt-rtx]' || echo "TensorRT for RTX cannot be installed here; what needs it is skipped"
+	$(BIN)/pytest -n 0 -rs tests/test_tensorrt.py tests/test_packed.py tests/test_engine_profile.py
 
 docs: $(VENV)/.installed-torch
 	$(BIN)/python -m graphcompress.reference docs
