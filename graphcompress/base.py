@@ -76,7 +76,7 @@ class Capabilities:
         int8_dynamic: activations may be quantised with a scale computed at run time.
         int8_activations: which of ``uint8`` (asymmetric) and ``int8`` (symmetric) run, the better one first.
         int8_weight_bits: bits of an int8 weight in use; 7 where u8×s8 products saturate (x86 without VNNI).
-        constant_expressions: constant expressions over stored tensors are folded when the session is made.
+        constant_expressions: weights may be expressions over what is stored; the target folds or lowers them.
     """
 
     int8_dynamic: bool = True
@@ -96,10 +96,10 @@ class Capabilities:
     def __str__(self) -> str:
         """In the words of the options of ``int8``, which ask for it."""
         schemes = "static or dynamic" if self.int8_dynamic else "static"
-        folded = "folded when a session is made" if self.constant_expressions else "not folded"
+        weights = "stored or expressions" if self.constant_expressions else "stored as they are"
         return (
             f"activations {' or '.join(self.int8_activations)}, scales {schemes}, "
-            f"int8 weights of {self.int8_weight_bits} bits, constant expressions {folded}"
+            f"int8 weights of {self.int8_weight_bits} bits, {weights}"
         )
 
     def common(self, other: Capabilities) -> Capabilities:
