@@ -112,7 +112,7 @@ def test_roundings_that_are_amplified_are_not_wrong(installed, decide, monkeypat
 
 
 def test_numbers_where_there_are_none_are_wrong_however_noisy_the_model_is(installed, decide, monkeypatch):
-    """NaN in other places, in OpenVINO's outputs and in those of the CPU provider without fusions, agrees not."""
+    """NaN agrees with nothing, also where the CPU provider without its fusions gives it, too."""
 
     def with_nan(self, names, feed):
         outputs = self._session.run(names, feed)
