@@ -151,7 +151,7 @@ class Cpu(Target):
         """
         legal, about = self._legal(model, ctx)
         if self.measure and self.profile is None:
-            return _finished(self._lower_by_measuring(legal, model.path, folder, ctx), about)
+            return self._finished(self._lower_by_measuring(legal, model.path, folder, ctx), about)
         asked, shapes, profile = NOTHING_MEASURED, [], None
         if self.profile is not None:
             profile = read_profile(self.profile)
@@ -161,7 +161,16 @@ class Cpu(Target):
         lowered = self._lowered(legal, shapes, ctx, profile)
         artifact = lowered.model.save(folder / MODEL_FILE)
         chosen = choose_provider(self.provider, artifact, legal, shapes, ctx, None)
-        return _finished(_record(_written(lowered, chosen, legal, folder), chosen, asked), about)
+        return self._finished(_record(_written(lowered, chosen, legal, folder), chosen, asked), about)
+
+    def _finished(self, found: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
+        """The record with what was done before any form was chosen; of that, what to know is a note, too."""
+        notes = [about["float_storage"]] if "float_storage" in about else []
+        if found["opset"] > self.newest_opset:
+            notes.append(
+                f"written in opset {found['opset']}, not {self.newest_opset}: {about['opset_reason']}"
+            )
+        return {**found, **about, "notes": [*notes, *found["notes"]]}
 
     def _legal(self, model: Model, ctx: Context) -> tuple[Model, dict[str, Any]]:
         """A copy that the runtime takes, before any form is chosen, and what to record about it."""
@@ -259,12 +268,6 @@ def _written(lowered: Lowered, chosen: Decision, legal: Model, folder: Path) -> 
     legal.save(folder / MODEL_FILE)
     write_session_file(folder)
     return Lowered(legal, ())
-
-
-def _finished(found: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
-    """The record with what was done before any form was chosen; how floats are stored is a note, too."""
-    stored = [about["float_storage"]] if "float_storage" in about else []
-    return {**found, **about, "notes": [*stored, *found["notes"]]}
 
 
 def _record(lowered: Lowered, chosen: Decision, asked: str) -> dict[str, Any]:

@@ -138,6 +138,19 @@ def test_attention_is_an_operator_where_it_is_fastest_and_its_opset_may_be_writt
         assert np.abs(seen - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("newest", [21, 23])
+def test_an_operator_without_an_older_equal_keeps_the_opset_which_is_said(tmp_path, newest):
+    text = "g (float[b,8] x) => (float[b,8] out) { out = RMSNormalization (x, x) }"
+    proto = onnx.parser.parse_model(f'<ir_version: 11, opset_import: ["" : 23]> {text}')
+    (tmp_path / "out").mkdir()
+    target = Cpu(measure=False, newest_opset=newest)
+    record = target.lower(Model(ir.from_proto(proto)), tmp_path / "out", Context())
+    said = [
+        note for note in record["notes"] if note.startswith("written in opset 23, not 21: RMSNormalization")
+    ]
+    assert (record["opset"], len(said)) == (23, newest == 21)
+
+
 def test_a_model_that_cannot_be_raised_has_no_attention_operator(simplified):
     assert OPERATOR in Cpu()._families(simplified)[-1].forms
     simplified.graph.append(ir.node("GroupNormalization", [simplified.graph.outputs[0]] * 3))

@@ -451,6 +451,59 @@ def test_attention_as_one_node_at_many_lengths(form):
 
 
 @pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("hidden", [np.finfo(np.float32).min, -1e30])
+def test_a_query_that_sees_no_key_has_the_mean_of_the_values(rows, hidden):
+    feed = attention_feed(rows)
+    feed["mask"][1] = hidden
+    feed["mask"][0, :, -1] = hidden
+    check_forms(attention_model(rows="1" if rows == 1 else "s"), BOTH, 1, **feed)
+
+
+@pytest.mark.parametrize("opset", [13, 14, 17])
+def test_attention_of_an_older_opset(opset):
+    text = ATTENTION.format(rows="1", key="3, 1", axis=-1, guard="", guarded="")
+    weights = {"heads": np.array([0, 0, 2, 4]), "whole": np.array([0, 0, 8]), "scale": np.float32(0.6)}
+    check_forms(model_of(text, weights, opset), BOTH, 1, **attention_feed())
+
+
+@pytest.mark.parametrize("alone", ["q", "kv", "qkv"])
+def test_a_batch_of_one_that_is_repeated_is_not_matched(alone):
+    """The products repeat it: queries that are weights, one mask for every sample."""
+    text = ATTENTION.format(rows="1", key="3, 1", axis=-1, guard="", guarded="")
+    for name in alone:
+        text = text.replace(f"float[b,s,8] {name},", f"float[1,s,8] {name},")
+    weights = {"heads": np.array([0, 0, 2, 4]), "whole": np.array([0, 0, 8]), "scale": np.float32(0.6)}
+    assert BOTH.sites(model_of(text, weights)) == []
+    text = text.replace("[b,", "[1,")
+    assert len(BOTH.sites(model_of(text, weights))) == 1
+
+
+TWO_ATTENTIONS = """
+g (float[b,s,8] q, float[b,r,8] p, float[b,t,8] k, float[b,1,1,t] mask)
+  => (float[b,s,8] xo, float[b,r,8] yo) {{
+  {0}  {1}
+}}
+"""
+ONE_OF_TWO = """
+  {n}qr = Reshape({q}, heads)  {n}qt = Transpose <perm = [0, 2, 1, 3]> ({n}qr)
+  {n}kr = Reshape(k, heads)  {n}kt = Transpose <perm = [0, 2, 3, 1]> ({n}kr)
+  {n}vr = Reshape(k, heads)  {n}vt = Transpose <perm = [0, 2, 1, 3]> ({n}vr)
+  {n}p = MatMul({n}qt, {n}kt)  {n}a = Add({n}p, mask)  {n}soft = Softmax <axis = -1> ({n}a)
+  {n}c = MatMul({n}soft, {n}vt)  {n}t = Transpose <perm = [0, 2, 1, 3]> ({n}c)
+  {n}o = Reshape({n}t, whole)
+"""
+
+
+def test_attentions_of_two_lengths_share_a_mask_and_not_its_rows():
+    text = TWO_ATTENTIONS.format(ONE_OF_TWO.format(n="x", q="q"), ONE_OF_TWO.format(n="y", q="p"))
+    weights = {"heads": np.array([0, 0, 2, 4]), "whole": np.array([0, 0, 8])}
+    model = model_of(text, weights)
+    mask = np.where(random(2, 1, 1, 4, seed=7) > 0, -1e4, 0).astype(np.float32)
+    feed = {"q": random(2, 3, 8), "p": random(2, 5, 8, seed=1), "k": random(2, 4, 8, seed=2), "mask": mask}
+    check_forms(model, BOTH, 2, **feed)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize(
     "added", ["b = Add(p, bias)  a = Add(b, mask)", "b = Add(mask, p)  a = Add(bias, b)"]
 )

@@ -7,11 +7,13 @@ from graphcompress.targets.cpu import Cpu
 from graphcompress.base import Context
 from graphcompress.data.load import Samples
 from graphcompress.forms import padding_choice
+from graphcompress.forms.attention import OPERATOR, Attention
 from graphcompress.forms.cache import MeasurementCache
 from graphcompress.forms.padding import remove_padding
 from graphcompress.forms.padding_choice import choose_padding
 from graphcompress.model import Model
 from graphcompress.pipeline import Pipeline
+from graphcompress.rewrite import Rewriter
 from graphcompress.runtime import session_of
 
 
@@ -33,6 +35,17 @@ def int8_model(tiny_bert, tiny_samples, tmp_path):
     return lowered(tiny_bert, tmp_path)
 
 
+@pytest.fixture
+def operator_model(tiny_bert):
+    """Attention as the standard operator, as where that measures fastest."""
+    Pipeline.parse("simplify").run(tiny_bert, Context())
+    family = Attention(operator=True)
+    with Rewriter(tiny_bert, Context()) as rw:
+        for site in family.sites(tiny_bert):
+            family.forms[OPERATOR](rw, site)
+    return tiny_bert
+
+
 MASKS = {
     "none padded": [[1, 1, 1, 1, 1], [1, 1, 1, 1, 1]],
     "padded behind": [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]],
@@ -43,7 +56,7 @@ MASKS = {
 
 
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-@pytest.mark.parametrize("kind", ["float_model", "int8_model"])
+@pytest.mark.parametrize("kind", ["float_model", "int8_model", "operator_model"])
 def test_real_tokens_get_the_same_answers(kind, mask, request, tmp_path):
     model = request.getfixturevalue(kind)
     mask = np.array(mask)

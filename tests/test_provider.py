@@ -111,6 +111,21 @@ def test_roundings_that_are_amplified_are_not_wrong(installed, decide, monkeypat
     assert "without its own fusions the CPU provider is at 200.0 dB" in decision.why
 
 
+def test_numbers_where_there_are_none_are_wrong_however_noisy_the_model_is(installed, decide, monkeypatch):
+    """NaN agrees with nothing, also where the CPU provider without its fusions gives it, too."""
+
+    def with_nan(self, names, feed):
+        outputs = self._session.run(names, feed)
+        return [np.full_like(output, np.nan) for output in outputs]
+
+    installed()
+    monkeypatch.setattr("graphcompress.forms.provider.session_of", lambda path, optimize: WrongAt(path, 32))
+    monkeypatch.setattr(WrongAt, "run", with_nan)
+    decision = decide()
+    assert not decision.openvino
+    assert "gives other outputs than the CPU provider at length 1 (SQNR -inf dB" in decision.why
+
+
 def test_a_length_at_which_it_does_not_run_is_a_reason(installed, decide, monkeypatch):
     def failing(self, names, feed):
         if feed["input_ids"].shape == (1, 32):

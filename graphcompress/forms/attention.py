@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.arguments import scaled
+from graphcompress.forms.attention_mask import above_lowest, sum_of_masks, with_rows
 from graphcompress.forms.family import (
     CONTRIB,
     Family,
@@ -99,6 +98,8 @@ def _at(softmax: ir.Node) -> AttentionSite | None:
         return None
     if not q.heads == k.heads == v.heads or q.size != k.size or not all(map(_broadcasts, masks)):
         return None
+    if not _is_one_batch((q.source, k.source, v.source), masks):
+        return None
     nodes = dict.fromkeys((*q.nodes, *k.nodes, *v.nodes, product, *inner, softmax, context, *outer))
     scale *= q.scale * k.scale
     return AttentionSite(tuple(nodes), q.source, k.source, v.source, masks, q.heads, scale)
@@ -186,11 +187,20 @@ def _broadcasts(mask: ir.Value) -> bool:
     return mask.shape is not None and len(mask.shape) == 4 and mask.shape[3] != 1
 
 
+def _is_one_batch(operands: tuple[ir.Value, ...], masks: tuple[ir.Value, ...]) -> bool:
+    """Whether nothing with a batch of one (queries that are weights) is repeated, which operators do not."""
+    single = [value.shape is not None and value.shape[0] == 1 for value in operands]
+    if any(single):
+        return all(single) and all(mask.shape is not None and mask.shape[0] == 1 for mask in masks)
+    return True
+
+
 def _as_multi_head(rw: Rewriter, site: Site) -> None:
     if not isinstance(site, AttentionSite):
         return
     last = site.nodes[-1]
-    mask = _whole_mask(rw, site, last)
+    mask = sum_of_masks(rw, site.masks, last)
+    mask = None if mask is None else with_rows(rw, mask, site.q, last)
     operands = (site.q, site.k, site.v, None, None, mask)
     value = rw.node(
         "MultiHeadAttention",
@@ -209,10 +219,11 @@ def _as_operator(rw: Rewriter, site: Site) -> None:
         return
     raise_opset(rw, OPERATOR_OPSET)
     last = site.nodes[-1]
-    mask = (_whole_mask(rw, site, last),) if site.masks else ()
+    mask = sum_of_masks(rw, site.masks, last)
+    masks = () if mask is None else (with_rows(rw, above_lowest(rw, mask, last), site.q, last),)
     value = rw.node(
         "Attention",
-        *(site.q, site.k, site.v, *mask),
+        *(site.q, site.k, site.v, *masks),
         before=last,
         name=site.name,
         q_num_heads=site.heads,
@@ -220,42 +231,3 @@ def _as_operator(rw: Rewriter, site: Site) -> None:
         scale=site.scale,
     )
     put_in_place(rw, last.outputs[0], value)
-
-
-def _whole_mask(rw: Rewriter, site: AttentionSite, before: ir.Node) -> ir.Value | None:
-    """The mask with a row for every query, which the operator wants; attentions of one length share it."""
-    mask = functools.reduce(lambda a, b: _sum(rw, a, b, before), site.masks) if site.masks else None
-    if mask is None or mask.shape is None or mask.shape[2] != 1:
-        return mask
-    name = f"{mask.name}.rows"
-    for reader in mask.consumers():
-        if reader.outputs[0].name == name and _queries(reader) == _queries_of(site):
-            return reader.outputs[0]
-    rows = rw.node("Shape", site.q, before=before, name=f"{mask.name}.queries", start=1, end=2)
-    ones = rw.constant(np.ones(1, np.int64), f"{mask.name}.ones")
-    target = rw.node("Concat", ones, ones, rows, ones, before=before, name=f"{mask.name}.target", axis=0)
-    return rw.node("Expand", mask, target, before=before, name=name)
-
-
-def _sum(rw: Rewriter, one: ir.Value, other: ir.Value, before: ir.Node) -> ir.Value:
-    """Two masks in one; attentions that have both of them share it."""
-    name = f"{one.name}.with.{other.name}"
-    for reader in one.consumers():
-        if reader.outputs[0].name == name:
-            return reader.outputs[0]
-    value = rw.node("Add", one, other, before=before, name=name)
-    pairs = zip(one.shape or (), other.shape or (), strict=True)
-    value.type, value.shape = one.type, ir.Shape([b if a == 1 else a for a, b in pairs])
-    return value
-
-
-def _queries(expand: ir.Node) -> object:
-    """Number of queries, by size or symbol, that an Expand written by :func:`_whole_mask` was made for."""
-    target = expand.inputs[1].producer() if expand.inputs[1] is not None else None
-    rows = target.inputs[2].producer() if target is not None and target.inputs[2] is not None else None
-    source = rows.inputs[0] if rows is not None else None
-    return source.shape[1] if source is not None and source.shape is not None else None
-
-
-def _queries_of(site: AttentionSite) -> object:
-    return site.q.shape[1] if site.q.shape is not None else object()

@@ -41,7 +41,7 @@ def _lower_opset(model: Model, newest: int) -> str | None:
     for graph in model.ir.graphs():
         for node in graph:
             if not node.domain and not _unchanged(node, model.opset, newest):
-                return f"{node.op_type} (node {node.name!r}) has no equal before opset {model.opset}"
+                return f"{node.op_type} (node {node.name!r}) has no equal in opset {newest}"
     model.graph.opset_imports[""] = newest
     return None
 

@@ -19,6 +19,9 @@ _ELEMENTWISE = frozenset(
     | {"Cast", "QuantizeLinear", "DequantizeLinear", "Identity"}
 )
 _PRODUCTS = frozenset({"MatMul", "MatMulIntegerToFloat"})
+_MASK_INPUTS = {(CONTRIB, "MultiHeadAttention"): 5, ("", "Attention"): 3}
+"""Attention in one operator → which of its inputs is the mask."""
+
 _BY_LAST_AXIS = frozenset({"LayerNormalization", "Split"})
 
 
@@ -30,8 +33,9 @@ def remove_padding(model: Model, ctx: Context) -> int:
     Attention and everything else read what they read before; at padding they find the numbers of a real
     token, which a mask hides as it hid those of padding. Outputs differ at padding only.
 
-    Left alone: a model without MultiHeadAttention under a mask that comes from an input [batch, tokens],
-    dynamic quantisation (its scale is one for all tokens), and nodes without a product beside them.
+    Left alone: a model without attention in one operator under a mask that comes from an input
+    [batch, tokens], dynamic quantisation (its scale is one for all tokens), and nodes without a product
+    beside them.
     """
     mask = _mask(model)
     if mask is None or mask.shape is None:
@@ -63,8 +67,11 @@ def remove_padding(model: Model, ctx: Context) -> int:
 
 def _mask(model: Model) -> ir.Value | None:
     """The input [batch, tokens] that hides keys from every attention, when there is one."""
-    heads = [node for node in model.graph if node.domain == CONTRIB and node.op_type == "MultiHeadAttention"]
-    hidden = [_inputs_behind(node.inputs[5] if len(node.inputs) > 5 else None) for node in heads]
+    found = ((node, _MASK_INPUTS.get((node.domain, node.op_type))) for node in model.graph)
+    heads = [(node, index) for node, index in found if index is not None]
+    hidden = [
+        _inputs_behind(node.inputs[index] if len(node.inputs) > index else None) for node, index in heads
+    ]
     if not hidden or any(found != hidden[0] for found in hidden):
         return None
     masks = [

@@ -12,9 +12,10 @@ from graphcompress.rewrite import Rewriter
 AXES_AS_INPUT = 18
 """Since this opset every reduction reads its axes from an input, and Split says how many parts it makes."""
 
-_ANOTHER_MEANING = {"GroupNormalization": 21}
+_ANOTHER_MEANING = {"GroupNormalization": 21, "RoiAlign": 16}
 """Operators that mean something else since that opset, which their definitions' names and types do not tell:
-scale and bias are per channel, and were per group."""
+scale and bias are per channel, and were per group; regions begin half a pixel earlier, unless a new attribute
+says otherwise."""
 
 
 def raise_opset(rw: Rewriter, version: int) -> str | None:
