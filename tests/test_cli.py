@@ -290,7 +290,7 @@ def test_listings_give_defaults_and_contracts(command):
         runs = {entry["name"]: entry["capabilities"] for entry in entries}
         assert runs["tensorrt"]["int8_activations"] == ["int8"]
         assert not runs["tensorrt"]["int8_dynamic"]
-        words = "activations int8, scales static, int8 weights of 8 bits, constant expressions folded"
+        words = "activations int8, scales static, int8 weights of 8 bits, stored or expressions"
         assert words in run(command, "tensorrt").stdout
     assert entries[0]["name"] in run(command, entries[0]["name"]).stdout
 
