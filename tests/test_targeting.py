@@ -139,8 +139,10 @@ def test_only_what_the_cpu_provider_runs_has_a_roofline(built):
     cpu = built.output / "cpu"
     arguments = ["bench", str(cpu), "--shapes", "1x4", "--rounds", "1", "--json"]
     assert list(json.loads(CliRunner().invoke(app, arguments).stdout)["roofline"]) == ["cpu"]
+    assert "no roofline" not in CliRunner().invoke(app, arguments[:-1]).stdout
     (cpu / SESSION_FILE).write_text('{"provider": "another"}')
     assert json.loads(CliRunner().invoke(app, arguments).stdout)["roofline"] == {}
+    assert "no roofline: cpu, only ONNX models" in CliRunner().invoke(app, arguments[:-1]).stdout
 
 
 def test_a_folder_of_several_artifacts_says_so_when_it_is_opened(built):

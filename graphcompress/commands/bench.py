@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from graphcompress.data.samples import Samples
     from graphcompress.roofline import Roofline
 
+_NO_ROOFLINE = "only ONNX models with products that ran on the CPU provider at the last shape have one"
 _INSTEAD = "to time what stands in for it here, name the model's file in it"
 
 
@@ -95,6 +96,9 @@ def bench(
         console.print(f"{shape}: {text}")
     if untimed:
         console.print(f"{_not_measured(untimed)}; {_INSTEAD}")
+    left_out = [name for name in timed if roofline and name not in found]
+    if left_out:
+        console.print(f"no roofline: {', '.join(left_out)}, {_NO_ROOFLINE}")
     for name, item in found.items():
         console.print(f"roofline, {roofline_line(name, results[-1].shape, item)}")
     console.print(f"lengths from {origin(samples)}; brackets: 10th to 90th percentile of {rounds} rounds")
