@@ -14,6 +14,8 @@ PIP     = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constr
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 PROOFS ?= all
+# The package as it is installed: mypy knows nothing of package-dir, by which passes/ is graphcompress.passes.
+TYPED = $(VENV)/typed/graphcompress
 
 .PHONY: demo test proofs engines docs matrix clean
 
@@ -23,7 +25,9 @@ demo: $(VENV)/.installed-demo
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p graphcompress
+	rm -rf $(TYPED) && mkdir -p $(TYPED)
+	ln -s $(CURDIR)/graphcompress/* $(CURDIR)/passes $(CURDIR)/targets $(TYPED)
+	MYPYPATH=$(dir $(TYPED)) $(BIN)/mypy -p graphcompress
 	$(BIN)/pytest -n 2
 
 proofs: $(VENV)/.installed-dev
@@ -34,7 +38,7 @@ engines: $(VENV)/.installed-dev
 	$(BIN)/pytest -n 0 -rs tests/test_tensorrt.py tests/test_packed.py tests/test_engine_profile.py
 
 docs: $(VENV)/.installed-torch
-	$(BIN)/python -m graphcompress.reference docs
+	$(BIN)/python -m graphcompress.plugin.reference docs
 	$(BIN)/python -W ignore -m graphcompress.fx.conformance docs/fx.md
 
 matrix: $(VENV)/.installed-dev

@@ -21,17 +21,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from graphcompress.targets.cpu import Cpu
 
-from graphcompress.base import Context
 from graphcompress.data.load import load_samples, synthetic_samples
 from graphcompress.errors import MissingExtraError, UsageError
-from graphcompress.forms.openvino import open_session
-from graphcompress.forms.provider import outputs_of
-from graphcompress.measure import interleaved
-from graphcompress.model import Model
-from graphcompress.pipeline import Pipeline
-from graphcompress.runtime import Feed, session_of
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import Feed, session_of
+from graphcompress.measure.timing import interleaved
+from graphcompress.pipeline.pipeline import Pipeline
+from graphcompress.plugin.base import Context
+from graphcompress.targets.cpu.cpu import Cpu
+from graphcompress.targets.cpu.openvino import open_session
+from graphcompress.targets.cpu.provider import outputs_of
 
 SHAPES = ((1, 16), (1, 128), (8, 128))
 PASSES = {"fp32": "simplify", "int8": "simplify,int8"}

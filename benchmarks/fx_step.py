@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModel
 
-from graphcompress.base import Context
 from graphcompress.fx import to_fx
-from graphcompress.model import Model
-from graphcompress.pipeline import Pipeline
+from graphcompress.graph.model import Model
+from graphcompress.pipeline.pipeline import Pipeline
+from graphcompress.plugin.base import Context
 
 Step = Callable[[], float]
 

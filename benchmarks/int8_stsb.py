@@ -18,16 +18,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from graphcompress.passes.int8 import Int8
 from rich.console import Console
 from rich.table import Table
 
-from graphcompress.base import Capabilities, Context
 from graphcompress.data.load import Samples, load_samples
-from graphcompress.metrics import answers, metric, score
-from graphcompress.model import Model
-from graphcompress.runtime import session_of
-from graphcompress.verify import batch_invariance, compare
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import session_of
+from graphcompress.measure.metrics import answers, metric, score
+from graphcompress.measure.verify import batch_invariance, compare
+from graphcompress.passes.quantize.int8 import Int8
+from graphcompress.plugin.base import Capabilities, Context
 
 CALIBRATION_SENTENCES = 300
 CHECKED_ALONE = 64

@@ -27,15 +27,15 @@ from rich.console import Console
 from rich.table import Table
 
 from graphcompress.analysis.linears import linears
-from graphcompress.base import Context
-from graphcompress.calibrate import observe
 from graphcompress.data.load import Samples, load_samples
-from graphcompress.metrics import answers, metric, score
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import session_of
+from graphcompress.measure.calibrate import observe
+from graphcompress.measure.metrics import answers, metric, score
 from graphcompress.numerics.kronecker.product import relative_error
 from graphcompress.numerics.moments import SecondMoment
-from graphcompress.pipeline import Pipeline
-from graphcompress.runtime import session_of
+from graphcompress.pipeline.pipeline import Pipeline
+from graphcompress.plugin.base import Context
 
 CALIBRATION_PAIRS = 150
 CHECKED_PAIRS = 100

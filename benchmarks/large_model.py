@@ -65,14 +65,14 @@ def write_model(folder: Path, gigabytes: float) -> Path:
 
 def load(path: Path) -> None:
     """Read the model."""
-    from graphcompress.model import Model
+    from graphcompress.graph.model import Model
 
     Model.load(path)
 
 
 def check(path: Path) -> None:
     """Read every weight once."""
-    from graphcompress.model import Model
+    from graphcompress.graph.model import Model
 
     Model.load(path).check_weights_are_finite()
 
@@ -80,9 +80,9 @@ def check(path: Path) -> None:
 def save(path: Path) -> None:
     """Read, replace one weight, save."""
     from graphcompress.analysis.linears import linears
-    from graphcompress.base import Context
-    from graphcompress.model import Model
-    from graphcompress.rewrite import Rewriter
+    from graphcompress.graph.model import Model
+    from graphcompress.plugin.base import Context
+    from graphcompress.rewrite.rewriter import Rewriter
 
     model = Model.load(path)
     with Rewriter(model, Context()) as rw:
@@ -96,9 +96,9 @@ def save(path: Path) -> None:
 
 def run(path: Path) -> None:
     """One pass with its checks, which run the model before and after on ONNX Runtime."""
-    from graphcompress.base import Context
-    from graphcompress.model import Model
-    from graphcompress.pipeline import Pipeline
+    from graphcompress.graph.model import Model
+    from graphcompress.pipeline.pipeline import Pipeline
+    from graphcompress.plugin.base import Context
 
     (record,) = Pipeline.parse("simplify").run(Model.load(path), Context())
     if record.step.max_error:

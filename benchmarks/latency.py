@@ -2,7 +2,7 @@
 
     python benchmarks/latency.py minilm.onnx --data stsb/ [--passes simplify,int8] [--ablation]
 
-Contenders take turns in one process (``graphcompress.measure``): the file as it came in, the same file
+Contenders take turns in one process (``graphcompress.measure.timing``): the file as it came in, the same file
 through ``onnxruntime.quantization.quantize_dynamic`` with default options, and the lowered result of
 ``--passes`` with 300 calibration sentences of STS-B train. All run in plain ``onnxruntime.InferenceSession``
 with default options, at batch 1 × the median length of STS-B dev, 1 × 128 and 8 × 128. ``--ablation`` adds
@@ -18,19 +18,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from graphcompress.targets.cpu import Cpu, families, parse_shapes
-
-from graphcompress.base import Context
-from graphcompress.bench import bench
 from graphcompress.data.load import Samples, load_samples
-from graphcompress.forms.cache import MeasurementCache
-from graphcompress.forms.choice import choose_forms
-from graphcompress.forms.family import UNCHANGED
-from graphcompress.forms.legal import legalise
-from graphcompress.model import Model
-from graphcompress.pipeline import Pipeline
-from graphcompress.runtime import session_of
-from graphcompress.verify import Run
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import session_of
+from graphcompress.measure.bench import bench
+from graphcompress.measure.cache import MeasurementCache
+from graphcompress.measure.verify import Run
+from graphcompress.pipeline.pipeline import Pipeline
+from graphcompress.plugin.base import Context
+from graphcompress.rules.family import UNCHANGED
+from graphcompress.rules.legal import legalise
+from graphcompress.targets.common.choice import choose_forms
+from graphcompress.targets.cpu.cpu import Cpu, families, parse_shapes
 
 CALIBRATION_PAIRS = 150
 BASE = "quantize_dynamic"

@@ -21,12 +21,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from graphcompress.bench import bench
 from graphcompress.data.load import Samples, load_samples
-from graphcompress.metrics import answers, metric, score
-from graphcompress.model import Model
-from graphcompress.runtime import session_of
-from graphcompress.verify import Run
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import session_of
+from graphcompress.measure.bench import bench
+from graphcompress.measure.metrics import answers, metric, score
+from graphcompress.measure.verify import Run
 
 CALIBRATION_PAIRS = 150
 SEED = 0

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from graphcompress.passes.simplify import Simplify
 from rich.console import Console
 from rich.table import Table
 
-from graphcompress.base import Context
 from graphcompress.data.load import synthetic_samples
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
+from graphcompress.passes.simplify import Simplify
+from graphcompress.plugin.base import Context
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from matrix.tools import TOOLS, counts, nodes

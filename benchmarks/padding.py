@@ -12,16 +12,16 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from graphcompress.targets.cpu import Cpu
 
-from graphcompress.base import Context
 from graphcompress.data.load import load_samples
 from graphcompress.data.samples import padding_mask
-from graphcompress.measure import interleaved
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import session_of
+from graphcompress.measure.timing import interleaved
 from graphcompress.numerics.metrics import sqnr_db
-from graphcompress.pipeline import Pipeline
-from graphcompress.runtime import session_of
+from graphcompress.pipeline.pipeline import Pipeline
+from graphcompress.plugin.base import Context
+from graphcompress.targets.cpu.cpu import Cpu
 
 BATCH = 8
 

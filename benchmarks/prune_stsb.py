@@ -28,15 +28,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from graphcompress.passes.prune import Prune
 from rich.console import Console
 from rich.table import Table
 
-from graphcompress.base import Context
 from graphcompress.data.load import Samples, load_samples
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import session_of
 from graphcompress.numerics.metrics import cosine, spearman, sqnr_db
-from graphcompress.runtime import session_of
+from graphcompress.passes.prune.prune import Prune
+from graphcompress.plugin.base import Context
 
 CALIBRATION_SENTENCES = 300
 BATCH = 32

@@ -28,11 +28,11 @@ from rich.console import Console
 from rich.table import Table
 
 import graphcompress
-from graphcompress.bench import bench
 from graphcompress.data.load import load_samples
-from graphcompress.metrics import answers, metric
-from graphcompress.model import Model
-from graphcompress.verify import Run
+from graphcompress.graph.model import Model
+from graphcompress.measure.bench import bench
+from graphcompress.measure.metrics import answers, metric
+from graphcompress.measure.verify import Run
 
 HALF = "prune{ffn=0.5 heads=0.5}"
 K8 = "kron{preset=k8}"

@@ -9,37 +9,37 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from graphcompress.artifact.opening import session
-    from graphcompress.base import Capabilities, Context, Exact, Lossy, Pass, Target
-    from graphcompress.build import Build, optimize
+    from graphcompress.build.opening import session
+    from graphcompress.build.optimize import Build, optimize
     from graphcompress.capturing.checkpoint import export
     from graphcompress.capturing.module import capture
     from graphcompress.data.load import Samples, load_samples
-    from graphcompress.model import Model
-    from graphcompress.options import option
-    from graphcompress.pipeline import Pipeline
-    from graphcompress.rewrite import Rewriter
+    from graphcompress.graph.model import Model
+    from graphcompress.pipeline.pipeline import Pipeline
+    from graphcompress.plugin.base import Capabilities, Context, Exact, Lossy, Pass, Target
+    from graphcompress.plugin.options import option
+    from graphcompress.rewrite.rewriter import Rewriter
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Build": "build",
-    "Capabilities": "base",
-    "Context": "base",
-    "Exact": "base",
-    "Lossy": "base",
-    "Model": "model",
-    "Pass": "base",
-    "Pipeline": "pipeline",
-    "Rewriter": "rewrite",
+    "Build": "build.optimize",
+    "Capabilities": "plugin.base",
+    "Context": "plugin.base",
+    "Exact": "plugin.base",
+    "Lossy": "plugin.base",
+    "Model": "graph.model",
+    "Pass": "plugin.base",
+    "Pipeline": "pipeline.pipeline",
+    "Rewriter": "rewrite.rewriter",
     "Samples": "data.samples",
-    "Target": "base",
+    "Target": "plugin.base",
     "capture": "capturing.module",
     "export": "capturing.checkpoint",
     "load_samples": "data.load",
-    "optimize": "build",
-    "option": "options",
-    "session": "artifact.opening",
+    "optimize": "build.optimize",
+    "option": "plugin.options",
+    "session": "build.opening",
 }
 
 __all__ = [  # noqa: RUF022 - the two verbs first
@@ -65,8 +65,8 @@ __all__ = [  # noqa: RUF022 - the two verbs first
 
 
 def load(path: str) -> Model:
-    """Read an ONNX file; see :meth:`graphcompress.model.Model.load`."""
-    from graphcompress.model import Model
+    """Read an ONNX file; see :meth:`graphcompress.graph.model.Model.load`."""
+    from graphcompress.graph.model import Model
 
     return Model.load(path)
 

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphcompress.analysis.linears import embeddings, linears
-from graphcompress.base import Context, Contract, Lossy, Pass, Training
 from graphcompress.errors import UsageError
-from graphcompress.expressions import leaves
-from graphcompress.extras import needs_torch
-from graphcompress.model import Model
-from graphcompress.options import option
-from graphcompress.rewrite import Rewriter
+from graphcompress.graph.expressions import leaves
+from graphcompress.graph.model import Model
+from graphcompress.plugin.base import Context, Contract, Lossy, Pass, Training
+from graphcompress.plugin.extras import needs_torch
+from graphcompress.plugin.options import option
+from graphcompress.rewrite.rewriter import Rewriter
 
 if TYPE_CHECKING:
-    from graphcompress.distillation.settings import Settings
+    from graphcompress.training.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Distill(Pass):
         if ctx.training is None:
             return
         needs_torch("distill")
-        from graphcompress.distillation.prepare import check
+        from graphcompress.training.prepare import check
 
         check(model, ctx.training, self.settings())
 
@@ -106,12 +106,12 @@ class Distill(Pass):
 
     def settings(self) -> Settings:
         """The options as the training reads them."""
-        from graphcompress.distillation.settings import Settings
+        from graphcompress.training.settings import Settings
 
         return Settings(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)})
 
     def _train(self, rw: Rewriter, training: Training, original: Model) -> None:
-        from graphcompress.distillation.training import train
+        from graphcompress.training.training import train
 
         result, unshared, changed = train(rw.model, original, training, self.settings(), rw.ctx)
         for item in (*linears(rw.model), *embeddings(rw.model)):

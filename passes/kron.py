@@ -16,17 +16,17 @@ from threadpoolctl import threadpool_limits
 from graphcompress.analysis.couplings import FFN, HEAD, couplings
 from graphcompress.analysis.linears import Embedding, Linear, embeddings, linears
 from graphcompress.analysis.sharing import layout, readers, stored_tensor
-from graphcompress.base import Context, Contract, Lossy, Pass
-from graphcompress.calibrate import observe, portions
 from graphcompress.errors import UsageError
-from graphcompress.kronecker_forms import write_expression
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
+from graphcompress.measure.calibrate import observe, portions
 from graphcompress.numerics.kronecker.choice import Choice, Wish, choose_embedding, choose_linear
 from graphcompress.numerics.kronecker.presets import PRESETS, Role
 from graphcompress.numerics.kronecker.product import Split, row_splits, splits
 from graphcompress.numerics.moments import SecondMoment
-from graphcompress.options import option
-from graphcompress.rewrite import Rewriter
+from graphcompress.plugin.base import Context, Contract, Lossy, Pass
+from graphcompress.plugin.options import option
+from graphcompress.rewrite.kronecker import write_expression
+from graphcompress.rewrite.rewriter import Rewriter
 
 MAX_ERROR = 0.04
 """Relative output error that a layer may have when the options ask for nothing else."""

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graphcompress.analysis.linears import inner_linears, overridable_weights
-from graphcompress.base import Context, Contract, Exact, Pass
-from graphcompress.expressions import is_constant
-from graphcompress.fused.operators import standardise
-from graphcompress.model import Model, is_weight
-from graphcompress.options import option
-from graphcompress.rewrite import Rewriter
+from graphcompress.graph.expressions import is_constant
+from graphcompress.graph.model import Model, is_weight
+from graphcompress.plugin.base import Context, Contract, Exact, Pass
+from graphcompress.plugin.options import option
+from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules import convolutions, linears
 from graphcompress.rules.everything import simplify
+from graphcompress.rules.fused.operators import standardise
 
 LARGEST_INPUT = 1e6
 

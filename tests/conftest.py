@@ -12,7 +12,7 @@ from bert import Bert
 from hypothesis import HealthCheck, settings
 
 from graphcompress.data.load import Samples
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
 
 settings.register_profile(
     "tests",
@@ -77,5 +77,5 @@ def random_samples(count: int, *, vocabulary: int = 100, seed: int = 0) -> Sampl
 def quick_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forms are measured in one short round, and kept for this test alone."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("graphcompress.forms.choice.ROUNDS", 1)
-    monkeypatch.setattr("graphcompress.forms.choice._TURN_SECONDS", 0.0)
+    monkeypatch.setattr("graphcompress.targets.common.choice.ROUNDS", 1)
+    monkeypatch.setattr("graphcompress.targets.common.choice._TURN_SECONDS", 0.0)

@@ -8,10 +8,10 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.couplings import Group, couplings
-from graphcompress.base import Context
-from graphcompress.model import Model
-from graphcompress.pruning.cut import cut
-from graphcompress.rewrite import Rewriter
+from graphcompress.graph.model import Model
+from graphcompress.passes.prune.cut import cut
+from graphcompress.plugin.base import Context
+from graphcompress.rewrite.rewriter import Rewriter
 
 TOLERANCE = 1e-5
 """Of the output's range: zeroed and cut differ by the order of additions alone."""

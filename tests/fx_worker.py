@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from graphcompress.fx import to_fx
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
 
 
 def batch() -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
 
 WIDTH, HIDDEN, ROWS = 32, 64, 40
 

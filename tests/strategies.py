@@ -9,8 +9,8 @@ from typing import Any
 
 import hypothesis.strategies as st
 
-from graphcompress.base import Pass, Target
 from graphcompress.errors import UsageError
+from graphcompress.plugin.base import Pass, Target
 
 
 def instances(cls: type[Pass] | type[Target]) -> st.SearchStrategy[Any]:

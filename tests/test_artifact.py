@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from graphcompress.artifact.folder import (
+from graphcompress.build.folder import (
     MANIFEST,
     file_hashes,
     read_manifest,

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from graphcompress.analysis.bounds import Bounds
 from graphcompress.analysis.intervals.interval import FALSE, TRUE
 from graphcompress.data.load import Samples
-from graphcompress.model import Model
-from graphcompress.runtime import Runner
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import Runner
 
 
 def test_every_value_of_a_model_lies_in_its_range(tiny_bert: Model, tiny_samples: Samples) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from graphcompress import calibrate
 from graphcompress.analysis.linears import linears
-from graphcompress.calibrate import BATCH, equal_batches, observe, real_tokens
 from graphcompress.data.load import Samples
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
+from graphcompress.measure import calibrate
+from graphcompress.measure.calibrate import BATCH, equal_batches, observe, real_tokens
 from graphcompress.numerics.observers import Activation
 
 

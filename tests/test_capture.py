@@ -27,8 +27,8 @@ from graphcompress.errors import (  # noqa: E402
     UnsupportedModelError,
     UsageError,
 )
-from graphcompress.extras import needs_torch  # noqa: E402
-from graphcompress.runtime import Runner, session_of  # noqa: E402
+from graphcompress.graph.runtime import Runner, session_of  # noqa: E402
+from graphcompress.plugin.extras import needs_torch  # noqa: E402
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
 

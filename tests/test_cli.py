@@ -18,7 +18,7 @@ import onnx
 import pytest
 
 from graphcompress import cli
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
 
 PASSES = "simplify,int8"
 LIMIT = ("--no-bench", "--target", "cpu{measure=false}")
@@ -376,7 +376,7 @@ def test_a_full_disk_is_one_sentence(folder, monkeypatch):
 
 
 SLOW = """
-import sys, time, graphcompress.targets.cpu as cpu
+import sys, time, graphcompress.targets.cpu.cpu as cpu
 def slow(self, model, folder, ctx):
     (folder / "half.onnx").write_bytes(b"half")
     print("lowering", flush=True)

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from graphcompress import optimize, registry, session
+from graphcompress import optimize, session
+from graphcompress.build.report import target_lines
 from graphcompress.data.load import Samples
 from graphcompress.errors import UsageError
-from graphcompress.reference import describe
-from graphcompress.report import target_lines
+from graphcompress.plugin import registry
+from graphcompress.plugin.reference import describe
 
 PAGE = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 PASS, TESTS, TARGET = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)

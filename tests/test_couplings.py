@@ -10,7 +10,6 @@ import onnxruntime as ort
 import pytest
 import texts
 from cutting import TOLERANCE, narrowed, some_of, zeroed
-from graphcompress.passes.simplify import Simplify
 from hypothesis import given
 
 from graphcompress.analysis.atoms.unify import Atoms
@@ -18,10 +17,11 @@ from graphcompress.analysis.couplings import FFN, HEAD, HIDDEN, OTHER, Group, co
 from graphcompress.analysis.linears import linears
 from graphcompress.analysis.reshape import reshape_target
 from graphcompress.analysis.sizes import Size, size_of
-from graphcompress.base import Context
-from graphcompress.model import Model
-from graphcompress.pruning.cut import cut
-from graphcompress.rewrite import Rewriter
+from graphcompress.graph.model import Model
+from graphcompress.passes.prune.cut import cut
+from graphcompress.passes.simplify import Simplify
+from graphcompress.plugin.base import Context
+from graphcompress.rewrite.rewriter import Rewriter
 
 # ---- oracle: zeroing a unit everywhere equals cutting it
 

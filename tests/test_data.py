@@ -21,8 +21,8 @@ from graphcompress.data.lengths import longest_sample
 from graphcompress.data.load import Samples, load_samples, synthetic_samples
 from graphcompress.data.tables import read_columns
 from graphcompress.errors import DataError
-from graphcompress.model import Model
-from graphcompress.runtime import Runner
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import Runner
 
 lengths = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 

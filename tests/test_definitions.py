@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 import texts
 
-from graphcompress.base import Context
-from graphcompress.engines.builder import RTX, is_installed
-from graphcompress.forms.legal import legalise
-from graphcompress.lowering.definitions import spell_out
+from graphcompress.graph.runtime import Runner
 from graphcompress.numerics.metrics import sqnr_db
-from graphcompress.runtime import Runner
-from graphcompress.targeting import parse_target
+from graphcompress.plugin.base import Context
+from graphcompress.plugin.targeting import parse_target
+from graphcompress.rules.definitions import spell_out
+from graphcompress.rules.legal import legalise
+from graphcompress.targets.nvidia.engines.builder import RTX, is_installed
 
 GRAPH = """
 g (float[batch, length, 32] x) => (float[batch, length, 32] y)

@@ -22,21 +22,8 @@ from typer.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 
-from graphcompress.passes.distill import Distill  # noqa: E402
-
-from graphcompress.base import Context, Training  # noqa: E402
 from graphcompress.cli import app  # noqa: E402
 from graphcompress.data.samples import Samples  # noqa: E402
-from graphcompress.distillation import checkpoints, loop  # noqa: E402
-from graphcompress.distillation.batches import Batches, parts  # noqa: E402
-from graphcompress.distillation.evaluation import Evaluation  # noqa: E402
-from graphcompress.distillation.losses import Answer, Counts, Losses, divergence, mask_of  # noqa: E402
-from graphcompress.distillation.parameters import (  # noqa: E402
-    keep_scales_positive,
-    optimizer,
-    set_rate,
-)
-from graphcompress.distillation.prepare import prepare, run  # noqa: E402
 from graphcompress.errors import (  # noqa: E402
     ContractError,
     DataError,
@@ -45,10 +32,22 @@ from graphcompress.errors import (  # noqa: E402
     UsageError,
 )
 from graphcompress.fx import to_fx  # noqa: E402
-from graphcompress.metrics import metric  # noqa: E402
-from graphcompress.model import Model  # noqa: E402
-from graphcompress.pipeline import Pipeline  # noqa: E402
-from graphcompress.runtime import Runner  # noqa: E402
+from graphcompress.graph.model import Model  # noqa: E402
+from graphcompress.graph.runtime import Runner  # noqa: E402
+from graphcompress.measure.metrics import metric  # noqa: E402
+from graphcompress.passes.distill import Distill  # noqa: E402
+from graphcompress.pipeline.pipeline import Pipeline  # noqa: E402
+from graphcompress.plugin.base import Context, Training  # noqa: E402
+from graphcompress.training import checkpoints, loop  # noqa: E402
+from graphcompress.training.batches import Batches, parts  # noqa: E402
+from graphcompress.training.evaluation import Evaluation  # noqa: E402
+from graphcompress.training.losses import Answer, Counts, Losses, divergence, mask_of  # noqa: E402
+from graphcompress.training.parameters import (  # noqa: E402
+    keep_scales_positive,
+    optimizer,
+    set_rate,
+)
+from graphcompress.training.prepare import prepare, run  # noqa: E402
 
 QUICK = "distill{steps=12 lr=0.003 batch=8 evaluations=3}"
 ENOUGH = "distill{steps=60 lr=0.005 batch=16 evaluations=3}"
@@ -319,9 +318,9 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from bert import Bert
 from conftest import random_samples
-from graphcompress.base import Context, Training
-from graphcompress.model import Model
-from graphcompress.pipeline import Pipeline
+from graphcompress.plugin.base import Context, Training
+from graphcompress.graph.model import Model
+from graphcompress.pipeline.pipeline import Pipeline
 import torch
 torch.set_num_threads(1)
 model = Model.load({path!r})

@@ -12,20 +12,19 @@ from onnx import TensorProto, helper, numpy_helper
 
 torch = pytest.importorskip("torch")
 
-from graphcompress.passes.distill import Distill  # noqa: E402
-
-from graphcompress import metrics  # noqa: E402
-from graphcompress.base import Context, Training  # noqa: E402
+from graphcompress.measure import metrics  # noqa: E402
 from graphcompress.capturing.source import open_model  # noqa: E402
 from graphcompress.data.samples import Samples  # noqa: E402
-from graphcompress.distillation.evaluation import terms_of  # noqa: E402
-from graphcompress.distillation.labels import CLASS, MULTIPLE, NUMBER, TOKEN_CLASSES  # noqa: E402
-from graphcompress.distillation.losses import MSE, Counts  # noqa: E402
-from graphcompress.distillation.prepare import prepare, run  # noqa: E402
 from graphcompress.errors import DataError, UsageError  # noqa: E402
-from graphcompress.model import Model  # noqa: E402
-from graphcompress.pipeline import Pipeline  # noqa: E402
-from graphcompress.runtime import Runner  # noqa: E402
+from graphcompress.graph.model import Model  # noqa: E402
+from graphcompress.graph.runtime import Runner  # noqa: E402
+from graphcompress.passes.distill import Distill  # noqa: E402
+from graphcompress.pipeline.pipeline import Pipeline  # noqa: E402
+from graphcompress.plugin.base import Context, Training  # noqa: E402
+from graphcompress.training.evaluation import terms_of  # noqa: E402
+from graphcompress.training.labels import CLASS, MULTIPLE, NUMBER, TOKEN_CLASSES  # noqa: E402
+from graphcompress.training.losses import MSE, Counts  # noqa: E402
+from graphcompress.training.prepare import prepare, run  # noqa: E402
 
 LENGTHS = (3, 6, 4, 5, 6, 2)
 

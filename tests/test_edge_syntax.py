@@ -2,9 +2,9 @@
 
 import pytest
 
-from graphcompress.edge.bundle import unknown_types, write_bundle
-from graphcompress.edge.interface import Interface, Port
-from graphcompress.edge.languages import identifiers
+from graphcompress.targets.mobile.bundle import unknown_types, write_bundle
+from graphcompress.targets.mobile.interface import Interface, Port
+from graphcompress.targets.mobile.languages import identifiers
 
 tree_sitter = pytest.importorskip(
     "tree_sitter", reason="the grammars need tree_sitter: pip install --group dev"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import graphcompress.edge
+import graphcompress.targets.mobile
 
 NODE = shutil.which("node")
-MAIN = Path(graphcompress.edge.__file__).parent / "templates" / "main.js"
+MAIN = Path(graphcompress.targets.mobile.__file__).parent / "templates" / "main.js"
 PROGRAM = """
 import { load } from %(main)s;
 class Tensor { constructor(type, data, dims) { Object.assign(this, { type, data, dims }); } }

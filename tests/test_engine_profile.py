@@ -2,12 +2,12 @@ import pytest
 import texts
 from graphs_past import WITH_PAST
 
-from graphcompress.base import Context
-from graphcompress.build import optimize
-from graphcompress.engines.builder import RTX, is_installed
+from graphcompress.build.optimize import optimize
 from graphcompress.errors import UsageError
-from graphcompress.lowering.profile import profile_shapes
-from graphcompress.targeting import parse_target
+from graphcompress.plugin.base import Context
+from graphcompress.plugin.targeting import parse_target
+from graphcompress.targets.nvidia.engines.builder import RTX, is_installed
+from graphcompress.targets.nvidia.profile import profile_shapes
 
 DECODER = """
 g (float[batch, sequence, 8] x, float[batch, source, 8] seen) => (float[batch, sequence, source] y)

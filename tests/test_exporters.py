@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from graphcompress.passes.simplify import Simplify
 
 from graphcompress.analysis.attention import attentions
 from graphcompress.analysis.couplings import couplings
 from graphcompress.analysis.linears import linears
-from graphcompress.base import Context
+from graphcompress.build.support import refuse_unsupported
 from graphcompress.data.load import Samples
-from graphcompress.model import Model
-from graphcompress.pipeline import Pipeline
-from graphcompress.runtime import Runner, session_of
-from graphcompress.support import refuse_unsupported
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import Runner, session_of
+from graphcompress.passes.simplify import Simplify
+from graphcompress.pipeline.pipeline import Pipeline
+from graphcompress.plugin.base import Context
 
 HEADS, HIDDEN, LAYERS = 4, 32, 2
 FUSED = ("fused", "session")

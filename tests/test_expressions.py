@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphcompress.expressions import evaluate, expression_nodes, is_constant, leaves
+from graphcompress.graph.expressions import evaluate, expression_nodes, is_constant, leaves
 
 NUMPY = {"Add": np.add, "Mul": np.multiply, "MatMul": np.matmul, "Sub": np.subtract, "Max": np.maximum}
 

@@ -7,23 +7,23 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from graphcompress.base import Context
-from graphcompress.forms.attention import Attention
-from graphcompress.forms.choice import LEAST_ROUNDS, ROUNDS, fastest, measure_forms, same_outputs
-from graphcompress.forms.dequantised import DequantisedRows
-from graphcompress.forms.family import UNCHANGED
-from graphcompress.forms.gelu import Gelu
-from graphcompress.forms.integer import IntegerLinear
-from graphcompress.forms.kronecker import Kronecker, KroneckerTable
-from graphcompress.forms.legal import legalise
-from graphcompress.forms.linear import Packed
-from graphcompress.forms.normalisation import Residual
-from graphcompress.forms.unsigned import unsigned_activations
-from graphcompress.kronecker_forms import write_expression
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import Runner
 from graphcompress.numerics.kronecker.product import Factors, Split
-from graphcompress.rewrite import Rewriter
-from graphcompress.runtime import Runner
+from graphcompress.plugin.base import Context
+from graphcompress.rewrite.kronecker import write_expression
+from graphcompress.rewrite.rewriter import Rewriter
+from graphcompress.rules.family import UNCHANGED
+from graphcompress.rules.gelu import Gelu
+from graphcompress.rules.legal import legalise
+from graphcompress.targets.common.attention import Attention
+from graphcompress.targets.common.choice import LEAST_ROUNDS, ROUNDS, fastest, measure_forms, same_outputs
+from graphcompress.targets.common.integer import IntegerLinear
+from graphcompress.targets.common.unsigned import unsigned_activations
+from graphcompress.targets.cpu.dequantised import DequantisedRows
+from graphcompress.targets.cpu.kronecker import Kronecker, KroneckerTable
+from graphcompress.targets.cpu.linear import Packed
+from graphcompress.targets.cpu.normalisation import Residual
 
 HEADER = '<ir_version: 10, opset_import: ["" : {opset}, "com.microsoft" : 1]>\n'
 
@@ -575,7 +575,7 @@ def rounds_of(times, taken=None):
 def test_a_clear_choice_takes_few_rounds(own, rounds, monkeypatch):
     taken = []
     times = {UNCHANGED: [1.0] * 7, "sum": own}
-    monkeypatch.setattr("graphcompress.forms.choice.turns", rounds_of(times, taken))
+    monkeypatch.setattr("graphcompress.targets.common.choice.turns", rounds_of(times, taken))
     model = model_of(RESIDUAL.format(op="Add"), norm_weights())
     measure_forms(model, Residual(), [{"x": random(2, 3, 8), "y": random(2, 3, 8, seed=2)}])
     assert len(taken) == rounds
@@ -583,7 +583,7 @@ def test_a_clear_choice_takes_few_rounds(own, rounds, monkeypatch):
 
 def test_rounds_slowed_by_other_work_do_not_count_against_a_form(monkeypatch):
     rounds = {UNCHANGED: [1.0] * 10, "sum": [0.8] * 3 + [5.0] * 7}
-    monkeypatch.setattr("graphcompress.forms.choice.turns", rounds_of(rounds))
+    monkeypatch.setattr("graphcompress.targets.common.choice.turns", rounds_of(rounds))
     model = model_of(RESIDUAL.format(op="Add"), norm_weights())
     feeds = [{"x": random(2, 3, 8), "y": random(2, 3, 8, seed=2)}]
     assert fastest(measure_forms(model, Residual(), feeds), UNCHANGED) == "sum"

@@ -7,19 +7,19 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 import pytest
-from graphcompress.passes.simplify import Simplify
 from onnx import TensorProto, helper, numpy_helper
 
 from graphcompress.analysis.attention import attentions
 from graphcompress.analysis.couplings import couplings
 from graphcompress.analysis.linears import embeddings, linears
-from graphcompress.base import Context
+from graphcompress.build.support import refuse_unsupported
 from graphcompress.errors import UnsupportedModelError
-from graphcompress.fused.operators import standardise
-from graphcompress.model import Model
-from graphcompress.rewrite import Rewriter
-from graphcompress.runtime import session_of
-from graphcompress.support import refuse_unsupported
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import session_of
+from graphcompress.passes.simplify import Simplify
+from graphcompress.plugin.base import Context
+from graphcompress.rewrite.rewriter import Rewriter
+from graphcompress.rules.fused.operators import standardise
 
 BATCH, LENGTH, PAST, HIDDEN, HEADS = 7, 5, 6, 12, 3
 SIZE = HIDDEN // HEADS

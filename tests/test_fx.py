@@ -9,19 +9,19 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from graphcompress.passes.int8 import Int8
-from graphcompress.passes.kron import Kron
-from graphcompress.passes.prune import Prune
-from graphcompress.passes.simplify import Simplify
 from onnx import TensorProto, helper, numpy_helper
 
-from graphcompress.base import Context
 from graphcompress.data.load import Samples
 from graphcompress.errors import MissingExtraError, UnsupportedModelError, UsageError
 from graphcompress.fx import taps, to_fx, write_back
-from graphcompress.model import Model
-from graphcompress.rewrite import Rewriter
-from graphcompress.runtime import Runner
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import Runner
+from graphcompress.passes.kron import Kron
+from graphcompress.passes.prune.prune import Prune
+from graphcompress.passes.quantize.int8 import Int8
+from graphcompress.passes.simplify import Simplify
+from graphcompress.plugin.base import Context
+from graphcompress.rewrite.rewriter import Rewriter
 
 CLOSE = 1e-4
 

@@ -9,13 +9,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 torch = pytest.importorskip("torch")
 
-from graphcompress.base import Context, Training  # noqa: E402
 from graphcompress.data.samples import Samples  # noqa: E402
 from graphcompress.fx import to_fx, write_back  # noqa: E402
 from graphcompress.fx.pairs import limit_pairs  # noqa: E402
-from graphcompress.model import Model  # noqa: E402
+from graphcompress.graph.model import Model  # noqa: E402
 from graphcompress.numerics.quantise import quantise_weight  # noqa: E402
-from graphcompress.pipeline import Pipeline  # noqa: E402
+from graphcompress.pipeline.pipeline import Pipeline  # noqa: E402
+from graphcompress.plugin.base import Context, Training  # noqa: E402
 
 ROWS, COLUMNS = 33, 16
 

@@ -12,16 +12,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from graphcompress.passes.int8 import Int8
-from graphcompress.passes.simplify import Simplify
 from onnx import TensorProto, helper, numpy_helper
 
 from graphcompress.analysis.taps import EMBEDDING, HIDDEN, taps
-from graphcompress.base import Context
 from graphcompress.errors import UnsupportedModelError, UsageError
 from graphcompress.fx import checkpointed, to_fx
 from graphcompress.fx.functional import fake_quantise, quantise
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
+from graphcompress.passes.quantize.int8 import Int8
+from graphcompress.passes.simplify import Simplify
+from graphcompress.plugin.base import Context
 
 OUTPUT = "last_hidden_state"
 

@@ -6,18 +6,18 @@ import pytest
 from graphs_int8 import Maker, floats, kronecker, network, saved, tensor
 from onnx import TensorProto
 
-from graphcompress import runtime
-from graphcompress.base import Context
 from graphcompress.data.load import Samples
 from graphcompress.errors import UnsupportedModelError, UsageError
-from graphcompress.lowering.half import clip_constants, to_half
-from graphcompress.lowering.opset import raise_opset
-from graphcompress.lowering.range import wide_values
-from graphcompress.model import Model
+from graphcompress.graph import runtime
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import Runner, provider_session
 from graphcompress.numerics.metrics import sqnr_db
-from graphcompress.rewrite import Rewriter
-from graphcompress.runtime import Runner, provider_session
-from graphcompress.targeting import parse_target
+from graphcompress.plugin.base import Context
+from graphcompress.plugin.targeting import parse_target
+from graphcompress.rewrite.rewriter import Rewriter
+from graphcompress.rules.opset import raise_opset
+from graphcompress.targets.nvidia.half import clip_constants, to_half
+from graphcompress.targets.nvidia.range import wide_values
 
 WIDTH, HEADS = 32, 2
 

@@ -2,18 +2,18 @@
 
 import onnx
 import pytest
-from graphcompress.targets.cpu import Cpu, families
 
-from graphcompress.base import Context
-from graphcompress.build import optimize
+from graphcompress.build.optimize import optimize
 from graphcompress.errors import SpeedError
-from graphcompress.forms import apart, guard
-from graphcompress.forms.cache import MeasurementCache
-from graphcompress.forms.choice import shaped_feeds
-from graphcompress.forms.guard import REPETITIONS, compare_files, is_slower
-from graphcompress.forms.whole import lower, refuse_slower, take_back, times_against_input
-from graphcompress.measure import Measurement
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
+from graphcompress.measure.cache import MeasurementCache
+from graphcompress.measure.timing import Measurement
+from graphcompress.plugin.base import Context
+from graphcompress.targets.common.choice import shaped_feeds
+from graphcompress.targets.cpu import apart, guard
+from graphcompress.targets.cpu.cpu import Cpu, families
+from graphcompress.targets.cpu.guard import REPETITIONS, compare_files, is_slower
+from graphcompress.targets.cpu.whole import lower, refuse_slower, take_back, times_against_input
 
 SHAPES = [(1, 4), (2, 8)]
 
@@ -177,8 +177,8 @@ def test_nothing_is_taken_back_that_does_not_slow_down(tiny_bert, cache):
 
 def slow_lowering(monkeypatch):
     times = {"input": [1.0, 2.0], "artifact": [2.0, 4.0]}
-    monkeypatch.setattr("graphcompress.targets.cpu.times_against_input", lambda *_, **__: (times, ""))
-    monkeypatch.setattr("graphcompress.targets.cpu.take_back", lambda legal, first, *_, **__: first)
+    monkeypatch.setattr("graphcompress.targets.cpu.cpu.times_against_input", lambda *_, **__: (times, ""))
+    monkeypatch.setattr("graphcompress.targets.cpu.cpu.take_back", lambda legal, first, *_, **__: first)
 
 
 def test_a_slower_artifact_is_not_written(tiny_bert_path, tmp_path, monkeypatch):
@@ -208,7 +208,7 @@ def test_without_measuring_the_record_says_so(tiny_bert, tmp_path):
 def test_a_model_without_a_file_is_not_compared(tiny_bert_proto, tmp_path, monkeypatch):
     from onnx_ir import from_proto
 
-    monkeypatch.setattr("graphcompress.forms.choice.ROUNDS", 1)
+    monkeypatch.setattr("graphcompress.targets.common.choice.ROUNDS", 1)
     model = Model(from_proto(tiny_bert_proto))
     record = Cpu(shapes="1x4").lower(model, tmp_path, Context())
     assert any("not a file" in note for note in record["notes"])

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 
 from graphcompress import cli
 from graphcompress.errors import InvalidModelError
-from graphcompress.model import Model
-from graphcompress.scratch import Scratch
+from graphcompress.graph.model import Model
+from graphcompress.graph.scratch import Scratch
 
 _spec = importlib.util.spec_from_file_location("hostile", Path(__file__).parent / "hostile" / "models.py")
 assert _spec is not None
@@ -249,7 +249,7 @@ def test_a_disk_that_is_full_when_the_artifact_is_written(run, monkeypatch) -> N
     def full(folder: Path, manifest: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("graphcompress.build.write_manifest", full)
+    monkeypatch.setattr("graphcompress.build.optimize.write_manifest", full)
     run("optimize", "model.onnx", "-o", "new/out", "--passes", "simplify").check(
         7, "new/out", "No space left"
     )
@@ -259,7 +259,7 @@ def test_a_temporary_folder_that_is_full(run, monkeypatch) -> None:
     def full(self: Scratch) -> Path:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("graphcompress.scratch.IN_MEMORY_BYTES", 1)
+    monkeypatch.setattr("graphcompress.graph.scratch.IN_MEMORY_BYTES", 1)
     monkeypatch.setattr(Scratch, "_made", full)
     run("optimize", "model.onnx", "-o", "out", "--passes", "int8").check(7, "TMPDIR", "the disk is full")
 

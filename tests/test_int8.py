@@ -10,25 +10,25 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from graphcompress.passes.int8 import Int8
 from hypothesis import given
 from onnx import TensorProto, helper, numpy_helper
 from strategies import instances
 
 from graphcompress.analysis.linears import linears
-from graphcompress.base import Capabilities, Context
 from graphcompress.data.load import Samples, synthetic_samples
 from graphcompress.errors import UsageError
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import Runner
+from graphcompress.measure.verify import batch_invariance
 from graphcompress.numerics.metrics import sqnr_db
 from graphcompress.numerics.quantise import Affine, affine, quantise_weight
-from graphcompress.pipeline import Pipeline
-from graphcompress.quantisation.equalise import Equalisable, divide, equalisable
-from graphcompress.quantisation.lowbit import LowBitWeight
-from graphcompress.quantisation.qdq import QdqWriter
-from graphcompress.rewrite import Rewriter
-from graphcompress.runtime import Runner
-from graphcompress.verify import batch_invariance
+from graphcompress.passes.quantize.equalise import Equalisable, divide, equalisable
+from graphcompress.passes.quantize.int8 import Int8
+from graphcompress.passes.quantize.lowbit import LowBitWeight
+from graphcompress.passes.quantize.qdq import QdqWriter
+from graphcompress.pipeline.pipeline import Pipeline
+from graphcompress.plugin.base import Capabilities, Context
+from graphcompress.rewrite.rewriter import Rewriter
 
 SATURATES = Capabilities(int8_weight_bits=7)
 RNG = np.random.default_rng(0)

@@ -8,20 +8,20 @@ import numpy as np
 import onnx
 import pytest
 from bert import Bert
-from graphcompress.passes.kron import Kron
 from hypothesis import given
 from onnx import TensorProto, helper, numpy_helper
 from strategies import instances
 
 from graphcompress.analysis.linears import embeddings, linears
-from graphcompress.base import Context
 from graphcompress.errors import ContractError, UnsupportedModelError, UsageError
-from graphcompress.kronecker_forms import read_expression, write_expression, write_products
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import Runner, session_of
 from graphcompress.numerics.kronecker.product import Factors, Split, nearest, relative_error
-from graphcompress.pipeline import Pipeline
-from graphcompress.rewrite import Rewriter
-from graphcompress.runtime import Runner, session_of
+from graphcompress.passes.kron import Kron
+from graphcompress.pipeline.pipeline import Pipeline
+from graphcompress.plugin.base import Context
+from graphcompress.rewrite.kronecker import read_expression, write_expression, write_products
+from graphcompress.rewrite.rewriter import Rewriter
 
 LINEARS_PER_LAYER = 6
 

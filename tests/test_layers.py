@@ -7,7 +7,7 @@ from bert import Bert
 
 from graphcompress.analysis.couplings import FFN, HEAD, couplings
 from graphcompress.analysis.layers import layers
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
 
 PRE_NORM = """
 g (float[batch, sequence, 16] x) => (float[batch, sequence, 16] y)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graphcompress.analysis.cost import macs
 from graphcompress.analysis.linears import embeddings, linears
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
 
 
 def test_tiny_bert_has_six_linears_per_layer_and_three_embeddings(tiny_bert: Model) -> None:

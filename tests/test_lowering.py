@@ -3,28 +3,28 @@
 import numpy as np
 import onnx
 import pytest
-from graphcompress.passes.int8 import Int8
-from graphcompress.passes.kron import Kron
-from graphcompress.passes.simplify import Simplify
 from graphs_int8 import smoothed_kronecker
 from onnx import TensorProto, helper, numpy_helper
 
 from graphcompress.analysis.linears import embeddings, linears
-from graphcompress.base import Capabilities, Context
 from graphcompress.errors import UsageError
-from graphcompress.lowering.elementary import (
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import Runner
+from graphcompress.passes.kron import Kron
+from graphcompress.passes.quantize.int8 import Int8
+from graphcompress.passes.simplify import Simplify
+from graphcompress.plugin.base import Capabilities, Context
+from graphcompress.rewrite.rewriter import Rewriter
+from graphcompress.targets.common.factors import multiply_factors
+from graphcompress.targets.common.fixed import fix_shapes, is_fixed, parse_shape, sizes_of
+from graphcompress.targets.mobile.elementary import (
     normalisation_by_means,
     reciprocal_as_division,
     rows_by_int32,
     without_erf,
 )
-from graphcompress.lowering.factors import multiply_factors
-from graphcompress.lowering.fixed import fix_shapes, is_fixed, parse_shape, sizes_of
-from graphcompress.lowering.flat import flatten_products
-from graphcompress.lowering.selections import where_as_arithmetic
-from graphcompress.model import Model
-from graphcompress.rewrite import Rewriter
-from graphcompress.runtime import Runner
+from graphcompress.targets.mobile.flat import flatten_products
+from graphcompress.targets.mobile.selections import where_as_arithmetic
 
 FEED = {
     "input_ids": np.array([[5, 6, 7, 8, 0, 0]]),

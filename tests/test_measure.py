@@ -6,10 +6,10 @@ import time
 import numpy as np
 import pytest
 
-from graphcompress import measure
-from graphcompress.bench import ROUNDS, bench
 from graphcompress.data.samples import Samples
-from graphcompress.measure import Measurement, interleaved, turns
+from graphcompress.measure import timing as measure
+from graphcompress.measure.bench import ROUNDS, bench
+from graphcompress.measure.timing import Measurement, interleaved, turns
 
 
 def test_ratio_says_how_many_times_as_fast():

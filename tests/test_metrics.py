@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from graphcompress import metrics
 from graphcompress.data.load import Samples
 from graphcompress.errors import DataError, UsageError
+from graphcompress.measure import metrics
 
 RNG = np.random.default_rng(0)
 

@@ -6,29 +6,29 @@ import tomllib
 
 import numpy as np
 import pytest
-from graphcompress.passes.int8 import Int8
-from graphcompress.passes.kron import Kron
-from graphcompress.passes.simplify import Simplify
-from graphcompress.targets import mobile
-from graphcompress.targets.mobile import Mobile
 from onnx import TensorProto, helper, save
 
 from graphcompress.analysis.linears import linears
-from graphcompress.artifact.opening import described, session
-from graphcompress.base import Context
-from graphcompress.build import optimize
-from graphcompress.edge import convert as edge_convert
-from graphcompress.edge.convert import compare_converted, convert, write_operators
-from graphcompress.edge.interface import interface_of, model_of, read_interface
-from graphcompress.edge.padding import fitted
-from graphcompress.edge.partitions import partitions
+from graphcompress.build.opening import described, session
+from graphcompress.build.optimize import optimize
 from graphcompress.errors import DataError, UnsupportedModelError, UsageError
-from graphcompress.lowering.fixed import fix_shapes
-from graphcompress.lowering.flat import flatten_products
-from graphcompress.model import Model
-from graphcompress.rewrite import Rewriter
-from graphcompress.runtime import Runner, session_of
-from graphcompress.verify import compare
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import Runner, session_of
+from graphcompress.measure.verify import compare
+from graphcompress.passes.kron import Kron
+from graphcompress.passes.quantize.int8 import Int8
+from graphcompress.passes.simplify import Simplify
+from graphcompress.plugin.base import Context
+from graphcompress.rewrite.rewriter import Rewriter
+from graphcompress.targets.common.fixed import fix_shapes
+from graphcompress.targets.mobile import convert as edge_convert
+from graphcompress.targets.mobile import mobile
+from graphcompress.targets.mobile.convert import compare_converted, convert, write_operators
+from graphcompress.targets.mobile.flat import flatten_products
+from graphcompress.targets.mobile.interface import interface_of, model_of, read_interface
+from graphcompress.targets.mobile.mobile import Mobile
+from graphcompress.targets.mobile.padding import fitted
+from graphcompress.targets.mobile.partitions import partitions
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from graphcompress.base import Context
-from graphcompress.lowering.opset import raise_opset, why_not_raised
-from graphcompress.model import Model
-from graphcompress.rewrite import Rewriter
-from graphcompress.runtime import Runner
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import Runner
+from graphcompress.plugin.base import Context
+from graphcompress.rewrite.rewriter import Rewriter
+from graphcompress.rules.opset import raise_opset, why_not_raised
 
 NEWEST = 23
 

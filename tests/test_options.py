@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from strategies import instances
 
-from graphcompress import registry
-from graphcompress.base import Context, Contract, Exact, Pass, Target
 from graphcompress.errors import UsageError
-from graphcompress.model import Model
-from graphcompress.options import build, format_call, option, split_calls
-from graphcompress.pipeline import Pipeline
-from graphcompress.targeting import parse_target
+from graphcompress.graph.model import Model
+from graphcompress.pipeline.pipeline import Pipeline
+from graphcompress.plugin import registry
+from graphcompress.plugin.base import Context, Contract, Exact, Pass, Target
+from graphcompress.plugin.options import build, format_call, option, split_calls
+from graphcompress.plugin.targeting import parse_target
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def test_the_wheel_works_from_another_folder(wheel: zipfile.ZipFile, tmp_path: P
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
         "import graphcompress\n"
         f"assert graphcompress.__file__.startswith({str(tmp_path)!r}), graphcompress.__file__\n"
-        "from graphcompress import registry\n"
+        "from graphcompress.plugin import registry\n"
         "for name in registry.names('passes'): registry.pass_class(name)\n"
         "for name in registry.names('targets'): registry.target_class(name)\n"
         "print(registry.names('passes'), registry.names('targets'))"

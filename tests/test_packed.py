@@ -4,12 +4,12 @@ import pytest
 from graphs_int8 import Maker, floats, saved, tensor
 from onnx import TensorProto
 
-from graphcompress.base import Context
-from graphcompress.engines.builder import RTX, is_installed
-from graphcompress.lowering.packed import unpack_products
-from graphcompress.rewrite import Rewriter
-from graphcompress.runtime import Runner
-from graphcompress.targeting import parse_target
+from graphcompress.graph.runtime import Runner
+from graphcompress.plugin.base import Context
+from graphcompress.plugin.targeting import parse_target
+from graphcompress.rewrite.rewriter import Rewriter
+from graphcompress.targets.nvidia.engines.builder import RTX, is_installed
+from graphcompress.targets.nvidia.packed import unpack_products
 
 WIDTH, PARTS, HEADS, SIZE = 64, 3, 2, 32
 

@@ -2,19 +2,19 @@
 
 import numpy as np
 import pytest
-from graphcompress.targets.cpu import Cpu
 
-from graphcompress.base import Context
 from graphcompress.data.load import Samples
-from graphcompress.forms import padding_choice
-from graphcompress.forms.attention import OPERATOR, Attention
-from graphcompress.forms.cache import MeasurementCache
-from graphcompress.forms.padding import remove_padding
-from graphcompress.forms.padding_choice import choose_padding
-from graphcompress.model import Model
-from graphcompress.pipeline import Pipeline
-from graphcompress.rewrite import Rewriter
-from graphcompress.runtime import session_of
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import session_of
+from graphcompress.measure.cache import MeasurementCache
+from graphcompress.pipeline.pipeline import Pipeline
+from graphcompress.plugin.base import Context
+from graphcompress.rewrite.rewriter import Rewriter
+from graphcompress.targets.common.attention import OPERATOR, Attention
+from graphcompress.targets.cpu import padding_choice
+from graphcompress.targets.cpu.cpu import Cpu
+from graphcompress.targets.cpu.padding import remove_padding
+from graphcompress.targets.cpu.padding_choice import choose_padding
 
 
 def lowered(model, folder):

@@ -8,14 +8,14 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from graphcompress import judging
 from graphcompress.analysis.linears import linears
-from graphcompress.base import Capabilities, Context, Contract, Exact, Lossy, Pass
 from graphcompress.errors import ContractError, CoverageError, UsageError
-from graphcompress.model import Model
-from graphcompress.options import option
-from graphcompress.pipeline import Pipeline
-from graphcompress.rewrite import Rewriter
+from graphcompress.graph.model import Model
+from graphcompress.pipeline import judging
+from graphcompress.pipeline.pipeline import Pipeline
+from graphcompress.plugin.base import Capabilities, Context, Contract, Exact, Lossy, Pass
+from graphcompress.plugin.options import option
+from graphcompress.rewrite.rewriter import Rewriter
 
 
 @dataclass(frozen=True)

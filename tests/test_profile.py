@@ -3,17 +3,17 @@
 import json
 
 import pytest
-from graphcompress.targets.cpu import Cpu
 from typer.testing import CliRunner
 
-from graphcompress.artifact.recipe import read_recipe
-from graphcompress.base import Context
+from graphcompress.build.recipe import read_recipe
 from graphcompress.cli import app
-from graphcompress.commands.short import with_options
+from graphcompress.cli.short import with_options
 from graphcompress.errors import DataError, OutputError, UsageError
-from graphcompress.forms.cache import MeasurementCache
-from graphcompress.forms.profile import Profile, Recorder, read_profile, write_profile
-from graphcompress.pipeline import Pipeline
+from graphcompress.measure.cache import MeasurementCache
+from graphcompress.measure.profile import Profile, Recorder, read_profile, write_profile
+from graphcompress.pipeline.pipeline import Pipeline
+from graphcompress.plugin.base import Context
+from graphcompress.targets.cpu.cpu import Cpu
 
 pytestmark = pytest.mark.usefixtures("quick_measurements")
 
@@ -27,8 +27,8 @@ def no_measuring(monkeypatch):
         def refuse(*_, **__):
             raise AssertionError("measured although a profile is given")
 
-        monkeypatch.setattr("graphcompress.forms.choice.turns", refuse)
-        monkeypatch.setattr("graphcompress.forms.guard.interleaved", refuse)
+        monkeypatch.setattr("graphcompress.targets.common.choice.turns", refuse)
+        monkeypatch.setattr("graphcompress.targets.cpu.guard.interleaved", refuse)
 
     return forbid
 

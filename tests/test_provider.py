@@ -4,18 +4,18 @@ import json
 
 import numpy as np
 import pytest
-from graphcompress.targets.cpu import Cpu
 
 import graphcompress
-from graphcompress.base import Context
-from graphcompress.build import optimize
+from graphcompress.build.optimize import optimize
 from graphcompress.data.load import synthetic_samples
 from graphcompress.errors import DataError, MissingExtraError, UnsupportedModelError, UsageError
-from graphcompress.forms import openvino
-from graphcompress.forms.cache import MeasurementCache
-from graphcompress.forms.contenders import on_cpu
-from graphcompress.forms.provider import choose_provider, outputs_of
-from graphcompress.measure import Measurement
+from graphcompress.measure.cache import MeasurementCache
+from graphcompress.measure.timing import Measurement
+from graphcompress.plugin.base import Context
+from graphcompress.targets.common.contenders import on_cpu
+from graphcompress.targets.cpu import openvino
+from graphcompress.targets.cpu.cpu import Cpu
+from graphcompress.targets.cpu.provider import choose_provider, outputs_of
 
 SHAPES = [(1, 4), (2, 8)]
 TEXT = "1x4,2x8"
@@ -42,7 +42,7 @@ def installed(monkeypatch):
 
     def install(wrong_at=None):
         monkeypatch.setattr(openvino, "version", lambda package: "1.0")
-        for module in (openvino, __import__("graphcompress.targets.cpu", fromlist=["cpu"])):
+        for module in (openvino, __import__("graphcompress.targets.cpu.cpu", fromlist=["cpu"])):
             monkeypatch.setattr(module, "package", lambda: openvino.PLUGIN)
             monkeypatch.setattr(module, "open_session", lambda path: WrongAt(path, wrong_at))
 
@@ -102,10 +102,12 @@ def test_roundings_that_are_amplified_are_not_wrong(installed, decide, monkeypat
         return run
 
     installed()
-    monkeypatch.setattr("graphcompress.forms.provider.session_of", lambda path, optimize: WrongAt(path, 32))
+    monkeypatch.setattr(
+        "graphcompress.targets.cpu.provider.session_of", lambda path, optimize: WrongAt(path, 32)
+    )
     monkeypatch.setattr(WrongAt, "run", noisy(0.1))
     assert decide().openvino
-    monkeypatch.setattr("graphcompress.forms.provider.session_of", lambda path, optimize: on_cpu(path))
+    monkeypatch.setattr("graphcompress.targets.cpu.provider.session_of", lambda path, optimize: on_cpu(path))
     decision = decide()
     assert not decision.openvino
     assert "without its own fusions the CPU provider is at 200.0 dB" in decision.why
@@ -119,7 +121,9 @@ def test_numbers_where_there_are_none_are_wrong_however_noisy_the_model_is(insta
         return [np.full_like(output, np.nan) for output in outputs]
 
     installed()
-    monkeypatch.setattr("graphcompress.forms.provider.session_of", lambda path, optimize: WrongAt(path, 32))
+    monkeypatch.setattr(
+        "graphcompress.targets.cpu.provider.session_of", lambda path, optimize: WrongAt(path, 32)
+    )
     monkeypatch.setattr(WrongAt, "run", with_nan)
     decision = decide()
     assert not decision.openvino

@@ -6,23 +6,23 @@ import pytest
 import texts
 from bert import Bert
 from conftest import random_samples
-from graphcompress.passes.kron import Kron
-from graphcompress.passes.prune import Prune, layer_changes
 from hypothesis import given
 from hypothesis import strategies as st
 
 from graphcompress.analysis.couplings import couplings
 from graphcompress.analysis.layers import layers
 from graphcompress.analysis.linears import linears
-from graphcompress.base import Context
 from graphcompress.errors import UsageError
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import Runner
 from graphcompress.numerics.least_squares import RIDGES
-from graphcompress.pipeline import Pipeline
-from graphcompress.pruning.blocks import Witness, bias_of, blocks_of
-from graphcompress.pruning.plan import removable
-from graphcompress.rewrite import Rewriter
-from graphcompress.runtime import Runner
+from graphcompress.passes.kron import Kron
+from graphcompress.passes.prune.blocks import Witness, bias_of, blocks_of
+from graphcompress.passes.prune.plan import removable
+from graphcompress.passes.prune.prune import Prune, layer_changes
+from graphcompress.pipeline.pipeline import Pipeline
+from graphcompress.plugin.base import Context
+from graphcompress.rewrite.rewriter import Rewriter
 
 FFN_IN, FFN_OUT = "encoder.layer.{}.intermediate.dense", "encoder.layer.{}.output.dense"
 ATTENTION = "encoder.layer.{}.attention.self.{}"

@@ -9,20 +9,20 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphcompress.passes.int8 import Int8
 from onnx import TensorProto, helper, numpy_helper
 
 from graphcompress.analysis.linears import linears
-from graphcompress.base import Context
 from graphcompress.data.load import Samples
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import Runner
 from graphcompress.numerics.metrics import row_sqnr_db, sqnr_db
 from graphcompress.numerics.observers import Activation
 from graphcompress.numerics.smooth import capping
-from graphcompress.pipeline import Pipeline
-from graphcompress.quantisation.decide import LinearForm, Plan, Scheme, decide, divide_outliers
-from graphcompress.quantisation.search import fewest_in_float
-from graphcompress.runtime import Runner
+from graphcompress.passes.quantize.decide import LinearForm, Plan, Scheme, decide, divide_outliers
+from graphcompress.passes.quantize.int8 import Int8
+from graphcompress.passes.quantize.search import fewest_in_float
+from graphcompress.pipeline.pipeline import Pipeline
+from graphcompress.plugin.base import Context
 
 WIDTH, BLOCKS = 64, 4
 SCHEME = Scheme("8bit", ("minmax", "percentile", "mse"), 99.99, signed=False, static=True)

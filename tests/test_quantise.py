@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, helper
 
+from graphcompress.graph.runtime import session_of
 from graphcompress.numerics.metrics import sqnr_db
 from graphcompress.numerics.observers import BINS, Activation, Histogram, RowSample, quantisation
 from graphcompress.numerics.quantise import (
@@ -21,7 +22,6 @@ from graphcompress.numerics.quantise import (
     weight_scale,
 )
 from graphcompress.numerics.smooth import smoothing
-from graphcompress.runtime import session_of
 
 FLOATS = st.floats(-1e4, 1e4, width=32)
 WEIGHTS = arrays(

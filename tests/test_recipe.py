@@ -9,10 +9,10 @@ from bert import Bert
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphcompress.artifact.inputs import input_hashes
-from graphcompress.artifact.recipe import Recipe, read_recipe
+from graphcompress.build.inputs import input_hashes
+from graphcompress.build.recipe import Recipe, read_recipe
 from graphcompress.errors import DataError, UsageError
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
 
 texts = st.text(st.characters(blacklist_categories=("Cs",)), min_size=1, max_size=20)
 

@@ -9,20 +9,21 @@ from types import SimpleNamespace
 
 import pytest
 
-from graphcompress import reference, report
-from graphcompress.artifact.manifest import bench_json, manifest
-from graphcompress.artifact.recipe import Recipe
-from graphcompress.base import Skipped, Touched
-from graphcompress.bench import ShapeResult, shaped_feed
-from graphcompress.build import Build, Lowered
+from graphcompress.build import report
+from graphcompress.build.manifest import bench_json, manifest
+from graphcompress.build.optimize import Build, Lowered
+from graphcompress.build.recipe import Recipe
+from graphcompress.build.report_file import write_report
+from graphcompress.build.varying import FROM_THE_BATCH, why_it_varies
 from graphcompress.errors import UsageError
-from graphcompress.judging import Size
-from graphcompress.measure import Measurement
-from graphcompress.metrics import Score
-from graphcompress.pipeline import PassRecord
-from graphcompress.report_file import write_report
-from graphcompress.varying import FROM_THE_BATCH, why_it_varies
-from graphcompress.verify import Difference, Invariance
+from graphcompress.measure.bench import ShapeResult, shaped_feed
+from graphcompress.measure.metrics import Score
+from graphcompress.measure.timing import Measurement
+from graphcompress.measure.verify import Difference, Invariance
+from graphcompress.pipeline.judging import Size
+from graphcompress.pipeline.pipeline import PassRecord
+from graphcompress.plugin import reference
+from graphcompress.plugin.base import Skipped, Touched
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -10,11 +10,11 @@ from onnx import TensorProto, helper, numpy_helper
 from texts import model_of
 
 from graphcompress.analysis.linears import embeddings, linears
-from graphcompress.base import Context
-from graphcompress.model import Model
-from graphcompress.rewrite import Rewriter
-from graphcompress.runtime import Runner
-from graphcompress.verify import check_structure, interface
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import Runner
+from graphcompress.measure.verify import check_structure, interface
+from graphcompress.plugin.base import Context
+from graphcompress.rewrite.rewriter import Rewriter
 
 
 @pytest.fixture

@@ -4,17 +4,17 @@ import json
 from dataclasses import replace
 
 import pytest
-from graphcompress.targets.cpu import Cpu
 from typer.testing import CliRunner
 
 from graphcompress.analysis.cost import macs
-from graphcompress.base import Context
 from graphcompress.cli import app
 from graphcompress.data.load import synthetic_samples
-from graphcompress.measure import Measurement
-from graphcompress.model import Model
-from graphcompress.pipeline import Pipeline
-from graphcompress.roofline import operator_shares, roofline, roofline_line, times_of_operators
+from graphcompress.graph.model import Model
+from graphcompress.measure.roofline import operator_shares, roofline, roofline_line, times_of_operators
+from graphcompress.measure.timing import Measurement
+from graphcompress.pipeline.pipeline import Pipeline
+from graphcompress.plugin.base import Context
+from graphcompress.targets.cpu.cpu import Cpu
 
 
 def fixed(model_ms, product_ms):
@@ -98,7 +98,7 @@ def test_a_model_without_products_has_none(tmp_path):
 
 
 def test_bench_says_it_in_a_line_and_in_json(tiny_bert_path, monkeypatch):
-    monkeypatch.setattr("graphcompress.roofline.ROUNDS", 1)
+    monkeypatch.setattr("graphcompress.measure.roofline.ROUNDS", 1)
     arguments = ["bench", str(tiny_bert_path), "--shapes", "1x4,2x8", "--rounds", "1"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output

@@ -10,14 +10,14 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 import pytest
-from graphcompress.passes.simplify import Simplify
 from onnx import numpy_helper
 
 from graphcompress.analysis.linears import linears
-from graphcompress.base import Context
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import Runner
+from graphcompress.passes.simplify import Simplify
+from graphcompress.plugin.base import Context
 from graphcompress.rules.guards import LARGEST_SCORE
-from graphcompress.runtime import Runner
 
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 1e-6

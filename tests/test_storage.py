@@ -4,15 +4,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from graphcompress.targets.cpu import Cpu
 
-from graphcompress.base import Context
-from graphcompress.forms.storage import store_floats_as_fp16
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import Runner, session_of
 from graphcompress.numerics.metrics import sqnr_db
-from graphcompress.pipeline import Pipeline
-from graphcompress.rewrite import Rewriter
-from graphcompress.runtime import Runner, session_of
+from graphcompress.pipeline.pipeline import Pipeline
+from graphcompress.plugin.base import Context
+from graphcompress.rewrite.rewriter import Rewriter
+from graphcompress.targets.cpu.cpu import Cpu
+from graphcompress.targets.cpu.storage import store_floats_as_fp16
 
 
 @pytest.fixture

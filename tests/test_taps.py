@@ -7,9 +7,9 @@ import onnx_ir as ir
 from bert import Bert
 
 from graphcompress.analysis.taps import EMBEDDING, FFN_OUTPUT, HIDDEN, SCORES, Unshared, shared, taps
-from graphcompress.base import Context
-from graphcompress.model import Model
-from graphcompress.pipeline import Pipeline
+from graphcompress.graph.model import Model
+from graphcompress.pipeline.pipeline import Pipeline
+from graphcompress.plugin.base import Context
 
 
 def places(model: Model, kind: str) -> list[str]:

@@ -10,19 +10,20 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from graphcompress.targets.cpu import NOTHING_MEASURED, Cpu
 from typer.testing import CliRunner
 
-from graphcompress import optimize, registry, session
-from graphcompress.artifact.folder import read_manifest
-from graphcompress.artifact.opening import model_file
-from graphcompress.base import Capabilities, Context, Pass, Target
+from graphcompress import optimize, session
+from graphcompress.build.folder import read_manifest
+from graphcompress.build.opening import model_file
 from graphcompress.cli import app
 from graphcompress.errors import UsageError
-from graphcompress.forms.openvino import SESSION_FILE
-from graphcompress.model import Model
-from graphcompress.runtime import session_of
-from graphcompress.targeting import common_capabilities, parse_targets
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import session_of
+from graphcompress.plugin import registry
+from graphcompress.plugin.base import Capabilities, Context, Pass, Target
+from graphcompress.plugin.targeting import common_capabilities, parse_targets
+from graphcompress.targets.cpu.cpu import NOTHING_MEASURED, Cpu
+from graphcompress.targets.cpu.openvino import SESSION_FILE
 
 
 @dataclass(frozen=True)

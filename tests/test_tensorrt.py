@@ -5,25 +5,25 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
-from graphcompress.targets import tensorrt
 from graphs_int8 import HIDDEN, ROWS, WIDTH, Maker, floats, kronecker, network, saved, smoothed_kronecker
 
-from graphcompress.base import Context
 from graphcompress.data.load import Samples
-from graphcompress.engines import builder, execute, worker
-from graphcompress.engines.builder import build_engine, is_installed
-from graphcompress.engines.log import int8_products, layers_in
 from graphcompress.errors import MissingExtraError, UnsupportedModelError, UsageError
-from graphcompress.lowering.half import to_half
-from graphcompress.lowering.opset import raise_opset
-from graphcompress.lowering.profile import profile_shapes
-from graphcompress.lowering.refusals import refusals
-from graphcompress.lowering.tables import dequantise_before_lookup
-from graphcompress.lowering.typed import strongly_typed
+from graphcompress.graph.runtime import Runner
 from graphcompress.numerics.metrics import sqnr_db
-from graphcompress.rewrite import Rewriter
-from graphcompress.runtime import Runner
-from graphcompress.targeting import parse_target
+from graphcompress.plugin.base import Context
+from graphcompress.plugin.targeting import parse_target
+from graphcompress.rewrite.rewriter import Rewriter
+from graphcompress.rules.opset import raise_opset
+from graphcompress.targets.nvidia import tensorrt
+from graphcompress.targets.nvidia.engines import builder, execute, worker
+from graphcompress.targets.nvidia.engines.builder import build_engine, is_installed
+from graphcompress.targets.nvidia.engines.log import int8_products, layers_in
+from graphcompress.targets.nvidia.half import to_half
+from graphcompress.targets.nvidia.profile import profile_shapes
+from graphcompress.targets.nvidia.refusals import refusals
+from graphcompress.targets.nvidia.tables import dequantise_before_lookup
+from graphcompress.targets.nvidia.typed import strongly_typed
 
 rtx = pytest.mark.skipif(
     not is_installed(builder.RTX),

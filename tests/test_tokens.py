@@ -9,8 +9,8 @@ from bert import Bert
 from onnx import TensorProto, helper
 
 from graphcompress.analysis.tokens import token_values
-from graphcompress.model import Model
-from graphcompress.verify import compare
+from graphcompress.graph.model import Model
+from graphcompress.measure.verify import compare
 
 MASK = np.array([[1, 1, 1, 1], [1, 1, 0, 0]])
 

@@ -10,21 +10,21 @@ import numpy as np
 import onnx
 import pytest
 from bert import Bert
-from graphcompress.passes.prune import Prune
-from graphcompress.passes.simplify import Simplify
 from onnx import TensorProto, helper, numpy_helper
 
 from graphcompress.analysis.cost import macs
 from graphcompress.analysis.couplings import couplings
 from graphcompress.analysis.linears import linears
-from graphcompress.base import Context, Exact
+from graphcompress.build.support import refuse_unsupported
 from graphcompress.data.load import Samples, synthetic_samples
 from graphcompress.errors import UnsupportedModelError
-from graphcompress.judging import rounding
-from graphcompress.model import Model
-from graphcompress.pipeline import Pipeline
-from graphcompress.runtime import Runner, session_of
-from graphcompress.support import refuse_unsupported
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import Runner, session_of
+from graphcompress.passes.prune.prune import Prune
+from graphcompress.passes.simplify import Simplify
+from graphcompress.pipeline.judging import rounding
+from graphcompress.pipeline.pipeline import Pipeline
+from graphcompress.plugin.base import Context, Exact
 
 ALL_PASSES = "simplify,prune{ffn=0.25 heads=0.25},kron{ratio=0.3},int8"
 LOSSY = ("prune", "kron", "int8")

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphcompress.base import Context, Exact, Lossy
 from graphcompress.data.load import Samples
 from graphcompress.errors import ContractError
-from graphcompress.rewrite import Rewriter
-from graphcompress.runtime import Runner
-from graphcompress.verify import batch_invariance, check_structure, compare, interface
+from graphcompress.graph.runtime import Runner
+from graphcompress.measure.verify import batch_invariance, check_structure, compare, interface
+from graphcompress.plugin.base import Context, Exact, Lossy
+from graphcompress.rewrite.rewriter import Rewriter
 
 FEED = {"x": np.zeros((4, 1), np.float32)}
 

@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 from onnx import numpy_helper
 
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
 
 HEADER = '<ir_version: 10, opset_import: ["" : {opset}, "com.example" : 1]>'
 

@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from graphcompress.analysis.linears import Linear, linears
 from graphcompress.analysis.sizes import ONE, size_of
-from graphcompress.expressions import evaluate, is_constant
-from graphcompress.model import Model
+from graphcompress.graph.expressions import evaluate, is_constant
+from graphcompress.graph.model import Model
 
 _LAYOUT = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Contiguous"})
 _PLAIN = frozenset({"Cast", "Identity", "Dropout"})

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphcompress.expressions import is_constant
-from graphcompress.model import Model
+from graphcompress.graph.expressions import is_constant
+from graphcompress.graph.model import Model
 
 BATCH, LENGTH = 1, 128
 

@@ -18,8 +18,8 @@ from graphcompress.analysis.relations.rules import AVERAGED, CONTRACTED, Axes, R
 from graphcompress.analysis.relations.uses import OwnAxes, Use, looked_up, repeated_uses
 from graphcompress.analysis.residual import branches
 from graphcompress.analysis.score_terms import tying_terms
-from graphcompress.expressions import expression_nodes
-from graphcompress.model import Model
+from graphcompress.graph.expressions import expression_nodes
+from graphcompress.graph.model import Model
 
 FFN, HEAD, HIDDEN, OTHER = "ffn", "head", "hidden", "other"
 

@@ -14,8 +14,8 @@ from graphcompress.analysis.attention import Attention
 from graphcompress.analysis.couplings import FFN, HEAD, Group, couplings
 from graphcompress.analysis.linears import Linear
 from graphcompress.analysis.residual import Branch, branches
-from graphcompress.expressions import is_constant
-from graphcompress.model import Model
+from graphcompress.graph.expressions import is_constant
+from graphcompress.graph.model import Model
 
 _LONGEST_NORMALISATION = 24
 """Nodes that a normalisation written out in elementary operators may have."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.expressions import evaluate, is_constant, leaves
-from graphcompress.model import Model, is_weight, number_of_parameters
+from graphcompress.graph.expressions import evaluate, is_constant, leaves
+from graphcompress.graph.model import Model, is_weight, number_of_parameters
 
 _ANONYMOUS = re.compile(r"(val_\d+|onnx::\w+_\d+|_?\d+|.*MatMul_\d+|t_\d+|.*Transpose.*)$")
 

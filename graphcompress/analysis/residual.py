@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from graphcompress.analysis.attention import Attention, attentions
 from graphcompress.analysis.linears import Linear, linears
-from graphcompress.expressions import is_constant
-from graphcompress.model import Model
+from graphcompress.graph.expressions import is_constant
+from graphcompress.graph.model import Model
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphcompress.analysis.attention import Attention
 from graphcompress.analysis.layers import Layer, layers
 from graphcompress.analysis.residual import Branch, branches
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
 
 EMBEDDING, HIDDEN, FFN_OUTPUT, SCORES = "embedding", "hidden", "ffn", "scores"
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
 
 
 def token_values(model: Model, names: Iterable[str] | None = None) -> frozenset[str]:

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphcompress.artifact.inputs import TOKENIZER_FILES, copy_tokenizer
 from graphcompress.capturing.module import DEFAULT_OPSET, translate
 from graphcompress.capturing.traceable import Traceable, default_axes
+from graphcompress.data.tokenizer_files import TOKENIZER_FILES, copy_tokenizer
 from graphcompress.errors import InvalidModelError, UnsupportedModelError, UsageError, nearest
-from graphcompress.extras import needs_torch
+from graphcompress.plugin.extras import needs_torch
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ import numpy as np
 
 from graphcompress.capturing.traceable import BATCH_AXIS, Axes, Traceable, run
 from graphcompress.errors import ContractError
-from graphcompress.runtime import session_of
+from graphcompress.graph.runtime import session_of
 
 if TYPE_CHECKING:
     import torch

@@ -17,8 +17,8 @@ import onnx_ir as ir
 from graphcompress.capturing.comparison import check
 from graphcompress.capturing.traceable import Axes, Traceable, default_axes, run, tensors_of
 from graphcompress.errors import UnsupportedModelError, UsageError
-from graphcompress.extras import needs_torch
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
+from graphcompress.plugin.extras import needs_torch
 
 if TYPE_CHECKING:
     import torch

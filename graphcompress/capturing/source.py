@@ -9,7 +9,7 @@ from pathlib import Path
 
 from graphcompress.capturing.checkpoint import export, is_checkpoint
 from graphcompress.errors import UsageError
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphcompress.expressions import evaluate, is_constant
-from graphcompress.model import Model
+from graphcompress.graph.expressions import evaluate, is_constant
+from graphcompress.graph.model import Model
 
 _SAME_COUNT = frozenset({"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Slice", "Add"})
 """Operators through which position numbers reach a table, by their first input (Add: by either)."""

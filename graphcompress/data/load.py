@@ -16,7 +16,7 @@ from graphcompress.data.samples import Sample, Samples
 from graphcompress.data.tables import read_columns
 from graphcompress.data.texts import Pair, find_tokenizer, samples_from_texts
 from graphcompress.errors import DataError
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
 
 __all__ = ["Pair", "Sample", "Samples", "load_samples", "synthetic_samples"]
 

@@ -14,7 +14,7 @@ from graphcompress.analysis.linears import embeddings
 from graphcompress.data.lengths import longest_sample
 from graphcompress.data.samples import Samples
 from graphcompress.errors import DataError
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
 
 Pair = Literal["joint", "separate"]
 TEXT_COLUMNS = (

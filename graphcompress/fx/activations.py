@@ -10,9 +10,9 @@ from torch import fx
 from torch.nn import functional
 
 from graphcompress.analysis.arguments import scalar
-from graphcompress.forms.family import is_standard, only_reader, operand_beside
 from graphcompress.fx.builder import Builder
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
+from graphcompress.rules.family import is_standard, only_reader, operand_beside
 
 Written = tuple[tuple[ir.Node, ...], Callable[[Builder], fx.Node]]
 

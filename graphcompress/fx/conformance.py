@@ -22,7 +22,7 @@ from onnx.backend.test.loader import load_model_tests
 from graphcompress.errors import UnsupportedModelError
 from graphcompress.fx.convert import to_fx
 from graphcompress.fx.ops.table import table
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
 
 PASSED, REFUSED, DIFFERS = "passed", "refused", "differs"
 

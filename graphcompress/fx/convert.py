@@ -16,7 +16,7 @@ from graphcompress.fx.ops.table import Result, find
 from graphcompress.fx.stored import Stored
 from graphcompress.fx.taps import find_values
 from graphcompress.fx.types import compute_type, stored_type
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
 
 FORMS_KEY = "forms"
 """Key of ``GraphModule.meta``: path of a parameter → how it is stored in the ONNX graph."""

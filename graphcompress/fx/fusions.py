@@ -10,11 +10,11 @@ from torch import fx
 from torch.nn import functional
 
 from graphcompress.analysis.linears import linears
-from graphcompress.forms.gelu import Gelu, GeluSite
 from graphcompress.fx.activations import spelt_out_activations
 from graphcompress.fx.builder import Builder
 from graphcompress.fx.sdpa import attention_fusions
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
+from graphcompress.rules.gelu import Gelu, GeluSite
 
 
 @dataclass(frozen=True, eq=False)

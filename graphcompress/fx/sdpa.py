@@ -15,10 +15,10 @@ from torch.nn import functional
 
 from graphcompress.analysis.arguments import scalar, scaled
 from graphcompress.analysis.attention import Attention, attentions
-from graphcompress.expressions import is_constant
 from graphcompress.fx.builder import Builder
 from graphcompress.fx.ops.shape import permuted
-from graphcompress.model import Model
+from graphcompress.graph.expressions import is_constant
+from graphcompress.graph.model import Model
 
 Written = tuple[tuple[ir.Node, ...], Callable[[Builder], fx.Node]]
 

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from torch import fx
 
 from graphcompress.errors import UsageError, nearest
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
 
 
 def taps(module: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:

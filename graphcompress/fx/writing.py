@@ -7,13 +7,13 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
-from graphcompress.base import Context
 from graphcompress.errors import UsageError
 from graphcompress.fx.functional import fake_quantise, quantise
 from graphcompress.fx.pairs import limited
 from graphcompress.fx.stored import Form
-from graphcompress.model import Model
-from graphcompress.rewrite import Rewriter
+from graphcompress.graph.model import Model
+from graphcompress.plugin.base import Context
+from graphcompress.rewrite.rewriter import Rewriter
 
 
 def write_back(module: fx.GraphModule, model: Model) -> set[str]:

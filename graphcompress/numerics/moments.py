@@ -13,7 +13,7 @@ def finite_rows(array: np.ndarray) -> np.ndarray:
 
 
 class SecondMoment:
-    """E[x·xᵀ] over tokens; an observer for :func:`graphcompress.calibrate.observe`.
+    """E[x·xᵀ] over tokens; an observer for :func:`graphcompress.measure.calibrate.observe`.
 
     Attributes:
         total: Σ x·xᵀ [features, features].

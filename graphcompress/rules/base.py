@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.sizes import size_of
-from graphcompress.rewrite import Rewriter
+from graphcompress.rewrite.rewriter import Rewriter
 
 Dim = int | ir.SymbolicDim
 Sizes = Sequence[Dim] | ir.Shape

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from graphcompress.model import is_weight
-from graphcompress.rewrite import Rewriter
+from graphcompress.graph.model import is_weight
+from graphcompress.rewrite.rewriter import Rewriter
 
 FOLDED_ELEMENTS = 1024
 """Integer tables above this size are left alone."""

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.linears import NAME_KEY
-from graphcompress.rewrite import Rewriter
+from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.base import Rule, constant, only_use, producer
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from graphcompress.analysis.bounds import Bounds
-from graphcompress.rewrite import Rewriter
+from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules import arithmetic, cleanup, convolutions, guards, heads, linears, masks, shapes
 from graphcompress.rules.base import Rule
 

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from graphcompress.analysis.arguments import scalar
 from graphcompress.analysis.bounds import Bounds
-from graphcompress.rewrite import Rewriter
+from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.base import constant, only_use, producer
 
 LARGEST_SCORE = {ir.DataType.FLOAT: 1e30, ir.DataType.FLOAT16: 15.0}

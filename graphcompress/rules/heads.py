@@ -7,7 +7,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from graphcompress.analysis.arguments import scalar
-from graphcompress.rewrite import Rewriter
+from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.base import Dim, Rule, only_use, producer, same_shape
 
 Build = Callable[[], ir.Value]

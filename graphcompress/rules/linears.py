@@ -8,9 +8,9 @@ import onnx_ir as ir
 from graphcompress.analysis.arguments import scalar
 from graphcompress.analysis.linears import NAME_KEY, linear_at
 from graphcompress.analysis.reshape import reshape_target
-from graphcompress.expressions import evaluate, expression_nodes, is_constant, leaves
-from graphcompress.model import is_weight
-from graphcompress.rewrite import Rewriter
+from graphcompress.graph.expressions import evaluate, expression_nodes, is_constant, leaves
+from graphcompress.graph.model import is_weight
+from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.base import Rule, constant, only_use, producer, same_shape
 
 SMALL_BYTES = 64

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from graphcompress.analysis.bounds import Bounds
 from graphcompress.analysis.coordinates import coordinate
 from graphcompress.analysis.intervals.interval import FALSE, TRUE
-from graphcompress.rewrite import Rewriter
+from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.base import Rule, producer, replaceable, same_dim, tolerates
 
 Bounded = Callable[[Rewriter, ir.Node, Bounds], str | None]

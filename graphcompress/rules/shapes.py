@@ -7,8 +7,8 @@ import onnx_ir as ir
 
 from graphcompress.analysis.arguments import slice_ranges
 from graphcompress.analysis.reshape import reshape_target
-from graphcompress.expressions import is_constant
-from graphcompress.rewrite import Rewriter
+from graphcompress.graph.expressions import is_constant
+from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.base import (
     Rule,
     constant,

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from graphcompress.analysis.arguments import slice_ranges
 from graphcompress.analysis.sizes import Size, size_of
-from graphcompress.rewrite import Rewriter
+from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.base import Dim, constant, producer, same_dim
 
 LARGEST_TABLE = 64

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from graphcompress.targets.mobile import Mobile
 
-from graphcompress.artifact.folder import MANIFEST
-from graphcompress.edge.bundle import EXAMPLE_FILE
-from graphcompress.edge.convert import OPERATORS_FILE
-from graphcompress.edge.interface import Interface, read_interface
+from graphcompress.build.folder import MANIFEST
 from graphcompress.numerics.metrics import sqnr_db
+from graphcompress.targets.mobile.bundle import EXAMPLE_FILE
+from graphcompress.targets.mobile.convert import OPERATORS_FILE
+from graphcompress.targets.mobile.interface import Interface, read_interface
+from graphcompress.targets.mobile.mobile import Mobile
 
 FLOAT_DB = 100.0
 """SQNR between two machines where everything is computed in float: the last bits of float32."""

@@ -9,10 +9,10 @@ import pytest
 
 from edge import arm64, kotlin_compiler, web_chromium, web_node
 from edge.proof import CannotRunError, agreement, cache_folder, cases
-from graphcompress.build import optimize
-from graphcompress.edge.bundle import write_bundle
-from graphcompress.edge.interface import Interface, Port
-from graphcompress.edge.languages import TYPES
+from graphcompress.build.optimize import optimize
+from graphcompress.targets.mobile.bundle import write_bundle
+from graphcompress.targets.mobile.interface import Interface, Port
+from graphcompress.targets.mobile.languages import TYPES
 
 PROOFS = {"node": web_node, "chromium": web_chromium, "arm64": arm64}
 KOTLIN = "kotlin"

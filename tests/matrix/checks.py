@@ -12,24 +12,24 @@ from pathlib import Path
 import cutting
 import numpy as np
 import onnx
-from graphcompress.passes.int8 import Int8
-from graphcompress.passes.kron import Kron
-from graphcompress.passes.prune import Prune
-from graphcompress.passes.simplify import Simplify
-from graphcompress.targets.cpu import Cpu
 
 from graphcompress.analysis.attention import attentions
 from graphcompress.analysis.couplings import FFN, HEAD, couplings
 from graphcompress.analysis.linears import embeddings, linears
-from graphcompress.base import Context, Pass, Skipped
-from graphcompress.build import optimize
+from graphcompress.build.optimize import optimize
 from graphcompress.errors import UnsupportedModelError
-from graphcompress.kronecker_forms import write_expression
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
+from graphcompress.measure.verify import compare
 from graphcompress.numerics.kronecker.product import nearest, splits
-from graphcompress.pipeline import Pipeline
-from graphcompress.rewrite import Rewriter
-from graphcompress.verify import compare
+from graphcompress.passes.kron import Kron
+from graphcompress.passes.prune.prune import Prune
+from graphcompress.passes.quantize.int8 import Int8
+from graphcompress.passes.simplify import Simplify
+from graphcompress.pipeline.pipeline import Pipeline
+from graphcompress.plugin.base import Context, Pass, Skipped
+from graphcompress.rewrite.kronecker import write_expression
+from graphcompress.rewrite.rewriter import Rewriter
+from graphcompress.targets.cpu.cpu import Cpu
 from matrix import tools
 from matrix.subject import EXACT, NotHeldError, Subject, largest_error, run
 from matrix.training import fx_is_runtime

@@ -14,17 +14,19 @@ import test_imports
 
 from matrix import subject, tools
 
-SIMPLIFY, INT8, PRUNE = (f"graphcompress.passes.{name}" for name in ("simplify", "int8", "prune"))
-PIPELINE, BUILD, CPU = "graphcompress.pipeline", "graphcompress.build", "graphcompress.targets.cpu"
-COUPLINGS, CUT = "graphcompress.analysis.couplings", "graphcompress.pruning.cut"
+SIMPLIFY = "graphcompress.passes.simplify"
+INT8, PRUNE = "graphcompress.passes.quantize.int8", "graphcompress.passes.prune.prune"
+PIPELINE, BUILD = "graphcompress.pipeline.pipeline", "graphcompress.build.optimize"
+CPU = "graphcompress.targets.cpu.cpu"
+COUPLINGS, CUT = "graphcompress.analysis.couplings", "graphcompress.passes.prune.cut"
 
 ROOTS: dict[str, tuple[str, ...]] = {
     "attentions": ("graphcompress.analysis.attention",),
     "groups": (COUPLINGS,),
     "cut = masked": (COUPLINGS, CUT),
     "25 % pruned": (PRUNE,),
-    "kron = dense": ("graphcompress.kronecker_forms", "graphcompress.numerics.kronecker.product"),
-    "int8": (INT8, "graphcompress.verify"),
+    "kron = dense": ("graphcompress.rewrite.kronecker", "graphcompress.numerics.kronecker.product"),
+    "int8": (INT8, "graphcompress.measure.verify"),
     "to_fx": ("graphcompress.fx",),
     "interface": (PIPELINE, "graphcompress.passes.kron", PRUNE, INT8, CPU),
     "twice": (PIPELINE, "graphcompress.passes.kron", PRUNE, INT8, CPU),
@@ -32,7 +34,7 @@ ROOTS: dict[str, tuple[str, ...]] = {
 }
 """Column → modules that its check uses besides those that load, simplify and run a model."""
 
-ALWAYS = (SIMPLIFY, "graphcompress.model", "graphcompress.runtime", "graphcompress.support")
+ALWAYS = (SIMPLIFY, "graphcompress.graph.model", "graphcompress.graph.runtime", "graphcompress.build.support")
 
 
 def fingerprint(column: str, check: Callable[..., object], expected: object) -> str:

@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from graphcompress.passes.simplify import Simplify
 
-from graphcompress.base import Context
+from graphcompress.build.support import refuse_unsupported
 from graphcompress.data.load import synthetic_samples
 from graphcompress.data.samples import Samples
 from graphcompress.errors import DataError, UnsupportedModelError
-from graphcompress.fused.operators import FUSED_DOMAIN
-from graphcompress.model import Model
-from graphcompress.pipeline import rounding
-from graphcompress.runtime import Runner
-from graphcompress.support import refuse_unsupported
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import Runner
+from graphcompress.passes.simplify import Simplify
+from graphcompress.pipeline.pipeline import rounding
+from graphcompress.plugin.base import Context
+from graphcompress.rules.fused.operators import FUSED_DOMAIN
 from matrix.exports import Export
 
 SIZES = (

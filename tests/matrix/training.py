@@ -10,7 +10,7 @@ import torch
 
 from graphcompress.errors import UnsupportedModelError
 from graphcompress.fx import to_fx, write_back
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
 from matrix.subject import NotHeldError, Outputs, Subject, largest_error, run
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from graphcompress.analysis.arguments import scalar
 from graphcompress.analysis.intervals.arithmetic import corners
 from graphcompress.analysis.intervals.interval import FALSE, LARGEST_CONSTANT, SLACK, Interval, Operands
-from graphcompress.expressions import is_constant
+from graphcompress.graph.expressions import is_constant
 
 
 def matmul(node: ir.Node, operands: Operands) -> Interval | None:

@@ -10,8 +10,8 @@ from graphcompress.analysis.atoms.store import BLOCKED
 from graphcompress.analysis.atoms.unify import Atoms
 from graphcompress.analysis.relations.uses import OwnAxes
 from graphcompress.analysis.sizes import ONE, size_of
-from graphcompress.expressions import is_constant
-from graphcompress.model import Model
+from graphcompress.graph.expressions import is_constant
+from graphcompress.graph.model import Model
 
 AVERAGED = "averaged"
 """Mark: a normalisation or a mean runs over it, so that removing a unit is not the same as zeroing it."""

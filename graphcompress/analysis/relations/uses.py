@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 import onnx_ir as ir
 
 from graphcompress.analysis.sizes import size_of
-from graphcompress.model import Model
+from graphcompress.graph.model import Model
 
 Use = tuple[ir.Node, int]
 """A reader of a value: a node and the index of its input."""

@@ -9,11 +9,11 @@ import torch
 from torch import fx
 from torch.nn import functional
 
-from graphcompress.expressions import is_constant
 from graphcompress.fx.builder import Builder, Operand
 from graphcompress.fx.functional import gather_nd, one_hot, pad, quantise, round_to, scatter_nd, take
 from graphcompress.fx.ops.table import operator
 from graphcompress.fx.sizes import Sizes
+from graphcompress.graph.expressions import is_constant
 
 
 @operator("Gather")

@@ -1,0 +1,1 @@
+"""One request becomes an artifact: what is written, and what says how it was made."""

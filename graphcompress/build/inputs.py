@@ -1,0 +1,66 @@
+"""The files that a build reads: their hashes for the recipe, their size, the tokenizer beside the model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from graphcompress.build.recipe import Recipe
+from graphcompress.data.tokenizer_files import TOKENIZER_FILES
+from graphcompress.graph.model import Model
+from graphcompress.graph.reading.hashes import sha256
+
+
+def path_text(given: object) -> str | None:
+    """A path as it was given, with forward slashes; None for anything that is not a path."""
+    return Path(given).as_posix() if isinstance(given, (str, Path)) else None
+
+
+@runtime_checkable
+class ReadsFiles(Protocol):
+    """A target whose options name files that decide what it makes."""
+
+    @property
+    def files_read(self) -> tuple[str, ...]:
+        """Their paths, as they were given."""
+
+
+def input_hashes(
+    recipe: Recipe, model: Model, teacher: Model | None = None, targets: Iterable[object] = ()
+) -> dict[str, str]:
+    """Hashes of every file that the build reads, by the path as it was given."""
+    paths = [Path(path) for path in (recipe.data, recipe.eval_data, recipe.train) if path]
+    paths += _model_files(recipe.model, model)
+    paths += _model_files(recipe.teacher, teacher)
+    if paths and recipe.tokenizer:
+        given = Path(recipe.tokenizer)
+        paths += [given, *(given / name for name in TOKENIZER_FILES)]
+    if recipe.model:
+        paths += [Path(recipe.model).parent / name for name in TOKENIZER_FILES]
+    for target in targets:
+        paths += [Path(path) for path in target.files_read] if isinstance(target, ReadsFiles) else []
+    return {path.as_posix(): sha256(path) for path in paths if path.is_file()}
+
+
+def _model_files(given: str | None, model: Model | None) -> list[Path]:
+    """Files that the model at ``given`` was read from: of a checkpoint's folder, or with external data."""
+    if not given or model is None:
+        return []
+    path = Path(given)
+    if path.is_dir():
+        return [file for file in sorted(path.iterdir()) if not file.name.startswith(".")]
+    folder = path.resolve().parent
+    return [path, *(path.parent / os.path.relpath(file.resolve(), folder) for file in model.files[1:])]
+
+
+def model_bytes(model: Model) -> int:
+    """Bytes of the file that the model came from, with its external data; 0 without a file."""
+    return sum(path.stat().st_size for path in model.files if path.is_file())
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of the model's files; the tokenizer, which is the same before and after, is not counted."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in TOKENIZER_FILES)
+    return sum(path.stat().st_size for path in files)

@@ -1,0 +1,268 @@
+"""What a build did, for a person: lines on a screen, a page to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graphcompress.build.varying import why_it_varies
+from graphcompress.plugin.base import Skipped, Touched, parameters_of
+
+if TYPE_CHECKING:
+    from graphcompress.build.optimize import Build, Lowered
+    from graphcompress.measure.bench import ShapeResult
+    from graphcompress.measure.metrics import Score
+    from graphcompress.measure.verify import Difference, Invariance
+    from graphcompress.pipeline.pipeline import PassRecord
+
+REPORT = "report.md"
+
+
+# ---- lines
+
+
+def count(number: float) -> str:
+    """A number for reading: ``22.71M``, ``48.2k``, ``7``."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(number) >= limit:
+            return f"{number / (1e3 if unit == 'k' else limit):.2f}{unit}"
+    return f"{number:,.0f}"
+
+
+def size(bytes_on_disk: float) -> str:
+    """Bytes for reading, in powers of ten: ``90.83 MB``."""
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if bytes_on_disk >= limit:
+            return f"{bytes_on_disk / limit:.2f} {unit}"
+    return f"{bytes_on_disk:.0f} bytes"
+
+
+def pass_line(record: PassRecord) -> str:
+    """One line: what the pass touched and left alone, and what the model is after it."""
+    after = (
+        f"{count(record.size.parameters)} parameters, {count(record.size.macs)} MACs, "
+        f"{size(record.size.bytes_on_disk)}, SQNR {decibels(record.total.sqnr_db)} against the original"
+    )
+    return f"{record.text}: {touched_text(record.touched, record.skipped)} → {after}"
+
+
+def touched_text(touched: Sequence[Touched], skipped: Sequence[Skipped]) -> str:
+    """``touched 3 weights (1.77M parameters), left 36 alone``."""
+    weights = "weight" if len(touched) == 1 else "weights"
+    parameters = f" ({count(parameters_of(touched))} parameters)" if touched else ""
+    left = f", left {len(skipped)} alone" if skipped else ""
+    return f"touched {len(touched) or 'no'} {weights}{parameters}{left}"
+
+
+def detail_lines(record: PassRecord) -> list[str]:
+    """What goes below :func:`pass_line`: a broken contract, skip reasons grouped, notes."""
+    lines = [f"contract broken, allowed: {record.broken}"] if record.broken else []
+    lines += [f"{len(items)} × {reason} ({example(items)})" for reason, items in grouped(record.skipped)]
+    return lines + list(record.notes)
+
+
+def grouped(skipped: Sequence[Skipped]) -> list[tuple[str, list[Skipped]]]:
+    """Skipped things by reason, the most frequent reason first."""
+    groups: dict[str, list[Skipped]] = {}
+    for item in skipped:
+        groups.setdefault(item.reason, []).append(item)
+    return sorted(groups.items(), key=lambda entry: -len(entry[1]))
+
+
+def example(items: Sequence[Skipped]) -> str:
+    """The first of ``items``, and the range of every figure that was measured for them."""
+    ranges = []
+    for name in items[0].figures:
+        values = [item.figures[name] for item in items if name in item.figures]
+        low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+        ranges.append(f"{name} {low}" if low == high else f"{name} {low} to {high}")
+    return "; ".join([*ranges, f"such as {items[0].name}"])
+
+
+def figures_text(figures: Mapping[str, float]) -> str:
+    """``error 0.12, rank 3``."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+
+
+def decibels(value: float) -> str:
+    """An SQNR for reading; at the ceiling the outputs are the same bit for bit."""
+    return "∞ dB" if value >= 200.0 else f"{value:.1f} dB"
+
+
+def difference_line(difference: Difference) -> str:
+    """How far outputs are apart, in one line."""
+    return (
+        f"SQNR {decibels(difference.sqnr_db)}, lowest cosine {difference.min_cosine:.4f}, "
+        f"largest error {difference.max_error:.3g} ({difference.max_relative_error:.1%} of the range), "
+        f"argmax agreement {difference.argmax_agreement:.1%}, on {difference.samples} samples"
+    )
+
+
+def invariance_line(invariance: Invariance) -> str:
+    """Whether answers depend on batch mates or padding, in one line."""
+    worst = (
+        f"largest change {invariance.max_relative_error:.2%} of the output range, "
+        f"lowest cosine {invariance.min_cosine:.4f}"
+    )
+    if invariance.changed == 0:
+        return f"the same answer alone and in a padded batch ({invariance.samples} samples; {worst})"
+    return (
+        f"{invariance.changed} of {invariance.samples} answers change with batch mates or padding "
+        f"by more than {invariance.tolerance:.0%} of the output range ({worst})"
+    )
+
+
+def summary_lines(build: Build) -> list[tuple[str, str]]:
+    """The end of a run for one target, as (topic, text): metric, size, verification of the artifact."""
+    before, lowered = build.before, build.lowered[0]
+    after = lowered.size
+    lines = []
+    if build.score and lowered.score:
+        lines.append(("metric", score_line(build.score, lowered.score)))
+    lines.append(
+        (
+            "size",
+            f"{size(before.bytes_on_disk)} → {size(after.bytes_on_disk)} "
+            f"({before.bytes_on_disk / max(after.bytes_on_disk, 1):.2f} × smaller)",
+        )
+    )
+    lines.append(("parameters", f"{count(before.parameters)} → {count(after.parameters)}"))
+    lines.append(("MACs", f"{count(before.macs)} → {count(after.macs)} (one sample of 128 tokens)"))
+    lines += lowering_lines(lowered.record)
+    lines.append(("artifact", f"{difference_line(lowered.difference)}, {proof(lowered)}"))
+    lines.append(("batches", invariance_line(lowered.invariance)))
+    reason = why_it_varies(build.model, lowered.invariance, build.reference_invariance, lowered.difference)
+    lines += [("", reason)] if reason else []
+    if build.reference_invariance.changed:
+        lines.append(("", f"the model that came in: {invariance_line(build.reference_invariance)}"))
+    return lines
+
+
+def lowering_lines(lowering: Mapping[str, object]) -> list[tuple[str, str]]:
+    """What a target says about its work, as (topic, text): the forms it chose, and its notes."""
+    forms, notes = lowering.get("forms_text"), lowering.get("notes", ())
+    lines = [("forms", str(forms))] if forms else []
+    return lines + [("", str(note)) for note in (notes if isinstance(notes, Sequence) else ())]
+
+
+def target_lines(build: Build) -> list[tuple[str, str]]:
+    """What goes below :func:`target_table`, as (target, text): what every target says about its work."""
+    lines = []
+    for it in build.lowered:
+        texts = [f"{topic}: {text}" if topic else text for topic, text in lowering_lines(it.record)]
+        texts.append(why_it_varies(build.model, it.invariance, build.reference_invariance, it.difference))
+        lines += [(it.name, text) for text in texts if text]
+    return lines
+
+
+def proof(lowered: Lowered) -> str:
+    """What ran the artifact when its outputs were compared."""
+    return str(lowered.record.get("proof", "run by the target"))
+
+
+def target_table(build: Build) -> list[list[str]]:
+    """One row per target under a row of titles: size, metric, verification."""
+    titles = [
+        "target",
+        "size",
+        "smaller",
+        "SQNR",
+        "largest error",
+        "answers that change in a batch",
+        "verified",
+    ]
+    bytes_before = build.before.bytes_on_disk
+    rows = [["before", size(bytes_before), "", "", "", _changed(build.reference_invariance), ""]]
+    for it in build.lowered:
+        bytes_after = it.size.bytes_on_disk
+        row = [it.target, size(bytes_after), f"{bytes_before / max(bytes_after, 1):.2f} ×"]
+        row += [decibels(it.difference.sqnr_db), f"{it.difference.max_relative_error:.1%}"]
+        rows.append([*row, _changed(it.invariance), proof(it)])
+    if build.score is not None:
+        titles.insert(3, f"{build.score.label}, {build.score.count:,} {build.score.noun}")
+        scores = [build.score, *(it.score for it in build.lowered)]
+        for row, score in zip(rows, scores, strict=True):
+            row.insert(3, f"{score.value:.4f}" if score else "")
+    return [titles, *rows]
+
+
+def _changed(invariance: Invariance) -> str:
+    return f"{invariance.changed} of {invariance.samples}"
+
+
+def score_line(before: Score, after: Score) -> str:
+    """``Spearman 0.8670 → 0.8655 (-0.0015) on 1,500 pairs``."""
+    return (
+        f"{before.label} {before.value:.4f} → {after.value:.4f} "
+        f"({after.value - before.value:+.4f}) on {after.count:,} {after.noun}"
+    )
+
+
+# ---- pages
+
+
+def markdown(build: Build, benched: Sequence[ShapeResult] = ()) -> str:
+    """The report as Markdown; without ``benched`` it depends on the build alone."""
+    lines = [
+        f"# {Path(build.recipe.model or 'model').name} → {build.recipe.passes} → {build.recipe.target}",
+        "",
+    ]
+    if len(build.lowered) == 1:
+        lines += [f"- **{topic}**: {text}" if topic else f"- {text}" for topic, text in summary_lines(build)]
+    else:
+        lines += [*_table(*target_table(build)), ""]
+        lines += [f"- **{name}**: {text}" for name, text in target_lines(build)]
+    lines += [f"- **latency**, {topic}: {text}" for topic, text in bench_lines(benched)]
+    for record in build.records:
+        lines += ["", f"## {record.text}", "", pass_line(record).partition(": ")[2], ""]
+        lines += [f"Against the model before this pass: {difference_line(record.step)}.", ""]
+        lines += [
+            f"- {note}" for note in ([f"contract broken, allowed: {record.broken}"] if record.broken else [])
+        ]
+        lines += [f"- {note}" for note in record.notes]
+        lines += _touched_table(record.touched)
+        lines += _skipped_table(record.skipped)
+    return "\n".join(lines) + "\n"
+
+
+def _table(titles: Sequence[str], *rows: Sequence[str]) -> list[str]:
+    cells = [[_cell(cell) for cell in row] for row in (titles, ["---"] * len(titles), *rows)]
+    return [f"| {' | '.join(row)} |" for row in cells]
+
+
+def _touched_table(touched: Sequence[Touched]) -> list[str]:
+    if not touched:
+        return []
+    rows = [f"| {_cell(t.name)} | {t.parameters:,} | {_cell(_detail(t))} |" for t in touched]
+    return ["", "| touched | parameters before | what became of it |", "|---|---:|---|", *rows]
+
+
+def _detail(item: Touched) -> str:
+    return "; ".join(part for part in (item.detail, figures_text(item.figures)) if part)
+
+
+def _skipped_table(skipped: Sequence[Skipped]) -> list[str]:
+    if not skipped:
+        return []
+    rows = [f"| {_cell(s.name)} | {_cell(s.reason)} | {figures_text(s.figures)} |" for s in skipped]
+    return ["", "| left alone | why | measured |", "|---|---|---|", *rows]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def bench_lines(results: Sequence[ShapeResult]) -> list[tuple[str, str]]:
+    """Measured speed as (shape, text): times, and ratios with their spread in the same run."""
+    lines = []
+    for result in results:
+        if result.skipped:
+            lines.append((result.shape, f"not measured: {result.skipped}"))
+            continue
+        times = ", ".join(f"{name} {timing.median_ms:.2f} ms" for name, timing in result.timings.items())
+        ratios = ", ".join(
+            f"{name} {ratio} × as fast as {result.first}" for name, ratio in result.ratios.items()
+        )
+        lines.append((result.shape, f"{times}; {ratios}" if ratios else times))
+    return lines

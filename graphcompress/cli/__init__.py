@@ -1,0 +1,114 @@
+"""The command line: parses, calls the library, prints; every error becomes one sentence and its exit code."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+from collections.abc import Mapping
+from typing import Annotated, NoReturn
+
+import typer
+
+from graphcompress.cli import bench, export, inspect, listing, optimize, tune, verify
+
+EXIT_CODES = """\
+Exit codes: 0 done · 1 unexpected error · 2 usage · 3 contract, coverage or speed broken ·
+4 model not supported · 5 invalid model file · 6 data · 7 output · 8 training ·
+130 interrupted · 143 terminated
+"""
+INTERRUPTED, TERMINATED = 130, 143
+STOPPED: Mapping[object, str] = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    epilog=EXIT_CODES,
+)
+for command in (
+    optimize.optimize,
+    export.export,
+    inspect.inspect,
+    bench.bench,
+    verify.verify,
+    tune.tune,
+    listing.passes,
+    listing.targets,
+):
+    app.command(epilog=EXIT_CODES)(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    from graphcompress import __version__
+
+    typer.echo(f"graphcompress {__version__}")
+    raise typer.Exit
+
+
+@app.callback()
+def root(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (before or after the command).")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Make Transformers in ONNX small and fast, and prove that they still answer the same."""
+
+
+def main() -> NoReturn:
+    """Run the command line with ``sys.argv`` and exit."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) != len(sys.argv) - 1
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app(arguments, prog_name="graphcompress")
+    except SystemExit as leave:
+        if leave.code in STOPPED:
+            _say(f"{STOPPED[leave.code]}; nothing half-done is left behind")
+        raise
+    except KeyboardInterrupt:
+        _fail(f"{STOPPED[INTERRUPTED]}; nothing half-done is left behind", INTERRUPTED)
+    except Exception as error:
+        if debug:
+            raise
+        _fail(*_explain(error))
+    sys.exit(0)
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """The sentence and the exit code for an error."""
+    from graphcompress.errors import GraphCompressError, OutputError
+
+    if isinstance(error, GraphCompressError):
+        return f"error: {error}", error.exit_code
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"error: the disk is full ({error.filename or 'while writing'}); free some space",
+            OutputError.exit_code,
+        )
+    what = f"{type(error).__name__}: {error}".partition("\n")[0][:300]
+    return f"error: unexpected {what} (run it again with --debug to see where, and report it)", 1
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    """Leave through the ``finally`` blocks, so that a killed run leaves nothing behind either."""
+    sys.exit(TERMINATED)
+
+
+def _fail(sentence: str, code: int) -> NoReturn:
+    _say(sentence)
+    sys.exit(code)
+
+
+def _say(sentence: str) -> None:
+    sys.stderr.write(sentence + "\n")
+
+
+if __name__ == "__main__":
+    main()

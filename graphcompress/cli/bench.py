@@ -1,0 +1,147 @@
+"""``graphcompress bench``: how fast models and artifacts are, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from graphcompress.cli.terminal import (
+    Data,
+    Json,
+    Seed,
+    Tokenizer,
+    origin,
+    out,
+    print_json,
+    progress_bars,
+    samples_for,
+)
+
+if TYPE_CHECKING:
+    from graphcompress.data.samples import Samples
+    from graphcompress.measure.bench import ShapeResult
+    from graphcompress.measure.roofline import Roofline
+    from graphcompress.plugin.base import Progress
+
+_NO_ROOFLINE = "only ONNX models with products that ran on the CPU provider at the last shape have one"
+_INSTEAD = "to time what stands in for it here, name the model's file in it"
+
+
+def bench(
+    models: Annotated[
+        list[Path], typer.Argument(help="ONNX files or artifacts; ratios are against the first.")
+    ],
+    data: Data = None,
+    tokenizer: Tokenizer = None,
+    shapes: Annotated[
+        str,
+        typer.Option(
+            help="<batch>x<length>, comma-separated; 'natural' is the median length of the samples."
+        ),
+    ] = "1xnatural,1x128,8x128",
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each model at each shape.")] = 20,
+    roofline: Annotated[
+        bool,
+        typer.Option(
+            "--roofline/--no-roofline",
+            help="Also say, at the last shape, what share of this machine's speed in products is reached.",
+        ),
+    ] = True,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Measure speed: models take turns, each alone while it runs; ratios with their 10th to 90th percentile.
+
+    Example: graphcompress bench model.onnx small --data sentences.jsonl --shapes 1x128,8x128
+    """
+    from dataclasses import asdict
+
+    from graphcompress.build.manifest import bench_json, rounded
+    from graphcompress.build.opening import described, is_timed_here, session
+    from graphcompress.build.report import bench_lines
+    from graphcompress.errors import UsageError
+    from graphcompress.measure.bench import bench as measure
+    from graphcompress.measure.roofline import roofline_line
+
+    with progress_bars() as progress:
+        first = described(models[0])
+        samples = samples_for(first, data, tokenizer or _tokenizer_beside(models), seed)
+        names = dict(zip(_names(models), models, strict=True))
+        timed = {name: path for name, path in names.items() if is_timed_here(path)}
+        untimed = [name for name in names if name not in timed]
+        if not timed:
+            raise UsageError(f"{_not_measured(untimed)}; {_INSTEAD}")
+        contenders = {}
+        for number, (name, path) in enumerate(timed.items()):
+            progress("load", number, len(timed))
+            contenders[name] = session(path)
+        progress("load", len(timed), len(timed))
+        results = measure(contenders, samples, shapes=shapes.split(","), rounds=rounds, progress=progress)
+        found = _rooflines(timed, samples, results, progress) if roofline else {}
+    if json:
+        document = {
+            "models": {name: str(path) for name, path in names.items()},
+            "not_measured": untimed,
+            "shapes": bench_json(results),
+            "roofline": rounded(
+                {name: {**asdict(item), "share": item.share} for name, item in found.items()}
+            ),
+        }
+        print_json(document)
+        return
+    console = out()
+    for shape, text in bench_lines(results):
+        console.print(f"{shape}: {text}")
+    if untimed:
+        console.print(f"{_not_measured(untimed)}; {_INSTEAD}")
+    left_out = [name for name in timed if roofline and name not in found]
+    if left_out:
+        console.print(f"no roofline: {', '.join(left_out)}, {_NO_ROOFLINE}")
+    for name, item in found.items():
+        console.print(f"roofline, {roofline_line(name, results[-1].shape, item)}")
+    console.print(f"lengths from {origin(samples)}; brackets: 10th to 90th percentile of {rounds} rounds")
+
+
+def _rooflines(
+    models: dict[str, Path], samples: Samples, results: list[ShapeResult], progress: Progress
+) -> dict[str, Roofline]:
+    """The roofline at the last shape, where that was measured, of every ONNX model on the CPU provider."""
+    from graphcompress.build.opening import is_for_cpu_provider, model_file
+    from graphcompress.measure.bench import shaped_feed
+    from graphcompress.measure.roofline import roofline
+
+    if results[-1].skipped:
+        return {}
+    batch, length = results[-1].size
+    feed, _ = shaped_feed(samples, f"{batch}x{length}")
+    found = {}
+    for number, (name, path) in enumerate(models.items()):
+        progress("roofline", number, len(models))
+        file = model_file(path)
+        if file.suffix == ".ort" or not is_for_cpu_provider(path):
+            continue
+        item = roofline(file, feed, batch=batch, length=length)
+        if item is not None:
+            found[name] = item
+    progress("roofline", len(models), len(models))
+    return found
+
+
+def _not_measured(names: list[str]) -> str:
+    return f"not measured: {', '.join(names)}, this machine is not what runs it"
+
+
+def _names(models: list[Path]) -> list[str]:
+    """Short names; where two are alike, the whole path with a number."""
+    short = [path.resolve().name for path in models]
+    if len(set(short)) == len(short):
+        return short
+    return [f"{number}:{path}" for number, path in enumerate(models, 1)]
+
+
+def _tokenizer_beside(models: list[Path]) -> Path | None:
+    """A tokenizer beside any of the models."""
+    folders = [path if path.is_dir() else path.parent for path in models]
+    return next((folder for folder in folders if (folder / "tokenizer.json").is_file()), None)

@@ -1,0 +1,144 @@
+"""``graphcompress inspect``: what is in a graph, and what each pass could do."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from graphcompress.cli.terminal import Data, Json, Seed, Tokenizer, out, print_json, progress_bars
+
+if TYPE_CHECKING:
+    from graphcompress.pipeline.inspection import Inspection
+
+
+def inspect(
+    model: Annotated[Path, typer.Argument(help="ONNX file, artifact or Hugging Face folder.")],
+    passes: Annotated[
+        str | None,
+        typer.Option(
+            help="Passes to try, each alone, on a copy; 'none' for no trial.", show_default="all installed"
+        ),
+    ] = None,
+    target: Annotated[str, typer.Option(help="Whose capabilities the passes see.")] = "cpu",
+    data: Data = None,
+    tokenizer: Tokenizer = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Show linears, embeddings, attentions, prunable groups, costs per layer, and what each pass could do.
+
+    Example: graphcompress inspect model.onnx --passes kron,prune
+    """
+    from graphcompress.build.manifest import rounded
+    from graphcompress.build.opening import model_file
+    from graphcompress.capturing.source import open_model
+    from graphcompress.data.load import load_samples
+    from graphcompress.pipeline.inspection import inspect as look
+    from graphcompress.pipeline.pipeline import Pipeline
+    from graphcompress.plugin.base import Context
+    from graphcompress.plugin.targeting import common_capabilities, parse_targets
+
+    steps = None if passes is None else () if passes == "none" else Pipeline.parse(passes).passes
+    with progress_bars() as progress:
+        loaded = open_model(model_file(model))
+        samples = load_samples(data, loaded, tokenizer=tokenizer) if data else None
+        ctx = Context(samples, common_capabilities(parse_targets(target)), seed, progress)
+        found = look(loaded, steps, ctx=ctx, progress=progress)
+    if json:
+        print_json(rounded(dataclasses.asdict(found)))
+        return
+    _print(model, found)
+    if found.opportunities and samples is None:
+        out().print("tried without samples; passes that calibrate do more with --data")
+
+
+def _print(path: Path, found: Inspection) -> None:
+    from graphcompress.build.report import count, size
+
+    console = out()
+    console.print(
+        f"{path}: opset {found.opset}, {count(found.parameters)} parameters, "
+        f"{size(found.weight_bytes)} of weights, {count(found.macs)} MACs for one sample of 128 tokens"
+    )
+    for title, values in (("in", found.inputs), ("out", found.outputs)):
+        console.print(f"  {title:<4}{'; '.join(values)}")
+    nodes = ", ".join(f"{number} {name}" for name, number in found.operators.items())
+    console.print(f"  nodes {sum(found.operators.values())}: {nodes}")
+    _table(
+        "weights",
+        ("kind", "name", "in/rows", "out/width", "parameters", "MACs"),
+        [
+            (w.kind, w.name, f"{w.rows:,}", f"{w.columns:,}", count(w.parameters), count(w.macs))
+            for w in found.weights
+        ],
+    )
+    _table(
+        "attentions",
+        ("from", "to", "heads", "key/value heads", "head size", "MACs"),
+        [
+            (
+                " ".join(a.producers) or a.node,
+                " ".join(a.consumers) or "unknown",
+                str(a.num_heads),
+                str(a.kv_heads),
+                str(a.head_dim or "dynamic"),
+                count(a.macs),
+            )
+            for a in found.attentions
+        ],
+    )
+    _table(
+        "layers",
+        ("name", "linears", "heads", "FFN nodes", "parameters", "MACs"),
+        [
+            (
+                layer.name,
+                str(layer.linears),
+                str(layer.heads),
+                f"{layer.ffn_nodes:,}",
+                count(layer.parameters),
+                count(layer.macs),
+            )
+            for layer in found.layers
+        ],
+    )
+    _table(
+        "prunable groups",
+        ("name", "kind", "units", "stored axes that move together"),
+        [(g.name, g.kind, f"{g.units:,}", str(g.axes)) for g in found.groups],
+    )
+    _print_opportunities(found)
+
+
+def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich.table import Table
+
+    console = out()
+    console.print(f"\n{title}: {len(rows)}")
+    if not rows:
+        return
+    table = Table(box=None, padding=(0, 1))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table, soft_wrap=False)
+
+
+def _print_opportunities(found: Inspection) -> None:
+    from graphcompress.build.report import count, example, grouped, size, touched_text
+
+    console = out()
+    console.print(f"\nwhat each pass could do, alone: {len(found.opportunities)}")
+    for item in found.opportunities:
+        console.print(
+            f"{item.text}: {touched_text(item.touched, item.skipped)} → {count(item.parameters)} parameters, "
+            f"{count(item.macs)} MACs, {size(item.weight_bytes)} of weights"
+        )
+        for reason, items in grouped(item.skipped):
+            console.print(f"    {len(items)} × {reason} ({example(items)})")
+        for note in item.notes:
+            console.print(f"    {note}")

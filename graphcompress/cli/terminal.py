@@ -1,0 +1,113 @@
+"""What the commands share: where text goes, progress bars, JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from graphcompress.training.processes import rank
+
+if TYPE_CHECKING:
+    from graphcompress.data.load import Pair, Samples
+    from graphcompress.graph.model import Model
+    from graphcompress.plugin.base import Progress
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Samples: .jsonl, .csv, .tsv, .parquet or .npz; columns named like the inputs, or texts.",
+        show_default="none",
+    ),
+]
+Tokenizer = Annotated[
+    Path | None,
+    typer.Option(
+        help="tokenizer.json or its folder, for samples that are texts.", show_default="beside the model"
+    ),
+]
+Seed = Annotated[int, typer.Option(help="For everything random.")]
+
+SECONDS_PER_LINE = 20.0
+"""Between lines of progress that do not go to a terminal."""
+
+FILE_WIDTH = 200
+"""Columns of a table that does not go to a terminal."""
+
+
+def out() -> Console:
+    """Results, on standard output; lines are never broken by force, tables only to fit a terminal."""
+    console = Console(highlight=False, soft_wrap=True, markup=False, quiet=rank() > 0)
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
+    return console
+
+
+def print_json(document: object) -> None:
+    """One JSON document on standard output."""
+    if rank() > 0:
+        return
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def progress_bars() -> Iterator[Progress]:
+    """Progress bars on standard error: one line per piece of work, gone when it is finished.
+
+    Where standard error is no terminal, long work that has details to tell (a training) prints a line now and
+    then instead.
+    """
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[detail]}", markup=False),
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=rank() > 0 or not console.is_terminal
+    ) as bars:
+        tasks: dict[str, Any] = {}
+        printed = time.monotonic()
+
+        def report(text: str, done: int, total: int, detail: str = "") -> None:
+            nonlocal printed
+            if bars.disable and detail and rank() == 0 and time.monotonic() - printed >= SECONDS_PER_LINE:
+                printed = time.monotonic()
+                console.print(
+                    f"{text} {done:,} of {total:,}: {detail}", markup=False, highlight=False, soft_wrap=True
+                )
+            if text not in tasks:
+                tasks[text] = bars.add_task(text, total=total, detail="")
+            bars.update(tasks[text], completed=done, total=total, detail=detail)
+            if done >= total:
+                bars.remove_task(tasks.pop(text))
+
+        yield report
+
+
+def samples_for(
+    model: Model, data: Path | None, tokenizer: Path | None, seed: int, *, pair: Pair = "joint"
+) -> Samples:
+    """The samples of ``data``, or made-up ones that fit the inputs."""
+    from graphcompress.data.load import load_samples, synthetic_samples
+
+    if data is None:
+        return synthetic_samples(model, count=16, seed=seed)
+    return load_samples(data, model, tokenizer=tokenizer, pair=pair)
+
+
+def origin(samples: Samples) -> str:
+    """Where samples are from, for the printed figures."""
+    return "made-up samples (give real ones with --data)" if samples.synthetic else "samples of the data file"

@@ -1,0 +1,97 @@
+"""``graphcompress verify``: are the outputs of B those of A, and does an answer depend on batch mates?"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from graphcompress.cli.terminal import (
+    Data,
+    Json,
+    Seed,
+    Tokenizer,
+    origin,
+    out,
+    print_json,
+    progress_bars,
+    samples_for,
+)
+
+if TYPE_CHECKING:
+    from graphcompress.data.load import Samples
+    from graphcompress.measure.verify import Difference, Invariance
+
+BATCH = 8
+
+
+def verify(
+    a: Annotated[Path, typer.Argument(help="The reference: an ONNX file or an artifact.")],
+    b: Annotated[Path, typer.Argument(help="What is compared with it.")],
+    data: Data = None,
+    tokenizer: Tokenizer = None,
+    limit: Annotated[int, typer.Option(min=1, help="Rows of the data that are used.")] = 64,
+    min_sqnr_db: Annotated[
+        float | None, typer.Option(help="Exit with 3 when the SQNR is lower, in dB.", show_default="none")
+    ] = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Compare the outputs of two models on samples, and each model alone with itself in a padded batch.
+
+    Example: graphcompress verify model.onnx small --data sentences.jsonl --min-sqnr-db 15
+    """
+    from graphcompress.build.manifest import rounded
+    from graphcompress.build.opening import described
+    from graphcompress.build.report import difference_line, invariance_line
+    from graphcompress.errors import ContractError
+
+    with progress_bars() as progress:
+        progress("verify", 0, 3)
+        samples = samples_for(described(a), data, tokenizer, seed).first(limit)
+        difference = _difference(a, b, samples)
+        invariances: dict[str, Invariance] = {}
+        for number, (name, path) in enumerate((("a", a), ("b", b)), 1):
+            progress("verify", number, 3)
+            invariances[name] = _invariance(path, samples)
+        progress("verify", 3, 3)
+    if json:
+        document = {
+            "difference": rounded(dataclasses.asdict(difference)),
+            "batch_invariance": {
+                key: rounded(dataclasses.asdict(value)) for key, value in invariances.items()
+            },
+            "synthetic_samples": samples.synthetic,
+        }
+        print_json(document)
+    else:
+        console = out()
+        console.print(f"{b} against {a}: {difference_line(difference)}")
+        for name, path in (("a", a), ("b", b)):
+            console.print(f"{path}: {invariance_line(invariances[name])}")
+        console.print(f"on {origin(samples)}")
+    if min_sqnr_db is not None and difference.sqnr_db < min_sqnr_db:
+        raise ContractError(
+            f"{b}: SQNR {difference.sqnr_db:.1f} dB against {a}, {min_sqnr_db:g} dB are required"
+        )
+
+
+def _difference(a: Path, b: Path, samples: Samples) -> Difference:
+    from graphcompress.analysis.tokens import token_values
+    from graphcompress.build.opening import model_file, session
+    from graphcompress.graph.model import Model
+    from graphcompress.measure.verify import compare
+
+    feeds = list(samples.batches(BATCH))
+    run = session(a)
+    reference = [run(feed) for feed in feeds]
+    return compare(reference, session(b), feeds, token_values(Model.load(model_file(a))))
+
+
+def _invariance(path: Path, samples: Samples) -> Invariance:
+    from graphcompress.build.opening import session
+    from graphcompress.measure.verify import batch_invariance
+
+    return batch_invariance(session(path), samples)

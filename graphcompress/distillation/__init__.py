@@ -1,1 +1,0 @@
-"""Distillation: a rewritten model learns what its teacher answers; torch is imported inside only."""

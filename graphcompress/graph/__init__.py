@@ -1,0 +1,1 @@
+"""A model: read, held, inferred, evaluated and run."""

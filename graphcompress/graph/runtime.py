@@ -1,0 +1,195 @@
+"""The one place that makes ONNX Runtime sessions."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from graphcompress.errors import DataError, InvalidModelError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+    from graphcompress.graph.model import Model
+
+Feed = Mapping[str, np.ndarray]
+
+_WEIGHTS = "session.model_external_initializers_file_folder_path"
+
+_FATAL_ONLY = 4
+"""Errors are raised with the same text that the runtime would also log."""
+
+
+def session_of(
+    model: bytes | str | Path,
+    *,
+    threads: int = 0,
+    optimize: bool = True,
+    prepack: bool = True,
+    weights: Path | None = None,
+    spin_us: int | None = None,
+    profile: Path | None = None,
+) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime CPU session over a file or serialized bytes; ``threads`` 0 is the runtime's choice.
+
+    Without ``prepack`` the weights stay where they are mapped from: no copy of them in the layout of the
+    kernels is made, which takes longer than some runs of a large model save by it. ``weights`` is the folder
+    that the external data of serialized bytes lie below. ``spin_us`` is how long idle threads spin before
+    they sleep; by default some 50 ms, during which they slow down whatever else runs. ``profile`` is the
+    beginning of the path of a file in which the time of every operator is written.
+
+    Raises:
+        InvalidModelError: not an ONNX file.
+        UnsupportedModelError: the runtime refuses the model; the message is the runtime's own.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY
+    options.intra_op_num_threads = threads
+    if not prepack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    if weights is not None:
+        options.add_session_config_entry(_WEIGHTS, os.fspath(weights))
+    if spin_us is not None:
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin_us))
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = os.fspath(profile)
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    source = model if isinstance(model, bytes) else os.fspath(model)
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        if "INVALID_PROTOBUF" in str(error):
+            name = "the model" if isinstance(model, bytes) else model
+            raise InvalidModelError(
+                f"{name}: not an ONNX file, or it is truncated; copy or export it again"
+            ) from error
+        raise UnsupportedModelError(
+            f"ONNX Runtime refuses the model: {_first_line(error)}; "
+            "it must run there before it can be compressed and checked"
+        ) from error
+
+
+def provider_session(
+    model: Path, providers: Sequence[tuple[str, Mapping[str, str]]], level: str = "ORT_ENABLE_ALL"
+) -> onnxruntime.InferenceSession:
+    """A session on the first of ``providers`` (name, options), which must take part.
+
+    ``level`` names the runtime's graph optimisations. When the provider fails, now or in a run, that is an
+    error; by itself the runtime would go on with other providers.
+
+    Raises:
+        UnsupportedModelError: the provider refuses the model, or did not come up (which is only warned of).
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    named = [(name, dict(given)) for name, given in providers]
+    try:
+        session = onnxruntime.InferenceSession(
+            os.fspath(model), options, providers=named, enable_fallback=False
+        )
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise UnsupportedModelError(f"{named[0][0]} refuses {model}: {_first_line(error)}") from error
+    if named[0][0] not in session.get_providers():
+        raise UnsupportedModelError(
+            f"{named[0][0]} did not come up, ONNX Runtime uses {', '.join(session.get_providers())}; "
+            "install its driver and libraries"
+        )
+    return session
+
+
+def runner_of(session: onnxruntime.InferenceSession) -> Callable[[Feed], dict[str, np.ndarray]]:
+    """A function from a feed to outputs by name."""
+    names = [output.name for output in session.get_outputs()]
+    return lambda feed: dict(zip(names, session.run(names, dict(feed)), strict=True))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:400].rstrip(". ")
+
+
+class Runner:
+    """Runs a model in memory on ONNX Runtime, with any values of the graph as outputs.
+
+    Use as a context manager, so that its memory is given back. Large weights are mapped from where they lie.
+    ``prepack`` is for sessions that are timed, or run very often (:func:`session_of`).
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        values: Sequence[ir.Value] = (),
+        *,
+        optimize: bool = True,
+        prepack: bool = False,
+        spin_us: int | None = None,
+    ) -> None:
+        graph = model.graph
+        extra = [value for value in values if not value.is_graph_output()]
+        graph.outputs.extend(extra)
+        try:
+            written = model.in_place()
+        finally:
+            for _ in extra:
+                graph.outputs.pop()
+        self.bytes_on_disk = written.bytes_on_disk
+        self._session = session_of(
+            written.proto, optimize=optimize, prepack=prepack, weights=written.weights, spin_us=spin_us
+        )
+        self._options = _path_to_outputs_only()
+        self.outputs = [value.name or "" for value in values] or [
+            output.name for output in self._session.get_outputs()
+        ]
+
+    def __call__(self, feed: Feed) -> dict[str, np.ndarray]:
+        """Outputs (or the chosen values) by name for one feed.
+
+        Raises:
+            DataError: the model cannot run on this feed: shapes, types or indices out of range.
+        """
+        try:
+            results = self._session.run(self.outputs, dict(feed), self._options)
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
+            raise DataError(
+                f"ONNX Runtime cannot run the model on samples of {shapes}: {_first_line(error)}; "
+                "give samples that fit its inputs: ids in the vocabulary, texts no longer than it takes"
+            ) from error
+        return dict(zip(self.outputs, results, strict=True))
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        del self._session
+        _give_back_memory()
+
+
+def _give_back_memory() -> None:
+    """Let glibc return what a session has freed: it keeps blocks below 32 MB, which is most of a model."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
+def _path_to_outputs_only() -> onnxruntime.RunOptions:
+    """What comes after the values that are asked for is not computed."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.only_execute_path_to_fetches = True
+    return options

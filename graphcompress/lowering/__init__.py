@@ -1,1 +1,0 @@
-"""Rewrites that targets share: what a runtime wants of a graph, written once."""

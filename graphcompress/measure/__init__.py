@@ -1,0 +1,1 @@
+"""Differences of outputs, calibration, times, metrics."""

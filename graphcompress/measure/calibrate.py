@@ -1,0 +1,113 @@
+"""Runs a graph on samples and hands chosen values to observers that keep statistics in bounded memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import groupby
+from typing import Protocol, TypeVar
+
+import numpy as np
+import onnx_ir as ir
+
+from graphcompress.data.load import Sample, Samples
+from graphcompress.data.samples import padding_mask
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import Feed, Runner
+from graphcompress.plugin.base import Progress, no_progress
+
+T = TypeVar("T")
+
+BATCH = 8
+MEMORY_BYTES = 256_000_000
+"""Largest size of the values fetched together, for one batch of 128 tokens; more values take more runs."""
+
+
+class Observer(Protocol):
+    """Keeps statistics of one value."""
+
+    def update(self, array: np.ndarray) -> None:
+        """Take in the value of one batch: [tokens, features] where it was [batch, sequence, features]."""
+
+
+def observe(
+    model: Model,
+    observers: Mapping[ir.Value, Observer],
+    samples: Samples,
+    *,
+    progress: Progress = no_progress,
+    text: str = "calibrate",
+    optimize: bool = True,
+) -> None:
+    """Run ``model`` on all ``samples`` and update the observer of every value; padding never counts.
+
+    A batch is made of samples of equal length, so nothing is padded here; positions that a mask in the
+    samples marks as padding are left out. Statistics are the same whatever else is observed. Without
+    ``optimize`` nothing is fused: int8 products are computed in float, so they cannot saturate.
+    """
+    runs = list(portions(observers, _bytes_of, MEMORY_BYTES))
+    batches = list(equal_batches(samples))
+    total = len(runs) * len(batches)
+    for number, values in enumerate(runs):
+        with Runner(model, values, optimize=optimize, prepack=True) as runner:
+            for step, indices in enumerate(batches):
+                progress(text, number * len(batches) + step, total)
+                feed = samples.batch(indices)
+                for value, array in zip(values, runner(feed).values(), strict=True):
+                    observers[value].update(real_tokens(array, feed))
+    progress(text, total, total)
+
+
+def equal_batches(samples: Samples) -> Iterator[list[int]]:
+    """Indices of at most ``BATCH`` samples whose arrays have equal shapes, the shortest first."""
+
+    def shapes(index: int) -> tuple[tuple[int, ...], ...]:
+        return _shapes(samples.feeds[index])
+
+    order = sorted(samples.order(by_length=True), key=lambda index: (max(shapes(index)), shapes(index)))
+    for _, group in groupby(order, key=shapes):
+        indices = list(group)
+        size = samples.batch_size(BATCH)
+        for start in range(0, len(indices), size):
+            yield indices[start : start + size]
+
+
+def real_tokens(array: np.ndarray, feed: Feed) -> np.ndarray:
+    """[batch, sequence, …] without the positions that the feed's mask marks as padding: [tokens, …].
+
+    Also understood are [sequence, batch, …] and [batch · sequence, features]. Without a mask, or for a
+    value of another layout, batch and sequence are merely joined (3-D) or the array is returned as it is.
+    """
+    real = padding_mask(feed)
+    if real is None or real.all():
+        return array.reshape(-1, array.shape[-1]) if array.ndim == 3 else array
+    for layout in (real, real.T):
+        if array.ndim >= 3 and array.shape[:2] == layout.shape:
+            return np.asarray(array[layout])
+    if array.ndim == 2 and len(array) == real.size > len(real):
+        return np.asarray(array[real.ravel()])
+    return array.reshape(-1, array.shape[-1]) if array.ndim == 3 else array
+
+
+def _shapes(sample: Sample) -> tuple[tuple[int, ...], ...]:
+    return tuple(array.shape for array in sample.values())
+
+
+def portions(items: Iterable[T], size_bytes: Callable[[T], int], limit_bytes: int) -> Iterator[list[T]]:
+    """``items`` in runs of at most ``limit_bytes``; one that is larger makes a run of its own."""
+    portion: list[T] = []
+    room = limit_bytes
+    for item in items:
+        size = size_bytes(item)
+        if portion and size > room:
+            yield portion
+            portion, room = [], limit_bytes
+        portion.append(item)
+        room -= size
+    if portion:
+        yield portion
+
+
+def _bytes_of(value: ir.Value) -> int:
+    """Of a value in one batch of 128 tokens."""
+    return BATCH * 128 * 4 * math.prod(dim for dim in value.shape or () if isinstance(dim, int))

@@ -1,0 +1,1 @@
+"""Passes in their order, each checked against its promise."""

@@ -1,0 +1,221 @@
+"""What is in a graph, and what each pass could do with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from graphcompress.analysis.attention import Attention, attentions
+from graphcompress.analysis.cost import macs, node_costs
+from graphcompress.analysis.couplings import FFN, Group, couplings
+from graphcompress.analysis.layers import layers
+from graphcompress.analysis.linears import embeddings, linears
+from graphcompress.graph.model import Model
+from graphcompress.plugin import registry
+from graphcompress.plugin.base import Context, Pass, Progress, Skipped, Touched, no_progress
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A linear [rows = in, columns = out] or an embedding [rows, width]; MACs of one sample of 128 tokens."""
+
+    kind: str
+    name: str
+    rows: int
+    columns: int
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class AttentionView:
+    """One attention: its Softmax (or Attention operator), heads, and the linears around it."""
+
+    node: str
+    num_heads: int
+    kv_heads: int
+    head_dim: int
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    macs: int
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """One transformer block: its linears, heads and FFN nodes; MACs of its linears and attentions."""
+
+    name: str
+    linears: int
+    heads: int
+    ffn_nodes: int
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class GroupView:
+    """Dimensions that can be cut together: how many units, and how many stored axes move with each."""
+
+    name: str
+    kind: str
+    units: int
+    axes: int
+
+
+@dataclass(frozen=True)
+class Opportunity:
+    """What one pass with default options did to a copy of the model, nothing checked or kept."""
+
+    text: str
+    touched: tuple[Touched, ...]
+    skipped: tuple[Skipped, ...]
+    notes: tuple[str, ...]
+    parameters: int
+    weight_bytes: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is in a graph.
+
+    Attributes:
+        opset: of the standard operators.
+        inputs, outputs: name, type and shape as text.
+        operators: operator (with its domain) → number of nodes.
+        parameters, weight_bytes, macs: totals; MACs of one sample of 128 tokens.
+        weights: linears and embeddings, in execution order.
+        attentions, layers, groups: what the analyses found.
+        opportunities: one per pass that was tried.
+    """
+
+    opset: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    operators: Mapping[str, int]
+    parameters: int
+    weight_bytes: int
+    macs: int
+    weights: tuple[Weight, ...]
+    attentions: tuple[AttentionView, ...]
+    layers: tuple[LayerView, ...]
+    groups: tuple[GroupView, ...]
+    opportunities: tuple[Opportunity, ...]
+
+
+def inspect(
+    model: Model,
+    passes: Iterable[Pass] | None = None,
+    *,
+    ctx: Context | None = None,
+    progress: Progress = no_progress,
+) -> Inspection:
+    """Look at ``model`` without changing it, and try each of ``passes`` (default: all installed) on a copy.
+
+    Every pass is tried alone, after ``simplify``; ``ctx`` gives samples, capabilities and seed.
+    """
+    groups = couplings(model)
+    costs = {cost.node: cost.macs for cost in node_costs(model)}
+    tried = (
+        [registry.pass_class(name)() for name in registry.names("passes")] if passes is None else list(passes)
+    )
+    opportunities = []
+    for number, step in enumerate(tried):
+        progress("try passes", number, len(tried))
+        opportunities.append(_try(model, step, ctx or Context()))
+    progress("try passes", len(tried), len(tried))
+    return Inspection(
+        opset=model.opset,
+        inputs=tuple(f"{value.name}: {value.dtype} {value.shape}" for value in model.graph.inputs),
+        outputs=tuple(f"{value.name}: {value.dtype} {value.shape}" for value in model.graph.outputs),
+        operators=_operators(model),
+        parameters=model.parameters,
+        weight_bytes=model.weight_bytes,
+        macs=macs(model),
+        weights=_weights(model, costs),
+        attentions=_attentions(model, costs),
+        layers=_layers(model, groups, costs),
+        groups=tuple(GroupView(group.name, group.kind, group.size, len(group.slices)) for group in groups),
+        opportunities=tuple(opportunities),
+    )
+
+
+def _operators(model: Model) -> dict[str, int]:
+    names = Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in model.graph)
+    return dict(names.most_common())
+
+
+def _weights(model: Model, costs: Mapping[ir.Node, int]) -> tuple[Weight, ...]:
+    tables = [
+        Weight("embedding", table.name, table.rows, table.width, table.parameters, 0)
+        for table in embeddings(model)
+    ]
+    maps = [
+        Weight(
+            "linear",
+            linear.name,
+            linear.in_features,
+            linear.out_features,
+            linear.parameters,
+            costs.get(linear.node, 0),
+        )
+        for linear in linears(model)
+    ]
+    return tuple(tables + maps)
+
+
+def _attentions(model: Model, costs: Mapping[ir.Node, int]) -> tuple[AttentionView, ...]:
+    views = []
+    for found in attentions(model):
+        views.append(
+            AttentionView(
+                node=found.node.name or found.node.op_type,
+                num_heads=found.num_heads,
+                kv_heads=found.kv_heads,
+                head_dim=found.head_dim,
+                producers=tuple(linear.name for linear in found.producers),
+                consumers=tuple(linear.name for linear in found.consumers),
+                macs=_attention_macs(found, costs),
+            )
+        )
+    return tuple(views)
+
+
+def _attention_macs(found: Attention, costs: Mapping[ir.Node, int]) -> int:
+    return sum(costs.get(node, 0) for node in found.products)
+
+
+def _layers(model: Model, groups: list[Group], costs: Mapping[ir.Node, int]) -> tuple[LayerView, ...]:
+    return tuple(
+        LayerView(
+            name=layer.name,
+            linears=len(layer.linears),
+            heads=sum(found.num_heads for found in layer.attentions),
+            ffn_nodes=sum(group.size for group in layer.groups if group.kind == FFN),
+            parameters=sum(linear.parameters for linear in layer.linears),
+            macs=sum(costs.get(linear.node, 0) for linear in layer.linears)
+            + sum(_attention_macs(found, costs) for found in layer.attentions),
+        )
+        for layer in layers(model, groups)
+    )
+
+
+def _try(model: Model, step: Pass, ctx: Context) -> Opportunity:
+    copy = model.clone()
+    own = Context(ctx.samples, ctx.capabilities, ctx.seed)
+    if step.name != "simplify":
+        registry.pass_class("simplify")().run(copy, own)
+    own = Context(ctx.samples, ctx.capabilities, ctx.seed, ctx.progress)
+    step.run(copy, own)
+    return Opportunity(
+        text=str(step),
+        touched=tuple(own.touched),
+        skipped=tuple(own.skipped),
+        notes=tuple(own.notes),
+        parameters=copy.parameters,
+        weight_bytes=copy.weight_bytes,
+        macs=macs(copy),
+    )

@@ -1,0 +1,126 @@
+"""Judges passes: outputs before and after each of them on a few samples, held against its contract."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphcompress.analysis.tokens import token_values
+from graphcompress.data.load import Samples, synthetic_samples
+from graphcompress.errors import ContractError
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import Feed, Runner
+from graphcompress.measure.verify import Difference, check_structure, compare, interface
+from graphcompress.plugin.base import Context, Pass, Training
+
+CHECK_SAMPLES = 16
+CHECK_BATCH = 8
+TRAINED_CHECK_SAMPLES = 64
+"""More where a pass trains: what was learned differs from sample to sample."""
+
+Outputs = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Size of a model: parameters, bytes on disk, multiply-accumulates for one sample of 128 tokens."""
+
+    parameters: int
+    bytes_on_disk: int
+    macs: int
+
+
+def check_samples(model: Model, ctx: Context) -> Samples:
+    """The samples on which outputs are compared: the first of the user's, or made-up ones.
+
+    Where a pass trains, they are such as it does not train on.
+    """
+    if ctx.training is not None:
+        return ctx.training.divided()[1].spread(TRAINED_CHECK_SAMPLES)
+    return ctx.samples.first(CHECK_SAMPLES) if ctx.samples else synthetic_samples(model, seed=ctx.seed)
+
+
+class Checker:
+    """Outputs of the model before and after each pass, on a few samples."""
+
+    def __init__(self, model: Model, ctx: Context, original: Sequence[Outputs] | None) -> None:
+        self.feeds = list(check_samples(model, ctx).batches(CHECK_BATCH))
+        self.interface = interface(model)
+        self._by_token = token_values(model)
+        self._fused = ctx.capabilities.judged_fused
+        self.original = original if original is not None else _outputs_of(model, self.feeds)
+        self.before = self.original
+        self.awaiting: list[Pass] = []
+        """Lossy passes that are judged together with the pass that trains."""
+        self._before_awaiting = self.before
+
+    def await_training(self, step: Pass) -> None:
+        """Judge ``step`` later; call it before the pass has run."""
+        if not self.awaiting:
+            self._before_awaiting = self.before
+        self.awaiting.append(step)
+
+    def after(self, model: Model, *, trained: bool = False) -> tuple[Difference, Difference, int]:
+        """Difference to the outputs before the pass, to the original's, and the bytes on disk.
+
+        A pass that ``trained`` is compared with the model before the first of those that await it.
+        """
+        check_structure(model, self.interface)
+        with Runner(model, optimize=self._fused) as runner:
+            now = [runner(feed) for feed in self.feeds]
+            bytes_on_disk = runner.bytes_on_disk
+        recorded = iter(now)
+        before = self._before_awaiting if trained and self.awaiting else self.before
+        step = compare(before, lambda feed: next(recorded), self.feeds, self._by_token)
+        recorded = iter(now)
+        total = compare(self.original, lambda feed: next(recorded), self.feeds, self._by_token)
+        self.before = now
+        return step, total, bytes_on_disk
+
+
+def _outputs_of(model: Model, feeds: Iterable[Feed]) -> list[Outputs]:
+    with Runner(model) as runner:
+        return [runner(feed) for feed in feeds]
+
+
+def judge(
+    judged: Sequence[Pass],
+    change: Difference,
+    allow: Collection[str],
+    epsilon: float,
+    training: Training | None,
+) -> str | None:
+    """How contracts were broken where that is allowed; the last of ``judged`` is the pass that ran.
+
+    Raises:
+        ContractError: contracts are broken and not allowed to be; all are named.
+    """
+    broken = [(item, item.contract.broken_by(change, epsilon)) for item in judged]
+    reasons = [(item, reason) for item, reason in broken if reason is not None]
+    refused = [(item, reason) for item, reason in reasons if item.name not in allow]
+    if not refused:
+        return "; ".join(reason for _, reason in reasons) or None
+    last = judged[-1]
+    after = "" if all(item is last for item, _ in refused) else f", after {last}"
+    text = "; ".join(f"{item} broke its contract: {reason}" for item, reason in refused)
+    options = " ".join(dict.fromkeys(f"--allow {item.name}" for item, _ in refused))
+    advice = f"Ask for less, or accept it with {options}"
+    if last.trains and training is not None:
+        advice = f"Ask for less, train longer, or accept it with {options}"
+        advice += (
+            f" (what was learned is in {training.folder}, and is not learned again)"
+            if training.folder
+            else ""
+        )
+    raise ContractError(f"{text}, on {change.samples} samples{after}. {advice}")
+
+
+def rounding(model: Model) -> float:
+    """The relative rounding of the coarsest float type that the main graph computes in; 0 without floats."""
+    kinds = {value.dtype for node in model.graph for value in node.outputs if value.dtype is not None}
+    return max((_EPSILONS.get(kind.name, 0.0) for kind in kinds), default=0.0)
+
+
+_EPSILONS = {"BFLOAT16": 2.0**-7, "FLOAT16": 2.0**-10, "FLOAT": 2.0**-23, "DOUBLE": 2.0**-52}

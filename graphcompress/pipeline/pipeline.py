@@ -1,0 +1,213 @@
+"""A pipeline: passes in order, each checked against the promise it makes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from graphcompress.analysis.cost import macs
+from graphcompress.analysis.linears import embeddings, linears
+from graphcompress.errors import CoverageError, UsageError, nearest
+from graphcompress.graph.model import Model
+from graphcompress.measure.verify import Difference
+from graphcompress.pipeline.judging import Checker, Outputs, Size, judge, rounding
+from graphcompress.plugin import registry
+from graphcompress.plugin.base import (
+    Capabilities,
+    Context,
+    Exact,
+    Lossy,
+    Pass,
+    Skipped,
+    Touched,
+    parameters_of,
+)
+from graphcompress.plugin.options import build, split_calls
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """What one pass did.
+
+    Attributes:
+        text: the pass as a user would type it.
+        touched, skipped, notes: as the pass reported them.
+        size: of the model after it.
+        step: outputs against the model before this pass; of a pass that trains, against the model before the
+            first lossy pass that awaits it.
+        total: outputs against the model that came in.
+        coverage: share of the parameters of linears and embeddings that it touched.
+        broken: how it broke its contract, when that was allowed.
+    """
+
+    text: str
+    touched: tuple[Touched, ...]
+    skipped: tuple[Skipped, ...]
+    notes: tuple[str, ...]
+    size: Size
+    step: Difference
+    total: Difference
+    coverage: float
+    broken: str | None
+
+
+class Pipeline:
+    """Passes in the order in which they run; ``Pipeline.parse(str(p)) == p``."""
+
+    def __init__(self, passes: Iterable[Pass]) -> None:
+        self.passes = tuple(passes)
+
+    @classmethod
+    def parse(cls, text: str) -> Pipeline:
+        """Read ``kron{rank=2},prune,int8``.
+
+        Raises:
+            UsageError: a syntax error, an unknown pass or option, or an option out of range.
+        """
+        calls = split_calls(text)
+        if not calls:
+            raise UsageError("no passes are given; name at least one, for example --passes simplify,int8")
+        return cls(build(registry.pass_class(name), name, options) for name, options in calls)
+
+    def __str__(self) -> str:
+        return ",".join(str(step) for step in self.passes)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Pipeline) and self.passes == other.passes
+
+    def __hash__(self) -> int:
+        return hash(self.passes)
+
+    def run(
+        self,
+        model: Model,
+        ctx: Context,
+        *,
+        allow: Collection[str] = (),
+        require_coverage: float = 0.0,
+        on_record: Callable[[PassRecord], None] = lambda record: None,
+        original: Sequence[Outputs] | None = None,
+    ) -> list[PassRecord]:
+        """Run every pass on ``model``, in place, and check structure, outputs and coverage after each.
+
+        ``allow`` names passes whose broken contract is accepted; ``require_coverage`` (0-1) binds lossy ones.
+        ``original`` are outputs of ``model`` on the batches of :func:`check_samples`, when they are known.
+
+        Raises:
+            ContractError: a pass changed the outputs by more than it promised, or broke the graph.
+            CoverageError: a lossy pass touched a smaller share of the parameters than required.
+            UsageError: ``allow`` names a pass that is not in the pipeline, or the coverage is no share.
+        """
+        self.check_request(allow, require_coverage)
+        if self.trains and ctx.training is None:
+            raise UsageError(f"{self} trains; give samples to train on with --train")
+        self.check_target("in use", ctx.capabilities, calibrated=ctx.samples is not None)
+        check = Checker(model, ctx, original)
+        records = []
+        teacher = model.clone() if self.trains else None
+        checked = False
+        for number, step in enumerate(self.passes):
+            ctx.progress(f"{step}", number, len(self.passes))
+            if not checked and not isinstance(step.contract, Exact):
+                checked = True
+                for later in self.passes[number:]:
+                    later.check(model, ctx)
+            record = _run_pass(
+                step,
+                model,
+                dataclasses.replace(ctx, original=teacher),
+                check,
+                allow,
+                awaits=self._awaits_training(number),
+            )
+            ctx.progress(f"{step}", len(self.passes), len(self.passes))
+            if teacher and all(isinstance(done.contract, Exact) for done in self.passes[: number + 1]):
+                teacher = model.clone()  # the same model in a plainer form
+            records.append(record)
+            on_record(record)
+            if isinstance(step.contract, Lossy) and record.coverage < require_coverage:
+                raise CoverageError(
+                    f"{step} touched {record.coverage:.1%} of the parameters, {require_coverage:.1%} are "
+                    f"required; it left alone: {_reasons(record.skipped)}"
+                )
+        ctx.progress("passes", len(self.passes), len(self.passes))
+        return records
+
+    @property
+    def trains(self) -> bool:
+        """Whether one of its passes trains."""
+        return any(step.trains for step in self.passes)
+
+    def _awaits_training(self, number: int) -> bool:
+        """Whether a pass is judged after one that trains, because it is lossy and such a pass follows."""
+        step = self.passes[number]
+        trained = any(later.trains for later in self.passes[number + 1 :])
+        return trained and isinstance(step.contract, Lossy) and not step.trains
+
+    def check_request(self, allow: Collection[str], require_coverage: float) -> None:
+        """Fail before any work when :meth:`run` would refuse these options.
+
+        Raises:
+            UsageError: ``allow`` names a pass that is not in the pipeline, or the coverage is no share.
+        """
+        if not 0.0 <= require_coverage <= 1.0:
+            raise UsageError(f"the coverage {require_coverage} is no share; give a number between 0 and 1")
+        known = {step.name for step in self.passes}
+        for name in allow:
+            if name not in known:
+                raise UsageError(
+                    f"--allow {name}: the pipeline {self} has no such pass; {nearest(name, known)}"
+                )
+
+    def check_target(self, name: str, capabilities: Capabilities, *, calibrated: bool) -> None:
+        """Fail before any work when a pass is asked for something that the target ``name`` cannot run.
+
+        Raises:
+            UsageError: it says which option to change.
+        """
+        for step in self.passes:
+            reason = step.unsupported(capabilities, calibrated=calibrated)
+            if reason is not None:
+                raise UsageError(f"the target {name} cannot run what {step} asks for: {reason}")
+
+
+def _run_pass(
+    step: Pass, model: Model, ctx: Context, check: Checker, allow: Collection[str], *, awaits: bool
+) -> PassRecord:
+    """Run one pass and judge it; one that ``awaits`` training is judged with the pass that trains."""
+    weights = weight_parameters(model)
+    fresh = dataclasses.replace(ctx, touched=[], skipped=[], notes=[])
+    if awaits:
+        check.await_training(step)
+    step.run(model, fresh)
+    change, total, bytes_on_disk = check.after(model, trained=step.trains)
+    judged = [] if awaits else [step]
+    if step.trains:
+        judged, check.awaiting = [*check.awaiting, step], []
+    return PassRecord(
+        text=str(step),
+        touched=tuple(fresh.touched),
+        skipped=tuple(fresh.skipped),
+        notes=tuple(fresh.notes),
+        size=Size(model.parameters, bytes_on_disk, macs(model)),
+        step=change,
+        total=total,
+        coverage=min(1.0, parameters_of(fresh.touched) / weights) if weights else 0.0,
+        broken=judge(judged, change, allow, rounding(model), ctx.training),
+    )
+
+
+def weight_parameters(model: Model) -> int:
+    """Stored parameters of all linears and embeddings."""
+    return sum(item.parameters for item in linears(model)) + sum(
+        item.parameters for item in embeddings(model)
+    )
+
+
+def _reasons(skipped: Sequence[Skipped]) -> str:
+    reasons: dict[str, list[str]] = {}
+    for item in skipped:
+        reasons.setdefault(item.reason, []).append(item.name)
+    parts = [f"{len(names)} × {reason} (such as {names[0]})" for reason, names in reasons.items()]
+    return "; ".join(parts) or "nothing that it knows of"

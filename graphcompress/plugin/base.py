@@ -1,0 +1,291 @@
+"""The two things that can be added to this package, a pass and a target: what each is given and promises."""
+
+from __future__ import annotations
+
+import abc
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from graphcompress.errors import UsageError
+from graphcompress.plugin.options import check_options, format_call
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from graphcompress.data.load import Samples
+    from graphcompress.graph.model import Model
+    from graphcompress.measure.verify import Difference
+
+
+ROUNDINGS = 4
+"""Roundings of the coarsest float type by which outputs of an exact pass may differ."""
+
+HELD_OUT_SHARE, HELD_OUT_ROWS = 0.05, 512
+"""Part of the samples to train on that is held out where a user gives no others; at most so many rows."""
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Outputs stay the same up to the order of floating-point additions.
+
+    ``atol`` is in units of the largest output of the reference, so that it means the same for every model. A
+    model that computes in half precision rounds by more than that: there a few roundings are allowed.
+    """
+
+    atol: float = 1e-4
+
+    def broken_by(self, difference: Difference, epsilon: float = 0.0) -> str | None:
+        """Why ``difference`` breaks this, or None; ``epsilon`` is the rounding of the coarsest float type."""
+        allowed = max(self.atol, ROUNDINGS * epsilon)
+        if difference.max_relative_error <= allowed:
+            return None
+        return (
+            f"largest error {difference.max_relative_error:.2e} of the output range, promised {allowed:.0e}"
+        )
+
+    def __str__(self) -> str:
+        return f"exact (largest error {self.atol:.0e} of the output range)"
+
+
+@dataclass(frozen=True)
+class Lossy:
+    """Outputs keep at least this signal-to-quantisation-noise ratio."""
+
+    min_sqnr_db: float
+
+    def broken_by(self, difference: Difference, epsilon: float = 0.0) -> str | None:
+        """Why ``difference`` breaks this contract, or None."""
+        if difference.sqnr_db >= self.min_sqnr_db:
+            return None
+        return f"SQNR {difference.sqnr_db:.1f} dB, promised at least {self.min_sqnr_db:.0f} dB"
+
+    def __str__(self) -> str:
+        return f"lossy (SQNR at least {self.min_sqnr_db:.0f} dB)"
+
+
+Contract = Exact | Lossy
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a target can run; passes read it, so that they write nothing that the target refuses.
+
+    Attributes:
+        int8_dynamic: activations may be quantised with a scale computed at run time.
+        int8_activations: which of ``uint8`` (asymmetric) and ``int8`` (symmetric) run, the better one first.
+        int8_weight_bits: bits of an int8 weight in use; 7 where u8×s8 products saturate (x86 without VNNI).
+        constant_expressions: weights may be expressions over what is stored; the target folds or lowers them.
+    """
+
+    int8_dynamic: bool = True
+    int8_activations: tuple[str, ...] = ("uint8", "int8")
+    int8_weight_bits: int = 8
+    constant_expressions: bool = True
+
+    @property
+    def judged_fused(self) -> bool:
+        """Whether fused int8 products of any machine answer like the target's.
+
+        Where all 8 bits of weights are in use those of x86 without VNNI saturate; such models are judged with
+        nothing fused, so that the products are computed in float.
+        """
+        return self.int8_weight_bits < 8
+
+    def __str__(self) -> str:
+        """In the words of the options of ``int8``, which ask for it."""
+        schemes = "static or dynamic" if self.int8_dynamic else "static"
+        weights = "stored or expressions" if self.constant_expressions else "stored as they are"
+        return (
+            f"activations {' or '.join(self.int8_activations)}, scales {schemes}, "
+            f"int8 weights of {self.int8_weight_bits} bits, {weights}"
+        )
+
+    def common(self, other: Capabilities) -> Capabilities:
+        """What both targets can run."""
+        return Capabilities(
+            int8_dynamic=self.int8_dynamic and other.int8_dynamic,
+            int8_activations=tuple(it for it in self.int8_activations if it in other.int8_activations),
+            int8_weight_bits=min(self.int8_weight_bits, other.int8_weight_bits),
+            constant_expressions=self.constant_expressions and other.constant_expressions,
+        )
+
+
+class Progress(Protocol):
+    """Reports long work; the command line draws a bar, a library call draws nothing."""
+
+    def __call__(self, text: str, done: int, total: int, detail: str = "") -> None:
+        """``done`` of ``total`` steps of the work called ``text`` are finished; ``detail`` tells more."""
+
+
+def no_progress(text: str, done: int, total: int, detail: str = "") -> None:
+    """The progress of a library call: silence."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a pass that trains learns from.
+
+    Attributes:
+        samples: to train on; labels, where there are any, are in their columns.
+        teacher: whose answers are learned; None for the model as it came in.
+        held_out: to evaluate on, and to judge contracts on; None for a part of ``samples``.
+        metric: name of the task metric that is evaluated; None for the loss itself.
+        folder: for checkpoints, from which an interrupted run goes on and which say that a run is done; None
+            for none.
+    """
+
+    samples: Samples
+    teacher: Model | None = None
+    held_out: Samples | None = None
+    metric: str | None = None
+    folder: Path | None = None
+
+    def divided(self) -> tuple[Samples, Samples]:
+        """Samples to train on, and samples to evaluate and to judge the result on."""
+        if self.held_out is not None:
+            return self.samples, self.held_out
+        return self.samples.held_out(HELD_OUT_SHARE, HELD_OUT_ROWS)
+
+
+@dataclass(frozen=True)
+class Touched:
+    """One weight that a pass rewrote: its name, its parameters before, and figures worth reporting."""
+
+    name: str
+    parameters: int
+    detail: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """One thing that a pass left alone, and why; ``figures`` hold what was measured before deciding."""
+
+    name: str
+    reason: str
+    parameters: int = 0
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Context:
+    """What a pass may use besides the model: samples, capabilities of the target, a seed, a place to report.
+
+    Attributes:
+        samples: calibration samples of the user, or None: a pass works without and says what it would gain.
+        capabilities: of the target that the result is for.
+        seed: for everything random.
+        progress: called on long work.
+        training: what a pass that trains learns from, or None.
+        original: the model as it came in, kept (its weights on disk) where a later pass trains, else None.
+        touched, skipped, notes: filled by the pass (through a Rewriter) and reported after it.
+    """
+
+    samples: Samples | None = None
+    capabilities: Capabilities = field(default_factory=Capabilities)
+    seed: int = 0
+    progress: Progress = no_progress
+    training: Training | None = None
+    original: Model | None = None
+    touched: list[Touched] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A frozen dataclass whose fields are its options and whose text is what the user types."""
+
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        check_options(self.name, self)
+
+    def __str__(self) -> str:
+        return format_call(self.name, self)
+
+    @classmethod
+    def summary(cls) -> str:
+        """First line of the docstring: what it does."""
+        return (inspect.getdoc(cls) or "").partition("\n")[0]
+
+
+@dataclass(frozen=True)
+class Pass(_Named, abc.ABC):
+    """Edits the graph of a model in place and promises how much the outputs may change.
+
+    A subclass is a frozen dataclass: fields are options (see :func:`graphcompress.option`), the docstring is
+    the reference page. Every edit goes through a :class:`graphcompress.Rewriter`.
+    """
+
+    contract: ClassVar[Contract]
+    trains: ClassVar[bool] = False
+    """Whether it makes good what lossy passes before it cost: they are judged by their contracts after it."""
+
+    def unsupported(self, capabilities: Capabilities, *, calibrated: bool) -> str | None:
+        """What these options ask for that a target cannot run, and which option to change; None: nothing.
+
+        Asked before any work; ``calibrated`` says whether there are samples of the user.
+        """
+        return None
+
+    def check(self, model: Model, ctx: Context) -> None:
+        """Refuse what :meth:`run` would fail on; called before the first pass that is not exact works."""
+
+    @abc.abstractmethod
+    def run(self, model: Model, ctx: Context) -> None:
+        """Rewrite ``model`` in place; report what was touched, and what was left alone and why."""
+
+
+@dataclass(frozen=True)
+class Target(_Named, abc.ABC):
+    """Lowers a model for one runtime, writes its files and runs them there."""
+
+    timed: ClassVar[bool] = True
+    """Whether times of :meth:`session` on this machine are those of the runtime that the artifact is for."""
+
+    @property
+    @abc.abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What the runtime can execute."""
+
+    def check(self) -> None:
+        """Fail, before any work, when this machine lacks what :meth:`lower` is asked to use."""
+        return None
+
+    def check_model(self, model: Model) -> None:
+        """Fail, before any work, when the options do not fit the model that came in."""
+        return None
+
+    @abc.abstractmethod
+    def lower(self, model: Model, folder: Path, ctx: Context) -> Mapping[str, Any]:
+        """Write the files of the artifact into ``folder``, which exists; return what to record about it.
+
+        The record's entry ``proof`` says what ran the artifact when its outputs were compared, where that is
+        not simply the runtime that it is for; ``deployed_bytes`` how much one device gets, where that is not
+        all of the files.
+        """
+
+    @abc.abstractmethod
+    def session(self, folder: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+        """A function from a feed (input name → array) to outputs (name → array), run by the real runtime."""
+
+    @property
+    def measures(self) -> bool:
+        """Whether it chooses by measuring: it has a :meth:`tune` of its own."""
+        return type(self).tune is not Target.tune
+
+    def tune(self, model: Model, ctx: Context) -> Mapping[str, Mapping[str, Sequence[float]]]:
+        """Times, in ms, of what :meth:`lower` would choose between in ``model``, measured on this machine.
+
+        Raises:
+            UsageError: the target chooses nothing by measuring.
+        """
+        raise UsageError(f"target {self.name} measures nothing; tune is for targets that do, such as cpu")
+
+
+def parameters_of(items: Iterable[Touched | Skipped]) -> int:
+    """Sum of the parameters of ``items``."""
+    return sum(item.parameters for item in items)

@@ -1,0 +1,212 @@
+"""Every edit of a graph goes through a Rewriter, so that what changed, and why not, is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from graphcompress.analysis.linears import NAME_KEY, Embedding, Linear
+from graphcompress.graph.model import Model
+from graphcompress.plugin.base import Context, Skipped, Touched
+
+Subject = Linear | Embedding | str
+AttributeValue = int | float | str | list[int] | list[float]
+
+
+class Rewriter:
+    """Edits one model for one pass and keeps the record of it in the context.
+
+    Use as a context manager: on leaving, when anything was modified, dead nodes and weights are removed, the
+    nodes are sorted and shapes are inferred again.
+    """
+
+    def __init__(self, model: Model, ctx: Context) -> None:
+        self.model = model
+        self.ctx = ctx
+        self.modified = False
+        self._names = _value_names(model)
+
+    def __enter__(self) -> Rewriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if kind is None and self.modified:
+            self.clean()
+
+    # ---- the record
+
+    def touch(self, subject: Subject, detail: str = "", **figures: float) -> None:
+        """Record that ``subject`` is rewritten; call it before the edit, while it can be counted."""
+        self.ctx.touched.append(Touched(_name(subject), _parameters(subject), detail, figures))
+
+    def skip(self, subject: Subject, reason: str, **figures: float) -> None:
+        """Record that ``subject`` is left alone, and why."""
+        self.ctx.skipped.append(Skipped(_name(subject), reason, _parameters(subject), figures))
+
+    def note(self, text: str) -> None:
+        """Tell the user something about this run of the pass, such as what a stronger setting would bring."""
+        self.ctx.notes.append(text)
+
+    # ---- making
+
+    def constant(self, array: np.ndarray, name: str, dtype: ir.DataType | None = None) -> ir.Value:
+        """A new initializer; the array goes to scratch on disk when it is large."""
+        tensor = self.model.store(array, dtype)
+        value = ir.Value(
+            name=self.fresh_name(name),
+            shape=ir.Shape(tensor.shape.numpy()),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
+        )
+        tensor.name = value.name
+        self.model.graph.register_initializer(value)
+        self.modified = True
+        return value
+
+    def node(
+        self,
+        op_type: str,
+        *inputs: ir.Value | None,
+        before: ir.Node | None = None,
+        name: str = "",
+        outputs: int = 1,
+        domain: str = "",
+        **attributes: AttributeValue,
+    ) -> ir.Value:
+        """A new node, placed before ``before`` (at the end without); returns its first output.
+
+        ``name`` names the output; a second output is found at ``value.producer().outputs[1]``.
+        """
+        made = ir.node(op_type, list(inputs), attributes, domain=domain, num_outputs=outputs)
+        for index, value in enumerate(made.outputs):
+            first = name or op_type.lower()
+            value.name = self.fresh_name(first if index == 0 else f"{first}.{index}")
+        made.name = f"node_{made.outputs[0].name}"
+        if before is None:
+            self.model.graph.append(made)
+        else:
+            self.model.graph.insert_before(before, made)
+        if domain and domain not in self.model.graph.opset_imports:
+            self.model.graph.opset_imports[domain] = 1
+        self.modified = True
+        return made.outputs[0]
+
+    def fresh_name(self, name: str) -> str:
+        """``name``, with a number behind it when it is taken; the same in every run."""
+        candidate, number = name, 1
+        while candidate in self._names:
+            candidate, number = f"{name}.{number}", number + 1
+        self._names.add(candidate)
+        return candidate
+
+    # ---- changing
+
+    def replace(self, old: ir.Value, new: ir.Value) -> None:
+        """Let every use of ``old`` (also as a graph output, which keeps its name) read ``new``.
+
+        A node that makes ``new`` from ``old`` goes on reading ``old``, so that a value can be wrapped.
+        """
+        if old.is_graph_output():
+            new = self._nameable(new)
+            name = old.name
+            old.name = self.fresh_name(f"{name}.before")
+            new.name = name
+            self.model.graph.outputs[:] = [
+                new if output is old else output for output in self.model.graph.outputs
+            ]
+            new.shape, new.type = old.shape, old.type
+        for node, index in tuple(old.uses()):
+            if node is not new.producer():
+                node.replace_input_with(index, new)
+        self.modified = True
+
+    def _nameable(self, value: ir.Value) -> ir.Value:
+        """``value``, or a copy of one whose name belongs to the caller: an input, an output or a weight."""
+        if value.is_graph_input() or value.is_graph_output() or value.const_value is not None:
+            return self.node("Identity", value)
+        return value
+
+    def set_input(self, node: ir.Node, index: int, value: ir.Value | None) -> None:
+        """Let one input of ``node`` read ``value``; inputs that have to be added before it stay empty."""
+        if index >= len(node.inputs):
+            node.resize_inputs(index + 1)
+        node.replace_input_with(index, value)
+        self.modified = True
+
+    def overwrite(self, value: ir.Value, array: np.ndarray) -> None:
+        """Give an initializer other numbers; its name, its type and its readers stay."""
+        dtype = value.dtype or ir.DataType.FLOAT
+        tensor = self.model.store(array.astype(dtype.numpy()), dtype)
+        tensor.name = value.name
+        value.const_value, value.shape = tensor, ir.Shape(array.shape)
+        self.modified = True
+
+    def set_attribute(self, node: ir.Node, name: str, value: AttributeValue | None) -> None:
+        """Give ``node`` an attribute, or take it away (None)."""
+        if value is None:
+            node.attributes.pop(name, None)
+        else:
+            node.attributes[name] = ir.convenience.convert_attribute(name, value)
+        self.modified = True
+
+    def supersede(self, old: ir.Value, new: ir.Value) -> None:
+        """As :meth:`replace`, for a ``new`` made to be ``old``: it takes over name and metadata too."""
+        self.replace(old, new)
+        new.metadata_props.update(old.metadata_props)
+        if not new.is_graph_output():
+            name, old.name = old.name, self.fresh_name(f"{old.name}.before")
+            new.name = name
+
+    def set_weight(self, subject: Linear | Embedding, weight: ir.Value) -> None:
+        """Give a linear a new weight [in, out], or an embedding a new table [rows, width].
+
+        A linear that was a Gemm becomes MatMul + Add: one form for all that follows.
+        """
+        weight.metadata_props[NAME_KEY] = subject.name
+        if isinstance(subject, Embedding):
+            self.set_input(subject.node, 0, weight)
+        elif subject.node.op_type == "MatMul":
+            self.set_input(subject.node, 1, weight)
+        else:
+            self._as_matmul(subject, weight)
+
+    def _as_matmul(self, linear: Linear, weight: ir.Value) -> None:
+        x = linear.node.inputs[0]  # linear.input may be out of date: an earlier edit can have replaced it
+        out = self.node("MatMul", x, weight, before=linear.node, name=f"{linear.output.name}.product")
+        if linear.bias is not None:
+            out = self.node("Add", out, linear.bias, before=linear.node, name=f"{linear.output.name}.sum")
+        self.replace(linear.output, out)
+
+    def apply(self, step: Callable[[ir.Model], ir.passes.PassResult]) -> bool:
+        """Run a pass of a library over the whole model in place; whether it modified anything."""
+        modified = bool(step(self.model.ir).modified)
+        if modified:
+            self.modified = True
+            self._names = _value_names(self.model)
+        return modified
+
+    def clean(self) -> None:
+        """Remove what nothing uses any more, sort the nodes, infer shapes anew."""
+        common.RemoveUnusedNodesPass()(self.model.ir)
+        common.TopologicalSortPass()(self.model.ir)
+        self.model.infer_shapes()
+
+
+def _value_names(model: Model) -> set[str | None]:
+    """Names of all values, also of those inside subgraphs."""
+    nodes = ir.traversal.RecursiveGraphIterator(model.graph)
+    names = {value.name for node in nodes for value in node.outputs}
+    names.update(value.name for value in model.initializers())
+    names.update(value.name for graph in model.ir.graphs() for value in graph.inputs)
+    return names
+
+
+def _name(subject: Subject) -> str:
+    return subject if isinstance(subject, str) else subject.name
+
+
+def _parameters(subject: Subject) -> int:
+    return 0 if isinstance(subject, str) else subject.parameters

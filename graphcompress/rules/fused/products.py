@@ -1,0 +1,82 @@
+"""FusedMatMul, FusedGemm, FusedConv: products with a transpose, a factor or an activation drawn in."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from graphcompress.rules.fused.base import Operator, Writer, input_of, rank_of
+
+_PLAIN_ACTIVATIONS = ("Relu", "Sigmoid", "Tanh")
+_LEAKY_ALPHA = 0.01
+
+
+def matmul(w: Writer) -> None:
+    """Product alpha · op(A) · op(B), where op swaps the last two axes, or moves the second to the front."""
+    left = _turned(w, w.required(0), swap=w.integer("transA"), batch=w.integer("transBatchA"))
+    right = _turned(w, w.required(1), swap=w.integer("transB"), batch=w.integer("transBatchB"))
+    product = w.op("MatMul", left, right)
+    alpha = w.number("alpha", 1.0)
+    w.stand_in(product if alpha == 1.0 else w.op("Mul", product, w.scalar(alpha, product)))
+
+
+def gemm(w: Writer) -> None:
+    """Gemm, then the activation."""
+    numbers = {name: w.number(name, 1.0) for name in ("alpha", "beta")}
+    swaps = {name: w.integer(name) for name in ("transA", "transB")}
+    out = w.op("Gemm", *(w.input(index) for index in range(len(w.node.inputs))), **numbers, **swaps)
+    w.stand_in(_activated(w, out, w.number("activation_alpha", _LEAKY_ALPHA)))
+
+
+def conv(w: Writer) -> None:
+    """Conv, the addition of Z if there is one, then the activation."""
+    kept = ("group", "pads", "strides", "dilations", "kernel_shape", "auto_pad")
+    attributes = {name: w.node.attributes[name].value for name in kept if name in w.node.attributes}
+    out = w.op("Conv", *(w.input(index) for index in range(min(3, len(w.node.inputs)))), **attributes)
+    rest = w.input(3)
+    out = out if rest is None else w.op("Add", out, rest)
+    alpha = next(iter(w.node.attributes.get_floats("activation_params", [])), _LEAKY_ALPHA)
+    w.stand_in(_activated(w, out, alpha))
+
+
+def _activated(w: Writer, x: ir.Value, alpha: float) -> ir.Value:
+    activation = w.node.attributes.get_string("activation", "")
+    if not activation:
+        return x
+    return w.op(activation, x, alpha=alpha) if activation == "LeakyRelu" else w.op(activation, x)
+
+
+def _turned(w: Writer, x: ir.Value, *, swap: int, batch: int) -> ir.Value:
+    """``x`` with its batch axes moved (the first to the last but one), then its last two axes swapped."""
+    rank = rank_of(x) or 0
+    order = list(range(rank))
+    if batch:
+        order = [*order[1:-1], order[0], order[-1]]
+    if swap and rank > 1:
+        order[-1], order[-2] = order[-2], order[-1]
+    return x if order == list(range(rank)) else w.op("Transpose", x, perm=order)
+
+
+# ---- what is not handled
+
+
+def _unknown_rank(node: ir.Node) -> str | None:
+    for index, names in ((0, ("transA", "transBatchA")), (1, ("transB", "transBatchB"))):
+        turned = any(node.attributes.get_int(name, 0) for name in names)
+        if turned and rank_of(input_of(node, index)) is None:
+            return f"input {index} is transposed and its number of axes is not known"
+    return None
+
+
+def _unknown_activation(node: ir.Node) -> str | None:
+    activation = node.attributes.get_string("activation", "")
+    if activation in (*_PLAIN_ACTIVATIONS, "LeakyRelu", ""):
+        return None
+    return f"its activation is {activation}"
+
+
+OPERATORS = {
+    "FusedConv": Operator(conv, _unknown_activation),
+    "FusedGemm": Operator(gemm, _unknown_activation),
+    "FusedMatMul": Operator(matmul, _unknown_rank),
+    "TransposeMatMul": Operator(matmul, _unknown_rank),
+}

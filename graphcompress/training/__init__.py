@@ -1,0 +1,1 @@
+"""What every pass that trains shares: batches, losses, the loop, checkpoints, processes."""

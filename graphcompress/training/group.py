@@ -1,0 +1,49 @@
+"""Processes that train one model together: gradients are summed, one process decides for all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from graphcompress.training.processes import processes, rank
+
+T = TypeVar("T")
+
+
+class Group:
+    """The processes of this run; with one process everything is as it is.
+
+    A launcher (``torchrun``, ``accelerate launch``) says who takes part through environment variables; a
+    process group that exists already is used.
+    """
+
+    def __init__(self) -> None:
+        self._made = processes() > 1 and not dist.is_initialized()
+        if self._made:
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        together = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if together else rank()
+        self.size = dist.get_world_size() if together else 1
+
+    def add_up(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Replace every tensor by its sum over the processes."""
+        if self.size == 1:
+            return
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+
+    def from_first(self, value: T) -> T:
+        """What the first process has."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def close(self) -> None:
+        """Leave, when this object made the group."""
+        if self._made:
+            dist.destroy_process_group()

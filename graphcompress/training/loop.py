@@ -1,0 +1,284 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from graphcompress.errors import TrainingError
+from graphcompress.fx.pairs import limit_pairs
+from graphcompress.measure.metrics import Metric
+from graphcompress.plugin.base import Progress
+from graphcompress.training.batches import Batches, parts
+from graphcompress.training.checkpoints import Checkpoints
+from graphcompress.training.evaluation import Evaluation, terms_of
+from graphcompress.training.group import Group
+from graphcompress.training.losses import Counts
+from graphcompress.training.parameters import keep_scales_positive, optimizer, set_rate, trained
+from graphcompress.training.prepare import Prepared
+from graphcompress.training.settings import Settings
+
+_LOG = logging.getLogger(__name__)
+SMOOTHING = 0.9
+"""Of the loss terms that are shown."""
+CPU_FULL = "DefaultCPUAllocator"
+"""What PyTorch's RuntimeError names when the memory of the CPU is at an end."""
+STEPS_PER_LIMIT = 8
+"""Steps after which int8 weights are held to the limit of their pairs; always before an evaluation."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        steps: optimiser steps that were made.
+        best_step: after which the student was best; its weights are the result.
+        start, best: what the evaluation gave before the first step and after ``best_step``.
+        label: what is evaluated.
+        resumed: the step at which the run went on after an interruption, or 0.
+        terms: the loss terms of the last steps.
+    """
+
+    steps: int
+    best_step: int
+    start: float
+    best: float
+    label: str
+    resumed: int
+    terms: dict[str, float]
+
+
+class Trainer:
+    """Trains the student of ``given`` until it has made all steps, or its patience is at an end."""
+
+    def __init__(
+        self,
+        given: Prepared,
+        settings: Settings,
+        metric: Metric | None,
+        seed: int,
+        group: Group,
+        checkpoints: Checkpoints,
+        progress: Progress,
+    ) -> None:
+        self.given = given
+        self.settings = settings
+        self.evaluation = Evaluation(given, settings, metric)
+        self.group = group
+        self.checkpoints = checkpoints
+        self.progress = progress
+        self.parameters = trained(given, settings.only)
+        self.batches = Batches(given.samples, settings.batch * settings.accumulate, seed)
+        self.steps = settings.steps_for(len(given.samples))
+        self.optimizer = optimizer(self.parameters, given.student, settings)
+        self.step = 0
+        self.since_best = 0
+        self.best: dict[str, Any] = {}
+        self.start = math.nan
+        self.terms: dict[str, float] = {}
+
+    def run(self) -> Outcome:
+        """Train; the student then has the best weights that were evaluated.
+
+        Raises:
+            TrainingError: the loss became NaN, or memory ran out; the student has its last good weights.
+        """
+        resumed = self._resume()
+        if not self.best:
+            self._evaluate()
+            self.start = self.best["score"]
+        clock = _Clock(self.step)
+        while self.step < self.steps and not self._is_out_of_patience:
+            self._advance()
+            clock.count(self.given, self.batches(self.step - 1))
+            self._report(clock)
+            if self.settings.is_evaluated(self.step, self.steps):
+                self._evaluate()
+            if self.group.from_first(self.checkpoints.is_due):
+                self._save()
+        self._report(clock, done=True)
+        self._save()
+        self._take(self.best["weights"])
+        return Outcome(
+            self.step, self.best["step"], self.start, self.best["score"], self.label, resumed, self.terms
+        )
+
+    @property
+    def label(self) -> str:
+        """What is evaluated."""
+        return self.evaluation.label
+
+    @property
+    def _is_out_of_patience(self) -> bool:
+        return 0 < self.settings.patience <= self.since_best
+
+    # ---- one step
+
+    def _advance(self) -> None:
+        """One optimiser step on one global batch."""
+        set_rate(self.optimizer, self.settings.lr_at(self.step, self.steps))
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._advice_when_out_of_memory():
+            terms = self._gradients(self.batches(self.step))
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip or math.inf)
+        if not math.isfinite(float(norm)) or not all(map(math.isfinite, terms.values())):
+            raise self._stopped("the loss is no longer a number")
+        self.optimizer.step()
+        keep_scales_positive(self.optimizer)
+        self.step += 1
+        if self.step % STEPS_PER_LIMIT == 0 or self.settings.is_evaluated(self.step, self.steps):
+            limit_pairs(self.given.student)
+        for name, value in terms.items():
+            self.terms[name] = SMOOTHING * self.terms.get(name, value) + (1 - SMOOTHING) * value
+
+    def _gradients(self, indices: list[int]) -> dict[str, float]:
+        """Gradients of the global batch, and its loss terms."""
+        samples, group = self.given.samples, self.group
+        counts = Counts.of([samples.feeds[index] for index in indices])
+        totals: dict[str, torch.Tensor] = {}
+        for part in parts(indices, group.size * self.settings.accumulate)[group.rank :: group.size]:
+            if not part:
+                continue
+            terms = terms_of(self.given, self.settings, part, counts, samples, self.given.labels)
+            sum(terms.values(), torch.zeros((), device=self.given.device)).backward()  # type: ignore[no-untyped-call]
+            for name, value in terms.items():
+                totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach()
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        names = self._term_names()
+        sums = torch.stack([totals.get(name, torch.zeros((), device=self.given.device)) for name in names])
+        group.add_up([*(p.grad for p in self.parameters if p.grad is not None), sums])
+        return dict(zip(names, sums.tolist(), strict=True))
+
+    def _term_names(self) -> list[str]:
+        kinds = list(dict.fromkeys(place.kind for place in self.given.losses.places))
+        first = ["outputs"] if self.settings.outputs else []
+        return [*first, *kinds, *(["labels"] if self.given.labels is not None else [])]
+
+    # ---- evaluation
+
+    def _evaluate(self) -> None:
+        """Score the student; keep its weights when it is the best so far."""
+        with self._advice_when_out_of_memory():
+            score = self.group.from_first(self.evaluation() if self.group.rank == 0 else 0.0)
+        _LOG.info("step %d of %d: %s %.4f, %s", self.step, self.steps, self.label, score, self._shown_terms())
+        if not self.best or self.evaluation.is_better(score, self.best["score"]):
+            weights = {name: tensor.detach().clone() for name, tensor in self._weights().items()}
+            self.best = {"score": score, "step": self.step, "weights": weights}
+            self.since_best = 0
+        else:
+            self.since_best += 1
+
+    # ---- state
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        return dict(self.given.student.state_dict())
+
+    def _take(self, weights: dict[str, torch.Tensor]) -> None:
+        self.given.student.load_state_dict(weights)
+
+    def _save(self) -> None:
+        """Write all that the run depends on; a run that is done is found done."""
+        if self.group.rank != 0:
+            return
+        self.checkpoints.write(
+            {
+                "step": self.step,
+                "weights": self._weights(),
+                "optimizer": self.optimizer.state_dict(),
+                "best": self.best,
+                "since_best": self.since_best,
+                "start": self.start,
+                "terms": self.terms,
+            }
+        )
+
+    def _resume(self) -> int:
+        state = self.group.from_first(self.checkpoints.read() if self.group.rank == 0 else None)
+        if state is None:
+            return 0
+        self._take(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.best, self.since_best = state["step"], state["best"], state["since_best"]
+        self.start, self.terms = state["start"], state["terms"]
+        _LOG.info("goes on at step %d of %d, where an earlier run was interrupted", self.step, self.steps)
+        return self.step
+
+    # ---- what can go wrong
+
+    def _stopped(self, what: str, advice: str = "") -> TrainingError:
+        """The error for a run that cannot go on; the student gets its last good weights."""
+        kept = "nothing was trained"
+        if self.best:
+            self._take(self.best["weights"])
+            kept = f"the model has the weights of step {self.best['step']}"
+        settings = self.settings
+        advice = advice or (
+            f"try lr={settings.lr / 3:.1g}, a longer warm-up than {settings.warmup:g}"
+            + (", bf16=false" if settings.bf16 else "")
+            + (f", clip=1 (now {settings.clip:g})" if not 0 < settings.clip <= 1 else "")
+        )
+        return TrainingError(
+            f"distill: {what} at step {self.step + 1} of {self.steps}; {kept}. "
+            f"{advice[0].upper()}{advice[1:]}"
+        )
+
+    @contextlib.contextmanager
+    def _advice_when_out_of_memory(self) -> Iterator[None]:
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and CPU_FULL not in str(error):
+                raise
+            self.optimizer.zero_grad(set_to_none=True)
+            batch, accumulate = self.settings.batch, self.settings.accumulate
+            raise self._stopped(
+                f"memory ran out on {batch} samples",
+                f"the same steps in less memory: batch={max(1, batch // 2)} accumulate={accumulate * 2}"
+                + ("" if self.settings.checkpointing else ", or checkpointing=true"),
+            ) from error
+
+    # ---- what is shown
+
+    def _shown_terms(self) -> str:
+        return " ".join(f"{name} {value:.4f}" for name, value in self.terms.items())
+
+    def _report(self, clock: _Clock, *, done: bool = False) -> None:
+        detail = (
+            f"{self._shown_terms()} · {self.label} {self.best['score']:.4f} at step {self.best['step']} · "
+            f"{clock.tokens_per_second:,.0f} tokens/s · {clock.remaining(self.step, self.steps)} left"
+        )
+        self.progress("distill", self.steps if done else min(self.step, self.steps - 1), self.steps, detail)
+
+
+class _Clock:
+    """Throughput and remaining time."""
+
+    def __init__(self, step: int) -> None:
+        self._first = step
+        self._began = time.monotonic()
+        self._tokens = 0
+
+    def count(self, given: Prepared, indices: list[int]) -> None:
+        """Another global batch is done."""
+        self._tokens += Counts.of([given.samples.feeds[index] for index in indices]).tokens
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Real tokens, over all processes."""
+        return self._tokens / max(time.monotonic() - self._began, 1e-9)
+
+    def remaining(self, step: int, steps: int) -> str:
+        """Minutes and seconds."""
+        each = (time.monotonic() - self._began) / max(1, step - self._first)
+        minutes, seconds = divmod(int(each * (steps - step)), 60)
+        return f"{minutes}:{seconds:02}"

@@ -1,0 +1,218 @@
+"""Everything that can fail does so here, before the first step: operators, outputs, columns, labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import fx
+
+from graphcompress.analysis.taps import EMBEDDING, HIDDEN, SCORES, Unshared, shared, taps
+from graphcompress.analysis.tokens import token_values
+from graphcompress.data.samples import Samples
+from graphcompress.errors import UsageError
+from graphcompress.fx import checkpointed, to_fx
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import Feed
+from graphcompress.measure.metrics import check_columns, metric
+from graphcompress.plugin.base import Training
+from graphcompress.training.batches import Batches
+from graphcompress.training.labels import MULTIPLE, Labels, read_labels
+from graphcompress.training.losses import KL, MSE, Answer, Counts, Losses, mask_of
+from graphcompress.training.processes import local_rank
+from graphcompress.training.settings import Settings
+
+MEASURED_BATCHES = 4
+
+
+@dataclass
+class Prepared:
+    """A student and its teacher as modules, what they are compared by, and what they are shown.
+
+    Attributes:
+        student, teacher: return their outputs and the values at the shared places, by name.
+        forward: what the student computes, with or without checkpoints; its parameters are the student's.
+        losses: with the teacher's powers measured.
+        samples: to train on.
+        held_out: to evaluate on.
+        labels, held_out_labels: of every sample, or None where there are none to learn.
+        unshared: places that have no counterpart.
+        device: where it runs.
+    """
+
+    student: fx.GraphModule
+    forward: fx.GraphModule
+    teacher: fx.GraphModule
+    losses: Losses
+    samples: Samples
+    held_out: Samples
+    labels: Labels | None
+    held_out_labels: Labels | None
+    unshared: list[Unshared]
+    device: torch.device
+
+
+def prepare(model: Model, original: Model, training: Training, settings: Settings) -> Prepared:
+    """Make modules of the student and of its teacher, and run one batch through both.
+
+    Raises:
+        UnsupportedModelError: an operator without a counterpart in torch, named with its node.
+        UsageError: the teacher has other outputs, or no loss has a weight.
+        DataError: a label outside the classes, or samples that do not fit.
+    """
+    teacher_model = training.teacher or original
+    wanted = {kind for kind, weight in settings.weights().items() if weight}
+    places, unshared = shared(model, teacher_model) if wanted else ([], [])
+    places = [place for place in places if place.kind in wanted]
+    compared = [place.student for place in places]
+    ends = _ends(model) if settings.checkpointing else []
+    student = to_fx(model, learn_scales=settings.learn_scales, taps=[*compared, *ends])
+    teacher = to_fx(teacher_model, taps=[place.teacher for place in places])
+    device = _device()
+    student.to(device)
+    teacher.to(device).requires_grad_(False)
+    samples, held_out = training.divided()
+    feed = samples.batch(list(range(min(2, len(samples)))))
+    with torch.no_grad():
+        own, other = run(student, feed, device), run(teacher, feed, device)
+    answers = _answers(model, own, other, settings)
+    understood = [place for place in places if _is_batched(own[place.student], feed)]
+    labels = read_labels(samples, own, answers) if settings.labels else None
+    held_out_labels = read_labels(held_out, own, answers, labels) if settings.labels else None
+    by_token = token_values(model, [*(item.student for item in understood), *(item.name for item in answers)])
+    by_token |= {item.student for item in understood if item.kind == SCORES}
+    losses = Losses(settings, understood, _independent(answers, labels, settings), by_token)
+    _measure(losses, teacher, samples, device)
+    if not understood and not (answers and settings.outputs) and labels is None:
+        raise UsageError(
+            "distill: no loss is left; give a weight to a term that this model and its teacher have"
+        )
+    return Prepared(
+        student,
+        checkpointed(student, ends) if settings.checkpointing else student,
+        teacher,
+        losses,
+        samples,
+        held_out,
+        labels,
+        held_out_labels,
+        [item for item in unshared if item.kind in wanted],
+        device,
+    )
+
+
+def _ends(model: Model) -> list[str]:
+    """Where parts end that are computed again: at the embeddings and after every layer.
+
+    Raises:
+        UsageError: the graph has no transformer blocks.
+    """
+    ends = [tap.name for tap in taps(model) if tap.kind in (EMBEDDING, HIDDEN)]
+    if not ends:
+        raise UsageError("distill{checkpointing=true}: no transformer blocks are found; leave it out")
+    return ends
+
+
+def _device() -> torch.device:
+    """The GPU of this process, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank() % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def check(model: Model, training: Training, settings: Settings) -> None:
+    """Refuse early what would fail when ``model``, made smaller, is the student.
+
+    Raises:
+        GraphCompressError: as :func:`prepare`.
+    """
+    student = to_fx(model)
+    teacher = student if training.teacher is None else to_fx(training.teacher)
+    samples, held_out = training.divided()
+    feed = samples.batch(list(range(min(2, len(samples)))))
+    with torch.no_grad():
+        own, other = (run(module, feed, torch.device("cpu")) for module in (student, teacher))
+    answers = _answers(model, own, other, settings)
+    if settings.labels:
+        read_labels(held_out, own, answers, like=read_labels(samples, own, answers))
+    if training.metric is not None:
+        check_columns(metric(training.metric), held_out)
+
+
+def run(
+    module: fx.GraphModule, feed: Mapping[str, np.ndarray], device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Outputs and taps of ``module`` by name."""
+    names: Mapping[str, str] = module.meta["inputs"]
+    tensors = {
+        key: torch.from_numpy(np.ascontiguousarray(feed[name])).to(device) for key, name in names.items()
+    }
+    outputs: dict[str, torch.Tensor] = module(**tensors)
+    return outputs
+
+
+# ---- outputs
+
+
+def _answers(
+    model: Model,
+    student: Mapping[str, torch.Tensor],
+    teacher: Mapping[str, torch.Tensor],
+    settings: Settings,
+) -> list[Answer]:
+    """Outputs of the graph that are learned: all that are floating point.
+
+    Raises:
+        UsageError: the teacher lacks one, or has it in another shape.
+    """
+    found = []
+    for value in model.graph.outputs:
+        name = value.name or ""
+        if not student[name].is_floating_point():
+            continue
+        if name not in teacher:
+            raise UsageError(
+                f"the teacher has no output {name!r}; it has {sorted(teacher)}; give one for the same task"
+            )
+        if teacher[name].shape != student[name].shape:
+            raise UsageError(
+                f"output {name!r} of the teacher has shape {list(teacher[name].shape)}, the student's is "
+                f"{list(student[name].shape)}: give a teacher for the same task, with as many classes"
+            )
+        found.append(Answer(name, _loss_of(name, student[name], settings.answer_loss)))
+    return found
+
+
+def _loss_of(name: str, value: torch.Tensor, asked: str) -> str:
+    """Distributions are compared as such: what is called logits, unless it is a single number."""
+    if asked != "auto":
+        return asked
+    return KL if "logits" in name and value.ndim > 1 and value.shape[-1] > 1 else MSE
+
+
+def _independent(answers: list[Answer], labels: Labels | None, settings: Settings) -> list[Answer]:
+    """Where several classes may hold at once, logits are no distribution: they are compared as numbers."""
+    if labels is None or labels.kind != MULTIPLE or settings.answer_loss != "auto":
+        return answers
+    return [replace(answer, loss=MSE) if answer.name == labels.output else answer for answer in answers]
+
+
+def _is_batched(value: torch.Tensor, feed: Feed) -> bool:
+    """Whether the first axis of a tap is the batch: only then padding can be told from tokens."""
+    return value.ndim > 0 and value.shape[0] == len(next(iter(feed.values())))
+
+
+def _measure(losses: Losses, teacher: fx.GraphModule, samples: Samples, device: torch.device) -> None:
+    """Powers of the teacher's values on the first batches in the order of the file."""
+    batches = Batches(samples, 16, 0)
+    chosen = [batches(step) for step in range(min(MEASURED_BATCHES, batches.per_epoch))]
+    with torch.no_grad():
+        found = [
+            (run(teacher, feed, device), None if (mask := mask_of(feed)) is None else mask.to(device))
+            for feed in map(samples.batch, chosen)
+        ]
+    losses.measure(found, Counts.of([samples.feeds[index] for batch in chosen for index in batch]))

@@ -1,0 +1,55 @@
+"""One run, from models to trained weights."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+from graphcompress.analysis.taps import Unshared
+from graphcompress.errors import TrainingError
+from graphcompress.fx import write_back
+from graphcompress.graph.model import Model
+from graphcompress.measure import metrics
+from graphcompress.plugin.base import Context, Training
+from graphcompress.training.checkpoints import Checkpoints, identity
+from graphcompress.training.group import Group
+from graphcompress.training.loop import Outcome, Trainer
+from graphcompress.training.prepare import Prepared, prepare
+from graphcompress.training.settings import Settings
+
+
+def train(
+    model: Model, original: Model, training: Training, settings: Settings, ctx: Context
+) -> tuple[Outcome, list[Unshared], set[str]]:
+    """Train ``model`` in place.
+
+    Returns:
+        How it went, the places that had no counterpart, and the names of the initializers that changed.
+
+    Raises:
+        GraphCompressError: as :func:`prepare` and :meth:`Trainer.run`; after a TrainingError the model has
+            the last good weights.
+    """
+    given = prepare(model, original, training, settings)
+    metric = metrics.metric(training.metric) if training.metric else None
+    group = Group()
+    try:
+        checkpoints = Checkpoints(training.folder, _identity(given, settings, training.metric, ctx.seed))
+        trainer = Trainer(given, settings, metric, ctx.seed, group, checkpoints, ctx.progress)
+        try:
+            outcome = trainer.run()
+        except TrainingError:
+            write_back(given.student, model)
+            raise
+        changed = write_back(given.student, model)
+    finally:
+        group.close()
+    return outcome, given.unshared, changed
+
+
+def _identity(given: Prepared, settings: Settings, metric: str | None, seed: int) -> str:
+    tensors = chain(given.student.state_dict().values(), given.teacher.state_dict().values())
+    feeds = (
+        array for part in (given.samples, given.held_out) for feed in part.feeds for array in feed.values()
+    )
+    labels = (array for part in (given.labels, given.held_out_labels) if part for array in part.values)
+    return identity((settings, metric, seed), tensors, chain(feeds, labels))

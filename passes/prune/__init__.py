@@ -1,0 +1,1 @@
+"""prune: heads and FFN nodes are ranked, cut out, and made good."""

@@ -1,0 +1,291 @@
+"""The physical cut of groups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from graphcompress.analysis.arguments import slice_ranges
+from graphcompress.analysis.couplings import Group
+from graphcompress.analysis.relations.rules import Axes, Relations
+from graphcompress.analysis.relations.uses import repeated_axes
+from graphcompress.analysis.reshape import Dim, reshape_target
+from graphcompress.analysis.sizes import ONE
+from graphcompress.graph.model import Model
+from graphcompress.passes.prune.left import Left
+from graphcompress.rewrite.rewriter import Rewriter
+
+
+def cut(rw: Rewriter, cuts: Mapping[Group, np.ndarray]) -> None:
+    """Remove the units of each group where its mask ``keep`` [size] is False, everywhere in the graph.
+
+    Call it once for all groups: groups describe the graph as it was when ``couplings`` saw it, so they are
+    void afterwards. Stored slices are cut in place, and Reshape targets, Split sizes and their like follow.
+    ``Model.kept`` records what is left. At least one unit of each group stays.
+
+    Raises:
+        ValueError: a mask has the wrong length or keeps nothing, or groups come from different analyses.
+    """
+    wanted = {group: np.asarray(keep, dtype=bool) for group, keep in cuts.items()}
+    for group, keep in wanted.items():
+        _check(group, keep)
+    wanted = {group: keep for group, keep in wanted.items() if not keep.all()}
+    if not wanted:
+        return
+    if len({id(group.relations) for group in wanted}) > 1:
+        raise ValueError(
+            "groups of different analyses cannot be cut together; call couplings once for all of them"
+        )
+    _Cut(rw, wanted).run()
+
+
+def _check(group: Group, keep: np.ndarray) -> None:
+    if keep.shape != (group.size,):
+        raise ValueError(
+            f"group {group.name!r} has {group.size} units, the mask has shape {list(keep.shape)}"
+        )
+    if not keep.any():
+        raise ValueError(f"group {group.name!r}: the mask keeps nothing; at least one unit must stay")
+
+
+class _Cut:
+    """One cut of several groups of one analysis."""
+
+    def __init__(self, rw: Rewriter, cuts: Mapping[Group, np.ndarray]) -> None:
+        self.rw = rw
+        self.cuts = cuts
+        self.relations: Relations = next(iter(cuts)).relations
+        self.left = Left(self.relations, {group.leaf: keep for group, keep in cuts.items()})
+        self._copies: dict[tuple[object, ...], ir.Value] = {}
+
+    def run(self) -> None:
+        """Rewrite constants of shape first, then the stored tensors."""
+        nodes = list(self.rw.model.graph)
+        self._record(nodes)
+        for node in nodes:
+            edit = _EDITS.get(node.op_type)
+            if edit is not None and not node.domain and self._touches(node):
+                edit(self, node)
+        for node, index in self.relations.own:
+            self._give_its_own(node, index)
+        self._cut_stored()
+        self.rw.modified = True
+
+    def _touches(self, node: ir.Node) -> bool:
+        operands = (self.relations.operand(node, index) for index in range(len(node.inputs)))
+        results = (self.relations.output(node, index) for index in range(len(node.outputs)))
+        return any(self.left.changes(axes) for axes in (*operands, *results))
+
+    # ---- edits of nodes
+
+    def reshape(self, node: ir.Node) -> None:
+        """Write the target anew."""
+        source, target = node.inputs[0], node.outputs[0]
+        if source is None or source.shape is None or target.shape is None:
+            return
+        before = self.left.shape(self.relations.operand(node, 0), source.shape)
+        after = self.left.shape(self.relations.output(node), target.shape)
+        numbers = reshape_target(before, after)
+        if numbers is None:
+            self._patch(node, self.relations.output(node) or [], after)
+            return
+        self.rw.set_input(node, 1, self._numbers(numbers, node))
+        self.rw.set_attribute(node, "allowzero", None)  # a 0 copies
+
+    def expand(self, node: ir.Node) -> None:
+        """Put the new sizes into the target."""
+        target, axes = node.outputs[0], self.relations.output(node) or []
+        if target.shape is not None:
+            self._patch(node, axes, self.left.shape(axes, target.shape))
+
+    def split(self, node: ir.Node) -> None:
+        """Write the sizes of the parts."""
+        axis = node.attributes.get_int("axis", 0)
+        parts = [self.relations.output(node, index) or [] for index in range(len(node.outputs))]
+        if not self.left.changes([part[axis] for part in parts]):
+            return
+        sizes = self._numbers([self.left.after(part[axis]) for part in parts], node)
+        self.rw.set_attribute(node, "num_outputs", None)
+        self.rw.set_input(node, 1, sizes)
+
+    def slice(self, node: ir.Node) -> None:
+        """Move the bounds to where they are after the cut."""
+        source = self.relations.operand(node, 0) or []
+        ranges = slice_ranges(node) or {}
+        if not self.left.changes([source[axis] for axis in ranges]):
+            return
+        moved = {axis: self._moved(source[axis], bounds) for axis, bounds in ranges.items()}
+        last = np.iinfo(np.int64).max
+        starts = [start for start, _, _ in moved.values()]
+        stops = [last if stop is None else stop for _, stop, _ in moved.values()]
+        steps = [step for _, _, step in moved.values()]
+        for index, numbers in enumerate((starts, stops, list(moved), steps), start=1):
+            self.rw.set_input(node, index, self._numbers(numbers, node))
+
+    def _moved(self, atom: int | None, bounds: tuple[int, int | None, int]) -> tuple[int, int | None, int]:
+        index = None if atom is None else self.left.index(atom)
+        if atom is None or index is None:
+            return bounds
+        start, stop, step = slice(*bounds).indices(self.relations.atoms.size(atom).number)
+        return int((index < start).sum()), int((index < stop).sum()), step
+
+    def attention(self, node: ir.Node) -> None:
+        """Write the numbers of heads, where they are attributes."""
+        for name, index in (("q_num_heads", 0), ("kv_num_heads", 1), ("num_heads", 0)):
+            heads = node.attributes.get_int(name, 0)
+            axes = self.relations.operand(node, index)
+            if heads and axes and axes[-1] is not None:
+                self.rw.set_attribute(node, name, self._heads_after(axes[-1], heads))
+
+    def _heads_after(self, width: int, heads: int) -> int:
+        """Heads of which anything is left, in an axis of ``heads`` equal parts."""
+        index = self.left.index(width)
+        size = self.relations.atoms.size(width).number // heads
+        return heads if index is None else len(np.unique(index // size))
+
+    # ---- readers that have axes of their own
+
+    def _give_its_own(self, node: ir.Node, index: int) -> None:
+        """Let one reader of a shared value read what it needs of it."""
+        value, axes = node.inputs[index], self.relations.operand(node, index) or []
+        own = {axis: axes[axis] for axis in sorted(self.relations.own[node, index])}
+        producer = None if value is None else value.producer()
+        if producer is not None and producer.op_type == "Expand" and repeated_axes(producer):
+            measured = [atom for axis in own for atom in self._measured(producer.inputs[1], axis)]
+            if self.left.changes([*own.values(), *measured]):
+                self.rw.set_input(node, index, self._expanded(producer, axes))
+            return
+        for axis, atom in own.items():
+            kept = None if atom is None else self.left.index(atom)
+            if kept is not None and value is not None:
+                numbers = self._numbers(kept.tolist(), node)
+                value = self.rw.node(
+                    "Gather", value, numbers, before=node, name=f"{value.name}.kept", axis=axis
+                )
+        self.rw.set_input(node, index, value)
+
+    def _expanded(self, node: ir.Node, axes: Axes) -> ir.Value:
+        """What an Expand gives, in the size that the reader wants; readers of the same size share it."""
+        value = node.outputs[0]
+        after = self.left.shape(axes, value.shape or ())
+        key = (value, *(str(dim) for dim in after))
+        if key not in self._copies:
+            self._copies[key] = self.rw.node("Expand", *node.inputs, before=node, name=value.name or "")
+            twin = self._copies[key].producer()
+            if twin is not None:
+                self._patch(twin, axes, after)
+        return self._copies[key]
+
+    def _patch(self, node: ir.Node, axes: Axes, after: Sequence[Dim]) -> None:
+        """Put fixed sizes into a target that is computed at run time, and scale such as 12·batch."""
+        target = node.inputs[1]
+        fixed = np.array([isinstance(dim, int) for dim in after])
+        numbers = self._numbers([dim if isinstance(dim, int) else 1 for dim in after], node)
+        if fixed.all():
+            self.rw.set_input(node, 1, numbers)
+            return
+        name = f"{node.outputs[0].name}.target"
+        scaled = self._scaled(node, axes, target, name)
+        mask = self.rw.constant(fixed, f"{name}.fixed")
+        self.rw.set_input(node, 1, self.rw.node("Where", mask, numbers, scaled, before=node, name=name))
+
+    def _scaled(self, node: ir.Node, axes: Axes, target: ir.Value | None, name: str) -> ir.Value | None:
+        """The target with its variable sizes brought to what is wanted; 0 and -1 stay."""
+        factors = [self._factor(target, axis, atom) for axis, atom in enumerate(axes)]
+        if target is None or all(old == new for old, new in factors):
+            return target
+        old, new = (self._numbers(list(numbers), node) for numbers in zip(*factors, strict=True))
+        parts = self.rw.node("Div", target, old, before=node, name=f"{name}.parts")
+        product = self.rw.node("Mul", parts, new, before=node, name=f"{name}.product")
+        zero = self.rw.constant(np.array([0], dtype=np.int64), f"{name}.zero")
+        given = self.rw.node("Greater", target, zero, before=node, name=f"{name}.given")
+        return self.rw.node("Where", given, product, target, before=node, name=f"{name}.scaled")
+
+    def _factor(self, target: ir.Value | None, axis: int, atom: int | None) -> tuple[int, int]:
+        """The number in a variable size as the graph computes it after the cut, and as it is wanted."""
+        atoms = self.relations.atoms
+        if atom is None or atoms.size(atom).fixed:
+            return 1, 1
+        wanted = self.left.size(atom).number
+        parts = self._measured(target, axis)
+        if math.prod((atoms.size(part) for part in parts), start=ONE) == atoms.size(atom):
+            return math.prod((self.left.size(part) for part in parts), start=ONE).number, wanted
+        return (1, 1) if self.left.changes(parts) else (atoms.size(atom).number, wanted)
+
+    def _measured(self, target: ir.Value | None, axis: int) -> list[int]:
+        """Atoms from whose sizes the graph computes an element of a target."""
+        elements = [] if target is None else self.relations.measured.get(target, [])
+        return sorted(elements[axis]) if axis < len(elements) else []
+
+    def _numbers(self, numbers: Sequence[int], node: ir.Node) -> ir.Value:
+        return self.rw.constant(np.array(numbers, dtype=np.int64), f"{node.outputs[0].name}.sizes")
+
+    # ---- stored tensors
+
+    def _cut_stored(self) -> None:
+        slices: dict[tuple[ir.Value, tuple[tuple[ir.Node, int], ...]], dict[int, list[np.ndarray]]] = {}
+        for group, keep in self.cuts.items():
+            for part in group.slices:
+                stays = (part.units < 0) | keep[part.units]
+                slices.setdefault((part.value, part.uses), {}).setdefault(part.axis, []).append(stays)
+        for (value, uses), axes in slices.items():
+            kept = {axis: np.flatnonzero(np.logical_and.reduce(masks)) for axis, masks in axes.items()}
+            self._cut_value(value, uses, kept)
+
+    def _cut_value(
+        self, value: ir.Value, uses: Sequence[tuple[ir.Node, int]], kept: Mapping[int, np.ndarray]
+    ) -> None:
+        tensor = ir.convenience.get_const_tensor(value)
+        if tensor is None:
+            return
+        array = tensor.numpy()
+        for axis, index in kept.items():
+            array = np.take(array, index, axis=axis)
+        if not value.is_initializer() or len(value.uses()) > len(uses) or self._is_copied(value):
+            new = self._copy(value, array, kept)
+            for node, position in uses:
+                self.rw.set_input(node, position, new)
+            return
+        self.rw.overwrite(value, array)
+        _compose(self.rw.model, value, kept)
+
+    def _is_copied(self, value: ir.Value) -> bool:
+        return any(key[0] is value for key in self._copies)
+
+    def _copy(self, value: ir.Value, array: np.ndarray, kept: Mapping[int, np.ndarray]) -> ir.Value:
+        """A tensor for some readers of ``value``; readers that lose the same share it."""
+        key = (value, *((axis, index.tobytes()) for axis, index in sorted(kept.items())))
+        if key not in self._copies:
+            self._copies[key] = self.rw.constant(array, value.name or "", value.dtype)
+            _compose(self.rw.model, self._copies[key], kept)
+        return self._copies[key]
+
+    def _record(self, nodes: Sequence[ir.Node]) -> None:
+        for node in nodes:
+            for value in node.outputs:
+                axes = self.relations.axes(value) or []
+                found = {axis: self.left.index(atom) for axis, atom in enumerate(axes) if atom is not None}
+                kept = {axis: index for axis, index in found.items() if index is not None and len(index)}
+                _compose(self.rw.model, value, kept)
+
+
+def _compose(model: Model, value: ir.Value, kept: Mapping[int, np.ndarray]) -> None:
+    """Record which indices of the original are left, also after an earlier cut."""
+    if not kept or value.name is None:
+        return
+    axes = model.kept.setdefault(value.name, {})
+    for axis, index in kept.items():
+        axes[axis] = axes[axis][index] if axis in axes else index
+
+
+_EDITS: dict[str, Callable[[_Cut, ir.Node], None]] = {
+    "Attention": _Cut.attention,
+    "Expand": _Cut.expand,
+    "Reshape": _Cut.reshape,
+    "RotaryEmbedding": _Cut.attention,
+    "Slice": _Cut.slice,
+    "Split": _Cut.split,
+}

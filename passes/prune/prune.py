@@ -1,0 +1,260 @@
+"""prune: fewer heads, fewer FFN nodes, fewer layers."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from graphcompress.analysis.couplings import FFN, HEAD, Group, couplings, fixed_heads, relate
+from graphcompress.analysis.layers import Layer, layers
+from graphcompress.data.load import Samples, synthetic_samples
+from graphcompress.errors import UsageError
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import Runner
+from graphcompress.measure.calibrate import BATCH, real_tokens
+from graphcompress.numerics.least_squares import Fit
+from graphcompress.numerics.metrics import cosine
+from graphcompress.passes.prune.blocks import Block, blocks_of
+from graphcompress.passes.prune.cut import cut
+from graphcompress.passes.prune.plan import KINDS, Plan, Planner, Request
+from graphcompress.passes.prune.refit import write_bias, write_fit
+from graphcompress.plugin.base import Context, Contract, Lossy, Pass
+from graphcompress.plugin.options import option
+from graphcompress.rewrite.rewriter import Rewriter
+
+
+@dataclass(frozen=True)
+class Prune(Pass):
+    """Remove heads, FFN nodes and, on request, whole layers, and refit what remains.
+
+    The weights become smaller matrices: every runtime gains, no sparse kernels are needed. Without options,
+    as many FFN nodes and heads go as keep the output of each block within ``max_error``, measured on held-out
+    samples after the refit. Without samples only what is dead goes, unless a ratio is asked for.
+
+    Importance of a unit (a head or an FFN node):
+        magnitude: its producers' weights times its reader's, in norms.
+        activation: the energy that it adds to the block's output on the samples.
+        obs: what is lost after the other weights are refitted, with every removal taken into account (optimal
+            brain surgeon; ZipLM, arXiv:2302.04089).
+        xmax: only FFN nodes whose largest activation is below z standard deviations of the layer's largest
+            activations (Fully Quantized Transformer, arXiv:1910.10485 v1); how many differs between layers.
+        auto: obs with samples (activation when nothing is refitted), magnitude without.
+
+    An encoder that runs several times on the same weights (two towers, shared layers) is cut alike in all its
+    runs, and fitted on the tokens of all.
+
+    Heads of layers that share a bias by position are cut in each layer alone: the bias stays whole, and a
+    layer that has lost heads looks up in it those that it still has.
+
+    Left alone: weights tied otherwise, a block that linears of different weights read, heads that an input
+    or output fixes, the last unit of a block, the last layer. A reader whose weight is an expression over
+    factors is cut but not refitted: only its bias is corrected.
+    """
+
+    name: ClassVar[str] = "prune"
+    contract: ClassVar[Contract] = Lossy(min_sqnr_db=10.0)
+
+    ffn: float | None = option(None, "share of FFN nodes to remove", minimum=0.0, maximum=1.0)
+    heads: float | None = option(None, "share of attention heads to remove", minimum=0.0, maximum=1.0)
+    layers: int = option(0, "whole layers to remove, those that change least", minimum=0)
+    importance: str = option(
+        "auto", "what ranks units", choices=("auto", "magnitude", "activation", "obs", "xmax")
+    )
+    scope: str = option("layer", "a ratio holds in every layer or over all", choices=("layer", "global"))
+    round_to: int = option(8, "FFN nodes that stay in a layer are a multiple of it", unit="nodes", minimum=1)
+    refit: bool = option(True, "refit what remains by least squares; needs samples")
+    max_error: float = option(
+        0.05, "without a ratio: error of a block's output", unit="of its spread", minimum=0.0, maximum=1.0
+    )
+    z: float = option(0.025, "of importance xmax", unit="standard deviations", minimum=0.0)
+    only: str = option("*", "glob over weight names")
+
+    def run(self, model: Model, ctx: Context) -> None:
+        """Remove layers, choose units, refit, cut.
+
+        Raises:
+            UsageError: an importance that needs samples, and there are none.
+        """
+        if ctx.samples is None and self.importance in ("activation", "obs", "xmax"):
+            raise UsageError(f"{self}: importance {self.importance} needs samples; give them with --data")
+        with Rewriter(model, ctx) as rw:
+            if self.layers:
+                _remove_layers(rw, self.layers)
+            groups = couplings(model)
+            blocks = [block for block in blocks_of(rw, groups, self.only) if self._wants(rw, block)]
+            self._name_fixed_heads(rw, groups)
+            plans = Planner(model, ctx, self._request(ctx)).plans(blocks)
+            self._tell(rw, plans)
+            chosen = [plan for plan in plans if len(plan.removed)]
+            _carry_out(rw, chosen)
+
+    @property
+    def asks(self) -> bool:
+        """Whether anything particular was asked for."""
+        return self.ffn is not None or self.heads is not None or self.layers > 0
+
+    def _request(self, ctx: Context) -> Request:
+        by_samples = "obs" if self.refit else "activation"
+        auto = by_samples if ctx.samples else "magnitude"
+        return Request(
+            ratios={FFN: self.ffn or 0.0, HEAD: self.heads or 0.0} if self.asks else None,
+            importance=auto if self.importance == "auto" else self.importance,
+            pooled=self.scope == "global",
+            round_to=self.round_to,
+            refit=self.refit,
+            max_error=self.max_error,
+            z=self.z,
+        )
+
+    def _wants(self, rw: Rewriter, block: Block) -> bool:
+        head = block.group.kind == HEAD
+        if self.asks and not (self.heads if head else self.ffn):
+            return False
+        if head and self.importance == "xmax":
+            rw.skip(block.name, "importance xmax is a rule for FFN nodes")
+            return False
+        if not self.asks and _is_cut(rw.model, block):
+            rw.skip(block.name, "it is pruned already; ask for a ratio to go on")
+            return False
+        return True
+
+    # ---- what the user is told
+
+    def _name_fixed_heads(self, rw: Rewriter, groups: Sequence[Group]) -> None:
+        if self.asks and not self.heads:
+            return
+        relations = groups[0].relations if groups else relate(rw.model)
+        for name, reason in fixed_heads(rw.model, relations):
+            if fnmatch.fnmatchcase(name, self.only):
+                rw.skip(name, f"the axis of its heads is fixed: {reason}")
+
+    def _tell(self, rw: Rewriter, plans: Sequence[Plan]) -> None:
+        for plan in plans:
+            if not len(plan.removed):
+                rw.skip(plan.block.name, self._why_nothing(plan, rw.ctx), **_outlook(plan))
+        fixed = [plan for plan in plans if len(plan.removed) and not plan.block.can_refit]
+        if fixed and self.refit and rw.ctx.samples:
+            rw.note(
+                f"{len(fixed)} blocks are cut without a refit: the weight that reads them is an expression"
+            )
+        if rw.ctx.samples is None:
+            rw.note(self._without_samples())
+        elif not self.asks:
+            rw.note(_stronger(plans, self.max_error))
+
+    def _why_nothing(self, plan: Plan, ctx: Context) -> str:
+        kind = KINDS[plan.block.group.kind]
+        if self.asks:
+            return f"no {kind} can go at this ratio (rounding, or the rule finds none)"
+        if ctx.samples is None:
+            return f"no {kind} are dead, and without samples the error of removing others is not known"
+        return f"removing {kind} costs more than max_error"
+
+    def _without_samples(self) -> str:
+        if not self.asks:
+            return (
+                "without samples only dead units go; with --data as many go as max_error allows, and a ratio "
+                "(ffn=0.25 heads=0.25) removes that share"
+            )
+        return (
+            "without samples units go by magnitude and nothing is refitted; with --data the same costs less"
+        )
+
+
+# ---- whole layers
+
+
+def _remove_layers(rw: Rewriter, count: int) -> None:
+    """Let the residual stream pass by the layers that change it least."""
+    found = layers(rw.model)
+    allowed = min(count, len(found) - 1)
+    if allowed < count:
+        rw.skip("layers", f"{count} layers are to go, the model has {len(found)} and one must stay")
+    if allowed < 1:
+        return
+    samples = rw.ctx.samples or synthetic_samples(rw.model, seed=rw.ctx.seed)
+    changes = layer_changes(rw.model, found, samples)
+    stands_for: dict[ir.Value, ir.Value] = {}
+    chosen = sorted(np.argsort(changes, kind="stable")[:allowed].tolist())
+    for layer in (found[index] for index in chosen):
+        for linear in layer.linears:
+            rw.touch(linear, f"removed with layer {layer.name}")
+        entry = stands_for.get(layer.entry, layer.entry)
+        if layer.exit.is_graph_output() or entry.is_graph_output():
+            entry = rw.node("Identity", entry, name=f"{layer.name}.passed")
+        rw.replace(layer.exit, entry)
+        stands_for[layer.exit] = entry
+    rw.clean()
+    figures = ", ".join(f"{layer.name} {change:.3f}" for layer, change in zip(found, changes, strict=True))
+    origin = "on the samples" if rw.ctx.samples else "on made-up inputs (give --data to choose by yours)"
+    rw.note(f"change of the residual stream by each layer {origin}, 1 - cosine: {figures}")
+
+
+def layer_changes(model: Model, found: Sequence[Layer], samples: Samples) -> list[float]:
+    """1 - mean cosine between what enters and what leaves each layer."""
+    ends = list(dict.fromkeys(value for layer in found for value in (layer.entry, layer.exit)))
+    sums, tokens = np.zeros(len(found)), 0
+    with Runner(model, ends) as runner:
+        for feed in samples.batches(BATCH, by_length=True):
+            values = {
+                end: real_tokens(array, feed) for end, array in zip(ends, runner(feed).values(), strict=True)
+            }
+            angles = [cosine(values[layer.entry], values[layer.exit]).ravel() for layer in found]
+            sums += [float(angle.sum()) for angle in angles]
+            tokens += len(angles[0])
+    return [1.0 - float(total) / max(tokens, 1) for total in sums]
+
+
+# ---- units
+
+
+def _is_cut(model: Model, block: Block) -> bool:
+    axis = 1 if block.reader.transposed else 0
+    return axis in model.kept.get(block.reader.weight.name or "", {})
+
+
+def _carry_out(rw: Rewriter, plans: Sequence[Plan]) -> None:
+    for plan in plans:
+        _record(rw, plan)
+        if plan.fit is not None and plan.block.can_refit:
+            dense = plan.block.reader.dense().astype(np.float64)
+            dense[plan.rows] = plan.fit.weight
+            write_fit(rw, plan.block.readers, Fit(dense, plan.fit.bias))
+        elif plan.fit is not None:
+            write_bias(rw, plan.block.readers, plan.fit.bias)
+    cut(rw, {plan.block.group: plan.keep for plan in plans})
+
+
+def _record(rw: Rewriter, plan: Plan) -> None:
+    detail = f"{len(plan.removed):,} of {plan.block.size:,} {KINDS[plan.block.group.kind]} removed"
+    figures = {} if plan.error is None else {"error": plan.error}
+    for linear in plan.block.linears:
+        rw.touch(linear, detail, **figures)
+
+
+def _outlook(plan: Plan) -> dict[str, float]:
+    return {f"error_at_{ratio}": error for ratio, error in plan.outlook.items()}
+
+
+def _stronger(plans: Sequence[Plan], max_error: float) -> str:
+    """What was done without a ratio, and what ratios would cost."""
+    parts = []
+    for kind, noun in KINDS.items():
+        option_name = "ffn" if kind == FFN else "heads"
+        mine = [plan for plan in plans if plan.block.group.kind == kind]
+        if not mine:
+            continue
+        gone, total = sum(len(plan.removed) for plan in mine), sum(plan.block.size for plan in mine)
+        part = f"{gone:,} of {total:,} {noun} go within max_error={max_error:g}"
+        for ratio in (0.25, 0.5):
+            errors = [plan.outlook[ratio] for plan in mine]
+            part += (
+                f"; {option_name}={ratio:g} would leave block errors of {min(errors):.2f}-{max(errors):.2f}"
+            )
+        parts.append(part)
+    return "; ".join(parts) or "nothing to prune"

@@ -1,0 +1,46 @@
+"""Writes refitted weights and biases into a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from graphcompress.analysis.linears import Linear
+from graphcompress.numerics.least_squares import Fit
+from graphcompress.rewrite.rewriter import Rewriter
+
+
+def write_fit(rw: Rewriter, readers: Sequence[Linear], fit: Fit) -> None:
+    """Store another weight [in, out] and bias for linears that share both; the weight is an initializer."""
+    first = readers[0]
+    rw.overwrite(first.weight, fit.weight.T if first.transposed else fit.weight)
+    write_bias(rw, readers, fit.bias)
+
+
+def write_bias(rw: Rewriter, readers: Sequence[Linear], bias: np.ndarray) -> None:
+    """Give linears that share their bias another one [out], or one where they have none."""
+    first = readers[0]
+    value = first.bias
+    if value is not None and value.is_initializer() and len(value.uses()) == len(readers):
+        rw.overwrite(value, bias)
+        return
+    dtype = first.output.dtype or ir.DataType.FLOAT
+    new = rw.constant(bias.astype(dtype.numpy()), f"{first.name}.bias", dtype)
+    for linear in readers:
+        _set_bias(rw, linear, new)
+
+
+def _set_bias(rw: Rewriter, linear: Linear, new: ir.Value) -> None:
+    value = linear.bias
+    if value is not None:
+        node = linear.node if linear.node.op_type == "Gemm" else linear.output.producer()
+        rw.set_input(node, list(node.inputs).index(value), new)  # type: ignore[union-attr, arg-type]
+    elif linear.node.op_type == "Gemm":
+        rw.set_input(linear.node, 2, new)
+    else:
+        product = linear.node.outputs[0]
+        total = rw.node("Add", product, new, name=f"{product.name}.sum")
+        rw.replace(product, total)
+        rw.set_input(total.producer(), 0, product)  # type: ignore[arg-type]

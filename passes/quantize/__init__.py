@@ -1,0 +1,1 @@
+"""int8: weights and activations in eight bits."""

@@ -1,0 +1,53 @@
+"""What calibration has to see of a graph, and which samples are kept from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from graphcompress.analysis.linears import Linear
+from graphcompress.data.load import Samples
+from graphcompress.graph.model import Model
+from graphcompress.measure.calibrate import observe
+from graphcompress.numerics.observers import Activation
+from graphcompress.plugin.base import Context
+from graphcompress.rewrite.rewriter import Rewriter
+
+JUDGING_SHARE = 8
+"""One sample in so many is kept from calibration, to judge the outcome by."""
+
+JUDGING_SAMPLES = 16
+"""Samples by which the outcome is judged, at most."""
+
+
+def split(samples: Samples) -> tuple[Samples, Samples]:
+    """Samples to calibrate with, and others to judge by; a handful serves for both."""
+    if len(samples) < 2 * JUDGING_SHARE:
+        return samples, samples
+    judging = range(0, len(samples), JUDGING_SHARE)[:JUDGING_SAMPLES]
+    rest = [index for index in range(len(samples)) if index not in judging]
+    return _only(samples, rest), _only(samples, judging)
+
+
+def _only(samples: Samples, indices: Sequence[int]) -> Samples:
+    feeds = [samples.feeds[index] for index in indices]
+    return replace(samples, feeds=feeds, columns={}, per_row=1)
+
+
+def see(model: Model, chosen: Sequence[Linear], samples: Samples, ctx: Context) -> dict[ir.Value, Activation]:
+    """Statistics of the inputs of ``chosen`` over all ``samples``."""
+    seen = {linear.input: Activation() for linear in chosen}
+    observe(model, seen, samples, progress=ctx.progress)
+    return seen
+
+
+def reached(rw: Rewriter, chosen: Sequence[Linear], seen: dict[ir.Value, Activation]) -> list[Linear]:
+    """The linears whose input calibration has seen; the others are skipped."""
+    for value in [value for value, activation in seen.items() if activation.histogram.total == 0]:
+        del seen[value]
+    for linear in chosen:
+        if linear.input not in seen:
+            rw.skip(linear, "no sample reached it, or its input was never finite: its range is unknown")
+    return [linear for linear in chosen if linear.input in seen]

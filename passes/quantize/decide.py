@@ -1,0 +1,248 @@
+"""Decides how every linear is stored and multiplied in 8 bits, before the graph is touched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from graphcompress.analysis.linears import Embedding, Linear, embeddings, linears
+from graphcompress.graph.model import Model
+from graphcompress.numerics.metrics import row_sqnr_db, sqnr_db
+from graphcompress.numerics.observers import Activation, Calibration, quantisation
+from graphcompress.numerics.quantise import Affine, QuantisedArray, WeightRange, affine, quantise_weight
+from graphcompress.numerics.smooth import capping
+from graphcompress.passes.quantize.lowbit import (
+    Leaf,
+    LowBitWeight,
+    low_bit_leaves,
+    low_bit_linear,
+    low_bit_table,
+    stays_expression,
+)
+from graphcompress.passes.quantize.quantisable import tied_table
+
+CAPPED_FEATURES = (1, 2, 4, 8, 16, 64)
+"""Numbers of features that are tried as outliers: the rest decides the range."""
+
+CAPPING_GAIN_DB = 3.0
+"""What dividing an activation must bring to its linears to be worth an operator of its own (half a bit)."""
+
+JUDGED_ROWS = 256
+"""Rows of an activation on which ways to divide it are compared."""
+
+JUDGED_COLUMNS = 384
+"""Output channels of each linear on which they are compared."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How 8-bit numbers are made.
+
+    Attributes:
+        weights: int8 values that weights use.
+        methods: calibrations among which the range of an activation is chosen.
+        percentile: share of the values that the percentile range covers, in %.
+        signed: activations are int8 around zero, else uint8.
+        static: ranges are calibrated, else computed at run time.
+    """
+
+    weights: WeightRange
+    methods: Sequence[Calibration]
+    percentile: float
+    signed: bool
+    static: bool
+
+
+@dataclass(frozen=True, eq=False)
+class LinearForm:
+    """One linear in 8 bits.
+
+    Attributes:
+        linear: in the graph that is to be rewritten.
+        weight: its int8 weight, with the factors by which its activation is divided.
+        range: of its activation, after that division; None where the runtime computes it.
+        sqnr_db: of its own product on calibration rows (of its weight, where there are none).
+        row_db: the same with every row counting alike; a few huge rows cannot hide what the others lose.
+    """
+
+    linear: Linear
+    weight: LowBitWeight
+    range: Affine | None
+    sqnr_db: float
+    row_db: float
+
+
+@dataclass(frozen=True, eq=False)
+class TableForm:
+    """One embedding in 8 bits: a table, low-bit leaves of an expression, or (neither) a linear's weight.
+
+    ``sqnr_db`` is that of a table, infinite for the others.
+    """
+
+    table: Embedding
+    quantised: QuantisedArray | None = None
+    sqnr_db: float = math.inf
+    leaves: Mapping[ir.Value, Leaf] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The 8-bit forms of the linears and embeddings of one graph."""
+
+    linears: Sequence[LinearForm]
+    tables: Sequence[TableForm]
+
+    def on(self, twin: Model) -> Plan:
+        """The same plan for a clone of the model, found by the names of values."""
+        nodes = {linear.node.outputs[0].name: linear for linear in linears(twin)}
+        lookups = {table.output.name: table for table in embeddings(twin)}
+        values = {value.name: value for value in twin.initializers()}
+        return Plan(
+            [
+                replace(
+                    form,
+                    linear=nodes[form.linear.node.outputs[0].name],
+                    weight=replace(form.weight, leaves=_named(form.weight.leaves, values)),
+                )
+                for form in self.linears
+            ],
+            [
+                replace(
+                    form,
+                    table=lookups[form.table.output.name],
+                    leaves=None if form.leaves is None else _named(form.leaves, values),
+                )
+                for form in self.tables
+            ],
+        )
+
+
+def decide(chosen: Sequence[Linear], seen: Mapping[ir.Value, Activation], scheme: Scheme) -> list[LinearForm]:
+    """The 8-bit form of every linear in ``chosen``; by its weight where ``seen`` has no activation."""
+    forms: dict[ir.Node, LinearForm] = {}
+    for readers in _by_activation(chosen):
+        activation = seen.get(readers[0].input)
+        for form in _forms(readers, activation, None, scheme):
+            forms[form.linear.node] = form
+    return [forms[linear.node] for linear in chosen]
+
+
+def divide_outliers(
+    plain: Sequence[LinearForm], seen: Mapping[ir.Value, Activation], scheme: Scheme
+) -> list[LinearForm]:
+    """``plain`` with outlier features divided down, and rows of the weights multiplied, where it pays.
+
+    Exact in any graph, since the activation that others read stays as it is: the division is an operator of
+    its own, in front of the quantisation. It pays where it brings the linears ``CAPPING_GAIN_DB``.
+    """
+    forms = {form.linear.node: form for form in plain}
+    for readers in _by_activation([form.linear for form in plain]):
+        activation = seen.get(readers[0].input)
+        if activation is None or activation.histogram.total == 0:
+            continue
+        factors = None if any(map(tied_table, readers)) else _factors(activation, readers, scheme)
+        if factors is None and scheme.static:
+            continue
+        for form in _forms(readers, activation, factors, scheme):
+            forms[form.linear.node] = form
+    return list(forms.values())
+
+
+def decide_table(table: Embedding) -> TableForm:
+    """The 8-bit form of an embedding whose table no linear reads."""
+    if stays_expression(table):
+        return TableForm(table, leaves=low_bit_leaves(table.weight))
+    return TableForm(table, *low_bit_table(table))
+
+
+def _by_activation(chosen: Sequence[Linear]) -> list[list[Linear]]:
+    """Linears that read the same activation, together: they share its range and its factors."""
+    groups: dict[ir.Value, list[Linear]] = {}
+    for linear in chosen:
+        groups.setdefault(linear.input, []).append(linear)
+    return list(groups.values())
+
+
+def _forms(
+    readers: Sequence[Linear], activation: Activation | None, factors: np.ndarray | None, scheme: Scheme
+) -> list[LinearForm]:
+    if activation is None or activation.histogram.total == 0:
+        return [_weight_only(linear, scheme) for linear in readers]
+    weights = np.concatenate([linear.dense() for linear in readers], axis=1)
+    if factors is not None:
+        activation, weights = activation.divided(factors), weights * factors[:, None]
+    range_ = _range(activation, weights, scheme)
+    return [_form(linear, activation, range_, factors, scheme) for linear in readers]
+
+
+def _weight_only(linear: Linear, scheme: Scheme) -> LinearForm:
+    weight = low_bit_linear(linear, scheme.weights)
+    figure = sqnr_db(linear.dense(), weight.quantised.dequantise())
+    return LinearForm(linear, weight, None, figure, figure)
+
+
+def _form(
+    linear: Linear, activation: Activation, range_: Affine, factors: np.ndarray | None, scheme: Scheme
+) -> LinearForm:
+    weight = low_bit_linear(linear, scheme.weights, factors)
+    rows = activation.sample.rows
+    dense = linear.dense() if factors is None else linear.dense() * factors[:, None]
+    exact, actual = rows @ dense, range_.fake_quantise(rows) @ weight.quantised.dequantise()
+    given = range_ if scheme.static else None
+    return LinearForm(linear, weight, given, sqnr_db(exact, actual), row_sqnr_db(exact, actual))
+
+
+def _range(activation: Activation, weights: np.ndarray, scheme: Scheme) -> Affine:
+    """The range of an activation, by the method with the least error of what is computed from it."""
+    if not scheme.static:
+        return quantisation(activation.histogram, "minmax", signed=scheme.signed)
+    found = [
+        quantisation(activation.histogram, method, signed=scheme.signed, percentile=scheme.percentile)
+        for method in scheme.methods
+    ]
+    if len(found) == 1:
+        return found[0]
+    rows = activation.sample.rows
+    errors = [float(np.sum(((range_.fake_quantise(rows) - rows) @ weights) ** 2)) for range_ in found]
+    return found[int(np.argmin(errors))]
+
+
+def _factors(activation: Activation, readers: Sequence[Linear], scheme: Scheme) -> np.ndarray | None:
+    """Factors [features] that bring the outlier features down to the others, or None where not worth it."""
+    weights = np.concatenate([_some(linear.dense().T, JUDGED_COLUMNS).T for linear in readers], axis=1)
+    rows = _some(activation.sample.rows, JUDGED_ROWS)
+    exact = rows @ weights
+    plain = _figure(exact, rows, weights, _range(activation, weights, scheme), scheme)
+    counts = [count for count in CAPPED_FEATURES if count < len(activation.peaks)]
+    tried = [capping(activation.peaks, count) for count in counts]
+    figures = [_capped_figure(exact, rows, weights, factors, scheme) for factors in tried]
+    best = int(np.argmax(figures)) if figures else 0
+    return tried[best] if figures and figures[best] >= plain + CAPPING_GAIN_DB else None
+
+
+def _capped_figure(
+    exact: np.ndarray, rows: np.ndarray, weights: np.ndarray, factors: np.ndarray, scheme: Scheme
+) -> float:
+    rows, weights = rows / factors, weights * factors[:, None]
+    range_ = affine(float(rows.min(initial=0.0)), float(rows.max(initial=0.0)), signed=scheme.signed)
+    return _figure(exact, rows, weights, range_, scheme)
+
+
+def _figure(
+    exact: np.ndarray, rows: np.ndarray, weights: np.ndarray, range_: Affine, scheme: Scheme
+) -> float:
+    low = quantise_weight(weights, scheme.weights).dequantise()
+    return row_sqnr_db(exact, range_.fake_quantise(rows) @ low)
+
+
+def _some(rows: np.ndarray, count: int) -> np.ndarray:
+    """At most ``count`` evenly spaced rows."""
+    return rows[:: max(1, -(-len(rows) // count))]
+
+
+def _named(forms: Mapping[ir.Value, Leaf], values: Mapping[str | None, ir.Value]) -> dict[ir.Value, Leaf]:
+    return {values[leaf.name]: form for leaf, form in forms.items()}

@@ -1,0 +1,292 @@
+"""int8: linears multiply 8-bit integers, embeddings are stored in 8 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import onnx_ir as ir
+
+from graphcompress.analysis.linears import Embedding, Linear, embeddings, linears
+from graphcompress.analysis.tokens import token_values
+from graphcompress.data.load import Samples, synthetic_samples
+from graphcompress.errors import UsageError
+from graphcompress.graph.expressions import is_constant
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import Runner
+from graphcompress.measure.calibrate import equal_batches
+from graphcompress.measure.verify import compare
+from graphcompress.numerics.observers import Activation, Calibration
+from graphcompress.numerics.quantise import WeightRange
+from graphcompress.passes.quantize.calibration import reached, see, split
+from graphcompress.passes.quantize.decide import (
+    LinearForm,
+    Plan,
+    Scheme,
+    TableForm,
+    decide,
+    decide_table,
+    divide_outliers,
+)
+from graphcompress.passes.quantize.quantisable import linear_reason, table_reason, tied_table
+from graphcompress.passes.quantize.search import Choice, fewest_in_float
+from graphcompress.passes.quantize.smoothing import smooth
+from graphcompress.passes.quantize.write import write
+from graphcompress.plugin.base import Capabilities, Context, Contract, Lossy, Pass
+from graphcompress.plugin.options import option
+from graphcompress.rewrite.rewriter import Rewriter
+
+_METHODS: tuple[Calibration, ...] = ("minmax", "percentile", "mse")
+
+
+@dataclass(frozen=True)
+class Int8(Pass):
+    """Let linears multiply 8-bit integers and store embeddings in 8 bits.
+
+    Weights are symmetric with one scale per output channel. Activations are quantised per tensor: with
+    scales calibrated on samples (static: an answer depends on its own input alone), or, without samples,
+    with scales that the runtime computes from the whole batch (dynamic: an answer changes a little with its
+    batch mates and padding). A weight that is a constant expression (after ``kron``) stays one: its leaves
+    are stored in 8 or 16 bits, and the runtime quantises the result when the session is made.
+
+    Left alone, and listed with the reason: products of two activations (attention), linears narrower than
+    16, weights that something else needs in float, linears whose output would fall below ``min_sqnr_db``,
+    small embeddings, and what is quantised already. Activation outliers are moved into the weights
+    (SmoothQuant, arXiv:2211.10438) and into the preceding normalisation only where quantised linears alone
+    read it, since it is exact only there.
+
+    The result is judged by the model's own outputs, on samples kept from calibration. Where they keep less
+    than ``keep_db``, the few features of an activation that are far larger than the others are divided down
+    in front of its quantisation, and the rows of the weights multiplied: exact anywhere, for one elementwise
+    product. If that is not enough, as few linears as possible stay in float, found by running the model
+    without the worst of them, and are listed with the figure.
+    """
+
+    name: ClassVar[str] = "int8"
+    contract: ClassVar[Contract] = Lossy(min_sqnr_db=12.0)
+
+    scheme: str = option(
+        "auto",
+        "scales of activations: calibrated (static) or computed per batch (dynamic); auto: by samples",
+        choices=("auto", "static", "dynamic"),
+    )
+    calibrate: str = option(
+        "auto",
+        "range of an activation: all values, a percentile, least squares; auto: best for its linears",
+        choices=("auto", *_METHODS),
+    )
+    percentile: float = option(
+        99.99, "share of the values that the percentile range covers", unit="%", minimum=50.0, maximum=100.0
+    )
+    activations: str = option(
+        "auto",
+        "uint8 (asymmetric) or int8 (symmetric) activations; auto: the better one that the target runs",
+        choices=("auto", "uint8", "int8"),
+    )
+    weights: str = option(
+        "auto",
+        "int8 values that weights use: 8bit, 7bit, or pairs (neighbours add up to 128 at most, for x86 "
+        "without VNNI); auto asks the target",
+        choices=("auto", "8bit", "7bit", "pairs"),
+    )
+    keep_db: float = option(
+        15.0,
+        "where 8 bits cost the model's outputs more than this SQNR leaves, divide outlier features down, and "
+        "leave in float as few linears as it takes; 0: do not look",
+        unit="dB",
+        minimum=0.0,
+    )
+    layers: str = option("*", "glob over the names of linears and embeddings")
+    embeddings: bool = option(True, "store embeddings in int8, too")
+    smooth: bool = option(True, "move outliers of activations into weights where that is exact and helps")
+    alpha: float = option(0.5, "share of the outliers that smooth moves", minimum=0.0, maximum=1.0)
+    samples: int = option(300, "calibration samples used, at most", minimum=1)
+    min_sqnr_db: float = option(
+        8.0, "leave a linear in float when its own output would fall below this SQNR", unit="dB"
+    )
+
+    def unsupported(self, capabilities: Capabilities, *, calibrated: bool) -> str | None:
+        """Activations or scales that the target cannot run."""
+        runs = capabilities.int8_activations
+        if self.activations != "auto" and self.activations not in runs:
+            return f"activations={self.activations}, it runs {' or '.join(runs)}; change activations"
+        if capabilities.int8_dynamic:
+            return None
+        if self.scheme == "dynamic":
+            return "scales of activations computed at run time; change scheme to static"
+        if not calibrated:
+            return "scales of activations computed at run time; give samples with --data to calibrate them"
+        return None
+
+    def run(self, model: Model, ctx: Context) -> None:
+        """Quantise linears and embeddings in place.
+
+        Raises:
+            UsageError: the scheme needs samples that are not there.
+        """
+        samples = self._samples(ctx)
+        scheme = self._scheme(ctx, static=samples is not None)
+        calibrating, judging = split(samples or ctx.samples or synthetic_samples(model, seed=ctx.seed))
+        with Rewriter(model, ctx) as rw:
+            chosen = self._admissible(rw)
+            judge = _Judge(model, judging, ctx) if chosen and self.keep_db else None
+            seen: dict[ir.Value, Activation] = {}
+            if samples:
+                seen = see(model, chosen, calibrating, ctx)
+                chosen = reached(rw, chosen, seen)
+                chosen = self._smooth(rw, chosen, seen, calibrating, signed=scheme.signed)
+            tables = self._tables(rw, chosen)
+            forms = decide(chosen, seen, scheme)
+            choice = Choice(Plan(self._fitting(forms), tables))
+            if judge is not None and self._lacks(forms, choice.plan, judge):
+                seen = seen or see(model, chosen, calibrating, ctx)
+                forms = divide_outliers(forms, seen, scheme)
+                choice = self._rescue(Plan(self._fitting(forms), tables), judge)
+            self._report(rw, forms, choice)
+            write(rw, choice.plan)
+            self._notes(rw, choice.plan, static=scheme.static)
+
+    # ---- what to do
+
+    def _samples(self, ctx: Context) -> Samples | None:
+        """The calibration samples of a static scheme, None for a dynamic one."""
+        given = ctx.samples if ctx.samples is not None and not ctx.samples.synthetic else None
+        if given is None and self.scheme == "static":
+            raise UsageError(f"{self}: static scales are calibrated on samples; give some with --data")
+        if given is not None and self.scheme != "dynamic":
+            return given.first(-(-self.samples // given.per_row))
+        return None
+
+    def _scheme(self, ctx: Context, *, static: bool) -> Scheme:
+        narrow = ctx.capabilities.int8_weight_bits < 8
+        return Scheme(
+            weights=("pairs" if narrow else "8bit")
+            if self.weights == "auto"
+            else cast("WeightRange", self.weights),
+            methods=_METHODS if self.calibrate == "auto" else (cast("Calibration", self.calibrate),),
+            percentile=self.percentile,
+            signed=self._activations(ctx) == "int8",
+            static=static,
+        )
+
+    def _activations(self, ctx: Context) -> str:
+        return ctx.capabilities.int8_activations[0] if self.activations == "auto" else self.activations
+
+    def _admissible(self, rw: Rewriter) -> list[Linear]:
+        candidates = linears(rw.model, self.layers)
+        nodes = {linear.node for linear in candidates}
+        tables = {table.weight for table in self._lookups(rw.model)}
+        reasons = [linear_reason(linear, nodes, tables, rw.ctx.capabilities) for linear in candidates]
+        for linear, reason in zip(candidates, reasons, strict=True):
+            if reason:
+                rw.skip(linear, reason)
+        return [linear for linear, reason in zip(candidates, reasons, strict=True) if not reason]
+
+    def _lookups(self, model: Model) -> list[Embedding]:
+        return embeddings(model, self.layers) if self.embeddings else []
+
+    def _tables(self, rw: Rewriter, chosen: Sequence[Linear]) -> list[TableForm]:
+        """The 8-bit forms of the embeddings; those that have none are skipped."""
+        tied = {tied_table(linear) for linear in chosen}
+        forms = []
+        for table in self._lookups(rw.model):
+            reason = None if table.weight in tied else table_reason(table, rw.ctx.capabilities)
+            if reason:
+                rw.skip(table, reason)
+            else:
+                forms.append(TableForm(table) if table.weight in tied else decide_table(table))
+        return forms
+
+    def _smooth(
+        self,
+        rw: Rewriter,
+        chosen: list[Linear],
+        seen: dict[ir.Value, Activation],
+        samples: Samples,
+        *,
+        signed: bool,
+    ) -> list[Linear]:
+        """Smooth where it is exact and helps; returns the linears as they are then, updates ``seen``."""
+        smoothed = smooth(rw, chosen, seen, alpha=self.alpha, signed=signed) if self.smooth else ()
+        if not smoothed:
+            return chosen
+        nodes = {linear.node for linear in chosen}
+        chosen = [linear for linear in linears(rw.model, self.layers) if linear.node in nodes]
+        again = [linear for linear in chosen if linear.input in smoothed]
+        seen.update(see(rw.model, again, samples, rw.ctx))
+        return chosen
+
+    # ---- what has to stay in float
+
+    def _fitting(self, forms: Sequence[LinearForm]) -> list[LinearForm]:
+        return [form for form in forms if form.sqnr_db >= self.min_sqnr_db]
+
+    def _lacks(self, forms: Sequence[LinearForm], plan: Plan, judge: _Judge) -> bool:
+        """Whether ``plan`` leaves a linear out, or its outputs fall below what is to be kept."""
+        return len(plan.linears) < len(forms) or judge.sqnr_db(plan) < self.keep_db
+
+    def _rescue(self, plan: Plan, judge: _Judge) -> Choice:
+        """``plan``, or as much of it as keeps the outputs, where the plain one does not."""
+        if judge.sqnr_db(plan) >= self.keep_db:
+            return Choice(plan)
+        return fewest_in_float(plan, self.keep_db, judge.sqnr_db)
+
+    def _report(self, rw: Rewriter, forms: Sequence[LinearForm], choice: Choice) -> None:
+        """Skip what stays in float, with the reason and the figure."""
+        for form in forms:
+            if form.sqnr_db < self.min_sqnr_db:
+                reason = f"its own SQNR would be below {self.min_sqnr_db:g} dB"
+                rw.skip(form.linear, reason, sqnr_db=form.sqnr_db)
+        for form in choice.left:
+            reason = f"with it in int8 the outputs would fall below {self.keep_db:g} dB"
+            rw.skip(form.linear, reason, sqnr_db=form.row_db)
+        for table in choice.tables_left:
+            rw.skip(table.table, f"with it in int8 the outputs would fall below {self.keep_db:g} dB")
+        divided = {form.linear.input for form in choice.plan.linears if form.weight.factors is not None}
+        if divided:
+            rw.note(
+                f"{len(divided)} activations are divided by a factor per feature before they are quantised, "
+                "because a few features are far larger than the others"
+            )
+
+    def _notes(self, rw: Rewriter, plan: Plan, *, static: bool) -> None:
+        products = [
+            node
+            for node in rw.model.graph
+            if node.op_type == "MatMul" and not node.domain and not any(is_constant(x) for x in node.inputs)
+        ]
+        quantised = {form.linear.node for form in plan.linears}
+        products = [node for node in products if node not in quantised]
+        if products:
+            rw.note(
+                f"{len(products)} products of two activations (attention) stay in float: "
+                "quantising both sides costs a CPU more than the product"
+            )
+        if plan.linears and not static:
+            rw.note(
+                "scales are computed from the whole batch: an answer changes a little with its batch mates "
+                "and with padding; with samples (--data) they are calibrated once, and it does not"
+            )
+
+
+class _Judge:
+    """Measures plans by the outputs of the whole model, written and run on a copy of it."""
+
+    def __init__(self, model: Model, samples: Samples, ctx: Context) -> None:
+        self._model = model
+        self._ctx = ctx
+        self._feeds = [samples.batch(indices) for indices in equal_batches(samples)]
+        self._measured = 0
+        with Runner(model) as runner:
+            self._expected = [runner(feed) for feed in self._feeds]
+
+    def sqnr_db(self, plan: Plan) -> float:
+        """SQNR of the worst output when ``plan`` is carried out."""
+        self._ctx.progress("int8: judge the outputs", self._measured, self._measured + 1)
+        self._measured += 1
+        twin = self._model.clone()
+        with Rewriter(twin, Context(capabilities=self._ctx.capabilities)) as rw:
+            write(rw, plan.on(twin))
+        with Runner(twin, optimize=self._ctx.capabilities.judged_fused) as runner:
+            return compare(self._expected, runner, self._feeds, token_values(twin)).sqnr_db

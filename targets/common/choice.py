@@ -1,0 +1,256 @@
+"""Chooses the form of every site by measuring on this machine, and rewrites the model accordingly."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from graphcompress.data.load import synthetic_samples
+from graphcompress.errors import DataError
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import Feed, Runner
+from graphcompress.measure.cache import Measurements, Times
+from graphcompress.measure.shapes import Shape
+from graphcompress.measure.timing import Measurement, turns
+from graphcompress.plugin.base import Context, Progress, no_progress
+from graphcompress.rewrite.rewriter import Rewriter
+from graphcompress.rules.family import UNCHANGED, Family, Site
+
+_LOG = logging.getLogger(__name__)
+
+MARGIN = 1.02
+"""A form other than the default is taken when it is at least this many times as fast, over all shapes."""
+
+FLOOR = 0.9
+"""… and at no shape less than this many times as fast (a site is a small share of the model's time)."""
+
+TOLERANCE = 1e-4
+"""Largest difference between two forms of a site, in units of the largest output."""
+
+LEAST_ROUNDS, ROUNDS = 2, 5
+"""Least and most rounds in which forms are timed: no more than make the choice clear."""
+
+_TURN_SECONDS = 0.005
+"""That a turn repeats a form which takes less: a site is far smaller than a model."""
+
+_SPIN_US = 1000
+"""Threads that wait longer than a node takes go to sleep, and the next session can be timed at once."""
+
+_METHOD = 5
+"""Part of the cache's keys; raise it when times are taken in another way."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The form that the sites of one signature were given.
+
+    Attributes:
+        family: of forms.
+        form: its name.
+        sites: how many.
+        times_ms: form → milliseconds at every shape; empty when nothing was measured.
+        unmeasured: why there are no times although they were asked for, or an empty text.
+    """
+
+    family: str
+    form: str
+    sites: int
+    times_ms: Times
+    unmeasured: str = ""
+
+
+def choose_forms(
+    model: Model,
+    families: Sequence[Family],
+    shapes: Sequence[Shape],
+    ctx: Context,
+    *,
+    cache: Measurements | None,
+    progress: Progress = no_progress,
+) -> list[Choice]:
+    """Give every site of ``model`` the form that is fastest here, family after family.
+
+    Without ``cache`` nothing is measured, and the default forms are taken; so they are where a ``cache`` that
+    is complete has no times. Sites that differ only in weights are measured once. A form that does not
+    compute the same, or that the runtime refuses, is not taken.
+    """
+    feeds = shaped_feeds(model, shapes, ctx.seed) if cache is not None else []
+    choices = []
+    for number, family in enumerate(families):
+        progress("choose operator forms", number, len(families))
+        choices.extend(_choose_family(model, family, feeds, ctx, cache))
+    progress("choose operator forms", len(families), len(families))
+    return choices
+
+
+def _choose_family(
+    model: Model, family: Family, feeds: Sequence[Feed], ctx: Context, cache: Measurements | None
+) -> list[Choice]:
+    groups: dict[str, list[Site]] = {}
+    for site in family.sites(model):
+        groups.setdefault(site.signature(), []).append(site)
+    choices = []
+    chosen: list[tuple[Site, str]] = []
+    for sites in groups.values():
+        times, unmeasured = ({}, "") if cache is None else _times(model, family, sites[0], feeds, cache)
+        form = fastest(times, family.default)
+        choices.append(Choice(family.name, form, len(sites), times, unmeasured))
+        chosen.extend((site, form) for site in sites)
+    with Rewriter(model, ctx) as rw:
+        for site, form in chosen:
+            if form != UNCHANGED:
+                family.forms[form](rw, site)
+    return choices
+
+
+def fastest(times_ms: Times, default: str) -> str:
+    """The form that is fastest on the whole and nowhere slower than the default.
+
+    The default when nothing was measured or no other form is faster by the margin; the form that a site has
+    already, where the default is refused or not the same.
+    """
+    if not times_ms:
+        return default
+    standing = default if default in times_ms else UNCHANGED
+    reference = np.array(times_ms[standing])
+    speeds = {form: reference / np.array(ms) for form, ms in sorted(times_ms.items())}
+    gains = {
+        form: float(np.exp(np.log(speed).mean())) for form, speed in speeds.items() if speed.min() >= FLOOR
+    }
+    best = max(gains, key=lambda form: gains[form])
+    return best if gains[best] >= MARGIN else standing
+
+
+def _times(
+    model: Model, family: Family, site: Site, feeds: Sequence[Feed], cache: Measurements
+) -> tuple[Times, str]:
+    """Times of the forms of ``site``, and why there are none, or an empty text."""
+    shapes = ",".join("x".join(map(str, next(iter(feed.values())).shape)) for feed in feeds)
+    key = f"{_METHOD} {family.name}: {' '.join(family.forms)} {site.signature()} {shapes}"
+    kept = cache.get(key)
+    if kept is not None and _fits(kept, family, len(feeds)):
+        return kept, ""
+    if cache.complete:
+        return {}, "not in the profile"
+    try:
+        times = measure_forms(site.extract(model), family, _read_by(site, model, feeds))
+    except DataError as error:
+        _LOG.warning("forms of %s are not measured: %s", family.name, error)
+        return {}, "the model does not run at these shapes"
+    cache.put(key, times)
+    return times, ""
+
+
+def _read_by(site: Site, model: Model, feeds: Sequence[Feed]) -> list[Feed]:
+    """What ``site`` reads on ``feeds``; only what comes before it is run."""
+    computed = [value for value in site.inputs if not value.is_graph_input()]
+    if not computed:
+        return [{value.name or "": feed[value.name or ""] for value in site.inputs} for feed in feeds]
+    graph = ir.convenience.extract(model.graph, list(model.graph.inputs), computed)
+    before = Model(ir.Model(graph, ir_version=model.ir.ir_version))
+    needed = {value.name for value in graph.inputs}
+    with Runner(before) as runner:
+        found = [runner({name: array for name, array in feed.items() if name in needed}) for feed in feeds]
+    given = [value.name or "" for value in site.inputs if value.is_graph_input()]
+    return [
+        {**inside, **{name: feed[name] for name in given}} for inside, feed in zip(found, feeds, strict=True)
+    ]
+
+
+def _fits(times: Times, family: Family, shapes: int) -> bool:
+    known = {UNCHANGED, *family.forms}
+    return UNCHANGED in times and set(times) <= known and all(len(row) == shapes for row in times.values())
+
+
+def measure_forms(alone: Model, family: Family, feeds: Sequence[Feed]) -> dict[str, list[float]]:
+    """Milliseconds, for each of ``feeds``, of every form of the site that is the whole of ``alone``.
+
+    Forms that are refused by the runtime or give other outputs are left out.
+    """
+    with contextlib.ExitStack() as stack:
+        unchanged = stack.enter_context(Runner(alone, prepack=True, spin_us=_SPIN_US))
+        expected = [unchanged(feed) for feed in feeds]
+        candidates = {UNCHANGED: unchanged}
+        for form in family.forms:
+            try:
+                twin = _rewritten(alone, family, form)
+                runner = stack.enter_context(Runner(twin, prepack=True, spin_us=_SPIN_US))
+                seen = [runner(feed) for feed in feeds]
+            except Exception as error:  # onnxruntime's exceptions share no base class
+                _LOG.info("form %s of %s is refused by the runtime: %s", form, family.name, error)
+                continue
+            if same_outputs(expected, seen):
+                candidates[form] = runner
+            else:
+                _LOG.warning("form %s of %s gives other outputs and is not taken", form, family.name)
+        return _times_ms(candidates, feeds, family.default)
+
+
+def _rewritten(alone: Model, family: Family, form: str) -> Model:
+    twin = alone.clone()
+    with Rewriter(twin, Context()) as rw:
+        for site in family.sites(twin):
+            family.forms[form](rw, site)
+    return twin
+
+
+def _times_ms(
+    candidates: Mapping[str, Runner], feeds: Sequence[Feed], default: str
+) -> dict[str, list[float]]:
+    """Milliseconds of every candidate, which has run before, for each of ``feeds``.
+
+    Other work on the machine only ever adds time, so what a form costs is the fast end of its rounds.
+    """
+    runs = [{name: _run(runner, feed) for name, runner in candidates.items()} for feed in feeds]
+    seen: list[dict[str, list[float]]] = [{name: [] for name in candidates} for _ in feeds]
+    rounds = [turns(shape, _TURN_SECONDS) for shape in runs]
+    for number in range(ROUNDS):
+        for times, source in zip(seen, rounds, strict=True):
+            for name, ms in next(source).items():
+                times[name].append(ms)
+        if number + 1 >= LEAST_ROUNDS and _is_clear(seen, default):
+            break
+    return _fast_ends(seen)
+
+
+def _fast_ends(seen: Sequence[Mapping[str, list[float]]]) -> dict[str, list[float]]:
+    timings = [Measurement(times).timings for times in seen]
+    return {name: [round(timing[name].low_ms, 5) for timing in timings] for name in seen[0]}
+
+
+def _is_clear(seen: Sequence[Mapping[str, list[float]]], default: str) -> bool:
+    """Whether the form to take is so by the median of its rounds too, against the fast end of all others'."""
+    times = _fast_ends(seen)
+    form = fastest(times, default)
+    medians = [round(Measurement(shape).timings[form].median_ms, 5) for shape in seen]
+    return fastest({**times, form: medians}, default) == form
+
+
+def _run(runner: Runner, feed: Feed) -> Callable[[], object]:
+    return lambda: runner(feed)
+
+
+def same_outputs(expected: Sequence[Feed], seen: Sequence[Feed]) -> bool:
+    """Whether all outputs are equal up to ``TOLERANCE``; NaN in either is a difference."""
+    for before, after in zip(expected, seen, strict=True):
+        for name, array in before.items():
+            other = after[name]
+            if other.shape != array.shape or other.dtype != array.dtype:
+                return False
+            error = np.max(np.abs(other.astype(np.float64) - array), initial=0.0)
+            if not error <= TOLERANCE * max(np.max(np.abs(array), initial=0.0), 1e-6):
+                return False
+    return True
+
+
+def shaped_feeds(model: Model, shapes: Sequence[Shape], seed: int) -> list[Feed]:
+    """A made-up feed of every shape; a model with fewer positions gets as many as it has."""
+    return [
+        synthetic_samples(model, count=batch, length=length, seed=seed).batch(range(batch))
+        for batch, length in shapes
+    ]

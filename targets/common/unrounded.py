@@ -1,0 +1,97 @@
+"""What an int8 product over a Kronecker weight was before it was rounded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from graphcompress.rewrite.kronecker import KroneckerWeight, read_expression
+from graphcompress.rewrite.rewriter import Rewriter
+from graphcompress.rules.family import is_standard
+from graphcompress.targets.common.integer import IntegerSite
+
+
+@dataclass(frozen=True, eq=False)
+class Unrounded:
+    """``x · diag(factors) · weight``, in float.
+
+    Attributes:
+        x: activation [., in].
+        weight: constant [in, out], a sum of Kronecker products.
+        kronecker: its factors.
+        factors: what smoothing moved from the activation into the rows of the weight [in]; None where that
+            was nothing, or could be taken back.
+        smoothed: the activation without its outliers and what it was divided by, which multiplies the rows of
+            the weight; None where it was not.
+    """
+
+    x: ir.Value
+    weight: ir.Value
+    kronecker: KroneckerWeight
+    factors: np.ndarray | None = None
+    smoothed: tuple[ir.Value, np.ndarray] | None = None
+
+
+def before_rounding(site: IntegerSite) -> Unrounded | None:
+    """The float product that ``site`` rounds; None where its weight is not quantised from Kronecker factors.
+
+    Smoothing divides an activation and multiplies the rows of the weight. Where the division is a Mul of its
+    own both are taken back; where a normalisation took it into its gain, the factors are returned.
+    """
+    weight, x = _quantised_from(site.b), _quantised_from(site.a)
+    if weight is None or x is None:
+        return None
+    whole = read_expression(weight)
+    if whole is not None:
+        return Unrounded(x, weight, whole)
+    inner, factors = _scaled(weight)
+    kronecker = read_expression(inner) if inner is not None else None
+    if inner is None or kronecker is None or factors is None:
+        return None
+    outer, inverse = _scaled(x)
+    if outer is not None and inverse is not None and _cancel(factors, inverse):
+        return Unrounded(outer, inner, kronecker, smoothed=(x, factors))
+    return Unrounded(x, inner, kronecker, factors, smoothed=(x, factors))
+
+
+class Scaler:
+    """Multiplies activations by factors per feature, each pair of them once."""
+
+    def __init__(self, rw: Rewriter) -> None:
+        self._rw = rw
+        self._made: dict[tuple[ir.Value, bytes], ir.Value] = {}
+
+    def scaled(self, x: ir.Value, factors: np.ndarray | None, before: ir.Node) -> ir.Value:
+        """``x · factors``; ``x`` itself where there are none. ``before`` is the first node that reads it."""
+        if factors is None:
+            return x
+        key = (x, factors.tobytes())
+        if key not in self._made:
+            constant = self._rw.constant(factors.astype(np.float32), f"{x.name}.factors")
+            value = self._rw.node("Mul", x, constant, before=before, name=f"{x.name}.unsmoothed")
+            value.type, value.shape = x.type, None if x.shape is None else x.shape.copy()
+            self._made[key] = value
+        return self._made[key]
+
+
+def _quantised_from(value: ir.Value) -> ir.Value | None:
+    node = value.producer()
+    quantise = node is not None and node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear")
+    return node.inputs[0] if node is not None and quantise else None
+
+
+def _scaled(value: ir.Value) -> tuple[ir.Value | None, np.ndarray | None]:
+    """The first operand of a Mul and its second, a stored factor per feature [in]."""
+    node = value.producer()
+    if node is None or not is_standard(node, "Mul"):
+        return None, None
+    operand, factors = node.inputs
+    stored = factors.const_value if factors is not None else None
+    return (None, None) if stored is None else (operand, stored.numpy().reshape(-1))
+
+
+def _cancel(factors: np.ndarray, inverse: np.ndarray) -> bool:
+    same = factors.shape == inverse.shape
+    return same and bool(np.allclose(factors * inverse, 1.0, rtol=1e-5))

@@ -1,0 +1,1 @@
+"""cpu: the forms, providers and promises of the CPU target."""

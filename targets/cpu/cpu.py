@@ -1,0 +1,294 @@
+"""cpu: ONNX Runtime's CPU provider."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from graphcompress.errors import UsageError
+from graphcompress.graph.model import Model
+from graphcompress.graph.reading.hashes import sha256
+from graphcompress.graph.runtime import session_of
+from graphcompress.measure.cache import MeasurementCache, Measurements, Times, cpu_flags
+from graphcompress.measure.profile import Profile, Recorder, read_profile
+from graphcompress.measure.shapes import DEFAULT_SHAPES, Shape, format_shapes, parse_shapes
+from graphcompress.plugin.base import Capabilities, Context, Target
+from graphcompress.plugin.options import option
+from graphcompress.rules.family import Family
+from graphcompress.rules.gelu import Gelu
+from graphcompress.rules.legal import NEWEST_OPSET, legalise
+from graphcompress.rules.opset import why_not_raised
+from graphcompress.targets.common.attention import OPERATOR, OPERATOR_OPSET, Attention
+from graphcompress.targets.common.integer import IntegerLinear
+from graphcompress.targets.common.unsigned import unsigned_activations
+from graphcompress.targets.cpu.dequantised import DequantisedRows
+from graphcompress.targets.cpu.guard import is_slower
+from graphcompress.targets.cpu.kronecker import Kronecker, KroneckerTable
+from graphcompress.targets.cpu.linear import Packed
+from graphcompress.targets.cpu.normalisation import Residual
+from graphcompress.targets.cpu.openvino import is_for_openvino, open_session, package, write_session_file
+from graphcompress.targets.cpu.padding_choice import AUTO, KEEP, REMOVE, choose_padding
+from graphcompress.targets.cpu.provider import PROVIDERS, Decision, choose_provider, outputs_of
+from graphcompress.targets.cpu.record import record
+from graphcompress.targets.cpu.storage import store_floats_as_fp16
+from graphcompress.targets.cpu.whole import (
+    ARTIFACT,
+    INPUT,
+    Lowered,
+    lower,
+    refuse_slower,
+    take_back,
+    times_against_input,
+)
+
+MODEL_FILE = "model.onnx"
+NOTHING_MEASURED = "nothing was measured (measure=false): default forms, speed not compared with the input"
+
+_VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+
+
+@dataclass(frozen=True)
+class Cpu(Target):
+    """Lower for ONNX Runtime on CPU, in the operator forms that are measured to be fastest on this machine.
+
+    The artifact is one ``model.onnx`` for ``onnxruntime.InferenceSession`` with its default options.
+    Measurements are kept in the user's cache folder: a second build takes the same forms without measuring.
+    ``profile`` brings the measurements of another machine, so that one machine builds for the processor of
+    another: ``graphcompress tune --out profile.json MODEL`` writes it there.
+
+    Where OpenVINO's provider is installed (the plugin ``onnxruntime-ep-openvino`` for Intel's processors, or
+    ``onnxruntime-openvino`` in place of ``onnxruntime``), it is measured as an alternative. It is taken when
+    it is faster and answers the same at every length from 1 to 64; the artifact then says so in
+    ``session.json``, with the lines that load it, and ``graphcompress.session`` does so by itself.
+
+    ``float_storage=fp16`` halves what stays float in the file; ONNX Runtime makes it float32 again when the
+    session is made. Weights are rounded to 11 bits, which the comparison of the artifact with the model that
+    came in shows; a file with many float weights may run somewhat slower, which ``bench`` shows.
+
+    ``padding=remove`` is for batches of very different lengths: token-wise work sees the real tokens only. It
+    costs a little where nothing is padded, and outputs at padding are those of other tokens. ``padding=auto``
+    measures both on a padded batch of eight samples, and so decides by the lengths that the data has.
+
+    The lowered model is timed against the file that came in. When it is slower, the forms that slow it down
+    are taken back; when it still is, nothing is written, unless ``allow_slower`` says so. Only a difference
+    that several measurements in a row show is believed.
+
+    ``isa`` names the processors that int8 weights are made for. On x86 without VNNI or AMX, ONNX Runtime's
+    u8×s8 products saturate, so weights must leave room; ``avx2`` does that, and such an artifact answers the
+    same everywhere. ``vnni`` and ``arm`` use all 8 bits, for artifacts that never meet an older x86; ``auto``
+    is what this machine is.
+    """
+
+    name: ClassVar[str] = "cpu"
+
+    measure: bool = option(True, "measure the operator forms on this machine; false takes the default forms")
+    shapes: str = option(DEFAULT_SHAPES, "batch x sequence length to measure at", unit="samples x tokens")
+    profile: str | None = option(
+        None, "file that graphcompress tune wrote on another machine; nothing is measured here then"
+    )
+    isa: str = option(
+        "avx2", "processors that int8 weights are made for", choices=("auto", "avx2", "vnni", "arm")
+    )
+    provider: str = option(
+        "auto",
+        "what runs the artifact; auto also measures OpenVINO, where its provider is installed",
+        choices=PROVIDERS,
+    )
+    float_storage: str = option(
+        "fp32", "how float weights are stored; fp16 halves them, and rounds", choices=("fp32", "fp16")
+    )
+    padding: str = option(
+        "keep",
+        "remove: linears and all else that works token by token get the real tokens of a padded batch only; "
+        "auto: where a batch of the samples measures faster so",
+        choices=(KEEP, REMOVE, AUTO),
+    )
+    newest_opset: int = option(
+        OPERATOR_OPSET,
+        "newest opset to write; below 23, which ONNX Runtime reads since 1.23, attention is not an operator",
+        minimum=NEWEST_OPSET,
+        maximum=OPERATOR_OPSET,
+    )
+    allow_slower: bool = option(False, "write an artifact even when it is slower than the model that came in")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_shapes(self.shapes)
+        if self.profile is not None and not self.measure:
+            raise UsageError("cpu{profile=… measure=false}: a profile is measurements; leave one of them out")
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the CPU provider executes."""
+        isa = detected_isa() if self.isa == "auto" else self.isa
+        return Capabilities(int8_weight_bits=7 if isa == "avx2" else 8)
+
+    @property
+    def files_read(self) -> tuple[str, ...]:
+        """The profile: a recipe holds its hash."""
+        return () if self.profile is None else (self.profile,)
+
+    def check(self) -> None:
+        """Refuse a profile that cannot be used, and OpenVINO where it cannot be.
+
+        Raises:
+            UsageError: so it is.
+            MissingExtraError: OpenVINO is asked for and not installed.
+        """
+        if self.profile is not None:
+            self._shapes_of(read_profile(self.profile))
+        if self.provider == "openvino":
+            package()
+
+    def lower(self, model: Model, folder: Path, ctx: Context) -> Mapping[str, Any]:
+        """Write ``model.onnx`` in the fastest forms; ``model`` itself is not changed.
+
+        Raises:
+            SpeedError: measured as a whole, it is slower than the file that the model came from.
+        """
+        legal, about = self._legal(model, ctx)
+        if self.measure and self.profile is None:
+            return self._finished(self._lower_by_measuring(legal, model.path, folder, ctx), about)
+        asked, shapes, profile = NOTHING_MEASURED, [], None
+        if self.profile is not None:
+            profile = read_profile(self.profile)
+            shapes = self._shapes_of(profile)
+            asked = f"forms as measured on {profile.name}; speed not compared with the input on this machine"
+            about["profile"] = {"machine": profile.name, "sha256": sha256(Path(self.profile))}
+        lowered = self._lowered(legal, shapes, ctx, profile)
+        artifact = lowered.model.save(folder / MODEL_FILE)
+        chosen = choose_provider(self.provider, artifact, legal, shapes, ctx, None)
+        return self._finished(_record(_written(lowered, chosen, legal, folder), chosen, asked), about)
+
+    def _finished(self, found: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
+        """The record with what was done before any form was chosen; of that, what to know is a note, too."""
+        notes = [about["float_storage"]] if "float_storage" in about else []
+        if found["opset"] > self.newest_opset:
+            notes.append(
+                f"written in opset {found['opset']}, not {self.newest_opset}: {about['opset_reason']}"
+            )
+        return {**found, **about, "notes": [*notes, *found["notes"]]}
+
+    def _legal(self, model: Model, ctx: Context) -> tuple[Model, dict[str, Any]]:
+        """A copy that the runtime takes, before any form is chosen, and what to record about it."""
+        legal = model.clone()
+        newer = legalise(legal, ctx)
+        about: dict[str, Any] = {} if newer is None else {"opset_reason": newer}
+        unsigned_activations(legal, ctx, saturates=self.capabilities.int8_weight_bits < 8)
+        if self.float_storage == "fp16":
+            about["float_storage"] = store_floats_as_fp16(legal, ctx)
+        return legal, about
+
+    def _lowered(
+        self, legal: Model, shapes: Sequence[Shape], ctx: Context, cache: Measurements | None
+    ) -> Lowered:
+        lowered = lower(legal, self._families(legal), shapes, ctx, cache)
+        model, note = choose_padding(lowered.model, self.padding, ctx, cache)
+        return replace(lowered, model=model, notes=(*lowered.notes, note)) if note else lowered
+
+    def _families(self, legal: Model) -> tuple[Family, ...]:
+        """All forms that ``legal`` may get: attention as an operator where its opset can be written."""
+        newer = self.newest_opset >= OPERATOR_OPSET and why_not_raised(legal, OPERATOR_OPSET) is None
+        return families(attention_operator=newer)
+
+    def _shapes_of(self, profile: Profile) -> list[Shape]:
+        if self.shapes != DEFAULT_SHAPES and parse_shapes(self.shapes) != list(profile.shapes):
+            raise UsageError(
+                f"{self}: the profile was measured at {format_shapes(profile.shapes)}, not at {self.shapes}; "
+                "leave shapes out, or make a profile at these shapes with graphcompress tune"
+            )
+        return list(profile.shapes)
+
+    def _lower_by_measuring(
+        self, legal: Model, source: Path | None, folder: Path, ctx: Context
+    ) -> dict[str, Any]:
+        cache, shapes = MeasurementCache(), parse_shapes(self.shapes)
+        lowered = self._lowered(legal, shapes, ctx, cache)
+        artifact = lowered.model.save(folder / MODEL_FILE)
+        chosen = choose_provider(self.provider, artifact, legal, shapes, ctx, cache)
+        lowered = _written(lowered, chosen, legal, folder)
+        if source is None or not source.is_file():
+            asked = "speed not compared with the input, which is not a file"
+            return _record(lowered, chosen, asked)
+
+        def against_input() -> tuple[Times, str]:
+            return times_against_input(source, artifact, legal, shapes, ctx, cache, opener=chosen.opener)
+
+        times, reason = against_input()
+        if times and is_slower(times, ARTIFACT, INPUT) and not chosen.openvino:
+            lowered = take_back(legal, lowered, self._families(legal), shapes, ctx, cache)
+            lowered.model.save(artifact)
+            times, reason = against_input()
+        slower = bool(times) and is_slower(times, ARTIFACT, INPUT)
+        if not self.allow_slower:
+            refuse_slower(times, shapes, "--target 'cpu{allow_slower=true}'")
+        asked = f"speed not compared with the input: {reason}" if reason else ""
+        asked = "slower than the input, which allow_slower=true accepts" if slower else asked
+        speed = {"slower_than_input": slower, "compared": bool(times), "whole_ms": times}
+        return {**_record(lowered, chosen, asked), "speed": speed}
+
+    def tune(self, model: Model, ctx: Context) -> Mapping[str, Mapping[str, Sequence[float]]]:
+        """Times of every form of every site that :meth:`lower` would meet in ``model``, measured here."""
+        seen = Recorder(MeasurementCache())
+        legal, _ = self._legal(model, ctx)
+        lower(legal, self._families(legal), parse_shapes(self.shapes), ctx, seen)
+        return seen.times
+
+    def session(self, folder: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+        """Run ``model.onnx`` on the provider that it was written for.
+
+        Raises:
+            MissingExtraError, UsageError: that is OpenVINO's, and it cannot be used here.
+        """
+        path = folder / MODEL_FILE
+        return outputs_of(open_session(path) if is_for_openvino(folder) else session_of(path))
+
+
+def families(*, attention_operator: bool = False) -> tuple[Family, ...]:
+    """Every family of forms, in this order: one sees the forms that were chosen before it."""
+    return (
+        Kronecker(),
+        KroneckerTable(),
+        DequantisedRows(),
+        IntegerLinear(),
+        Packed(),
+        Residual(),
+        Gelu(),
+        Attention(operator=attention_operator),
+    )
+
+
+def _written(lowered: Lowered, chosen: Decision, legal: Model, folder: Path) -> Lowered:
+    """What lies in ``folder``: ``lowered``, or the model in standard operators where OpenVINO runs it."""
+    if not chosen.openvino:
+        return lowered
+    legal.save(folder / MODEL_FILE)
+    write_session_file(folder)
+    return Lowered(legal, ())
+
+
+def _record(lowered: Lowered, chosen: Decision, asked: str) -> dict[str, Any]:
+    found = {**record(lowered, families(), asked), "opset": lowered.model.opset, "provider": chosen.record()}
+    if chosen.times_ms is not None:
+        found["provider_ms"] = chosen.times_ms
+    if chosen.noted:
+        name = "provider: OpenVINO" if chosen.openvino else "OpenVINO's provider"
+        found["notes"] = [f"{name}: {chosen.why}", *found["notes"]]
+    if any(choice.form == OPERATOR for choice in lowered.choices):
+        found["notes"].append(
+            f"attention is an operator of opset {OPERATOR_OPSET}, which ONNX Runtime reads since 1.23; "
+            f"cpu{{newest_opset={NEWEST_OPSET}}} does without"
+        )
+    if chosen.openvino:
+        found["notes"].append("load it with graphcompress.session(folder), or as session.json says")
+    return found
+
+
+def detected_isa() -> str:
+    """``vnni``, ``arm`` or ``avx2``, by what this processor says; ``avx2``, safe everywhere, when unknown."""
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        return "arm"
+    return "vnni" if cpu_flags() & _VNNI else "avx2"

@@ -1,0 +1,54 @@
+"""What a lowering records: the forms, and in sentences what a reader of the report should know."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from graphcompress.rules.family import Family
+from graphcompress.targets.common.choice import Choice
+from graphcompress.targets.cpu.whole import Lowered
+
+
+def record(lowered: Lowered, families: Sequence[Family], asked: str) -> dict[str, Any]:
+    """The forms of ``lowered``, and notes; ``asked`` says which forms were asked for by name, or nothing."""
+    notes = [*([asked] if asked else []), *lowered.notes]
+    notes += [
+        f"{family}: its forms are taken back, the whole model is faster without"
+        for family in lowered.taken_back
+    ]
+    return {
+        "forms": [dataclasses.asdict(choice) for choice in lowered.choices],
+        "forms_text": forms_text(lowered.choices),
+        "notes": [*notes, *_notes(lowered.choices, families)],
+    }
+
+
+def forms_text(choices: Sequence[Choice]) -> str:
+    """``residual 12 × sum, gelu 6 × gelu``."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for choice in choices:
+        counts[choice.family, choice.form] += choice.sites
+    return ", ".join(f"{family} {sites} × {form}" for (family, form), sites in counts.items())
+
+
+def _notes(choices: Sequence[Choice], families: Sequence[Family]) -> Iterator[str]:
+    defaults = {family.name: family.default for family in families}
+    missing: Counter[tuple[str, str, str]] = Counter()
+    slower: Counter[tuple[str, str, str]] = Counter()
+    for choice in choices:
+        default = defaults[choice.family]
+        if choice.unmeasured:
+            missing[choice.family, choice.form, choice.unmeasured] += choice.sites
+        elif choice.times_ms and choice.form != default and default in choice.times_ms:
+            slower[choice.family, default, choice.form] += choice.sites
+    for (family, form, reason), sites in missing.items():
+        yield f"{family}, {_counted(sites)}: {reason}; they have the default form, {form}"
+    for (family, default, form), sites in slower.items():
+        yield f"{family}, {_counted(sites)}: {default} measured slower than {form} and is not taken"
+
+
+def _counted(sites: int) -> str:
+    return "1 site" if sites == 1 else f"{sites} sites"

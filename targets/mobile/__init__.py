@@ -1,0 +1,1 @@
+"""mobile: graphs for NNAPI, Core ML, XNNPACK and browsers, and the bundle around them."""

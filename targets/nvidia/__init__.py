@@ -1,0 +1,1 @@
+"""gpu and tensorrt: precisions written into the graph, engines compiled and run."""

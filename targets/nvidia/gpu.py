@@ -1,0 +1,207 @@
+"""gpu: ONNX Runtime's providers for NVIDIA GPUs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import onnx_ir as ir
+
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import provider_session, runner_of, session_of
+from graphcompress.plugin.base import Capabilities, Context, Target
+from graphcompress.plugin.options import option
+from graphcompress.rewrite.rewriter import Rewriter
+from graphcompress.rules.cleanup import fuse_normalizations
+from graphcompress.rules.family import is_standard
+from graphcompress.rules.legal import legalise
+from graphcompress.rules.opset import raise_opset
+from graphcompress.targets.common.attention import Attention
+from graphcompress.targets.common.choice import choose_forms
+from graphcompress.targets.nvidia.engines.provider_options import checked_options, parse_options
+from graphcompress.targets.nvidia.half import clip_constants, to_half
+from graphcompress.targets.nvidia.profile import check_profile, profile_shapes
+from graphcompress.targets.nvidia.range import wide_values
+from graphcompress.targets.nvidia.refusals import products_stored_in_int8
+from graphcompress.targets.nvidia.typed import OLDEST_OPSET, strongly_typed
+
+MODEL_FILE, SESSION_FILE = "model.onnx", "session.json"
+
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+PROVIDERS = {
+    "cuda": CUDA,
+    "tensorrt": "TensorrtExecutionProvider",
+    "nv_tensorrt_rtx": "NvTensorRTRTXExecutionProvider",
+}
+BESIDE = {"cuda": (CPU,), "tensorrt": (CUDA, CPU), "nv_tensorrt_rtx": (CPU,)}
+"""Providers that take the nodes that the chosen one leaves; where TensorRT's is, CUDA's is, too."""
+
+
+@dataclass(frozen=True)
+class Gpu(Target):
+    """Lower for ONNX Runtime on NVIDIA GPUs: float16, fused attention, and how to make the session.
+
+    The artifact is ``model.onnx`` in float16 with float32 kept where float16 has no room (sums of squares,
+    values observed near its end; LayerNormalization and Softmax compute in float32 inside), and
+    ``session.json``: the providers and their options for ``onnxruntime.InferenceSession``. ``options`` adds
+    to them; what the provider does not take is refused before the work. For ``cuda`` attention is
+    MultiHeadAttention of com.microsoft, which its kernels fuse; the providers of TensorRT take standard
+    operators alone, so for them the graph is that of the target tensorrt.
+
+    Where the provider is in the installed ONNX Runtime it runs the artifact; elsewhere the CPU provider does,
+    which loads the same file.
+    """
+
+    name: ClassVar[str] = "gpu"
+
+    provider: str = option("cuda", "provider of ONNX Runtime", choices=tuple(PROVIDERS))
+    opt: str = option("1x128", "batch x length that engines are tuned for, or sizes by name; not for cuda")
+    largest: str = option("8x512", "batch x length that engines take at most, or sizes by name; not for cuda")
+    options: str = option(
+        "", 'further options of the provider, such as "use_tf32=1;gpu_mem_limit=2000000000"'
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_profile(self.name, self.opt, self.largest)
+        parse_options(self.options, PROVIDERS[self.provider])
+
+    def check_model(self, model: Model) -> None:
+        """Refuse sizes that do not fit the inputs, or names of inputs that the provider cannot read.
+
+        Raises:
+            UsageError: names the option.
+        """
+        self._recipe(model)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the provider runs: with calibrated scales, and around zero where TensorRT multiplies."""
+        kinds = ("int8", "uint8") if self.provider == "cuda" else ("int8",)
+        return Capabilities(int8_dynamic=False, int8_activations=kinds, int8_weight_bits=8)
+
+    @property
+    def timed(self) -> bool:  # type: ignore[override]  # the base has a constant; here it is the machine's
+        """Whether the provider is here."""
+        return self.is_here
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the installed ONNX Runtime has the provider."""
+        import onnxruntime
+
+        return PROVIDERS[self.provider] in onnxruntime.get_available_providers()
+
+    def lower(self, model: Model, folder: Path, ctx: Context) -> Mapping[str, Any]:
+        """Write the graph and the recipe of its session; ``model`` itself is not changed.
+
+        Raises:
+            UnsupportedModelError: TensorRT refuses something in it; the message names the node.
+        """
+        if self.provider == "cuda":
+            lowered, record = _for_cuda(model, ctx)
+        else:
+            typed = strongly_typed(model, ctx, half=True)
+            lowered, record = typed.model, {**typed.record, "notes": list(typed.notes)}
+        lowered.save(folder / MODEL_FILE)
+        recipe = self._recipe(model)
+        (folder / SESSION_FILE).write_text(json.dumps(recipe, indent=1), encoding="utf-8")
+        provider = PROVIDERS[self.provider]
+        proof = (
+            f"run by {provider}"
+            if self.is_here
+            else f"not run by {provider}; numerics on ONNX Runtime's {CPU}"
+        )
+        return {**record, "session": recipe, "proof": proof}
+
+    def session(self, folder: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+        """Run ``model.onnx`` as ``session.json`` says where the provider is here, else on the CPU."""
+        if self.is_here:
+            recipe = json.loads((folder / SESSION_FILE).read_text(encoding="utf-8"))
+            level = recipe["session_options"]["graph_optimization_level"]
+            return runner_of(provider_session(folder / MODEL_FILE, recipe["providers"], level))
+        return runner_of(session_of(folder / MODEL_FILE, optimize=False))
+
+    def _recipe(self, model: Model) -> dict[str, Any]:
+        """Arguments of InferenceSession: providers in their order, each with its options.
+
+        A graph for TensorRT is compiled as it is: ONNX Runtime would put further pairs of QuantizeLinear and
+        DequantizeLinear into the regions that TensorRT fuses.
+        """
+        name = PROVIDERS[self.provider]
+        if self.provider == "cuda":
+            options, level = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}, "ORT_ENABLE_ALL"
+        else:
+            options, level = _profile(model, self.provider, self.opt, self.largest), "ORT_DISABLE_ALL"
+        options = checked_options({**options, **parse_options(self.options, name)}, name)
+        return {
+            "model": MODEL_FILE,
+            "providers": [[name, options], *([it, {}] for it in BESIDE[self.provider])],
+            "session_options": {"graph_optimization_level": level},
+        }
+
+
+def _for_cuda(model: Model, ctx: Context) -> tuple[Model, dict[str, Any]]:
+    lowered = model.clone()
+    reason = legalise(lowered, ctx)
+    with Rewriter(lowered, ctx) as rw:
+        reason = raise_opset(rw, OLDEST_OPSET) or reason
+        fuse_normalizations(rw)  # of a model whose own opset had no operator for them
+        clipped = clip_constants(rw)
+    wide = wide_values(lowered, ctx)
+    names = {value.name for value in wide}
+    fused = sum(it.sites for it in choose_forms(lowered, (Attention(),), (), ctx, cache=None))
+    with Rewriter(lowered, ctx) as rw:
+        values = [value for node in lowered.graph for value in node.outputs if value.name in names]
+        halved = to_half(rw, values)
+    record = {
+        "opset": lowered.opset,
+        "attentions_fused": fused,
+        "constants_clipped_for_float16": clipped,
+        "float16_nodes": halved.half,
+        "float32_nodes": list(halved.kept),
+        "casts": halved.casts,
+        "values_beyond_float16": sorted(name or "" for name in names),
+        "notes": _notes_for_cuda(lowered),
+    }
+    return lowered, record if reason is None else {**record, "opset_reason": reason}
+
+
+def _notes_for_cuda(model: Model) -> list[str]:
+    notes = []
+    guarded = [node for node in model.graph if is_standard(node, "Softmax") and _is_guarded(node)]
+    if guarded:
+        notes.append(
+            f"{len(guarded)} attentions are not fused: a guard against NaN is behind their Softmax (such as "
+            f"{guarded[0].name}); where float inputs are finite, simplify{{finite_inputs=true}} drops it"
+        )
+    stored = products_stored_in_int8(model)
+    if stored:
+        notes.append(
+            f"{len(stored)} products have int8 weights, which the CUDA provider makes float16 at every call: "
+            "smaller, not faster; provider=tensorrt multiplies them in int8"
+        )
+    return notes
+
+
+def _is_guarded(softmax: ir.Node) -> bool:
+    return any(is_standard(reader, "IsNaN") for reader in softmax.outputs[0].consumers())
+
+
+def _profile(model: Model, provider: str, opt: str, largest: str) -> dict[str, str]:
+    """Options of a TensorRT provider: shapes, and a cache so that engines are built once."""
+    prefix = "trt" if provider == "tensorrt" else "nv"
+    cache = (
+        {"trt_engine_cache_enable": "1", "trt_engine_cache_path": "engines", "trt_fp16_enable": "1"}
+        | {"trt_int8_enable": "1"}
+        if provider == "tensorrt"
+        else {"nv_runtime_cache_path": "engines"}
+    )
+    shapes = profile_shapes(model, opt, largest)
+    for number, kind in enumerate(("min", "opt", "max")):
+        texts = [f"{name}:{'x'.join(map(str, bounds[number]))}" for name, bounds in shapes.items()]
+        cache |= {f"{prefix}_profile_{kind}_shapes": ",".join(texts)} if texts else {}
+    return cache

@@ -1,0 +1,203 @@
+"""Kronecker weights as two integer products: int8 factors, int8 activations, int8 in between."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+
+from graphcompress.analysis.arguments import scalar
+from graphcompress.data.load import Samples
+from graphcompress.graph.expressions import evaluate
+from graphcompress.measure.calibrate import observe
+from graphcompress.numerics.metrics import row_sqnr_db
+from graphcompress.numerics.observers import Activation, RowSample, quantisation
+from graphcompress.numerics.quantise import Affine
+from graphcompress.rewrite.kronecker import KroneckerWeight
+from graphcompress.rewrite.rewriter import Rewriter
+from graphcompress.rules.family import put_in_place
+from graphcompress.targets.common.integer import IntegerLinear, IntegerSite
+from graphcompress.targets.common.unrounded import Scaler, before_rounding
+from graphcompress.targets.nvidia.integer_recipes import Recipe, Step, recipe_of, takes_factors
+
+MIN_SQNR_DB = 12.0
+"""What two products must keep of the exact one; else the weight is expanded and rounded once."""
+
+
+def multiply_int8_factors(rw: Rewriter, samples: Samples) -> tuple[dict[str, float], dict[str, str]]:
+    """Write int8 linears over Kronecker weights as two int8 products each, where that is worth it.
+
+    Returns how many dB of the exact product those keep that were, by name, and why each other one stays one
+    product with an expanded weight: sizes that no integer product has, no fewer operations, or too little
+    left of the exact product. The activation between the two is quantised with a scale from ``samples``.
+    """
+    found = list(_candidates(rw))
+    seen = {it.x: Activation() for it in found}
+    rows = {x: RowSample() for x in seen}
+    observe(
+        rw.model, {x: _Both(seen[x], rows[x]) for x in seen}, samples, text="int8 factors", optimize=False
+    )
+    done: dict[str, float] = {}
+    dense: dict[str, str] = {}
+    for it in found:
+        recipe = recipe_of(it.kronecker, it.factors)
+        name = it.site.name  # before the site is rewritten
+        if isinstance(recipe, str):
+            dense[name] = recipe
+            continue
+        input_range = it.rounding or _range(seen[it.x])
+        between, figure = _simulate(recipe, rows[it.x].rows, it.dense(), input_range)
+        if figure < MIN_SQNR_DB:
+            dense[name] = f"two products would keep {figure:.1f} dB of the exact one"
+            continue
+        _Writer(rw, it.site, it.x).write(recipe, input_range, between)
+        done[name] = figure
+    return done, dense
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """An int8 product and the float one that it rounds; ``factors`` go into the Kronecker factors."""
+
+    site: IntegerSite
+    x: ir.Value
+    weight: ir.Value
+    kronecker: KroneckerWeight
+    factors: np.ndarray | None
+
+    @property
+    def rounding(self) -> Affine | None:
+        """How the int8 product rounds ``x``, which was judged by the model's outputs; None of another one."""
+        quantise, scale = self.site.a.producer(), scalar(self.site.a_scale)
+        own = quantise is not None and quantise.inputs[0] is self.x and scalar(self.site.a_zero) == 0
+        return Affine(scale, 0, signed=True) if own and scale is not None else None
+
+    def dense(self) -> np.ndarray:
+        """The weight [in, out]."""
+        weight = evaluate(self.weight)
+        return weight if self.factors is None else weight * self.factors[:, None]
+
+
+def _candidates(rw: Rewriter) -> Iterator[_Candidate]:
+    """Every int8 product over a Kronecker weight; what smoothing moved is in the factors, or taken back.
+
+    In the factors wherever one has a row for every feature: rounding then finds no outliers.
+    """
+    scaler = Scaler(rw)
+    for site in IntegerLinear().sites(rw.model):
+        before = before_rounding(site) if isinstance(site, IntegerSite) else None
+        if before is None or not isinstance(site, IntegerSite):
+            continue
+        x, factors = before.smoothed or (before.x, before.factors)
+        if not takes_factors(before.kronecker.split):
+            x, factors = scaler.scaled(before.x, before.factors, site.nodes[-1]), None
+        yield _Candidate(site, x, before.weight, before.kronecker, factors)
+
+
+class _Both:
+    def __init__(self, *observers: Activation | RowSample) -> None:
+        self._observers = observers
+
+    def update(self, array: np.ndarray) -> None:
+        """Take in the value of one batch."""
+        for observer in self._observers:
+            observer.update(array)
+
+
+def _range(activation: Activation) -> Affine:
+    return quantisation(activation.histogram, "mse", signed=True)
+
+
+def _simulate(
+    recipe: Recipe, rows: np.ndarray, dense: np.ndarray, input_range: Affine
+) -> tuple[Affine, float]:
+    """The range between both products, and how many dB the two keep of ``rows · dense``."""
+    first = recipe.first.prepared(input_range.fake_quantise(rows))
+    x = recipe.second.prepared(recipe.first.product(first))
+    activation = Activation()
+    activation.update(x.reshape(len(x), -1))
+    between = _range(activation)
+    y = recipe.second.product(between.fake_quantise(x))
+    return between, row_sqnr_db(rows @ dense, y)
+
+
+class _Writer:
+    """Puts both products in the place of one int8 linear."""
+
+    def __init__(self, rw: Rewriter, site: IntegerSite, x: ir.Value) -> None:
+        self._rw, self._site, self._value = rw, site, x
+        self._last, self._name = site.nodes[-1], site.name
+        self._axes = len(x.shape) - 1 if x.shape is not None else 0
+
+    def write(self, recipe: Recipe, input_range: Affine, between: Affine) -> None:
+        """``x`` → first product → second product → bias."""
+        self._multiply(recipe.first, input_range, "first")
+        self._multiply(recipe.second, between, "second")
+        self._view([-1], "joined")
+        value = self._value
+        if self._site.bias is not None:
+            value = self._rw.node("Add", value, self._site.bias, before=self._last, name=f"{self._name}.sum")
+        put_in_place(self._rw, self._last.outputs[0], value)
+
+    def _multiply(self, step: Step, range_: Affine, word: str) -> None:
+        it = step.layout
+        if it.moves:
+            self._view([it.columns, it.rows], f"{word}.matrix")
+            self._exchange(f"{word}.exchanged")
+        self._view([-1] if it.view[0] == 1 else it.view, f"{word}.parts")
+        self._value = self._rounded(range_, f"{self._name}.{word}.input")
+        self._value = self._product(step, f"{self._name}.{word}")
+        if it.moves:
+            self._view(it.result, f"{word}.result")
+            self._exchange(f"{word}.back")
+
+    def _view(self, shape: Sequence[int], word: str) -> None:
+        """Give a token's features ``shape``; nothing where they have it."""
+        own = list(self._value.shape or ())[self._axes :]
+        if own == list(shape) or (list(shape) == [-1] and len(own) == 1):
+            return
+        name = f"{self._name}.{word}"
+        target = self._rw.constant(np.array([*[0] * self._axes, *shape], np.int64), f"{name}.shape")
+        self._value = self._shaped(
+            self._rw.node("Reshape", self._value, target, before=self._last, name=name),
+            shape if list(shape) != [-1] else [math.prod(size for size in own if isinstance(size, int))],
+        )
+
+    def _exchange(self, word: str) -> None:
+        own = list(self._value.shape or ())[self._axes :]
+        perm = [*range(self._axes), self._axes + 1, self._axes]
+        name = f"{self._name}.{word}"
+        made = self._rw.node("Transpose", self._value, before=self._last, name=name, perm=perm)
+        self._value = self._shaped(made, own[::-1])
+
+    def _shaped(self, value: ir.Value, features: Sequence[int | ir.SymbolicDim]) -> ir.Value:
+        batch = list(self._value.shape or ())[: self._axes]
+        value.shape = ir.Shape([*batch, *features])
+        value.type = self._value.type
+        return value
+
+    def _rounded(self, range_: Affine, name: str) -> ir.Value:
+        scale = self._rw.constant(np.array(range_.scale, np.float32), f"{name}.scale")
+        zero = self._rw.constant(np.array(0, np.int8), f"{name}.zero_point")
+        own = list(self._value.shape or ())[self._axes :]
+        node = partial(self._rw.node, before=self._last)
+        quantised = node("QuantizeLinear", self._value, scale, zero, name=f"{name}.quantised")
+        return self._shaped(node("DequantizeLinear", quantised, scale, zero, name=f"{name}.dequantised"), own)
+
+    def _product(self, step: Step, name: str) -> ir.Value:
+        on_left = step.layout.on_left
+        values = self._rw.constant(step.values, f"{name}.factor")
+        scale = self._rw.constant(step.scale, f"{name}.scale")
+        zero = self._rw.constant(np.zeros(step.scale.shape, np.int8), f"{name}.zero_point")
+        node = partial(self._rw.node, before=self._last)
+        factor = node(
+            "DequantizeLinear", values, scale, zero, name=f"{name}.dequantised", axis=0 if on_left else 1
+        )
+        operands = (factor, self._value) if on_left else (self._value, factor)
+        own = list(self._value.shape or ())[self._axes :]
+        sizes = [step.values.shape[0], own[1]] if on_left else [*own[:-1], step.values.shape[1]]
+        return self._shaped(node("MatMul", *operands, name=f"{name}.product"), sizes)

@@ -1,0 +1,245 @@
+"""tensorrt: engines for NVIDIA GPUs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from graphcompress.errors import UsageError
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import runner_of, session_of
+from graphcompress.plugin.base import Capabilities, Context, Target
+from graphcompress.plugin.options import option
+from graphcompress.targets.nvidia.engines.builder import (
+    FULL,
+    INSTALL,
+    RTX,
+    Engine,
+    Shapes,
+    build_engine,
+    is_installed,
+    needs_rtx,
+)
+from graphcompress.targets.nvidia.engines.device import gpu_here
+from graphcompress.targets.nvidia.engines.execute import engine_runner
+from graphcompress.targets.nvidia.profile import check_profile, profile_shapes
+from graphcompress.targets.nvidia.typed import Typed, strongly_typed
+
+MODEL_FILE, BUILD_FILE = "model.onnx", "build.json"
+CAPABILITIES = ("80", "86", "89", "120", "121", "75")
+"""Compute capabilities that TensorRT for RTX compiles for; 75 has no int8 products of its own."""
+
+ON_CPU = "numerics on ONNX Runtime's CPU provider"
+
+
+@dataclass(frozen=True)
+class TensorRT(Target):
+    """Lower for TensorRT: a strongly typed Q/DQ graph, and engines that are really built, without a GPU.
+
+    ``model.onnx`` has its precisions in it: float16 around symmetric int8, scales of weights per output
+    channel, standard operators of opset 19 or 20. TensorRT 10 and 11 read it. What TensorRT refuses is an
+    error that names the node.
+
+    With the extra ``tensorrt-rtx``, TensorRT for RTX compiles it for every capability in ``compute``, and the
+    build fails unless each int8 product of the graph is one in the engine, too. With a GPU here, the engine
+    is made for it, by the whole of TensorRT where that is installed, run and timed; without one, the outputs
+    that are compared are those of the same graph on ONNX Runtime's CPU provider.
+
+    Engines take batches and lengths from 1 to ``largest``, or to as many positions as the model has; every
+    length of the inputs counts for itself. Sizes of other kinds are given by name:
+    ``opt="batch=1,height=224,width=224"``.
+
+    Kronecker weights are multiplied as two int8 products where those save operations; a factor with a side
+    below 16, too small for a tensor core, is multiplied for several rows at once. The others are stored
+    expanded, with the reason: TensorRT would compute an expression at every call. A packed product (queries,
+    keys and values in one) is written as one for each part: divided by TensorRT, it would lose its int8.
+    """
+
+    name: ClassVar[str] = "tensorrt"
+
+    compute: str = option("80+86+89+120", "compute capabilities to compile for, joined by +")
+    build: str = option(
+        "auto",
+        "compile engines: auto where this machine can (TensorRT for RTX, or TensorRT and a GPU), require "
+        "(an error where it cannot), or never",
+        choices=("auto", "require", "never"),
+    )
+    precision: str = option("fp16", "what is computed around int8", choices=("fp16", "fp32"))
+    opt: str = option("1x128", "batch x length that engines are tuned for, or sizes by name")
+    largest: str = option("8x512", "batch x length that engines take at most, or sizes by name")
+    timeout: float = option(600.0, "time for one engine", unit="s", minimum=1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_profile(self.name, self.opt, self.largest)
+        wanted = self.capabilities_wanted
+        wrong = [it for it in wanted if it not in CAPABILITIES]
+        if wrong or not wanted:
+            raise UsageError(
+                f"tensorrt{{compute={self.compute}}}: expected capabilities joined by +, of "
+                f"{', '.join(CAPABILITIES)}, such as compute=86+89"
+            )
+
+    def check(self) -> None:
+        """Refuse to build engines without a compiler.
+
+        Raises:
+            MissingExtraError: engines are required, and nothing here compiles them: the whole of TensorRT
+                needs a GPU for that, TensorRT for RTX is not installed.
+        """
+        if self.build == "require" and _runs_here() is None:
+            needs_rtx("tensorrt{build=require}")
+
+    def check_model(self, model: Model) -> None:
+        """Refuse sizes that do not fit the inputs.
+
+        Raises:
+            UsageError: names the option.
+        """
+        profile_shapes(model, self.opt, self.largest)
+
+    @property
+    def capabilities_wanted(self) -> list[str]:
+        """``compute`` as a list, each once."""
+        return list(dict.fromkeys(re.sub(r"(?i)\bsm", "", self.compute).split("+")))
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Symmetric int8 with calibrated scales."""
+        return Capabilities(int8_dynamic=False, int8_activations=("int8",), int8_weight_bits=8)
+
+    @property
+    def timed(self) -> bool:  # type: ignore[override]  # the base has a constant; here it is the machine's
+        """Whether an engine runs on this machine."""
+        return self.build != "never" and _runs_here() is not None
+
+    def lower(self, model: Model, folder: Path, ctx: Context) -> Mapping[str, Any]:
+        """Write the graph, the engines and the record of their builds; ``model`` itself is not changed.
+
+        Raises:
+            UnsupportedModelError: TensorRT refuses something, or builds an engine with fewer int8 products.
+        """
+        shapes = profile_shapes(model, self.opt, self.largest)
+        typed = strongly_typed(model, ctx, half=self.precision == "fp16")
+        graph = typed.model.save(folder / MODEL_FILE)
+        engines = self._engines(typed, graph, shapes, ctx)
+        (folder / BUILD_FILE).write_text(
+            json.dumps(_build_record(typed, engines), indent=1), encoding="utf-8"
+        )
+        return {
+            **typed.record,
+            **_deployed(engines),
+            "precision": self.precision,
+            "proof": self._proof(engines),
+            "notes": [*typed.notes, *_engine_notes(engines)],
+            "profile": shapes,
+            "int8_products_expected": len(typed.int8_products),
+            "engines": [
+                {
+                    "file": it.file.name,
+                    "compute": it.compute,
+                    "compiler": f"{it.module} {it.version}",
+                    "int8_products": len(it.int8),
+                    "layers": len(it.layers),
+                    "build_ms": round(it.seconds * 1000),
+                }
+                for it in engines
+            ],
+        }
+
+    def session(self, folder: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+        """The engine for this machine's GPU; without one, the graph on ONNX Runtime's CPU provider."""
+        compute = gpu_here()
+        module = _compiler_of(folder, compute) if compute is not None else None
+        if compute is not None and module is not None and is_installed(module):
+            return engine_runner(module, folder / _engine_file(compute))
+        # Unfused: the int8 products of a CPU may saturate, those of a GPU do not.
+        return runner_of(session_of(folder / MODEL_FILE, optimize=False))
+
+    def _engines(self, typed: Typed, graph: Path, shapes: Shapes, ctx: Context) -> list[Engine]:
+        self.check()
+        here = _runs_here()
+        if self.build == "never" or (here is None and not is_installed(RTX)):
+            return []
+        jobs = {f"SM{it}": RTX for it in self.capabilities_wanted} if is_installed(RTX) else {}
+        if here is not None:
+            jobs[here[1]] = here[0]
+        engines = []
+        for number, (compute, module) in enumerate(jobs.items()):
+            ctx.progress("compile engines", number, len(jobs), compute)
+            engines.append(
+                build_engine(
+                    graph,
+                    graph.with_name(_engine_file(compute)),
+                    compute=compute,
+                    expected=typed.int8_products,
+                    shapes=shapes,
+                    timeout_s=self.timeout,
+                    module=module,
+                )
+            )
+        ctx.progress("compile engines", len(jobs), len(jobs))
+        return engines
+
+    def _proof(self, engines: Sequence[Engine]) -> str:
+        here = _runs_here()
+        if not engines:
+            reason = "build=never" if self.build == "never" else INSTALL
+            return f"not compiled ({reason}); {ON_CPU}"
+        names = ", ".join(it.compute for it in engines)
+        if here is not None and any(it.compute == here[1] for it in engines):
+            return f"compiled for {names}, run on this machine's GPU ({here[1]})"
+        return f"compiled for {names}, not executed; {ON_CPU}"
+
+
+def _runs_here() -> tuple[str, str] | None:
+    """The module that compiles for this machine's GPU and runs it, and the GPU's capability; None without."""
+    compute = gpu_here()
+    if compute is None:
+        return None
+    by_rtx = [RTX] if compute.removeprefix("SM") in CAPABILITIES else []  # no cards of data centres
+    module = next((it for it in (FULL, *by_rtx) if is_installed(it)), None)
+    return None if module is None else (module, compute)
+
+
+def _compiler_of(folder: Path, compute: str) -> str | None:
+    """The module that built the engine for ``compute``, which alone loads it; None without one."""
+    if not (folder / BUILD_FILE).is_file() or not (folder / _engine_file(compute)).is_file():
+        return None
+    built = json.loads((folder / BUILD_FILE).read_text(encoding="utf-8"))["engines"]
+    return str(built[compute]["compiler"]).split()[0] if compute in built else None
+
+
+def _engine_file(compute: str) -> str:
+    return f"model-{compute.lower()}.engine"
+
+
+def _deployed(engines: Sequence[Engine]) -> dict[str, int]:
+    """Bytes that a device gets: one engine; nothing to say where there is none, for then it is the graph."""
+    return {"deployed_bytes": max(it.file.stat().st_size for it in engines)} if engines else {}
+
+
+def _engine_notes(engines: Sequence[Engine]) -> list[str]:
+    return [
+        f"{it.compute}: {len(it.int8)} of {len(it.expected)} int8 products, {len(it.layers)} layers, "
+        f"by {it.module} {it.version}"
+        for it in engines
+    ]
+
+
+def _build_record(typed: Typed, engines: Sequence[Engine]) -> dict[str, Any]:
+    return {
+        "int8_products": list(typed.int8_products),
+        "engines": {
+            it.compute: {
+                "compiler": f"{it.module} {it.version}",
+                "int8_products": list(it.int8),
+                "layers": [str(layer) for layer in it.layers],
+            }
+            for it in engines
+        },
+    }
