@@ -31,11 +31,11 @@ test: $(VENV)/.installed-dev
 	$(BIN)/pytest -n 2
 
 proofs: $(VENV)/.installed-dev
-	GRAPHCOMPRESS_PROOFS=$(PROOFS) $(BIN)/pytest -n 0 -rs tests/edge
+	GRAPHCOMPRESS_PROOFS=$(PROOFS) $(BIN)/pytest -n 0 -rs tests/targets/mobile/edge
 
 engines: $(VENV)/.installed-dev
 	$(PIP) --editable '.[tensorrt-rtx]' || echo "TensorRT for RTX cannot be installed here; what needs it is skipped"
-	$(BIN)/pytest -n 0 -rs tests/test_tensorrt.py tests/test_packed.py tests/test_engine_profile.py
+	$(BIN)/pytest -n 0 -rs tests/targets/nvidia
 
 docs: $(VENV)/.installed-torch
 	$(BIN)/python -m graphcompress.plugin.reference docs

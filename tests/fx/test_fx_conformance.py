@@ -11,7 +11,7 @@ import pytest
 from graphcompress.fx.conformance import DIFFERS, Outcome, markdown, outcomes
 from graphcompress.fx.ops.table import table
 
-PAGE = Path(__file__).parents[1] / "docs" / "fx.md"
+PAGE = Path(__file__).parents[2] / "docs" / "fx.md"
 
 EXPLAINED = ("_bf16", "_empty_set")
 """Half precision is computed in float32; PyTorch refuses the extreme of no entries."""

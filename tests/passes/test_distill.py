@@ -376,7 +376,7 @@ def test_accelerate_launches_two_processes(tiny_bert_path: Path, tmp_path: Path)
 def worker(model: Path, folder: Path) -> Path:
     """A script that trains ``model`` and saves it under its argument; ``r`` gets the rank of the process."""
     passes = "prune{ffn=0.5},distill{steps=5 lr=0.001 batch=6 evaluations=1 scores=1}"
-    tests = str(Path(__file__).parent)
+    tests = str(Path(__file__).parents[1])
     script = folder / "run.py"
     script.write_text(SCRIPT.format(tests=tests, path=str(model), passes=passes, out=str(folder)))
     return script

@@ -25,7 +25,7 @@ from graphcompress.pipeline.pipeline import PassRecord
 from graphcompress.plugin import reference
 from graphcompress.plugin.base import Skipped, Touched
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from graphcompress.errors import InvalidModelError
 from graphcompress.graph.model import Model
 from graphcompress.graph.scratch import Scratch
 
-_spec = importlib.util.spec_from_file_location("hostile", Path(__file__).parent / "hostile" / "models.py")
+_spec = importlib.util.spec_from_file_location("hostile", Path(__file__).parents[1] / "hostile" / "models.py")
 assert _spec is not None
 assert _spec.loader is not None
 hostile = importlib.util.module_from_spec(_spec)
