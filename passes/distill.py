@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from graphcompress.analysis.linears import embeddings, linears
+from graphcompress.analysis.linears import Embedding, Linear, embeddings, linears
 from graphcompress.errors import UsageError
 from graphcompress.graph.expressions import leaves
 from graphcompress.graph.model import Model
@@ -114,7 +114,8 @@ class Distill(Pass):
         from graphcompress.training.training import train
 
         result, unshared, changed = train(rw.model, original, training, self.settings(), rw.ctx)
-        for item in (*linears(rw.model), *embeddings(rw.model)):
+        weighted: list[Linear | Embedding] = [*linears(rw.model), *embeddings(rw.model)]
+        for item in weighted:
             if changed.intersection(leaf.name or "" for leaf in leaves(item.weight)):
                 rw.touch(item, "trained")
             else:

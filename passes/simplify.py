@@ -80,9 +80,9 @@ def _report_what_stays(rw: Rewriter) -> None:
         value = node.outputs[0]
         if value.const_value is not None or not is_constant(value) or not linears.is_whole_expression(value):
             continue
-        reason = linears.why_not_fold(value)
-        if reason is not None and is_weight(value):
-            rw.skip(linears.weight_name(value), reason)
+        unfolded = linears.why_not_fold(value)
+        if unfolded is not None and is_weight(value):
+            rw.skip(linears.weight_name(value), unfolded)
     guards = [node for node in rw.model.graph if node.op_type == "IsNaN" and not node.domain]
     for node in guards:
         rw.skip(

@@ -22,13 +22,11 @@ Times = Mapping[str, Sequence[float]]
 
 
 class Measurements(Protocol):
-    """Times by key, kept from earlier measurements.
+    """Times by key, kept from earlier measurements."""
 
-    Attributes:
-        complete: nothing is measured anew: what has no times here has none.
-    """
-
-    complete: bool
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is measured anew: what has no times here has none."""
 
     def get(self, key: str) -> Times | None:
         """Times kept under ``key``, or None."""
