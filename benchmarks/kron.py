@@ -32,7 +32,7 @@ from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import session_of
 from graphcompress.measure.calibrate import observe
 from graphcompress.measure.metrics import answers, metric, score
-from graphcompress.numerics.kronecker.product import relative_error
+from graphcompress.numerics.kronecker import relative_error
 from graphcompress.numerics.moments import SecondMoment
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context

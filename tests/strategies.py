@@ -8,8 +8,10 @@ import typing
 from typing import Any
 
 import hypothesis.strategies as st
+import numpy as np
 
 from graphcompress.errors import UsageError
+from graphcompress.numerics.kronecker import Split
 from graphcompress.plugin.base import Pass, Target
 
 
@@ -45,3 +47,14 @@ def option_values(field: dataclasses.Field[Any], hint: Any) -> st.SearchStrategy
     if str in arms:
         parts.append(st.text(st.characters(exclude_categories=["Cs"]), max_size=12))
     return st.one_of(parts)
+
+
+@st.composite
+def kronecker_problems(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, Split, int]:
+    """A weight, a second moment, a split and a rank."""
+    sizes = [draw(st.integers(1, 5)) for _ in range(4)]
+    split = Split(*sizes)
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    weight = rng.normal(size=(split.in_features, split.out_features))
+    mixed = rng.normal(size=(60, split.in_features)) @ rng.normal(size=(split.in_features, split.in_features))
+    return weight, mixed.T @ mixed / 60 + 0.01 * np.eye(split.in_features), split, draw(st.integers(1, 4))

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from graphcompress.analysis.linears import Linear
 from graphcompress.errors import UnsupportedModelError
 from graphcompress.graph.expressions import is_constant
-from graphcompress.numerics.kronecker.product import Factors, Order, Split, plan
+from graphcompress.numerics.kronecker import Factors, Order, Split, plan
 from graphcompress.rewrite.rewriter import Rewriter
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from graphcompress.analysis.couplings import FFN, HEAD
 from graphcompress.data.load import synthetic_samples
 from graphcompress.graph.model import Model
-from graphcompress.numerics.importance import contribution, eliminate, rarely_active
-from graphcompress.numerics.least_squares import Fit, JointMoments, best_ridge, mean_squared_error, ridge
 from graphcompress.passes.prune.blocks import Block, Evidence, Witness, bias_of
+from graphcompress.passes.prune.importance import contribution, eliminate, rarely_active
+from graphcompress.passes.prune.least_squares import Fit, JointMoments, best_ridge, mean_squared_error, ridge
 from graphcompress.plugin.base import Context
 
 KINDS = {FFN: "FFN nodes", HEAD: "heads"}

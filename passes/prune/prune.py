@@ -17,10 +17,10 @@ from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner
 from graphcompress.measure.calibrate import BATCH, real_tokens
-from graphcompress.numerics.least_squares import Fit
 from graphcompress.numerics.metrics import cosine
 from graphcompress.passes.prune.blocks import Block, blocks_of
 from graphcompress.passes.prune.cut import cut
+from graphcompress.passes.prune.least_squares import Fit
 from graphcompress.passes.prune.plan import KINDS, Plan, Planner, Request
 from graphcompress.passes.prune.refit import write_bias, write_fit
 from graphcompress.plugin.base import Context, Contract, Lossy, Pass

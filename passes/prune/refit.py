@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.linears import Linear
-from graphcompress.numerics.least_squares import Fit
+from graphcompress.passes.prune.least_squares import Fit
 from graphcompress.rewrite.rewriter import Rewriter
 
 

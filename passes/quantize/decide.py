@@ -14,7 +14,6 @@ from graphcompress.graph.model import Model
 from graphcompress.numerics.metrics import row_sqnr_db, sqnr_db
 from graphcompress.numerics.observers import Activation, Calibration, quantisation
 from graphcompress.numerics.quantise import Affine, QuantisedArray, WeightRange, affine, quantise_weight
-from graphcompress.numerics.smooth import capping
 from graphcompress.passes.quantize.lowbit import (
     Leaf,
     LowBitWeight,
@@ -23,6 +22,7 @@ from graphcompress.passes.quantize.lowbit import (
     low_bit_table,
     stays_expression,
 )
+from graphcompress.passes.quantize.outliers import capping
 from graphcompress.passes.quantize.quantisable import tied_table
 
 CAPPED_FEATURES = (1, 2, 4, 8, 16, 64)

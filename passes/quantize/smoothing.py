@@ -12,8 +12,8 @@ from graphcompress.analysis.linears import Linear
 from graphcompress.numerics.metrics import sqnr_db
 from graphcompress.numerics.observers import Activation
 from graphcompress.numerics.quantise import affine, quantise_weight
-from graphcompress.numerics.smooth import smoothing
 from graphcompress.passes.quantize.equalise import Equalisable, divide, equalisable
+from graphcompress.passes.quantize.outliers import smoothing
 from graphcompress.passes.quantize.quantisable import tied_table
 from graphcompress.rewrite.rewriter import Rewriter
 

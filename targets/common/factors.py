@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphcompress.analysis.linears import Embedding, embeddings, linears
 from graphcompress.graph.expressions import evaluate, is_constant, leaves
 from graphcompress.graph.model import number_of_parameters
-from graphcompress.numerics.kronecker.product import Split
+from graphcompress.numerics.kronecker import Split
 from graphcompress.rewrite.kronecker import KroneckerWeight, read_expression, write_products
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.family import is_standard

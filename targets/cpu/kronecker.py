@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from graphcompress.analysis.linears import Embedding, Linear, embeddings, linears
 from graphcompress.graph.model import Model
-from graphcompress.numerics.kronecker.product import Order
+from graphcompress.numerics.kronecker import Order
 from graphcompress.rewrite.kronecker import KroneckerWeight, read_expression, write_products
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.family import UNCHANGED, Family, Rewrite, Site, disjoint

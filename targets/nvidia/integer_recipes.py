@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphcompress.graph.expressions import evaluate
-from graphcompress.numerics.kronecker.product import Split
+from graphcompress.numerics.kronecker import Split
 from graphcompress.numerics.quantise import quantise_rows, quantise_weight
 from graphcompress.rewrite.kronecker import KroneckerWeight
 

@@ -16,7 +16,7 @@ from graphcompress.errors import MissingExtraError, UnsupportedModelError, Usage
 from graphcompress.fx import taps, to_fx, write_back
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner
-from graphcompress.passes.kron import Kron
+from graphcompress.passes.kron.kron import Kron
 from graphcompress.passes.prune.prune import Prune
 from graphcompress.passes.quantize.int8 import Int8
 from graphcompress.passes.simplify import Simplify

@@ -20,8 +20,8 @@ from graphcompress.build.optimize import optimize
 from graphcompress.errors import UnsupportedModelError
 from graphcompress.graph.model import Model
 from graphcompress.measure.verify import compare
-from graphcompress.numerics.kronecker.product import nearest, splits
-from graphcompress.passes.kron import Kron
+from graphcompress.numerics.kronecker import nearest, splits
+from graphcompress.passes.kron.kron import Kron
 from graphcompress.passes.prune.prune import Prune
 from graphcompress.passes.quantize.int8 import Int8
 from graphcompress.passes.simplify import Simplify

@@ -25,11 +25,11 @@ ROOTS: dict[str, tuple[str, ...]] = {
     "groups": (COUPLINGS,),
     "cut = masked": (COUPLINGS, CUT),
     "25 % pruned": (PRUNE,),
-    "kron = dense": ("graphcompress.rewrite.kronecker", "graphcompress.numerics.kronecker.product"),
+    "kron = dense": ("graphcompress.rewrite.kronecker", "graphcompress.numerics.kronecker"),
     "int8": (INT8, "graphcompress.measure.verify"),
     "to_fx": ("graphcompress.fx",),
-    "interface": (PIPELINE, "graphcompress.passes.kron", PRUNE, INT8, CPU),
-    "twice": (PIPELINE, "graphcompress.passes.kron", PRUNE, INT8, CPU),
+    "interface": (PIPELINE, "graphcompress.passes.kron.kron", PRUNE, INT8, CPU),
+    "twice": (PIPELINE, "graphcompress.passes.kron.kron", PRUNE, INT8, CPU),
     "again": (BUILD, INT8, CPU),
 }
 """Column → modules that its check uses besides those that load, simplify and run a model."""

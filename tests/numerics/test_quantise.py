@@ -21,7 +21,6 @@ from graphcompress.numerics.quantise import (
     quantise_weight,
     weight_scale,
 )
-from graphcompress.numerics.smooth import smoothing
 
 FLOATS = st.floats(-1e4, 1e4, width=32)
 WEIGHTS = arrays(
@@ -234,23 +233,6 @@ def test_a_row_sample_does_not_depend_on_batches(rows, capacity, places):
         streamed.update(part)
     assert streamed.rows.tolist() == whole.rows.tolist()
     assert min(rows, capacity // 2) <= len(whole.rows) <= capacity
-
-
-# ---- smoothing
-
-
-def test_smoothing_changes_no_product_and_evens_out_features():
-    rows = RNG.standard_normal((50, 12)).astype(np.float32)
-    rows[:, 3] *= 100
-    rows[:, 7] = 0
-    weight = RNG.standard_normal((12, 5)).astype(np.float32)
-    peaks = np.abs(rows).max(0)
-    factors = smoothing(peaks, np.abs(weight).max(1), 0.5)
-    assert factors[7] == 1.0
-    np.testing.assert_allclose(
-        (rows / factors) @ (weight * factors[:, None]), rows @ weight, rtol=1e-4, atol=1e-4
-    )
-    assert (peaks / factors).max() < peaks.max() / 5
 
 
 def test_a_row_that_is_not_finite_leaves_no_trace() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner
-from graphcompress.numerics.kronecker.product import Factors, Split
+from graphcompress.numerics.kronecker import Factors, Split
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.kronecker import write_expression
 from graphcompress.rewrite.rewriter import Rewriter

@@ -10,7 +10,7 @@ from graphcompress.analysis.linears import embeddings, linears
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner
-from graphcompress.passes.kron import Kron
+from graphcompress.passes.kron.kron import Kron
 from graphcompress.passes.quantize.int8 import Int8
 from graphcompress.passes.simplify import Simplify
 from graphcompress.plugin.base import Capabilities, Context

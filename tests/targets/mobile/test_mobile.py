@@ -15,7 +15,7 @@ from graphcompress.errors import DataError, UnsupportedModelError, UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner, session_of
 from graphcompress.measure.verify import compare
-from graphcompress.passes.kron import Kron
+from graphcompress.passes.kron.kron import Kron
 from graphcompress.passes.quantize.int8 import Int8
 from graphcompress.passes.simplify import Simplify
 from graphcompress.plugin.base import Context

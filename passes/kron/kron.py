@@ -19,10 +19,10 @@ from graphcompress.analysis.sharing import layout, readers, stored_tensor
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.measure.calibrate import observe, portions
-from graphcompress.numerics.kronecker.choice import Choice, Wish, choose_embedding, choose_linear
-from graphcompress.numerics.kronecker.presets import PRESETS, Role
-from graphcompress.numerics.kronecker.product import Split, row_splits, splits
+from graphcompress.numerics.kronecker import Split, row_splits, splits
 from graphcompress.numerics.moments import SecondMoment
+from graphcompress.passes.kron.choice import Choice, Wish, choose_embedding, choose_linear
+from graphcompress.passes.kron.presets import PRESETS, Role
 from graphcompress.plugin.base import Context, Contract, Lossy, Pass
 from graphcompress.plugin.options import option
 from graphcompress.rewrite.kronecker import write_expression

@@ -17,9 +17,9 @@ from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner
 from graphcompress.numerics.metrics import row_sqnr_db, sqnr_db
 from graphcompress.numerics.observers import Activation
-from graphcompress.numerics.smooth import capping
 from graphcompress.passes.quantize.decide import LinearForm, Plan, Scheme, decide, divide_outliers
 from graphcompress.passes.quantize.int8 import Int8
+from graphcompress.passes.quantize.outliers import capping, smoothing
 from graphcompress.passes.quantize.search import fewest_in_float
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context
@@ -229,3 +229,18 @@ def test_statistics_of_a_divided_activation_cover_all_that_was_seen():
     assert divided.histogram.low == pytest.approx(float((array / factors).min()))
     assert divided.histogram.high == pytest.approx(float((array / factors).max()))
     np.testing.assert_allclose(divided.peaks, np.abs(array / factors).max(axis=0), rtol=1e-6)
+
+
+def test_smoothing_changes_no_product_and_evens_out_features():
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((50, 12)).astype(np.float32)
+    rows[:, 3] *= 100
+    rows[:, 7] = 0
+    weight = rng.standard_normal((12, 5)).astype(np.float32)
+    peaks = np.abs(rows).max(0)
+    factors = smoothing(peaks, np.abs(weight).max(1), 0.5)
+    assert factors[7] == 1.0
+    np.testing.assert_allclose(
+        (rows / factors) @ (weight * factors[:, None]), rows @ weight, rtol=1e-4, atol=1e-4
+    )
+    assert (peaks / factors).max() < peaks.max() / 5

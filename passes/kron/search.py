@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import scipy.linalg
 
-from graphcompress.numerics.kronecker.fit import separable_roots, whiten
-from graphcompress.numerics.kronecker.product import Split, arrange, small_gram
+from graphcompress.numerics.kronecker import Split, arrange, small_gram
+from graphcompress.passes.kron.fit import separable_roots, whiten
 
 SLACK = 1.3
 """Where alternating least squares can still help, estimates up to this times the wanted error are kept."""

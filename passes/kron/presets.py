@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from graphcompress.numerics.kronecker.product import Split
+from graphcompress.numerics.kronecker import Split
 
 Role = Literal["attention", "ffn", "embedding"]
 

@@ -15,9 +15,9 @@ from graphcompress.analysis.linears import linears
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner
-from graphcompress.numerics.least_squares import RIDGES
-from graphcompress.passes.kron import Kron
+from graphcompress.passes.kron.kron import Kron
 from graphcompress.passes.prune.blocks import Witness, bias_of, blocks_of
+from graphcompress.passes.prune.least_squares import RIDGES
 from graphcompress.passes.prune.plan import removable
 from graphcompress.passes.prune.prune import Prune, layer_changes
 from graphcompress.pipeline.pipeline import Pipeline

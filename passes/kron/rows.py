@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import scipy.linalg
 
-from graphcompress.numerics.kronecker.fit import Fit
-from graphcompress.numerics.kronecker.product import Factors, Split, balanced, signed
+from graphcompress.numerics.kronecker import Factors, Split, balanced, signed
+from graphcompress.passes.kron.fit import Fit
 
 COUNTED_SHARE = 0.5
 """Of the total weight, this share follows the samples; the rest is the same for every row."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphcompress.numerics.kronecker.fit import Fit, fit
-from graphcompress.numerics.kronecker.product import Factors, Split
-from graphcompress.numerics.kronecker.rows import RowProblem
-from graphcompress.numerics.kronecker.search import Estimate, Found, ranks_within, search
+from graphcompress.numerics.kronecker import Factors, Split
+from graphcompress.passes.kron.fit import Fit, fit
+from graphcompress.passes.kron.rows import RowProblem
+from graphcompress.passes.kron.search import Estimate, Found, ranks_within, search
 
 REPORTED_RATIO = 0.5
 """A weight that is left alone is reported with its error at this share removed."""

@@ -16,8 +16,8 @@ from graphcompress.analysis.linears import embeddings, linears
 from graphcompress.errors import ContractError, UnsupportedModelError, UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner, session_of
-from graphcompress.numerics.kronecker.product import Factors, Split, nearest, relative_error
-from graphcompress.passes.kron import Kron
+from graphcompress.numerics.kronecker import Factors, Split, nearest, relative_error
+from graphcompress.passes.kron.kron import Kron
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.kronecker import read_expression, write_expression, write_products

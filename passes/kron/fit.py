@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 
-from graphcompress.numerics.kronecker.product import RIDGE, Factors, Split, balanced, nearest, relative_error
+from graphcompress.numerics.kronecker import RIDGE, Factors, Split, balanced, nearest, relative_error
 
 ITERATIONS = 30
 TOLERANCE = 1e-3

@@ -1,1 +1,0 @@
-"""Sums of Kronecker products: the nearest one, a fitted one, the choice among them."""

@@ -1,0 +1,1 @@
+"""kron: a weight becomes a sum of Kronecker products."""
