@@ -5,7 +5,7 @@ from matrix.architectures import ARCHITECTURES
 from matrix.checks import CHECKS, check
 from matrix.exports import export
 from matrix.subject import Subject
-from matrix.table import page
+from matrix.table import overview, page
 from matrix.variants import FUSED, LEGACY, STRIPPED, Variant
 
 SLOW = ("twice", "again")
@@ -34,4 +34,7 @@ def test_every_cell_holds(name, tmp_path):
     assert {column: cell.text for column, cell in results.items() if cell.state == "fails"} == {}
     text = page({(name, str(PART[name])): results})
     assert f"| {name} | ✓" in text
+    assert f"| {name} | 1 | {len(results)} of {len(results)} |" in overview(
+        {(name, str(PART[name])): results}
+    )
     assert all(cell.note in text for cell in results.values())

@@ -1,4 +1,4 @@
-"""Run the matrix and write the page: ``python -m matrix --page docs/support.md``.
+"""Run the matrix and write the pages: ``python -m matrix --page docs/support.md``.
 
 Exports and results are kept in ``--cache``; a run that was stopped goes on where it was. A change of the
 library makes the checks run again that can reach what changed, not the exports.
@@ -18,7 +18,7 @@ from matrix.checks import CHECKS, Result, check
 from matrix.exports import ExportError, export, export_file
 from matrix.sources import fingerprint
 from matrix.subject import Subject
-from matrix.table import MARKS, is_absent, page
+from matrix.table import MARKS, is_absent, overview, page
 from matrix.variants import Variant, urgency, variants
 
 Cells = dict[str, Result]
@@ -28,7 +28,9 @@ def main() -> int:
     """Run what is asked for; 1 when a cell fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, default=Path(".matrix"), help="folder of exports and results")
-    parser.add_argument("--page", type=Path, help="file to write")
+    parser.add_argument(
+        "--page", type=Path, help="file to write; every cell goes into a second one beside it"
+    )
     parser.add_argument("--only", default="*", help="glob over the names of architectures")
     parser.add_argument("--variant", default="*", help="glob over variants, such as 'sdpa, opset 18'")
     parser.add_argument("--columns", default="*", help="globs over columns, with commas between")
@@ -52,7 +54,9 @@ def main() -> int:
         shown = [(name, v) for name, v in every if not is_absent(results[name, str(v)])]
         counted = sum(len(results[name, str(v)]) for name, v in shown)
         stale = counted - sum(len(_known(name, v, arguments.cache)) for name, v in shown)
-        arguments.page.write_text(page(results, stale), encoding="utf-8")
+        arguments.page.write_text(overview(results), encoding="utf-8")
+        every_cell = arguments.page.with_stem(f"{arguments.page.stem}-cells")
+        every_cell.write_text(page(results, stale), encoding="utf-8")
     return int(failed)
 
 
