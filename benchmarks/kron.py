@@ -72,12 +72,11 @@ def compress(source: Path, destination: Path, text: str, calibration: Path | Non
         samples = load_samples(calibration, model, pair="separate", limit=CALIBRATION_PAIRS)
     ctx = Context(samples=samples)
     start = time.perf_counter()
-    for step in Pipeline.parse(text).passes:
-        step.run(model, ctx)
+    touched = sum(len(step.run(model, ctx).touched) for step in Pipeline.parse(text).passes)
     seconds = time.perf_counter() - start
     model.save(destination)
     memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return Result(model.parameters, len(ctx.touched), seconds, memory)
+    return Result(model.parameters, touched, seconds, memory)
 
 
 def spearman_of(path: Path, dev: Samples) -> float:

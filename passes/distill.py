@@ -10,7 +10,7 @@ from graphcompress.analysis.linears import Embedding, Linear, embeddings, linear
 from graphcompress.errors import UsageError
 from graphcompress.graph.expressions import leaves
 from graphcompress.graph.model import Model
-from graphcompress.plugin.base import Context, Contract, Lossy, Pass, Training
+from graphcompress.plugin.base import Context, Contract, Lossy, Pass, Record, Training
 from graphcompress.plugin.extras import needs_torch
 from graphcompress.plugin.options import option
 from graphcompress.rewrite.rewriter import Rewriter
@@ -90,7 +90,7 @@ class Distill(Pass):
 
         check(model, ctx.training, self.settings())
 
-    def run(self, model: Model, ctx: Context) -> None:
+    def run(self, model: Model, ctx: Context) -> Record:
         """Train and write the best weights back.
 
         Raises:
@@ -100,9 +100,10 @@ class Distill(Pass):
         with Rewriter(model, ctx) as rw:
             if ctx.training is None or ctx.original is None:
                 rw.note("nothing to learn from; give samples with --train")
-                return
+                return rw.record
             needs_torch("distill")
             self._train(rw, ctx.training, ctx.original)
+        return rw.record
 
     def settings(self) -> Settings:
         """The options as the training reads them."""

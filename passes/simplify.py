@@ -8,7 +8,7 @@ from typing import ClassVar
 from graphcompress.analysis.linears import inner_linears, overridable_weights
 from graphcompress.graph.expressions import is_constant
 from graphcompress.graph.model import Model, is_weight
-from graphcompress.plugin.base import Context, Contract, Exact, Pass
+from graphcompress.plugin.base import Context, Contract, Exact, Pass, Record
 from graphcompress.plugin.options import option
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules import convolutions, linears
@@ -45,7 +45,7 @@ class Simplify(Pass):
         default=False, help="float inputs are finite and at most 1e6; drops guards that only act on others"
     )
 
-    def run(self, model: Model, ctx: Context) -> None:
+    def run(self, model: Model, ctx: Context) -> Record:
         """Apply every rule until none matches; report what was removed and what stays."""
         before = len(model.graph)
         with Rewriter(model, ctx) as rw:
@@ -61,6 +61,7 @@ class Simplify(Pass):
             rw.note(f"{count} × {kind}")
         rw.note(f"{before} nodes became {len(model.graph)}" if rw.modified else "nothing to simplify")
         _report_what_stays(rw)
+        return rw.record
 
 
 def _report_what_stays(rw: Rewriter) -> None:

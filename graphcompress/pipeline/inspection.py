@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -205,16 +206,15 @@ def _layers(model: Model, groups: list[Group], costs: Mapping[ir.Node, int]) -> 
 
 def _try(model: Model, step: Pass, ctx: Context) -> Opportunity:
     copy = model.clone()
-    own = Context(ctx.samples, ctx.capabilities, ctx.seed)
+    untrained = dataclasses.replace(ctx, training=None)
     if step.name != "simplify":
-        registry.pass_class("simplify")().run(copy, own)
-    own = Context(ctx.samples, ctx.capabilities, ctx.seed, ctx.progress)
-    step.run(copy, own)
+        registry.pass_class("simplify")().run(copy, dataclasses.replace(untrained, progress=no_progress))
+    done = step.run(copy, untrained)
     return Opportunity(
         text=str(step),
-        touched=tuple(own.touched),
-        skipped=tuple(own.skipped),
-        notes=tuple(own.notes),
+        touched=done.touched,
+        skipped=done.skipped,
+        notes=done.notes,
         parameters=copy.parameters,
         weight_bytes=copy.weight_bytes,
         macs=macs(copy),

@@ -19,6 +19,7 @@ from graphcompress.plugin.base import (
     Exact,
     Lossy,
     Pass,
+    Record,
     Skipped,
     Touched,
     parameters_of,
@@ -177,23 +178,24 @@ def _run_pass(
 ) -> PassRecord:
     """Run one pass and judge it; one that ``awaits`` training is judged with the pass that trains."""
     weights = weight_parameters(model)
-    fresh = dataclasses.replace(ctx, touched=[], skipped=[], notes=[])
     if awaits:
         check.await_training(step)
-    step.run(model, fresh)
+    done = step.run(model, ctx)
+    if not isinstance(done, Record):  # a pass of another package: nothing checks its types
+        raise UsageError(f"{step} returned no record; let its run() end with: return rw.record")
     change, total, bytes_on_disk = check.after(model, trained=step.trains)
     judged = [] if awaits else [step]
     if step.trains:
         judged, check.awaiting = [*check.awaiting, step], []
     return PassRecord(
         text=str(step),
-        touched=tuple(fresh.touched),
-        skipped=tuple(fresh.skipped),
-        notes=tuple(fresh.notes),
+        touched=done.touched,
+        skipped=done.skipped,
+        notes=done.notes,
         size=Size(model.parameters, bytes_on_disk, macs(model)),
         step=change,
         total=total,
-        coverage=min(1.0, parameters_of(fresh.touched) / weights) if weights else 0.0,
+        coverage=min(1.0, parameters_of(done.touched) / weights) if weights else 0.0,
         broken=judge(judged, change, allow, rounding(model), ctx.training),
     )
 

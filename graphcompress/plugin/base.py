@@ -169,9 +169,18 @@ class Skipped:
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(frozen=True)
+class Record:
+    """What a pass did: the weights that it rewrote, the things that it left alone, and notes for the user."""
+
+    touched: tuple[Touched, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Context:
-    """What a pass may use besides the model: samples, capabilities of the target, a seed, a place to report.
+    """What a pass is given besides the model: samples, capabilities of the target, a seed.
 
     Attributes:
         samples: calibration samples of the user, or None: a pass works without and says what it would gain.
@@ -180,7 +189,6 @@ class Context:
         progress: called on long work.
         training: what a pass that trains learns from, or None.
         original: the model as it came in, kept (its weights on disk) where a later pass trains, else None.
-        touched, skipped, notes: filled by the pass (through a Rewriter) and reported after it.
     """
 
     samples: Samples | None = None
@@ -189,9 +197,6 @@ class Context:
     progress: Progress = no_progress
     training: Training | None = None
     original: Model | None = None
-    touched: list[Touched] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -235,8 +240,11 @@ class Pass(_Named, abc.ABC):
         """Refuse what :meth:`run` would fail on; called before the first pass that is not exact works."""
 
     @abc.abstractmethod
-    def run(self, model: Model, ctx: Context) -> None:
-        """Rewrite ``model`` in place; report what was touched, and what was left alone and why."""
+    def run(self, model: Model, ctx: Context) -> Record:
+        """Rewrite ``model`` in place; return what was touched, and what was left alone and why.
+
+        A pass returns the ``record`` of its Rewriter.
+        """
 
 
 @dataclass(frozen=True)

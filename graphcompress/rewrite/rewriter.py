@@ -10,14 +10,14 @@ import onnx_ir.passes.common as common
 
 from graphcompress.analysis.linears import NAME_KEY, Embedding, Linear
 from graphcompress.graph.model import Model
-from graphcompress.plugin.base import Context, Skipped, Touched
+from graphcompress.plugin.base import Context, Record, Skipped, Touched
 
 Subject = Linear | Embedding | str
 AttributeValue = int | float | str | list[int] | list[float]
 
 
 class Rewriter:
-    """Edits one model for one pass and keeps the record of it in the context.
+    """Edits one model for one pass and keeps the record of what was touched and what was left alone.
 
     Use as a context manager: on leaving, when anything was modified, dead nodes and weights are removed, the
     nodes are sorted and shapes are inferred again.
@@ -27,6 +27,9 @@ class Rewriter:
         self.model = model
         self.ctx = ctx
         self.modified = False
+        self.touched: list[Touched] = []
+        self.skipped: list[Skipped] = []
+        self.notes: list[str] = []
         self._names = _value_names(model)
 
     def __enter__(self) -> Rewriter:
@@ -40,15 +43,20 @@ class Rewriter:
 
     def touch(self, subject: Subject, detail: str = "", **figures: float) -> None:
         """Record that ``subject`` is rewritten; call it before the edit, while it can be counted."""
-        self.ctx.touched.append(Touched(_name(subject), _parameters(subject), detail, figures))
+        self.touched.append(Touched(_name(subject), _parameters(subject), detail, figures))
 
     def skip(self, subject: Subject, reason: str, **figures: float) -> None:
         """Record that ``subject`` is left alone, and why."""
-        self.ctx.skipped.append(Skipped(_name(subject), reason, _parameters(subject), figures))
+        self.skipped.append(Skipped(_name(subject), reason, _parameters(subject), figures))
 
     def note(self, text: str) -> None:
         """Tell the user something about this run of the pass, such as what a stronger setting would bring."""
-        self.ctx.notes.append(text)
+        self.notes.append(text)
+
+    @property
+    def record(self) -> Record:
+        """All that was recorded so far; what a pass returns."""
+        return Record(tuple(self.touched), tuple(self.skipped), tuple(self.notes))
 
     # ---- making
 

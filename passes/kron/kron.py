@@ -23,7 +23,7 @@ from graphcompress.numerics.kronecker import Split, row_splits, splits
 from graphcompress.numerics.moments import SecondMoment
 from graphcompress.passes.kron.choice import Choice, Wish, choose_embedding, choose_linear
 from graphcompress.passes.kron.presets import PRESETS, Role
-from graphcompress.plugin.base import Context, Contract, Lossy, Pass
+from graphcompress.plugin.base import Context, Contract, Lossy, Pass, Record
 from graphcompress.plugin.options import option
 from graphcompress.rewrite.kronecker import write_expression
 from graphcompress.rewrite.rewriter import Rewriter
@@ -102,7 +102,7 @@ class Kron(Pass):
         if self.preset and (self.shape or self.ratio is not None):
             raise UsageError(f"kron{{preset={self.preset}}} fixes the sizes: leave out shape and ratio")
 
-    def run(self, model: Model, ctx: Context) -> None:
+    def run(self, model: Model, ctx: Context) -> Record:
         """Choose factors weight by weight and write those that keep the layer's output."""
         with Rewriter(model, ctx) as rw:
             jobs = list(self._linears(model, rw))
@@ -119,6 +119,7 @@ class Kron(Pass):
                 done += 1
                 ctx.progress(str(self), done, total)
             self._advise(rw, ctx)
+        return rw.record
 
     # ---- what is looked at
 
@@ -190,7 +191,7 @@ class Kron(Pass):
     def _advise(self, rw: Rewriter, ctx: Context) -> None:
         if ctx.samples is None:
             rw.note("no samples: errors are those of the weights; --data fits the factors to the outputs")
-        left = sorted(item.figures["error"] for item in ctx.skipped if "error" in item.figures)
+        left = sorted(item.figures["error"] for item in rw.skipped if "error" in item.figures)
         if left and not self.preset:
             median = left[len(left) // 2]
             rw.note(f"max_error={median + 0.005:.2f} would halve {(len(left) + 1) // 2} more weights")

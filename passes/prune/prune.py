@@ -23,7 +23,7 @@ from graphcompress.passes.prune.cut import cut
 from graphcompress.passes.prune.least_squares import Fit
 from graphcompress.passes.prune.plan import KINDS, Plan, Planner, Request
 from graphcompress.passes.prune.refit import write_bias, write_fit
-from graphcompress.plugin.base import Context, Contract, Lossy, Pass
+from graphcompress.plugin.base import Context, Contract, Lossy, Pass, Record
 from graphcompress.plugin.options import option
 from graphcompress.rewrite.rewriter import Rewriter
 
@@ -74,7 +74,7 @@ class Prune(Pass):
     z: float = option(0.025, "of importance xmax", unit="standard deviations", minimum=0.0)
     only: str = option("*", "glob over weight names")
 
-    def run(self, model: Model, ctx: Context) -> None:
+    def run(self, model: Model, ctx: Context) -> Record:
         """Remove layers, choose units, refit, cut.
 
         Raises:
@@ -92,6 +92,7 @@ class Prune(Pass):
             self._tell(rw, plans)
             chosen = [plan for plan in plans if len(plan.removed)]
             _carry_out(rw, chosen)
+        return rw.record
 
     @property
     def asks(self) -> bool:

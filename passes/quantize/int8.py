@@ -33,7 +33,7 @@ from graphcompress.passes.quantize.quantisable import linear_reason, table_reaso
 from graphcompress.passes.quantize.search import Choice, fewest_in_float
 from graphcompress.passes.quantize.smoothing import smooth
 from graphcompress.passes.quantize.write import write
-from graphcompress.plugin.base import Capabilities, Context, Contract, Lossy, Pass
+from graphcompress.plugin.base import Capabilities, Context, Contract, Lossy, Pass, Record
 from graphcompress.plugin.options import option
 from graphcompress.rewrite.rewriter import Rewriter
 
@@ -119,7 +119,7 @@ class Int8(Pass):
             return "scales of activations computed at run time; give samples with --data to calibrate them"
         return None
 
-    def run(self, model: Model, ctx: Context) -> None:
+    def run(self, model: Model, ctx: Context) -> Record:
         """Quantise linears and embeddings in place.
 
         Raises:
@@ -146,6 +146,7 @@ class Int8(Pass):
             self._report(rw, forms, choice)
             write(rw, choice.plan)
             self._notes(rw, choice.plan, static=scheme.static)
+        return rw.record
 
     # ---- what to do
 

@@ -20,7 +20,7 @@ from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import session_of
 from graphcompress.plugin import registry
-from graphcompress.plugin.base import Capabilities, Context, Pass, Target
+from graphcompress.plugin.base import Capabilities, Context, Pass, Record, Target
 from graphcompress.plugin.targeting import common_capabilities, parse_targets
 from graphcompress.targets.cpu.cpu import NOTHING_MEASURED, Cpu
 from graphcompress.targets.cpu.openvino import SESSION_FILE
@@ -180,7 +180,8 @@ def test_a_pass_asks_for_nothing_special_unless_it_says_so():
     class Plain(Pass):
         name: ClassVar[str] = "plain"
 
-        def run(self, model: Model, ctx: Context) -> None:
+        def run(self, model: Model, ctx: Context) -> Record:
             """Nothing."""
+            return Record()
 
     assert Plain().unsupported(Capabilities(int8_activations=()), calibrated=False) is None

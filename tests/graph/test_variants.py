@@ -380,10 +380,10 @@ def test_one_overridable_weight_is_left_alone_with_the_reason(tmp_path) -> None:
     proto = bert()
     name = "encoder.layer.0.output.dense.weight_t"
     proto.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [64, WIDTH]))
-    model, ctx = load(proto, tmp_path), Context()
-    Simplify().run(model, ctx)
+    model = load(proto, tmp_path)
+    record = Simplify().run(model, Context())
     assert (name, "it is an input, too: a caller may override it") in [
-        (s.name, s.reason) for s in ctx.skipped
+        (s.name, s.reason) for s in record.skipped
     ]
     assert name in {value.name for value in model.graph.inputs}
     assert len(linears(model)) == 11
@@ -397,9 +397,8 @@ def test_before_ir_version_4_weights_are_constant_although_they_are_inputs(tmp_p
 
 def test_linears_inside_subgraphs_are_named(tmp_path) -> None:
     for make, names in ((branches_with_weights, ["otherwise", "then"]), (loop, ["product"])):
-        model, ctx = load(make(), tmp_path), Context()
-        Simplify().run(model, ctx)
-        found = [item.name for item in ctx.skipped if "inside a subgraph" in item.reason]
+        record = Simplify().run(load(make(), tmp_path), Context())
+        found = [item.name for item in record.skipped if "inside a subgraph" in item.reason]
         assert sorted(found) == names
 
 
@@ -426,8 +425,7 @@ def test_a_cut_is_the_same_in_both_towers(tmp_path) -> None:
     feeds = list(real(model).batches(3))
     Simplify().run(model, Context())
     before = model.parameters
-    ctx = Context()
-    Prune().run(model, ctx)
+    Prune().run(model, Context())
     assert before - model.parameters == len(dead) * (WIDTH + 1 + WIDTH)  # both matrices and the bias, once
     session = session_of(tmp_path / "model.onnx")
     with Runner(model) as runner:
@@ -472,9 +470,8 @@ def test_an_input_of_no_axes_holds_for_the_whole_batch() -> None:
 
 
 def reasons_of(model: Model) -> dict[str, str]:
-    ctx = Context()
-    Simplify().run(model, ctx)
-    return {item.name: item.reason for item in ctx.skipped}
+    record = Simplify().run(model, Context())
+    return {item.name: item.reason for item in record.skipped}
 
 
 def test_a_kernel_of_1_beside_a_transpose_is_a_linear(tmp_path) -> None:

@@ -163,9 +163,9 @@ def cut_is_masked(subject: Subject) -> Answer:
 
 def pruned_runs(subject: Subject) -> Answer:
     """After a quarter is pruned the model runs at other batch sizes and lengths."""
-    model, ctx = subject.simplified(), Context()
+    model = subject.simplified()
     before = model.parameters
-    Prune(ffn=RATIO, heads=RATIO).run(model, ctx)
+    record = Prune(ffn=RATIO, heads=RATIO).run(model, Context())
     outputs = run(model, subject.feeds)
     for one, other in zip(subject.expected, outputs, strict=True):
         shapes = {name: array.shape for name, array in one.items()}
@@ -173,9 +173,9 @@ def pruned_runs(subject: Subject) -> Answer:
             raise NotHeldError("the outputs have other shapes")
         if any(np.isnan(other[name]).sum() > np.isnan(array).sum() for name, array in one.items()):
             raise NotHeldError("the outputs are not finite")
-    if model.parameters == before and not ctx.skipped:
+    if model.parameters == before and not record.skipped:
         raise NotHeldError("nothing was pruned and no reason given")
-    return f"-{1 - model.parameters / before:.0%}", _reasons(ctx.skipped)
+    return f"-{1 - model.parameters / before:.0%}", _reasons(record.skipped)
 
 
 def _reasons(skipped: Iterable[Skipped]) -> list[str]:
@@ -208,12 +208,11 @@ def kron_is_dense(subject: Subject) -> Answer:
 def int8_is_close(subject: Subject) -> Answer:
     """``int8`` keeps 20 dB."""
     model = subject.simplified()
-    ctx = Context(subject.samples, Cpu().capabilities)
-    Int8().run(model, ctx)
+    record = Int8().run(model, Context(subject.samples, Cpu().capabilities))
     difference = compare(subject.expected, _iterated(run(model, subject.feeds)), subject.feeds)
     if difference.sqnr_db < INT8_DB:
         raise NotHeldError(f"{difference.sqnr_db:.1f} dB")
-    return f"{difference.sqnr_db:.0f} dB", [] if ctx.touched else _reasons(ctx.skipped)
+    return f"{difference.sqnr_db:.0f} dB", [] if record.touched else _reasons(record.skipped)
 
 
 def _iterated(outputs: list[dict[str, np.ndarray]]) -> Callable[[object], dict[str, np.ndarray]]:

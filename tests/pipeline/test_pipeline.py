@@ -13,7 +13,7 @@ from graphcompress.errors import ContractError, CoverageError, UsageError
 from graphcompress.graph.model import Model
 from graphcompress.pipeline import judging
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Capabilities, Context, Contract, Exact, Lossy, Pass
+from graphcompress.plugin.base import Capabilities, Context, Contract, Exact, Lossy, Pass, Record
 from graphcompress.plugin.options import option
 from graphcompress.rewrite.rewriter import Rewriter
 
@@ -27,7 +27,7 @@ class Scale(Pass):
     layers: str = option("*", "which")
     factor: float = option(1.0, "by how much")
 
-    def run(self, model: Model, ctx: Context) -> None:
+    def run(self, model: Model, ctx: Context) -> Record:
         """Scale, and say so."""
         with Rewriter(model, ctx) as rw:
             asked = {linear.name for linear in linears(model, self.layers)}
@@ -38,6 +38,7 @@ class Scale(Pass):
                 rw.touch(linear)
                 weight = (linear.dense() * self.factor).astype(np.float32)
                 rw.set_weight(linear, rw.constant(weight, f"{linear.name}.scaled"))
+        return rw.record
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,27 @@ class Break(Pass):
     name: ClassVar[str] = "break"
     contract: ClassVar[Contract] = Exact()
 
-    def run(self, model: Model, ctx: Context) -> None:
+    def run(self, model: Model, ctx: Context) -> Record:
         """Rename it."""
         model.graph.outputs[0].name = "other"
+        return Record()
+
+
+@dataclass(frozen=True)
+class Silent(Pass):
+    """Say nothing about what was done."""
+
+    name: ClassVar[str] = "silent"
+    contract: ClassVar[Contract] = Exact()
+
+    def run(self, model: Model, ctx: Context) -> Record:
+        """Forget the record."""
+        return None  # type: ignore[return-value]
+
+
+def test_a_pass_without_a_record_is_named(tiny_bert) -> None:
+    with pytest.raises(UsageError, match="silent returned no record"):
+        Pipeline([Silent()]).run(tiny_bert, Context())
 
 
 def test_records_tell_what_was_done(tiny_bert, tiny_samples) -> None:

@@ -15,7 +15,7 @@ from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin import registry
-from graphcompress.plugin.base import Context, Contract, Exact, Pass, Target
+from graphcompress.plugin.base import Context, Contract, Exact, Pass, Record, Target
 from graphcompress.plugin.options import build, format_call, option, split_calls
 from graphcompress.plugin.targeting import parse_target
 
@@ -34,8 +34,9 @@ class Sample(Pass):
     fast: bool = option(False, "quick")
     mode: str | None = option(None, "which", choices=("static", "dynamic"))
 
-    def run(self, model: Model, ctx: Context) -> None:
+    def run(self, model: Model, ctx: Context) -> Record:
         """Do nothing."""
+        return Record()
 
 
 def parse(text: str) -> Sample:

@@ -36,8 +36,8 @@ def test_nothing_is_modified_until_something_is(tiny_bert, ctx) -> None:
         rw.skip("a", "a reason", error=0.5)
         rw.note("a note")
         assert not rw.modified
-    assert (ctx.skipped[0].reason, ctx.skipped[0].figures) == ("a reason", {"error": 0.5})
-    assert ctx.notes == ["a note"]
+    assert (rw.skipped[0].reason, rw.skipped[0].figures) == ("a reason", {"error": 0.5})
+    assert rw.notes == ["a note"]
 
 
 def test_touch_counts_the_parameters_before_the_edit(tiny_bert, ctx) -> None:
@@ -45,7 +45,7 @@ def test_touch_counts_the_parameters_before_the_edit(tiny_bert, ctx) -> None:
     with Rewriter(tiny_bert, ctx) as rw:
         rw.touch(linear, "smaller", ratio=0.5)
         rw.set_weight(linear, rw.constant(np.zeros((32, 32), np.float32), "zeros"))
-    assert [(item.name, item.parameters) for item in ctx.touched] == [(linear.name, 1024)]
+    assert [(item.name, item.parameters) for item in rw.touched] == [(linear.name, 1024)]
 
 
 def test_a_new_weight_is_used_and_the_old_one_goes(tiny_bert, ctx, tiny_samples) -> None:

@@ -19,7 +19,7 @@ from graphcompress.graph.runtime import Runner, session_of
 from graphcompress.numerics.kronecker import Factors, Split, nearest, relative_error
 from graphcompress.passes.kron.kron import Kron
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.base import Context, Record
 from graphcompress.rewrite.kronecker import read_expression, write_expression, write_products
 from graphcompress.rewrite.rewriter import Rewriter
 
@@ -55,10 +55,8 @@ def one_linear(tmp_path: Path, weight: np.ndarray) -> Model:
     return model_of(tmp_path, nodes, {"w": weight, "b": bias}, x=[*shape, rows], y=[*shape, columns])
 
 
-def run(model: Model, **options: object) -> Context:
-    ctx = Context()
-    Kron(**options).run(model, ctx)  # type: ignore[arg-type]
-    return ctx
+def run(model: Model, **options: object) -> Record:
+    return Kron(**options).run(model, Context())  # type: ignore[arg-type]
 
 
 def outputs(model: Model, x: np.ndarray) -> np.ndarray:
@@ -152,8 +150,8 @@ def test_full_rank_equals_dense(tmp_path):
 def test_the_runtime_expands_the_weight_once(tmp_path):
     weight = np.kron(np.eye(12), np.ones((2, 2))).astype(np.float32)
     model = one_linear(tmp_path, weight)
-    ctx = run(model, shape="12x12,2x2")
-    assert [item.name for item in ctx.touched] == ["w"]
+    record = run(model, shape="12x12,2x2")
+    assert [item.name for item in record.touched] == ["w"]
     path = model.save(tmp_path / "small.onnx")
     import onnxruntime
 
@@ -170,11 +168,11 @@ def test_only_factors_are_stored(tmp_path):
     weight = np.random.default_rng(0).normal(size=(256, 256)).astype(np.float32)
     model = one_linear(tmp_path, weight)
     dense_bytes = model.save(tmp_path / "dense.onnx").stat().st_size
-    ctx = run(model, shape="128x128,2x2")
+    record = run(model, shape="128x128,2x2")
     small_bytes = model.save(tmp_path / "small.onnx").stat().st_size
     stored = 128 * 128 + 2 * 2
     assert model.parameters == stored + 256
-    assert ctx.touched[0].figures["parameters_after"] == stored
+    assert record.touched[0].figures["parameters_after"] == stored
     assert small_bytes < 4 * stored + 4096 < dense_bytes / 3
 
 
@@ -184,17 +182,16 @@ def test_a_preset_takes_the_layers_and_the_word_embedding(
 ):
     hidden, ffn, layers, vocabulary = 32, 64, 2, 100
     before = tiny_bert.parameters
-    ctx = Context(samples=tiny_samples)
-    Kron(preset=name).run(tiny_bert, ctx)
+    record = Kron(preset=name).run(tiny_bert, Context(samples=tiny_samples))
     dense = layers * (4 * hidden**2 + 2 * hidden * ffn) + vocabulary * hidden
     factored = layers * (4 * (hidden**2 // square + square) + 2 * (hidden * ffn // widening + widening)) + (
         vocabulary * hidden // width + width
     )
     assert before - tiny_bert.parameters == dense - factored
-    assert len(ctx.touched) == layers * LINEARS_PER_LAYER + 1
-    skipped = {item.name: item.reason for item in ctx.skipped}
+    assert len(record.touched) == layers * LINEARS_PER_LAYER + 1
+    skipped = {item.name: item.reason for item in record.skipped}
     assert all("not the word embedding" in reason for reason in skipped.values())
-    assert all("error" in item.figures for item in ctx.touched)
+    assert all("error" in item.figures for item in record.touched)
 
 
 def test_a_preset_leaves_pooler_and_head_alone(tmp_path):
@@ -215,11 +212,11 @@ def test_a_preset_leaves_pooler_and_head_alone(tmp_path):
     )
     graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2]))
     onnx.save(proto, tmp_path / "m.onnx")
-    ctx = run(Model.load(tmp_path / "m.onnx"), preset="k8")
-    reasons = {item.name: item.reason for item in ctx.skipped}
+    record = run(Model.load(tmp_path / "m.onnx"), preset="k8")
+    reasons = {item.name: item.reason for item in record.skipped}
     assert "leaves it alone" in reasons["pooler"]
     assert "leaves it alone" in reasons["head"]
-    assert len(ctx.touched) == 2 * LINEARS_PER_LAYER + 1
+    assert len(record.touched) == 2 * LINEARS_PER_LAYER + 1
 
 
 def test_outputs_are_those_of_the_dense_weights(tiny_bert, tiny_samples):
@@ -243,7 +240,7 @@ def test_samples_bring_the_output_closer(tiny_bert, tiny_samples, tiny_bert_path
     moments = {}
     for ctx in (blind, fitted):
         model = Model.load(tiny_bert_path)
-        Kron(layers=name, shape="16x32,2x2").run(model, ctx)
+        record = Kron(layers=name, shape="16x32,2x2").run(model, ctx)
         moments[id(ctx)] = linears(model, name)[0].dense()
     [linear] = linears(tiny_bert, name)
     with Runner(tiny_bert, [linear.input]) as runner:
@@ -251,20 +248,20 @@ def test_samples_bring_the_output_closer(tiny_bert, tiny_samples, tiny_bert_path
         x = np.concatenate([next(iter(runner(feed).values()))[0] for feed in feeds])
     errors = [relative_error(x @ linear.dense(), x @ moments[id(ctx)]) for ctx in (blind, fitted)]
     assert errors[1] < errors[0]
-    assert fitted.touched[0].figures["error"] == pytest.approx(errors[1], rel=0.2)
+    assert record.touched[0].figures["error"] == pytest.approx(errors[1], rel=0.2)
 
 
 def test_without_options_random_weights_are_left_alone_with_figures(tiny_bert, tiny_bert_path):
     before = tiny_bert.parameters
-    ctx = run(tiny_bert)
-    assert not ctx.touched
+    record = run(tiny_bert)
+    assert not record.touched
     assert tiny_bert.parameters == before
-    assert len(ctx.skipped) == 2 * LINEARS_PER_LAYER + len(embeddings(tiny_bert))
-    refused = [item for item in ctx.skipped if "above max_error 0.04" in item.reason]
+    assert len(record.skipped) == 2 * LINEARS_PER_LAYER + len(embeddings(tiny_bert))
+    refused = [item for item in record.skipped if "above max_error 0.04" in item.reason]
     assert len(refused) >= 2 * LINEARS_PER_LAYER
     assert all(0.04 < item.figures["error"] < 1 for item in refused)
-    assert any("no samples" in note for note in ctx.notes)
-    assert any(note.startswith("max_error=") for note in ctx.notes)
+    assert any("no samples" in note for note in record.notes)
+    assert any(note.startswith("max_error=") for note in record.notes)
 
 
 def test_without_options_a_structured_weight_is_taken(tmp_path):
@@ -282,11 +279,10 @@ def test_without_options_a_structured_weight_is_taken(tmp_path):
 def test_a_second_application_changes_nothing(tiny_bert, tiny_samples):
     Kron(preset="k8").run(tiny_bert, Context(samples=tiny_samples))
     before = tiny_bert.parameters
-    ctx = Context(samples=tiny_samples)
-    Kron(preset="k8").run(tiny_bert, ctx)
-    assert not ctx.touched
+    record = Kron(preset="k8").run(tiny_bert, Context(samples=tiny_samples))
+    assert not record.touched
     assert tiny_bert.parameters == before
-    assert sum("an expression already" in item.reason for item in ctx.skipped) == 2 * LINEARS_PER_LAYER + 1
+    assert sum("an expression already" in item.reason for item in record.skipped) == 2 * LINEARS_PER_LAYER + 1
 
 
 def test_one_weight_of_two_linears_is_factored_once(tmp_path):
@@ -297,8 +293,8 @@ def test_one_weight_of_two_linears_is_factored_once(tmp_path):
         helper.make_node("MatMul", ["r", "w"], ["y"]),
     ]
     model = model_of(tmp_path, nodes, {"w": weight}, x=["n", 8], y=["n", 8])
-    ctx = run(model, shape="4x4,2x2")
-    assert len(ctx.touched) == 1
+    record = run(model, shape="4x4,2x2")
+    assert len(record.touched) == 1
     first, second = linears(model)
     assert first.weight is second.weight
     assert model.parameters == 20
@@ -314,9 +310,9 @@ def test_a_table_tied_to_the_head_is_left_alone(tmp_path):
     model = model_of(
         tmp_path, nodes, {"table": table}, x=["n", "s"], y=["n", "s", 24], element=TensorProto.INT64
     )
-    ctx = run(model, ratio=0.5)
-    assert not ctx.touched
-    assert [item.reason for item in ctx.skipped] == [
+    record = run(model, ratio=0.5)
+    assert not record.touched
+    assert [item.reason for item in record.skipped] == [
         "its weight is also used in another way (tied)",
         "its table is also used in another way (tied)",
     ]
@@ -337,12 +333,12 @@ def test_gemm_and_transposed_weights_are_factored(tmp_path):
     model = model_of(tmp_path, nodes, tensors, x=["n", 12], y=["n", 6])
     dense = [nearest(tensors["w1"].T, Split(6, 4, 2, 2), 1).dense()]
     x = rng.normal(size=(5, 12)).astype(np.float32)
-    ctx = run(model, shape="6x4,2x2")
-    assert [item.name for item in ctx.touched] == ["w1"]
+    record = run(model, shape="6x4,2x2")
+    assert [item.name for item in record.touched] == ["w1"]
     expected = (x @ dense[0] + tensors["b1"]) @ tensors["w2"].T
     np.testing.assert_allclose(outputs(model, x), expected, atol=1e-4)
-    ctx = run(model, shape="4x3,2x2")
-    assert [item.name for item in ctx.touched] == ["w2"]
+    record = run(model, shape="4x3,2x2")
+    assert [item.name for item in record.touched] == ["w2"]
 
 
 def test_two_gemms_in_a_row_stay_connected(tmp_path):
@@ -380,28 +376,28 @@ def test_half_precision_stays_half_precision(tmp_path):
 )
 def test_sizes_that_do_not_fit_are_said(tmp_path, options, reason):
     model = one_linear(tmp_path, np.random.default_rng(0).normal(size=(7, 12)).astype(np.float32))
-    ctx = run(model, **options)
-    assert not ctx.touched
-    assert reason in ctx.skipped[0].reason
+    record = run(model, **options)
+    assert not record.touched
+    assert reason in record.skipped[0].reason
 
 
 def test_a_bound_holds_for_a_shape_too(tiny_bert):
-    ctx = run(tiny_bert, shape="16x16,2x2", max_error=0.75)
-    assert ctx.touched
-    assert all(item.detail.startswith("16x16,2x2 rank 2") for item in ctx.touched)
-    assert all(item.figures["error"] <= 0.75 for item in ctx.touched)
+    record = run(tiny_bert, shape="16x16,2x2", max_error=0.75)
+    assert record.touched
+    assert all(item.detail.startswith("16x16,2x2 rank 2") for item in record.touched)
+    assert all(item.figures["error"] <= 0.75 for item in record.touched)
 
 
 def test_embeddings_can_be_left_out(tiny_bert):
-    ctx = run(tiny_bert, ratio=0.5, embeddings=False)
-    assert len(ctx.touched) == 2 * LINEARS_PER_LAYER
-    assert not ctx.skipped
+    record = run(tiny_bert, ratio=0.5, embeddings=False)
+    assert len(record.touched) == 2 * LINEARS_PER_LAYER
+    assert not record.skipped
 
 
 def test_layers_select_by_name(tiny_bert):
-    ctx = run(tiny_bert, ratio=0.5, layers="*layer.1.attention*")
-    assert len(ctx.touched) == 4
-    assert all("layer.1.attention" in item.name for item in ctx.touched)
+    record = run(tiny_bert, ratio=0.5, layers="*layer.1.attention*")
+    assert len(record.touched) == 4
+    assert all("layer.1.attention" in item.name for item in record.touched)
 
 
 def test_a_broken_contract_stops_unless_allowed(tiny_bert, tiny_samples):

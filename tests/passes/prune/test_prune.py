@@ -29,9 +29,7 @@ ATTENTION = "encoder.layer.{}.attention.self.{}"
 
 
 def pruned(model, samples=None, **options):
-    ctx = Context(samples=samples)
-    Prune(**options).run(model, ctx)
-    return ctx
+    return Prune(**options).run(model, Context(samples=samples))
 
 
 def outputs(model, samples, batch=8):
@@ -82,10 +80,10 @@ def test_ffn_nodes_that_nothing_reads_are_removed_without_a_trace(tmp_path, opse
         rows[list(dead)] = 0.0
         edit(model, FFN_OUT.format(layer) + ".weight_t", rows)
     before = outputs(model, samples)
-    ctx = pruned(model)
+    record = pruned(model)
     assert sizes(model, "ffn") == [40, 32]
     assert distance(before, outputs(model, samples)) < 1e-5
-    assert {touched.detail for touched in ctx.touched} == {
+    assert {touched.detail for touched in record.touched} == {
         "24 of 64 FFN nodes removed",
         "32 of 64 FFN nodes removed",
     }
@@ -186,19 +184,19 @@ def test_all_heads_are_never_removed(tiny_bert, tiny_samples):
 
 
 def test_a_ratio_below_the_rounding_removes_nothing_and_says_so(tiny_bert, tiny_samples):
-    ctx = pruned(tiny_bert, tiny_samples, ffn=0.1, round_to=16)
+    record = pruned(tiny_bert, tiny_samples, ffn=0.1, round_to=16)
     assert sizes(tiny_bert, "ffn") == [64, 64]
-    assert not ctx.touched
-    assert {item.reason for item in ctx.skipped} == {
+    assert not record.touched
+    assert {item.reason for item in record.skipped} == {
         "no FFN nodes can go at this ratio (rounding, or the rule finds none)"
     }
 
 
 def test_only_what_matches_the_glob_is_touched(tiny_bert, tiny_samples):
-    ctx = pruned(tiny_bert, tiny_samples, ffn=0.5, heads=0.5, only="encoder.layer.0.*")
+    record = pruned(tiny_bert, tiny_samples, ffn=0.5, heads=0.5, only="encoder.layer.0.*")
     assert sizes(tiny_bert, "ffn") == [32, 64]
     assert sizes(tiny_bert, "head") == [2, 4]
-    assert all(item.name.startswith("encoder.layer.0.") for item in ctx.touched)
+    assert all(item.name.startswith("encoder.layer.0.") for item in record.touched)
 
 
 # ---- which
@@ -212,11 +210,11 @@ def test_xmax_removes_what_is_never_active_and_differs_between_layers(tiny_bert,
         edit(tiny_bert, FFN_IN.format(layer) + ".weight_t", columns)
         edit(tiny_bert, FFN_IN.format(layer) + ".bias", bias)
     before = outputs(tiny_bert, tiny_samples)
-    ctx = pruned(tiny_bert, tiny_samples, ffn=0.9, heads=0.5, importance="xmax")
+    record = pruned(tiny_bert, tiny_samples, ffn=0.9, heads=0.5, importance="xmax")
     assert sizes(tiny_bert, "ffn") == [56, 40]
     assert sizes(tiny_bert, "head") == [4, 4]
     assert distance(before, outputs(tiny_bert, tiny_samples)) < 1e-3
-    assert "importance xmax is a rule for FFN nodes" in {item.reason for item in ctx.skipped}
+    assert "importance xmax is a rule for FFN nodes" in {item.reason for item in record.skipped}
 
 
 @pytest.mark.parametrize("importance", ["activation", "obs", "xmax"])
@@ -297,23 +295,23 @@ def test_the_refit_is_the_least_squares_optimum_of_the_explicit_matrices(
 
 
 def test_without_samples_a_ratio_goes_by_magnitude_and_leaves_weights_as_they_are(tiny_bert, tiny_path_twin):
-    ctx = pruned(tiny_bert, ffn=0.5)
+    record = pruned(tiny_bert, ffn=0.5)
     now, before = weight(tiny_bert, FFN_OUT.format(0)), weight(tiny_path_twin, FFN_OUT.format(0))
     columns = weight(tiny_path_twin, FFN_IN.format(0)).dense()
     scores = np.linalg.norm(columns, axis=0) * np.linalg.norm(before.dense(), axis=1)
     np.testing.assert_array_equal(tiny_bert.kept[now.weight.name][0], np.sort(np.argsort(scores)[32:]))
     np.testing.assert_array_equal(now.dense(), before.dense()[np.sort(np.argsort(scores)[32:])])
-    assert any("by magnitude" in note for note in ctx.notes)
+    assert any("by magnitude" in note for note in record.notes)
 
 
 # ---- without options
 
 
 def test_without_a_ratio_every_block_stays_within_max_error(tiny_bert, tiny_samples):
-    ctx = pruned(tiny_bert, tiny_samples, max_error=0.4)
-    assert ctx.touched
-    assert all(item.figures["error"] <= 0.45 for item in ctx.touched)
-    assert any("would leave block errors" in note for note in ctx.notes)
+    record = pruned(tiny_bert, tiny_samples, max_error=0.4)
+    assert record.touched
+    assert all(item.figures["error"] <= 0.45 for item in record.touched)
+    assert any("would leave block errors" in note for note in record.notes)
 
 
 def test_a_looser_limit_removes_more(tiny_bert_path, tiny_samples):
@@ -327,20 +325,20 @@ def test_a_looser_limit_removes_more(tiny_bert_path, tiny_samples):
 
 def test_without_options_and_samples_a_model_without_dead_units_is_left_alone(tiny_bert):
     before = tiny_bert.parameters
-    ctx = pruned(tiny_bert)
+    record = pruned(tiny_bert)
     assert tiny_bert.parameters == before
-    assert not ctx.touched
-    assert len(ctx.skipped) == 4
-    assert all("without samples" in item.reason for item in ctx.skipped)
+    assert not record.touched
+    assert len(record.skipped) == 4
+    assert all("without samples" in item.reason for item in record.skipped)
 
 
 def test_a_second_run_without_options_leaves_it_alone(tiny_bert, tiny_samples):
     pruned(tiny_bert, tiny_samples, max_error=0.5)
     before = tiny_bert.parameters, outputs(tiny_bert, tiny_samples)
-    ctx = pruned(tiny_bert, tiny_samples, max_error=0.5)
+    record = pruned(tiny_bert, tiny_samples, max_error=0.5)
     assert tiny_bert.parameters == before[0]
     assert distance(before[1], outputs(tiny_bert, tiny_samples)) == 0.0
-    assert any("pruned already" in item.reason for item in ctx.skipped)
+    assert any("pruned already" in item.reason for item in record.skipped)
 
 
 def test_a_second_run_with_a_ratio_takes_that_share_of_what_is_left(tiny_bert, tiny_samples):
@@ -361,11 +359,11 @@ def test_the_layer_that_changes_least_goes(tmp_path):
     changes = layer_changes(model, layers(model), samples)
     assert np.argmin(changes) == 1
     before = outputs(model, samples)
-    ctx = pruned(model, samples, layers=1)
+    record = pruned(model, samples, layers=1)
     assert len(layers(model)) == 2
     assert not any(linear.name.startswith("encoder.layer.1.") for linear in linears(model))
-    assert len(ctx.touched) == 6
-    assert all(item.name.startswith("encoder.layer.1.") for item in ctx.touched)
+    assert len(record.touched) == 6
+    assert all(item.name.startswith("encoder.layer.1.") for item in record.touched)
     assert distance(before, outputs(model, samples)) < 0.5
 
 
@@ -383,9 +381,9 @@ def test_the_last_layer_may_go_and_the_output_keeps_its_name(tmp_path):
 
 def test_one_layer_stays_whatever_is_asked(tmp_path):
     model = bert(tmp_path, layers=3)
-    ctx = pruned(model, random_samples(6), layers=5)
+    record = pruned(model, random_samples(6), layers=5)
     assert len(layers(model)) == 1
-    assert any("one must stay" in item.reason for item in ctx.skipped)
+    assert any("one must stay" in item.reason for item in record.skipped)
 
 
 def test_layers_and_ratios_go_together(tmp_path):
@@ -408,10 +406,10 @@ def test_tied_weights_are_left_alone_with_the_reason(tmp_path):
                 node.input[index] = "encoder.layer.0.output.dense.weight_t"
     onnx.save(proto, tmp_path / "tied.onnx")
     model = Model.load(tmp_path / "tied.onnx")
-    ctx = pruned(model, random_samples(8), ffn=0.5)
+    record = pruned(model, random_samples(8), ffn=0.5)
     assert sizes(model, "ffn") in ([64, 64], [64])
     assert weight(model, FFN_OUT.format(0)).in_features == 64
-    assert not any("output.dense" in item.name for item in ctx.touched)
+    assert not any("output.dense" in item.name for item in record.touched)
 
 
 def test_the_pruned_model_runs_at_other_batch_sizes_and_lengths(tiny_bert, tiny_samples):
@@ -496,12 +494,12 @@ def test_after_kron_a_pruned_model_is_smaller_and_says_what_was_not_refitted(fac
     readers = [reader for reader in readers if not reader.weight.is_initializer()]
     assert readers
     features, before = sum(reader.in_features for reader in readers), model.parameters
-    ctx = pruned(model, tiny_samples, ffn=0.5, heads=0.5)
-    assert ctx.touched
+    record = pruned(model, tiny_samples, ffn=0.5, heads=0.5)
+    assert record.touched
     names = {reader.name for reader in readers}
     assert sum(linear.in_features for linear in linears(model) if linear.name in names) < features
     assert model.parameters < before
-    assert any("cut without a refit: the weight that reads them is an expression" in n for n in ctx.notes)
+    assert any("cut without a refit: the weight that reads them is an expression" in n for n in record.notes)
     assert all(np.isfinite(array).all() for array in outputs(model, tiny_samples))
 
 
@@ -520,11 +518,11 @@ def test_heads_that_callers_pass_in_are_left_alone_by_name():
     text = text.replace("masked = Where(mask, scores, lowest)", "")
     text = text.replace("Softmax <axis = -1> (masked)", "Softmax <axis = -1> (scores)")
     text = text.replace("soft, vt)", "soft, all)").replace("  raw =", "  all = Add(vt, past_values)\n  raw =")
-    ctx = pruned(texts.model_of(text), ffn=0.25, heads=0.25)
+    record = pruned(texts.model_of(text), ffn=0.25, heads=0.25)
     assert ("qkv", "the axis of its heads is fixed: it is an input of the graph") in [
-        (item.name, item.reason) for item in ctx.skipped
+        (item.name, item.reason) for item in record.skipped
     ]
 
 
 def test_heads_are_not_named_where_only_ffn_nodes_are_wanted(tiny_bert):
-    assert pruned(tiny_bert, ffn=0.25).skipped == []
+    assert pruned(tiny_bert, ffn=0.25).skipped == ()

@@ -27,7 +27,7 @@ from graphcompress.passes.quantize.int8 import Int8
 from graphcompress.passes.quantize.lowbit import LowBitWeight
 from graphcompress.passes.quantize.qdq import QdqWriter
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Capabilities, Context
+from graphcompress.plugin.base import Capabilities, Context, Record
 from graphcompress.rewrite.rewriter import Rewriter
 
 SATURATES = Capabilities(int8_weight_bits=7)
@@ -67,10 +67,8 @@ def node(op_type: str, inputs: str, output: str, **attributes: object) -> onnx.N
     return helper.make_node(op_type, inputs.split(), [output], name=f"node_{output}", **attributes)
 
 
-def run(step: Int8, model: Model, samples: Samples | None, target: Capabilities = SATURATES) -> Context:
-    ctx = Context(samples=samples, capabilities=target)
-    step.run(model, ctx)
-    return ctx
+def run(step: Int8, model: Model, samples: Samples | None, target: Capabilities = SATURATES) -> Record:
+    return step.run(model, Context(samples=samples, capabilities=target))
 
 
 def ops(model: Model) -> Counter[str]:
@@ -167,8 +165,8 @@ def test_signed_activations_have_zero_points_of_zero(one_linear):
 def test_every_linear_of_a_bert_becomes_one_integer_kernel(tiny_bert, tiny_samples, tmp_path, scheme):
     count = len(linears(tiny_bert))
     inputs = len({linear.input for linear in linears(tiny_bert)})
-    ctx = run(Int8(scheme=scheme, min_sqnr_db=-200), tiny_bert, tiny_samples)
-    assert sum("embeddings" not in item.name for item in ctx.touched) == count
+    record = run(Int8(scheme=scheme, min_sqnr_db=-200), tiny_bert, tiny_samples)
+    assert sum("embeddings" not in item.name for item in record.touched) == count
     assert ops(tiny_bert)["QuantizeLinear"] + ops(tiny_bert)["DynamicQuantizeLinear"] == inputs
     fused = fused_ops(tiny_bert, tmp_path)
     assert fused["MatMulIntegerToFloat"] + fused["QLinearMatMul"] + fused["DynamicQuantizeMatMul"] == count
@@ -209,7 +207,7 @@ def test_applied_twice_it_changes_nothing(tiny_bert, tiny_samples, tmp_path):
     tiny_bert.save(tmp_path / "once")
     again = run(Int8(), tiny_bert, tiny_samples)
     tiny_bert.save(tmp_path / "twice")
-    assert again.touched == []
+    assert again.touched == ()
     assert {item.reason for item in again.skipped} == {
         "it is quantised already",
         "smaller than 4,096 parameters",
@@ -221,8 +219,10 @@ def test_applied_twice_it_changes_nothing(tiny_bert, tiny_samples, tmp_path):
 
 
 def test_narrow_linears_stay(one_linear):
-    ctx = run(Int8(), one_linear(weight(64, 8)), floats(64))
-    assert [item.reason for item in ctx.skipped] == ["narrower than 16: an int8 product would not be faster"]
+    record = run(Int8(), one_linear(weight(64, 8)), floats(64))
+    assert [item.reason for item in record.skipped] == [
+        "narrower than 16: an int8 product would not be faster"
+    ]
 
 
 def test_a_linear_below_the_wanted_sqnr_stays_and_says_its_figure(one_linear):
@@ -238,22 +238,22 @@ def test_a_linear_that_no_sample_reaches_stays(tiny_bert, tiny_samples):
         {**feed, "attention_mask": np.zeros_like(feed["attention_mask"])} for feed in tiny_samples.feeds
     ]
     with np.errstate(invalid="ignore"):
-        ctx = run(Int8(embeddings=False), tiny_bert, Samples(masked))
-    assert ctx.touched == []
-    assert len(ctx.skipped) == 12
-    assert all("range is unknown" in item.reason for item in ctx.skipped)
+        record = run(Int8(embeddings=False), tiny_bert, Samples(masked))
+    assert record.touched == ()
+    assert len(record.skipped) == 12
+    assert all("range is unknown" in item.reason for item in record.skipped)
 
 
 def test_layers_are_chosen_by_name(tiny_bert, tiny_samples):
-    ctx = run(Int8(layers="*query*", embeddings=False), tiny_bert, tiny_samples)
-    assert len(ctx.touched) == 2
-    assert all("query" in item.name for item in ctx.touched)
+    record = run(Int8(layers="*query*", embeddings=False), tiny_bert, tiny_samples)
+    assert len(record.touched) == 2
+    assert all("query" in item.name for item in record.touched)
 
 
 def test_a_weight_that_something_else_reads_stays(tmp_path):
     nodes = [node("MatMul", "x w", "p"), node("ReduceSum", "w", "s"), node("Add", "p s", "y")]
-    ctx = run(Int8(), model_of(tmp_path / "m", nodes, {"w": weight(32, 32)}), floats())
-    assert [item.reason for item in ctx.skipped] == [
+    record = run(Int8(), model_of(tmp_path / "m", nodes, {"w": weight(32, 32)}), floats())
+    assert [item.reason for item in record.skipped] == [
         "its weight is also read by a ReduceSum, which needs it in float"
     ]
 
@@ -444,8 +444,8 @@ def test_smoothing_lowers_the_error_where_it_is_exact(tmp_path):
         model = normalised(tmp_path / "m", residual=False)
         with Runner(model) as runner:
             before = runner(feed.batch([0]))["y"]
-        ctx = run(Int8(smooth=smooth, calibrate="minmax"), model, feed)
-        assert any("were moved into the weights" in note for note in ctx.notes) == smooth
+        record = run(Int8(smooth=smooth, calibrate="minmax"), model, feed)
+        assert any("were moved into the weights" in note for note in record.notes) == smooth
         with Runner(model) as runner:
             errors[smooth] = sqnr_db(before, runner(feed.batch([0]))["y"])
     assert errors[True] > errors[False] + 2

@@ -22,7 +22,7 @@ from graphcompress.passes.quantize.int8 import Int8
 from graphcompress.passes.quantize.outliers import capping, smoothing
 from graphcompress.passes.quantize.search import fewest_in_float
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.base import Context, Record
 
 WIDTH, BLOCKS = 64, 4
 SCHEME = Scheme("8bit", ("minmax", "percentile", "mse"), 99.99, signed=False, static=True)
@@ -78,16 +78,15 @@ def outliers(tmp_path: Path) -> Callable[[float], Model]:
     return lambda size: residual_model(tmp_path / f"{size}.onnx", size)
 
 
-def quantised_db(model: Model, step: Int8, samples: Samples | None, feed: Samples) -> tuple[float, Context]:
+def quantised_db(model: Model, step: Int8, samples: Samples | None, feed: Samples) -> tuple[float, Record]:
     """SQNR of the outputs after ``step``, and its record."""
     batch = feed.batch(range(8))
     with Runner(model) as runner:
         (before,) = runner(batch).values()
-    ctx = Context(samples=samples)
-    step.run(model, ctx)
+    record = step.run(model, Context(samples=samples))
     with Runner(model) as runner:
         (after,) = runner(batch).values()
-    return sqnr_db(before, after), ctx
+    return sqnr_db(before, after), record
 
 
 def ops(model: Model) -> Counter[str]:
@@ -101,32 +100,32 @@ def ops(model: Model) -> Counter[str]:
 def test_outlier_features_do_not_cost_the_outputs(outliers, samples, scheme):
     model = outliers(100.0)
     plain, _ = quantised_db(model.clone(), Int8(scheme=scheme, keep_db=0, min_sqnr_db=-200), samples, samples)
-    kept, ctx = quantised_db(model, Int8(scheme=scheme), samples, samples)
+    kept, record = quantised_db(model, Int8(scheme=scheme), samples, samples)
     assert plain < 12
     assert kept > 20
-    assert len(ctx.touched) == 2 * BLOCKS
-    assert any("divided by a factor per feature" in note for note in ctx.notes)
+    assert len(record.touched) == 2 * BLOCKS
+    assert any("divided by a factor per feature" in note for note in record.notes)
 
 
 def test_what_an_outlier_alone_keeps_from_int8_is_not_left_in_float(outliers, samples):
     _, plain = quantised_db(outliers(100.0), Int8(keep_db=0), samples, samples)
     _, kept = quantised_db(outliers(100.0), Int8(keep_db=5), samples, samples)
     assert any("its own SQNR" in item.reason for item in plain.skipped)
-    assert kept.skipped == []
+    assert kept.skipped == ()
 
 
 def test_outliers_are_found_without_samples_too(outliers, samples):
-    kept, ctx = quantised_db(outliers(100.0), Int8(), None, samples)
+    kept, record = quantised_db(outliers(100.0), Int8(), None, samples)
     assert kept > 20
-    assert len(ctx.touched) == 2 * BLOCKS
+    assert len(record.touched) == 2 * BLOCKS
 
 
 def test_a_model_without_outliers_gets_no_more_operators(outliers, samples):
     model = outliers(1.0)
-    kept, ctx = quantised_db(model, Int8(), samples, samples)
+    kept, record = quantised_db(model, Int8(), samples, samples)
     assert kept > 20
     assert ops(model)["Mul"] == BLOCKS
-    assert not any("divided" in note for note in ctx.notes)
+    assert not any("divided" in note for note in record.notes)
 
 
 def test_the_same_input_gives_the_same_bytes_and_a_second_run_changes_nothing(outliers, samples, tmp_path):
@@ -136,20 +135,18 @@ def test_the_same_input_gives_the_same_bytes_and_a_second_run_changes_nothing(ou
         Int8().run(each, Context(samples=samples))
         each.save(tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    again = Context(samples=samples)
-    Int8().run(model, again)
-    assert again.touched == []
+    assert Int8().run(model, Context(samples=samples)).touched == ()
 
 
 def test_an_expression_takes_the_factors_too(outliers, samples):
     model = outliers(100.0)
     Pipeline.parse("kron{rank=32 max_error=1}").run(model, Context(samples=samples), allow=["kron"])
     assert any(linear.weight.const_value is None for linear in linears(model))
-    kept, ctx = quantised_db(model, Int8(keep_db=18), samples, samples)
+    kept, record = quantised_db(model, Int8(keep_db=18), samples, samples)
     assert kept > 17  # judged on other samples
     assert any("grown" in (value.name or "") for node in model.graph for value in node.outputs)
-    assert len(ctx.touched) >= 2 * BLOCKS - 1
-    assert "stays an expression" in {item.detail for item in ctx.touched}
+    assert len(record.touched) >= 2 * BLOCKS - 1
+    assert "stays an expression" in {item.detail for item in record.touched}
 
 
 # ---- leaving linears in float
@@ -157,13 +154,13 @@ def test_an_expression_takes_the_factors_too(outliers, samples):
 
 def test_what_the_outputs_cannot_bear_stays_in_float_with_the_figure(outliers, samples):
     model = outliers(100.0)
-    kept, ctx = quantised_db(model, Int8(keep_db=40), samples, samples)
-    left = [item for item in ctx.skipped if "outputs would fall below 40 dB" in item.reason]
+    kept, record = quantised_db(model, Int8(keep_db=40), samples, samples)
+    left = [item for item in record.skipped if "outputs would fall below 40 dB" in item.reason]
     assert kept > 37  # judged on other samples
     assert 0 < len(left) < 2 * BLOCKS
     assert all(item.figures["sqnr_db"] < 60 for item in left)
-    assert len(left) + len(ctx.touched) == 2 * BLOCKS
-    assert ops(model)["QuantizeLinear"] == len(ctx.touched)
+    assert len(left) + len(record.touched) == 2 * BLOCKS
+    assert ops(model)["QuantizeLinear"] == len(record.touched)
 
 
 def plan_of(outliers: Callable[[float], Model], samples: Samples, cap: bool = False) -> list[LinearForm]:
