@@ -26,9 +26,9 @@ from graphcompress.measure.cache import MeasurementCache
 from graphcompress.measure.verify import Run
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context
-from graphcompress.rules.family import UNCHANGED
 from graphcompress.rules.legal import legalise
 from graphcompress.targets.common.choice import choose_forms
+from graphcompress.targets.common.family import UNCHANGED
 from graphcompress.targets.cpu.cpu import Cpu, families, parse_shapes
 
 CALIBRATION_PAIRS = 150

@@ -54,3 +54,20 @@ def slice_ranges(node: ir.Node) -> dict[int, tuple[int, int | None, int]] | None
 def axis_of(node: ir.Node, rank: int, default: int) -> int:
     """The attribute ``axis``, counted from the front."""
     return node.attributes.get_int("axis", default) % rank
+
+
+def only_reader(value: ir.Value) -> ir.Node | None:
+    """The node that reads ``value``, when there is one alone and the value is not an output of the graph."""
+    uses = tuple(value.uses())
+    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+
+
+def is_standard(node: ir.Node | None, op_type: str) -> bool:
+    """Whether ``node`` is the operator ``op_type`` of the standard domain."""
+    return node is not None and not node.domain and node.op_type == op_type
+
+
+def operand_beside(node: ir.Node, value: ir.Value) -> ir.Value | None:
+    """The other operand of a node with two."""
+    first, second = node.inputs[0], node.inputs[1]
+    return second if first is value else first

@@ -9,12 +9,11 @@ import onnx_ir as ir
 from torch import fx
 from torch.nn import functional
 
+from graphcompress.analysis.activations import GELU, SILU, TANH_GELU, activations
 from graphcompress.analysis.linears import linears
-from graphcompress.fx.activations import spelt_out_activations
 from graphcompress.fx.builder import Builder
 from graphcompress.fx.sdpa import attention_fusions
 from graphcompress.graph.model import Model
-from graphcompress.rules.gelu import Gelu, GeluSite
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +39,9 @@ def plan(model: Model, visible: Collection[ir.Value]) -> dict[ir.Node, Fusion | 
 
 
 def _fusions(model: Model) -> Iterator[Fusion]:
-    for nodes, write in (*attention_fusions(model), *spelt_out_activations(model)):
+    for nodes, write in attention_fusions(model):
         yield Fusion(nodes, write)
-    yield from _gelus(model)
+    yield from _activations(model)
     yield from _linears(model)
 
 
@@ -57,14 +56,18 @@ def _is_closed(fusion: Fusion, visible: Collection[ir.Value]) -> bool:
     )
 
 
-def _gelus(model: Model) -> Iterator[Fusion]:
-    for site in Gelu().sites(model):
-        if not isinstance(site, GeluSite):
-            continue
-        nodes = site.nodes if site.bias is None else site.nodes[1:]
-        x = site.x if site.bias is None else site.nodes[0].outputs[0]
-        if len(nodes) > 1:
-            yield Fusion(tuple(nodes), lambda builder, x=x: builder.call(functional.gelu, builder.tensor(x)))  # type: ignore[misc]
+def _activations(model: Model) -> Iterator[Fusion]:
+    for found in activations(model):
+        if len(found.nodes) > 1:  # one operator is in the op table
+            call = _ACTIVATIONS[found.function]
+            yield Fusion(found.nodes, lambda builder, x=found.x, call=call: call(builder, builder.tensor(x)))  # type: ignore[misc]
+
+
+_ACTIVATIONS: dict[str, Callable[[Builder, fx.Node], fx.Node]] = {
+    GELU: lambda builder, x: builder.call(functional.gelu, x),
+    TANH_GELU: lambda builder, x: builder.call(functional.gelu, x, approximate="tanh"),
+    SILU: lambda builder, x: builder.call(functional.silu, x),
+}
 
 
 def _linears(model: Model) -> Iterator[Fusion]:

@@ -203,6 +203,16 @@ class Rewriter:
         self.model.infer_shapes()
 
 
+def put_in_place(rw: Rewriter, old: ir.Value, new: ir.Value) -> None:
+    """Let ``new`` be ``old`` for all readers, with its name, type and shape.
+
+    Shapes behind ONNX Runtime's own operators are not inferred by everything that reads the model.
+    """
+    new.type = old.type
+    new.shape = None if old.shape is None else old.shape.copy()
+    rw.supersede(old, new)
+
+
 def _value_names(model: Model) -> set[str | None]:
     """Names of all values, also of those inside subgraphs."""
     nodes = ir.traversal.RecursiveGraphIterator(model.graph)

@@ -7,8 +7,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.family import put_in_place
+from graphcompress.rewrite.rewriter import Rewriter, put_in_place
 
 _PLAIN_ATTRIBUTES = frozenset({"scale", "q_num_heads", "kv_num_heads", "softmax_precision"})
 _SWAPPED = [0, 2, 1, 3]

@@ -6,12 +6,12 @@ import onnx
 import onnx.inliner
 import onnx_ir as ir
 
+from graphcompress.analysis.arguments import is_standard
 from graphcompress.graph.model import Model
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.attention_operator import decompose_attention
 from graphcompress.rules.everything import simplify
-from graphcompress.rules.family import is_standard
 
 
 def spell_out(model: Model, ctx: Context, newest: int) -> list[str]:

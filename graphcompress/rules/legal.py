@@ -7,11 +7,11 @@ from collections.abc import Set as AbstractSet
 import onnx
 import onnx_ir as ir
 
+from graphcompress.analysis.arguments import is_standard
 from graphcompress.graph.model import Model
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.attention_operator import decompose_attention
-from graphcompress.rules.family import is_standard
 
 NEWEST_OPSET = 21
 """Opsets above this are read, and written as this one where nothing in the graph needs more."""

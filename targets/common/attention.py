@@ -8,21 +8,12 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import scaled
+from graphcompress.analysis.arguments import is_standard, only_reader, scaled
 from graphcompress.graph.model import Model
-from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.family import (
-    CONTRIB,
-    Family,
-    Rewrite,
-    Site,
-    disjoint,
-    is_standard,
-    only_reader,
-    put_in_place,
-)
+from graphcompress.rewrite.rewriter import Rewriter, put_in_place
 from graphcompress.rules.opset import raise_opset
 from graphcompress.targets.common.attention_mask import above_lowest, sum_of_masks, with_rows
+from graphcompress.targets.common.family import CONTRIB, Family, Rewrite, Site, disjoint
 
 OPERATOR = "operator"
 OPERATOR_OPSET = 23

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from graphcompress.analysis.arguments import is_standard
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.family import is_standard
 
 
 def sum_of_masks(rw: Rewriter, masks: Sequence[ir.Value], before: ir.Node) -> ir.Value | None:

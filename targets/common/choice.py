@@ -19,7 +19,7 @@ from graphcompress.measure.shapes import Shape
 from graphcompress.measure.timing import Measurement, turns
 from graphcompress.plugin.base import Context, Progress, no_progress
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.family import UNCHANGED, Family, Site
+from graphcompress.targets.common.family import UNCHANGED, Family, Site
 
 _LOG = logging.getLogger(__name__)
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from graphcompress.analysis.arguments import is_standard
 from graphcompress.analysis.linears import Embedding, embeddings, linears
 from graphcompress.graph.expressions import evaluate, is_constant, leaves
 from graphcompress.graph.model import number_of_parameters
 from graphcompress.numerics.kronecker import Split
 from graphcompress.rewrite.kronecker import KroneckerWeight, read_expression, write_products
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.family import is_standard
 from graphcompress.rules.linears import is_whole_expression
 from graphcompress.targets.common.integer import IntegerLinear, IntegerSite
 from graphcompress.targets.common.unrounded import Scaler, before_rounding

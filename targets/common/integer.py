@@ -8,19 +8,11 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from graphcompress.analysis.arguments import is_standard, only_reader
 from graphcompress.graph.expressions import is_constant
 from graphcompress.graph.model import Model
-from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.family import (
-    CONTRIB,
-    Family,
-    Rewrite,
-    Site,
-    disjoint,
-    is_standard,
-    only_reader,
-    put_in_place,
-)
+from graphcompress.rewrite.rewriter import Rewriter, put_in_place
+from graphcompress.targets.common.family import CONTRIB, Family, Rewrite, Site, disjoint
 
 
 @dataclass(frozen=True, eq=False)

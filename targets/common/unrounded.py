@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from graphcompress.analysis.arguments import is_standard
 from graphcompress.rewrite.kronecker import KroneckerWeight, read_expression
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.family import is_standard
 from graphcompress.targets.common.integer import IntegerSite
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from graphcompress.analysis.arguments import is_standard
 from graphcompress.graph.expressions import evaluate, is_constant
 from graphcompress.graph.model import Model
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.family import is_standard
 
 _SHIFT = 128
 _PAIR_LIMIT = 128

@@ -17,11 +17,11 @@ from graphcompress.measure.profile import Profile, Recorder, read_profile
 from graphcompress.measure.shapes import DEFAULT_SHAPES, Shape, format_shapes, parse_shapes
 from graphcompress.plugin.base import Capabilities, Context, Target
 from graphcompress.plugin.options import option
-from graphcompress.rules.family import Family
-from graphcompress.rules.gelu import Gelu
 from graphcompress.rules.legal import NEWEST_OPSET, legalise
 from graphcompress.rules.opset import why_not_raised
 from graphcompress.targets.common.attention import OPERATOR, OPERATOR_OPSET, Attention
+from graphcompress.targets.common.family import Family
+from graphcompress.targets.common.gelu import Gelu
 from graphcompress.targets.common.integer import IntegerLinear
 from graphcompress.targets.common.unsigned import unsigned_activations
 from graphcompress.targets.cpu.dequantised import DequantisedRows

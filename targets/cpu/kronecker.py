@@ -12,8 +12,8 @@ from graphcompress.graph.model import Model
 from graphcompress.numerics.kronecker import Order
 from graphcompress.rewrite.kronecker import KroneckerWeight, read_expression, write_products
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.family import UNCHANGED, Family, Rewrite, Site, disjoint
 from graphcompress.targets.common.factors import look_up_factors
+from graphcompress.targets.common.family import UNCHANGED, Family, Rewrite, Site, disjoint
 
 
 @dataclass(frozen=True, eq=False)

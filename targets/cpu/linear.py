@@ -12,8 +12,8 @@ import onnx_ir as ir
 from graphcompress.analysis.linears import linears
 from graphcompress.graph.expressions import evaluate, is_constant
 from graphcompress.graph.model import Model
-from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.family import CONTRIB, Family, Rewrite, Site, disjoint, put_in_place
+from graphcompress.rewrite.rewriter import Rewriter, put_in_place
+from graphcompress.targets.common.family import CONTRIB, Family, Rewrite, Site, disjoint
 
 _INTEGER = "MatMulIntegerToFloat"
 

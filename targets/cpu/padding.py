@@ -12,7 +12,7 @@ from graphcompress.graph.expressions import is_constant
 from graphcompress.graph.model import Model
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.family import CONTRIB
+from graphcompress.targets.common.family import CONTRIB
 
 _ELEMENTWISE = frozenset(
     {"Add", "Sub", "Mul", "Div", "Sum", "Tanh", "Erf", "Relu", "Sigmoid", "Gelu", "BiasGelu", "FastGelu"}

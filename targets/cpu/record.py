@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from graphcompress.rules.family import Family
 from graphcompress.targets.common.choice import Choice
+from graphcompress.targets.common.family import Family
 from graphcompress.targets.cpu.whole import Lowered
 
 

@@ -12,9 +12,9 @@ from graphcompress.graph.model import Model
 from graphcompress.measure.cache import Measurements, Times
 from graphcompress.measure.shapes import Shape
 from graphcompress.plugin.base import Context
-from graphcompress.rules.family import UNCHANGED, Family
 from graphcompress.targets.common.choice import Choice, choose_forms, shaped_feeds
 from graphcompress.targets.common.contenders import Opener, on_cpu
+from graphcompress.targets.common.family import UNCHANGED, Family
 from graphcompress.targets.cpu.guard import Timer, compare_files, is_slower, timed
 
 INPUT, ARTIFACT = "input", "artifact"

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from graphcompress.analysis.activations import GELU, activations
+from graphcompress.analysis.arguments import is_standard
 from graphcompress.graph.expressions import is_constant
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.family import is_standard
-from graphcompress.rules.gelu import Gelu, GeluSite
 
 _P = 0.3275911
 _COEFFICIENTS = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
@@ -50,13 +50,12 @@ def without_erf(rw: Rewriter) -> int:
     another function, the result is within a few roundings of float32. Gelu with ``approximate="tanh"``
     becomes its definition, and an Erf of something else what it lacks to 1 below 0 less that above 0.
     """
-    sites = [site for site in Gelu().sites(rw.model) if isinstance(site, GeluSite)]
-    for site in sites:
-        last = site.nodes[-1]
-        x = site.nodes[0].outputs[0] if site.bias is not None else site.x
-        rw.supersede(last.outputs[0], _gelu(_place(rw, x, last, site.name), x))
+    gelus = [found for found in activations(rw.model) if found.function == GELU]
+    for gelu in gelus:
+        output = gelu.nodes[-1].outputs[0]
+        rw.supersede(output, _gelu(_place(rw, gelu.x, gelu.nodes[-1], output.name or ""), gelu.x))
     rw.clean()
-    return len(sites) + sum(_each(rw, op_type, write) for op_type, write in _SPELT_OUT.items())
+    return len(gelus) + sum(_each(rw, op_type, write) for op_type, write in _SPELT_OUT.items())
 
 
 def _each(rw: Rewriter, op_type: str, write: Callable[[_Place, ir.Value], ir.Value]) -> int:

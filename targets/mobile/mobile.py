@@ -17,11 +17,11 @@ from graphcompress.plugin.base import Capabilities, Context, Target
 from graphcompress.plugin.options import option
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.everything import simplify
-from graphcompress.rules.gelu import Gelu
 from graphcompress.rules.legal import legalise
 from graphcompress.targets.common.choice import choose_forms
 from graphcompress.targets.common.factors import multiply_factors
 from graphcompress.targets.common.fixed import fix_shapes, is_fixed, parse_shape, sizes_of
+from graphcompress.targets.common.gelu import Gelu
 from graphcompress.targets.common.integer import IntegerLinear
 from graphcompress.targets.common.unsigned import unsigned_activations
 from graphcompress.targets.mobile.advice import advice

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import scalar
+from graphcompress.analysis.arguments import is_standard, scalar
 from graphcompress.analysis.bounds import Bounds
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.family import is_standard
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 _OPERATORS = {"And": "Mul", "Or": "Max"}

@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
+from graphcompress.analysis.arguments import is_standard
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import provider_session, runner_of, session_of
 from graphcompress.plugin.base import Capabilities, Context, Target
 from graphcompress.plugin.options import option
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.cleanup import fuse_normalizations
-from graphcompress.rules.family import is_standard
 from graphcompress.rules.legal import legalise
 from graphcompress.rules.opset import raise_opset
 from graphcompress.targets.common.attention import Attention

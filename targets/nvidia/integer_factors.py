@@ -18,8 +18,7 @@ from graphcompress.numerics.metrics import row_sqnr_db
 from graphcompress.numerics.observers import Activation, RowSample, quantisation
 from graphcompress.numerics.quantise import Affine
 from graphcompress.rewrite.kronecker import KroneckerWeight
-from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.family import put_in_place
+from graphcompress.rewrite.rewriter import Rewriter, put_in_place
 from graphcompress.targets.common.integer import IntegerLinear, IntegerSite
 from graphcompress.targets.common.unrounded import Scaler, before_rounding
 from graphcompress.targets.nvidia.integer_recipes import Recipe, Step, recipe_of, takes_factors

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import constant_integers
+from graphcompress.analysis.arguments import constant_integers, is_standard, only_reader
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.family import is_standard, only_reader
 from graphcompress.targets.nvidia.refusals import is_integer_product
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from graphcompress.analysis.arguments import is_standard
 from graphcompress.errors import UnsupportedModelError
 from graphcompress.graph.expressions import is_constant
 from graphcompress.graph.model import Model
-from graphcompress.rules.family import is_standard
 
 SHOWN = 5
 """Refusals told in one error."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from graphcompress.analysis.arguments import is_standard, only_reader
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.family import is_standard, only_reader
 
 
 def dequantise_before_lookup(rw: Rewriter) -> int:

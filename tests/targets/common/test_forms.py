@@ -13,11 +13,11 @@ from graphcompress.numerics.kronecker import Factors, Split
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.kronecker import write_expression
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.family import UNCHANGED
-from graphcompress.rules.gelu import Gelu
 from graphcompress.rules.legal import legalise
 from graphcompress.targets.common.attention import Attention
 from graphcompress.targets.common.choice import LEAST_ROUNDS, ROUNDS, fastest, measure_forms, same_outputs
+from graphcompress.targets.common.family import UNCHANGED
+from graphcompress.targets.common.gelu import Gelu
 from graphcompress.targets.common.integer import IntegerLinear
 from graphcompress.targets.common.unsigned import unsigned_activations
 from graphcompress.targets.cpu.dequantised import DequantisedRows

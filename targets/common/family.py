@@ -109,33 +109,6 @@ def disjoint(sites: Iterable[Site]) -> list[Site]:
     return kept
 
 
-def put_in_place(rw: Rewriter, old: ir.Value, new: ir.Value) -> None:
-    """Let ``new`` be ``old`` for all readers, with its name, type and shape.
-
-    Shapes behind ONNX Runtime's own operators are not inferred by everything that reads the model.
-    """
-    new.type = old.type
-    new.shape = None if old.shape is None else old.shape.copy()
-    rw.supersede(old, new)
-
-
-def only_reader(value: ir.Value) -> ir.Node | None:
-    """The node that reads ``value``, when there is one alone and the value is not an output of the graph."""
-    uses = tuple(value.uses())
-    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
-
-
-def is_standard(node: ir.Node | None, op_type: str) -> bool:
-    """Whether ``node`` is the operator ``op_type`` of the standard domain."""
-    return node is not None and not node.domain and node.op_type == op_type
-
-
-def operand_beside(node: ir.Node, value: ir.Value) -> ir.Value | None:
-    """The other operand of a node with two."""
-    first, second = node.inputs[0], node.inputs[1]
-    return second if first is value else first
-
-
 def _described(value: ir.Value | None, numbers: dict[ir.Value, int]) -> str:
     if value is None:
         return "none"
