@@ -20,7 +20,7 @@ from graphcompress.capturing.checkpoint import is_checkpoint
 from graphcompress.capturing.source import is_hub_name, open_model
 from graphcompress.data.load import Samples, load_samples
 from graphcompress.data.tokenizer_files import copy_tokenizer
-from graphcompress.errors import UsageError
+from graphcompress.errors import DataError, UsageError
 from graphcompress.graph.model import Model
 from graphcompress.measure import metrics
 from graphcompress.measure.metrics import Score
@@ -181,13 +181,16 @@ def optimize(
             else given
             for given in (data, eval_data, train)
         )
+        if any(given is not None and not len(given) for given in (samples, held_out, learnt)):
+            raise DataError("the samples that were given are none; give at least one, or leave them out")
         training = None
         if learnt is not None:
             learnt, held_out = Training(learnt, held_out=held_out or samples if chosen else None).divided()
             training = Training(learnt, guide, held_out, metric, checkpoints)
             samples = samples or learnt.spread(CALIBRATION_ROWS)
         ctx = Context(samples, capabilities, seed, progress, training)
-        before = Original(loaded, ctx, chosen, held_out or samples)
+        file = None if isinstance(model, Model) else loaded.path
+        before = Original(loaded, ctx, chosen, held_out or samples, file)
         records = pipeline.run(
             loaded,
             ctx,

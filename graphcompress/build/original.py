@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from graphcompress.analysis.cost import macs
@@ -12,15 +14,27 @@ from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed, Runner
 from graphcompress.measure import metrics
 from graphcompress.measure.metrics import Metric, Score
+from graphcompress.measure.reference import check_repeats
 from graphcompress.measure.verify import Run, batch_invariance
 from graphcompress.pipeline.judging import CHECK_BATCH, Size, check_samples
 from graphcompress.plugin.base import Context
 
 
 class Original:
-    """The model as it came in: its size, outputs, batch invariance and score."""
+    """The model as it came in: its size, outputs, batch invariance and score.
 
-    def __init__(self, model: Model, ctx: Context, chosen: Metric | None, held_out: Samples | None) -> None:
+    ``file`` is what the user gave: ONNX Runtime runs it as it is, so that what reading it may have changed is
+    compared, too. Without one, ``model`` itself is run.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        ctx: Context,
+        chosen: Metric | None,
+        held_out: Samples | None,
+        file: Path | None = None,
+    ) -> None:
         self.samples = check_samples(model, ctx)
         self.feeds: list[Feed] = list(self.samples.batches(CHECK_BATCH))
         self.by_token = token_values(model)
@@ -28,8 +42,9 @@ class Original:
         self._metric, self._held_out, self._progress = chosen, held_out, ctx.progress
         if chosen and held_out:
             metrics.check_columns(chosen, held_out)
-        with Runner(model, prepack=self._metric is not None) as runner:
+        with Runner(file or model, prepack=self._metric is not None) as runner:
             self.outputs = [runner(feed) for feed in self.feeds]
+            check_repeats(model, runner, self.feeds[0], self.outputs[0])
             self.invariance = batch_invariance(runner, self.samples)
             self._answers = self._answers_of(runner, "evaluate the original")
             self.size = Size(model.parameters, model_bytes(model) or runner.bytes_on_disk, macs(model))

@@ -50,7 +50,17 @@ def load_samples(
         samples = samples_from_texts(
             path, columns, model, inputs, find_tokenizer(tokenizer, model), pair, max_length
         )
+    _refuse_empty(path, samples)
     return dataclasses.replace(samples, fixed=_fixed(inputs))
+
+
+def _refuse_empty(path: Path, samples: Samples) -> None:
+    """Some inputs may be empty, such as the past of a first step; a sample that has nothing else is none."""
+    for index, feed in enumerate(samples.feeds):
+        if not any(array.size for array in feed.values()):
+            raise DataError(
+                f"{path}: row {index // samples.per_row + 1} is empty: it has no token; remove that row"
+            )
 
 
 def synthetic_samples(model: Model, *, count: int = 8, length: int = 24, seed: int = 0) -> Samples:

@@ -117,37 +117,49 @@ def runner_of(session: onnxruntime.InferenceSession) -> Callable[[Feed], dict[st
     return lambda feed: dict(zip(names, session.run(names, dict(feed)), strict=True))
 
 
+def is_runtime_operator(domain: str, name: str, opset: int) -> bool:
+    """Whether ONNX Runtime has an operator ``name`` of its own, which it runs in place of a model's function.
+
+    ``opset`` is the version of ``domain``.
+    """
+    import onnx
+
+    node = onnx.helper.make_node(name, [], ["y"], domain=domain)
+    output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    graph = onnx.helper.make_graph([node], "question", [], [output])
+    imports = [onnx.helper.make_opsetid(domain, opset)]
+    model = onnx.helper.make_model(graph, opset_imports=imports, ir_version=8)
+    try:
+        session_of(model.SerializeToString())
+    except UnsupportedModelError as error:
+        return "is not a registered function/op" not in str(error) and "No Op registered" not in str(error)
+    return True
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:400].rstrip(". ")
 
 
 class Runner:
-    """Runs a model in memory on ONNX Runtime, with any values of the graph as outputs.
+    """Runs a model in memory, or a file as it is, on ONNX Runtime, with any values of the graph as outputs.
 
-    Use as a context manager, so that its memory is given back. Large weights are mapped from where they lie.
+    Use as a context manager, so that its memory is given back. Large weights of a model are mapped from where
+    they lie; of a file its own outputs are computed.
     ``prepack`` is for sessions that are timed, or run very often (:func:`session_of`).
     """
 
     def __init__(
         self,
-        model: Model,
+        model: Model | Path,
         values: Sequence[ir.Value] = (),
         *,
         optimize: bool = True,
         prepack: bool = False,
         spin_us: int | None = None,
     ) -> None:
-        graph = model.graph
-        extra = [value for value in values if not value.is_graph_output()]
-        graph.outputs.extend(extra)
-        try:
-            written = model.in_place()
-        finally:
-            for _ in extra:
-                graph.outputs.pop()
-        self.bytes_on_disk = written.bytes_on_disk
+        source, weights, self.bytes_on_disk = _source(model, values)
         self._session = session_of(
-            written.proto, optimize=optimize, prepack=prepack, weights=written.weights, spin_us=spin_us
+            source, optimize=optimize, prepack=prepack, weights=weights, spin_us=spin_us
         )
         self._options = _path_to_outputs_only()
         self.outputs = [value.name or "" for value in values] or [
@@ -176,6 +188,20 @@ class Runner:
     def __exit__(self, *exception: object) -> None:
         del self._session
         _give_back_memory()
+
+
+def _source(model: Model | Path, values: Sequence[ir.Value]) -> tuple[bytes | Path, Path | None, int]:
+    """What a session is made of, the folder of its weights, and its bytes on disk."""
+    if isinstance(model, Path):
+        return model, None, model.stat().st_size
+    extra = [value for value in values if not value.is_graph_output()]
+    model.graph.outputs.extend(extra)
+    try:
+        written = model.in_place()
+    finally:
+        for _ in extra:
+            model.graph.outputs.pop()
+    return written.proto, written.weights, written.bytes_on_disk
 
 
 def _give_back_memory() -> None:

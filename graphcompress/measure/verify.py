@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from graphcompress.data.load import Samples
 from graphcompress.data.samples import padding_mask
-from graphcompress.errors import ContractError
+from graphcompress.errors import ContractError, DataError
 from graphcompress.graph.model import Model
 from graphcompress.graph.reading.wholeness import SMALL_BYTES, with_shape
 from graphcompress.graph.runtime import Feed
@@ -69,11 +69,12 @@ class _Accumulator:
 
     def __init__(self) -> None:
         self.signal = self.noise = self.max_error = self.peak = 0.0
-        self.min_cosine, self.rows, self.agreed = 1.0, 0, 0
+        self.min_cosine, self.rows, self.agreed, self.entries = 1.0, 0, 0, 0
 
     def add(self, a: np.ndarray, b: np.ndarray) -> None:
         a, b = np.atleast_1d(a.astype(np.float64)), np.atleast_1d(b.astype(np.float64))
         error, size = _error(a, b), np.abs(np.where(np.isfinite(a), a, 0.0))
+        self.entries += a.size
         self.signal += float(np.sum(size**2))
         self.noise += float(np.sum(error**2))
         self.max_error = max(self.max_error, float(np.max(error, initial=0.0)))
@@ -86,6 +87,7 @@ class _Accumulator:
     def count(self, a: np.ndarray, b: np.ndarray) -> None:
         """Take in an output of labels: an entry that differs is an error as large as the output."""
         differ = int(np.sum(a != b))
+        self.entries += a.size
         self.rows += a.size
         self.agreed += a.size - differ
         self.signal += a.size
@@ -125,6 +127,7 @@ def compare(
 
     Raises:
         ContractError: an output is missing or has another shape.
+        DataError: nothing was compared: there are no samples, or an output is empty on all of them.
     """
     sums: dict[str, _Accumulator] = {}
     samples = 0
@@ -141,6 +144,7 @@ def compare(
             add(
                 sums.setdefault(name, _Accumulator()), _real_rows(array, keep), _real_rows(actual[name], keep)
             )
+    _refuse_nothing(sums, samples)
     totals = list(sums.values())
     rows = sum(t.rows for t in totals)
     ratios = [ratio_db(t.signal, t.noise) for t in totals if t.noise or t.signal]
@@ -151,6 +155,17 @@ def compare(
         min_cosine=min((t.min_cosine for t in totals), default=1.0),
         sqnr_db=min(ratios, default=ratio_db(1.0, 0.0)),
         argmax_agreement=sum(t.agreed for t in totals) / rows if rows else 1.0,
+    )
+
+
+def _refuse_nothing(sums: Mapping[str, _Accumulator], samples: int) -> None:
+    empty = next((name for name, total in sums.items() if not total.entries), None)
+    if sums and empty is None:
+        return
+    seen = "no samples" if not sums else f"output {empty!r} is empty on all {samples} samples"
+    raise DataError(
+        f"nothing was compared, so nothing is shown: {seen}; give samples with --data that have at least one "
+        "token and give every output at least one entry"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from graphcompress.data.load import Samples, synthetic_samples
 from graphcompress.errors import ContractError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed, Runner
+from graphcompress.measure.reference import check_repeats
 from graphcompress.measure.verify import Difference, check_structure, compare, interface
 from graphcompress.plugin.base import Context, Pass, Training
 
@@ -80,9 +81,11 @@ class Checker:
         return step, total, bytes_on_disk
 
 
-def _outputs_of(model: Model, feeds: Iterable[Feed]) -> list[Outputs]:
+def _outputs_of(model: Model, feeds: Sequence[Feed]) -> list[Outputs]:
     with Runner(model) as runner:
-        return [runner(feed) for feed in feeds]
+        outputs: list[Outputs] = [runner(feed) for feed in feeds]
+        check_repeats(model, runner, feeds[0], outputs[0])
+    return outputs
 
 
 def judge(

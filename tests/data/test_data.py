@@ -196,6 +196,13 @@ def test_a_column_named_twice_is_refused(name, between, tmp_path) -> None:
         read_columns(tmp_path / name)
 
 
+def test_a_row_without_a_token_is_refused(tiny_bert, tmp_path) -> None:
+    rows = [*ROWS, {name: [] for name in ROWS[0]}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="row 4 is empty: it has no token; remove that row"):
+        load_samples(tmp_path / "rows.jsonl", tiny_bert)
+
+
 # ---- samples without data
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphcompress.data.load import Samples
-from graphcompress.errors import ContractError
+from graphcompress.errors import ContractError, DataError
 from graphcompress.graph.runtime import Runner
 from graphcompress.measure.verify import batch_invariance, check_structure, compare, interface
 from graphcompress.plugin.base import Context, Exact, Lossy
@@ -109,6 +109,28 @@ def test_padding_is_not_looked_at() -> None:
 def test_a_missing_or_reshaped_output_breaks_any_contract(actual) -> None:
     with pytest.raises(ContractError, match="output 'y': expected shape"):
         compare([{"y": np.zeros((4, 7))}], lambda feed: actual, [FEED])
+
+
+@pytest.mark.parametrize("shape", [(0, 7), (4, 0)])
+def test_nothing_compared_is_not_proven(shape) -> None:
+    empty = np.zeros(shape, np.float32)
+    with pytest.raises(DataError, match="nothing was compared, so nothing is shown: output 'y' is empty"):
+        difference(empty, empty)
+    with pytest.raises(DataError, match="nothing is shown: no samples"):
+        compare([], lambda feed: {}, [])
+
+
+def test_padding_alone_is_nothing() -> None:
+    feed = {"attention_mask": np.zeros((4, 7), np.int64)}
+    y = noise(0, 4, 7, 3)
+    with pytest.raises(DataError, match="nothing was compared"):
+        difference(y, y, feed)
+
+
+def test_an_output_that_is_empty_now_and_then_is_compared_where_it_is_not() -> None:
+    feeds, outputs = [FEED, FEED], [{"y": np.zeros((0, 3))}, {"y": np.ones((2, 3))}]
+    answers = iter(outputs)
+    assert compare(outputs, lambda feed: next(answers), feeds).samples == 8
 
 
 # ---- batch invariance

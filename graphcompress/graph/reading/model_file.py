@@ -14,10 +14,16 @@ from graphcompress.errors import InvalidModelError
 from graphcompress.graph.reading.protos import graphs, is_sorted, nodes, number_of_bytes, tensors
 from graphcompress.graph.reading.skim import skim
 from graphcompress.graph.reading.wholeness import STANDARD_DOMAINS, check_whole
+from graphcompress.graph.runtime import is_runtime_operator
 from graphcompress.graph.stored import stored
 
 _IR_OF_FREE_INITIALIZERS = 4
 """Since this version an initializer need not be an input; one that is may be overridden."""
+
+RUNTIME_DOMAINS = frozenset(
+    {"", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"}
+)
+"""Domains in which ONNX Runtime has operators of its own."""
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +48,8 @@ def read_model(path: Path) -> tuple[ir.Model, tuple[Path, ...]]:
     proto = _parse(path)
     _normalise_domains(proto)
     _free_initializers(proto)
+    _forget_negative_sizes(proto)
+    _drop_shadowed_functions(proto)
     check_whole(path, proto)
     files = {path.name: path}
     for graph in graphs(proto):
@@ -125,6 +133,29 @@ def _free_initializers(model: onnx.ModelProto) -> None:
         del model.graph.input[:]
         model.graph.input.extend(inputs)
         model.ir_version = _IR_OF_FREE_INITIALIZERS
+
+
+def _forget_negative_sizes(model: onnx.ModelProto) -> None:
+    """A size below zero is how some exporters write one that is not known."""
+    for graph in graphs(model):
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_value < 0:
+                    dim.ClearField("dim_value")
+
+
+def _drop_shadowed_functions(model: onnx.ModelProto) -> None:
+    """Remove functions whose name ONNX Runtime implements itself: it runs its operator, not the function."""
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    kept = []
+    for function in model.functions:
+        domain = "" if function.domain in STANDARD_DOMAINS else function.domain
+        if domain not in RUNTIME_DOMAINS or not is_runtime_operator(
+            domain, function.name, opsets.get(domain, 1)
+        ):
+            kept.append(function)
+    del model.functions[:]
+    model.functions.extend(kept)
 
 
 def _check_external(path: Path, tensor: onnx.TensorProto) -> tuple[str, Path]:
