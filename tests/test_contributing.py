@@ -5,17 +5,17 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import pytest
+from plugins import installed
 
 from graphcompress import optimize, session
 from graphcompress.build.report import target_lines
 from graphcompress.data.load import Samples
 from graphcompress.errors import UsageError
-from graphcompress.plugin import registry
 from graphcompress.plugin.reference import describe
+from graphcompress.plugin.registry import TARGETS
 
 PAGE = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 PASS, TESTS, TARGET = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
@@ -39,8 +39,7 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, module_name, module)
     spec.loader.exec_module(module)
-    entry = EntryPoint(name, target, "graphcompress.passes")
-    monkeypatch.setattr(registry, "_entries", lambda kind: {name: entry})
+    installed(monkeypatch, tmp_path, "example", passes={name: target})
     names: dict[str, object] = {}
     exec(compile(TESTS, "CONTRIBUTING.md", "exec"), names)
     return names
@@ -61,23 +60,17 @@ def test_the_target_of_the_page(
 ) -> None:
     name, place = TARGET_ENTRY
     module, _, _ = place.partition(":")
-    (tmp_path / f"{module}.py").write_text(TARGET, encoding="utf-8")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    known = {entry.name: entry for entry in entry_points(group="graphcompress.targets")}
-    known[name] = EntryPoint(name, place, "graphcompress.targets")
-    of_passes = registry._entries("passes")
-    monkeypatch.setattr(registry, "_entries", lambda kind: known if kind == "targets" else of_passes)
+    installed(monkeypatch, tmp_path / "site", module, TARGET, targets={name: place})
     targets = "cpu{measure=false},plain{file=m.onnx}"
     build = optimize(
         tiny_bert_path, "int8", target=targets, data=tiny_samples, output=tmp_path / "out", allow=["int8"]
     )
     assert ("plain", "written as it is") in target_lines(build)
     assert session(tmp_path / "out" / "plain")(tiny_samples.batch([0]))
-    assert describe(registry.target_class("plain")).options[0].help == "name of the file"
+    assert describe(TARGETS.find("plain")).options[0].help == "name of the file"
     for asked, words in (("plain{file=m.ort}", "change file"), ("plain", "change activations")):
         with pytest.raises(UsageError, match=words):
             optimize("missing.onnx", "int8{activations=uint8}", target=asked, data=tiny_samples)
-    monkeypatch.delitem(sys.modules, module)
 
 
 def test_the_map_names_what_exists() -> None:

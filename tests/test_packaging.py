@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from graphcompress.plugin.registry import KINDS
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -54,18 +56,17 @@ def test_types_and_licence_are_in_the_wheel(wheel: zipfile.ZipFile) -> None:
 def test_the_wheel_works_from_another_folder(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     wheel.extractall(tmp_path / "site")
     entries = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
-    passes, targets = (sorted(entries[f"graphcompress.{kind}"]) for kind in ("passes", "targets"))
+    wanted = {kind.plural: sorted(entries[f"graphcompress.{kind.plural}"]) for kind in KINDS}
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
         "import graphcompress\n"
         f"assert graphcompress.__file__.startswith({str(tmp_path)!r}), graphcompress.__file__\n"
-        "from graphcompress.plugin import registry\n"
-        "for name in registry.names('passes'): registry.pass_class(name)\n"
-        "for name in registry.names('targets'): registry.target_class(name)\n"
-        "print(registry.names('passes'), registry.names('targets'))"
+        "from graphcompress.plugin.registry import KINDS\n"
+        "for kind in KINDS: [kind.find(name) for name in kind.names()]\n"
+        "print({kind.plural: kind.names() for kind in KINDS})"
     )
     done = python(code, tmp_path)
-    assert done.stdout.strip() == f"{passes} {targets}", done.stderr
+    assert done.stdout.strip() == str(wanted), done.stderr
 
 
 def test_the_command_is_an_entry_point(wheel: zipfile.ZipFile) -> None:

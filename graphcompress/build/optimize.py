@@ -27,8 +27,8 @@ from graphcompress.measure.metrics import Score
 from graphcompress.measure.verify import Difference, Invariance, batch_invariance, compare
 from graphcompress.pipeline.judging import Size
 from graphcompress.pipeline.pipeline import PassRecord, Pipeline
-from graphcompress.plugin import registry
 from graphcompress.plugin.base import Context, Pass, Progress, Target, Training, no_progress
+from graphcompress.plugin.registry import PASSES
 from graphcompress.plugin.targeting import artifact_folders, common_capabilities, distinct, parse_targets
 from graphcompress.training.processes import rank
 
@@ -137,7 +137,7 @@ def optimize(
         pipeline.check_target(each.name, each.capabilities, calibrated=data is not None or train is not None)
     capabilities = common_capabilities(targets)
     for name in allow:
-        registry.pass_class(name)
+        PASSES.find(name)
     pipeline.check_request(allow, require_coverage)
     chosen = metrics.metric(metric) if metric else None
     if eval_data is not None and chosen is None:
@@ -281,4 +281,4 @@ def _pipeline(passes: str | Collection[Pass]) -> Pipeline:
 def _with_simplify(pipeline: Pipeline) -> Pipeline:
     if any(step.name == "simplify" for step in pipeline.passes):
         return pipeline
-    return Pipeline((registry.pass_class("simplify")(), *pipeline.passes))
+    return Pipeline((PASSES.find("simplify")(), *pipeline.passes))

@@ -1,4 +1,4 @@
-"""``graphcompress passes`` and ``graphcompress targets``: what is installed."""
+"""``graphcompress passes``, ``graphcompress targets``: what is installed."""
 
 from __future__ import annotations
 
@@ -8,34 +8,32 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from graphcompress.cli.terminal import Json, out, print_json
+from graphcompress.plugin.registry import PASSES, TARGETS, Kind
 
 if TYPE_CHECKING:
+    from graphcompress.plugin.base import Named
     from graphcompress.plugin.reference import Entry
-    from graphcompress.plugin.registry import Kind
 
 Name = Annotated[str | None, typer.Argument(help="Show only this one, with its whole description.")]
 
 
 def passes(name: Name = None, json: Json = False) -> None:
     """List the installed passes with their contracts and options."""
-    _show("passes", name, json)
+    _show(PASSES, name, json)
 
 
 def targets(name: Name = None, json: Json = False) -> None:
     """List the installed targets with what they can run and their options."""
-    _show("targets", name, json)
+    _show(TARGETS, name, json)
 
 
-def _show(kind: Kind, name: str | None, json: bool) -> None:
-    from graphcompress.plugin import reference, registry
+def _show(kind: Kind[Named], name: str | None, json: bool) -> None:
+    from graphcompress.plugin import reference
 
-    if name is None:
-        found = reference.entries(kind)
-    else:
-        load = registry.pass_class if kind == "passes" else registry.target_class
-        found = [reference.describe(load(name))]
+    found = reference.entries(kind) if name is None else [reference.describe(kind.find(name))]
     if json:
-        print_json([dataclasses.asdict(entry) for entry in found])
+        flat = [dataclasses.asdict(entry) for entry in found]
+        print_json([entry.pop("about") | entry for entry in flat])
         return
     for entry in found:
         _print(entry, whole=name is not None)
@@ -46,10 +44,8 @@ def _print(entry: Entry, *, whole: bool) -> None:
 
     console = out()
     console.print(f"{entry.name}: {entry.text if whole else entry.summary}")
-    if entry.contract:
-        console.print(f"  contract: {entry.contract}")
-    if entry.capabilities:
-        console.print(f"  runs, with default options: {entry.capabilities}")
+    for line in entry.lines():
+        console.print(f"  {line}")
     if not entry.options:
         console.print("  no options\n")
         return

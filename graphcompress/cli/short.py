@@ -15,13 +15,13 @@ def with_options(targets: str, *, override: bool = False, **values: str | None) 
     """
     from graphcompress.errors import UsageError
     from graphcompress.plugin.options import build, split_calls
-    from graphcompress.plugin.registry import target_class
+    from graphcompress.plugin.registry import TARGETS
 
     given = {name: value for name, value in values.items() if value is not None}
     if not given:
         return targets
     calls = split_calls(targets)
-    known = {name: {entry.name for entry in dataclasses.fields(target_class(name))} for name, _ in calls}
+    known = {name: {entry.name for entry in dataclasses.fields(TARGETS.find(name))} for name, _ in calls}
     for option, value in given.items():
         takers = [options for name, options in calls if option in known[name]]
         if not takers:
@@ -31,4 +31,4 @@ def with_options(targets: str, *, override: bool = False, **values: str | None) 
                 options[option] = value
             elif options.setdefault(option, value) != value:
                 raise UsageError(f"--{option} {value} and {targets} say different things; give one of them")
-    return ",".join(str(build(target_class(name), name, options)) for name, options in calls)
+    return ",".join(str(build(TARGETS.find(name), name, options)) for name, options in calls)

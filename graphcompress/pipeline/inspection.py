@@ -15,8 +15,8 @@ from graphcompress.analysis.couplings import FFN, Group, couplings
 from graphcompress.analysis.layers import layers
 from graphcompress.analysis.linears import embeddings, linears
 from graphcompress.graph.model import Model
-from graphcompress.plugin import registry
 from graphcompress.plugin.base import Context, Pass, Progress, Skipped, Touched, no_progress
+from graphcompress.plugin.registry import PASSES
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,7 @@ def inspect(
     """
     groups = couplings(model)
     costs = {cost.node: cost.macs for cost in node_costs(model)}
-    tried = (
-        [registry.pass_class(name)() for name in registry.names("passes")] if passes is None else list(passes)
-    )
+    tried = [PASSES.find(name)() for name in PASSES.names()] if passes is None else list(passes)
     opportunities = []
     for number, step in enumerate(tried):
         progress("try passes", number, len(tried))
@@ -208,7 +206,7 @@ def _try(model: Model, step: Pass, ctx: Context) -> Opportunity:
     copy = model.clone()
     untrained = dataclasses.replace(ctx, training=None)
     if step.name != "simplify":
-        registry.pass_class("simplify")().run(copy, dataclasses.replace(untrained, progress=no_progress))
+        PASSES.find("simplify")().run(copy, dataclasses.replace(untrained, progress=no_progress))
     done = step.run(copy, untrained)
     return Opportunity(
         text=str(step),

@@ -12,7 +12,6 @@ from graphcompress.errors import CoverageError, UsageError, nearest
 from graphcompress.graph.model import Model
 from graphcompress.measure.verify import Difference
 from graphcompress.pipeline.judging import Checker, Outputs, Size, judge, rounding
-from graphcompress.plugin import registry
 from graphcompress.plugin.base import (
     Capabilities,
     Context,
@@ -25,6 +24,7 @@ from graphcompress.plugin.base import (
     parameters_of,
 )
 from graphcompress.plugin.options import build, split_calls
+from graphcompress.plugin.registry import PASSES
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Pipeline:
         calls = split_calls(text)
         if not calls:
             raise UsageError("no passes are given; name at least one, for example --passes simplify,int8")
-        return cls(build(registry.pass_class(name), name, options) for name, options in calls)
+        return cls(build(PASSES.find(name), name, options) for name, options in calls)
 
     def __str__(self) -> str:
         return ",".join(str(step) for step in self.passes)

@@ -200,7 +200,7 @@ class Context:
 
 
 @dataclass(frozen=True)
-class _Named:
+class Named:
     """A frozen dataclass whose fields are its options and whose text is what the user types."""
 
     name: ClassVar[str]
@@ -216,9 +216,14 @@ class _Named:
         """First line of the docstring: what it does."""
         return (inspect.getdoc(cls) or "").partition("\n")[0]
 
+    @classmethod
+    def about(cls) -> Mapping[str, object]:
+        """What the reference says about it besides: a heading in a few words → what stands there."""
+        return {}
+
 
 @dataclass(frozen=True)
-class Pass(_Named, abc.ABC):
+class Pass(Named, abc.ABC):
     """Edits the graph of a model in place and promises how much the outputs may change.
 
     A subclass is a frozen dataclass: fields are options (see :func:`graphcompress.option`), the docstring is
@@ -228,6 +233,11 @@ class Pass(_Named, abc.ABC):
     contract: ClassVar[Contract]
     trains: ClassVar[bool] = False
     """Whether it makes good what lossy passes before it cost: they are judged by their contracts after it."""
+
+    @classmethod
+    def about(cls) -> Mapping[str, object]:
+        """Its contract."""
+        return {"contract": str(cls.contract)}
 
     def unsupported(self, capabilities: Capabilities, *, calibrated: bool) -> str | None:
         """What these options ask for that a target cannot run, and which option to change; None: nothing.
@@ -248,11 +258,16 @@ class Pass(_Named, abc.ABC):
 
 
 @dataclass(frozen=True)
-class Target(_Named, abc.ABC):
+class Target(Named, abc.ABC):
     """Lowers a model for one runtime, writes its files and runs them there."""
 
     timed: ClassVar[bool] = True
     """Whether times of :meth:`session` on this machine are those of the runtime that the artifact is for."""
+
+    @classmethod
+    def about(cls) -> Mapping[str, object]:
+        """What it can run with its default options."""
+        return {"capabilities": cls().capabilities}
 
     @property
     @abc.abstractmethod

@@ -1,4 +1,4 @@
-"""The reference of passes and targets, from their docstrings and options."""
+"""The reference of everything that can be added, from its docstrings and options."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import dataclasses
 import inspect
 import sys
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from graphcompress.plugin import registry
-from graphcompress.plugin.base import Capabilities, Pass, Target
+from graphcompress.plugin.base import Named
+from graphcompress.plugin.registry import KINDS, Kind
 
 _HEADER = "<!-- Written by `make docs` from the docstrings and options in the source; edit those. -->\n"
+TITLES = {"capabilities": "runs, with default options"}
+"""Headings of :meth:`Named.about` that a reader gets in other words."""
 
 
 @dataclass(frozen=True)
@@ -28,34 +31,33 @@ class Option:
 
 @dataclass(frozen=True)
 class Entry:
-    """One pass or target: its name, first line and whole docstring, what it promises or can run, its options.
+    """One thing that can be added: its name, first line and whole docstring, its options.
 
     Attributes:
-        contract: of a pass, as text.
-        capabilities: of a target with its default options.
+        about: what its kind says besides, such as the contract of a pass.
     """
 
     name: str
     summary: str
     text: str
-    contract: str
-    capabilities: Capabilities | None
+    about: Mapping[str, object]
     options: tuple[Option, ...]
 
-
-def entries(kind: registry.Kind) -> list[Entry]:
-    """All installed passes or targets, sorted by name."""
-    load = registry.pass_class if kind == "passes" else registry.target_class
-    return [describe(load(name)) for name in registry.names(kind)]
+    def lines(self) -> list[str]:
+        """``about`` as lines for a reader."""
+        return [f"{TITLES.get(heading, heading)}: {text}" for heading, text in self.about.items()]
 
 
-def describe(cls: type[Pass] | type[Target]) -> Entry:
-    """The reference of one pass or target."""
+def entries(kind: Kind[Named]) -> list[Entry]:
+    """All installed ones of a kind, sorted by name."""
+    return [describe(kind.find(name)) for name in kind.names()]
+
+
+def describe(cls: type[Named]) -> Entry:
+    """The reference of one of them."""
     hints = typing.get_type_hints(cls)
     options = tuple(_option(field, hints[field.name]) for field in dataclasses.fields(cls))
-    contract = str(cls.contract) if issubclass(cls, Pass) else ""
-    capabilities = cls().capabilities if issubclass(cls, Target) else None
-    return Entry(cls.name, cls.summary(), inspect.getdoc(cls) or "", contract, capabilities, options)
+    return Entry(cls.name, cls.summary(), inspect.getdoc(cls) or "", cls.about(), options)
 
 
 def _option(field: dataclasses.Field[typing.Any], hint: object) -> Option:
@@ -76,14 +78,13 @@ def _option(field: dataclasses.Field[typing.Any], hint: object) -> Option:
     return Option(field.name, " or ".join(arms), default or '""', ", ".join(parts), about.get("help", ""))
 
 
-def markdown(kind: registry.Kind) -> str:
-    """The reference page of all passes or all targets."""
-    title = {"passes": "Passes", "targets": "Targets"}[kind]
-    lines = [_HEADER, f"# {title}", ""]
+def markdown(kind: Kind[Named]) -> str:
+    """The reference page of all that are installed of a kind."""
+    lines = [_HEADER, f"# {kind.plural.capitalize()}", ""]
     for entry in entries(kind):
         lines += [f"## {entry.name}", "", entry.text, ""]
-        lines += [f"Contract: {entry.contract}.", ""] if entry.contract else []
-        lines += [f"Runs, with default options: {entry.capabilities}.", ""] if entry.capabilities else []
+        for line in entry.lines():
+            lines += [f"{line[0].upper()}{line[1:]}.", ""]
         lines += _table(entry.options)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -102,10 +103,10 @@ def _cell(text: str) -> str:
 
 
 def write(folder: Path) -> None:
-    """Write ``passes.md`` and ``targets.md`` into ``folder``."""
+    """Write a page for every kind, such as ``passes.md``, into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    for kind in typing.get_args(registry.Kind):
-        (folder / f"{kind}.md").write_text(markdown(kind), encoding="utf-8")
+    for kind in KINDS:
+        (folder / f"{kind.plural}.md").write_text(markdown(kind), encoding="utf-8")
 
 
 if __name__ == "__main__":

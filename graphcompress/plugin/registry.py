@@ -1,68 +1,94 @@
-"""Names of passes and targets → classes, through entry points, imported when first used.
+"""Names of what can be added → classes, through entry points, imported when first used.
 
-A third-party package adds a pass by declaring an entry point in the group ``graphcompress.passes``
-(``graphcompress.targets`` for a target); nothing in this package has to change.
+A third-party package adds a pass by declaring an entry point in the group ``graphcompress.passes``, and
+anything else in the group of its kind; nothing in this package has to change.
 """
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Literal, TypeVar
+from typing import Generic, TypeVar
 
 from graphcompress.errors import UsageError, nearest
-from graphcompress.plugin.base import Pass, Target
+from graphcompress.plugin.base import Named, Pass, Target
 
-Kind = Literal["passes", "targets"]
-T = TypeVar("T")
+T_co = TypeVar("T_co", bound=Named, covariant=True)
+
+
+@dataclass(frozen=True)
+class Kind(Generic[T_co]):
+    """One kind of thing that can be added.
+
+    Attributes:
+        plural: the command that lists them, and the end of their group of entry points.
+        noun: one of them, in a message.
+        base: the class that all of them extend.
+    """
+
+    plural: str
+    noun: str
+    base: type[T_co]
+
+    def names(self) -> list[str]:
+        """Names of the installed ones, sorted; nothing is imported."""
+        return sorted(self._declared())
+
+    def find(self, name: str) -> type[T_co]:
+        """The class called ``name``.
+
+        Raises:
+            UsageError: no installed package declares it, two do, or what is declared cannot be used.
+        """
+        declared = self._declared()
+        if name not in declared:
+            raise UsageError(f"unknown {self.noun} {name!r}: {nearest(name, declared)}")
+        first, *others = declared[name]
+        if others:
+            raise UsageError(
+                f"{self.noun} {name!r} is declared by {_origin(first)} and by {_origin(others[0])}; "
+                "uninstall one of them, or rename it"
+            )
+        return self._checked(name, _load(first))
+
+    def _declared(self) -> dict[str, list[EntryPoint]]:
+        return _declared(f"graphcompress.{self.plural}", tuple(sys.path))
+
+    def _checked(self, name: str, loaded: object) -> type[T_co]:
+        where = f"entry point {name!r} of group graphcompress.{self.plural}"
+        if not (isinstance(loaded, type) and issubclass(loaded, self.base)):
+            raise UsageError(f"{where} is not a {self.base.__name__}: {loaded!r}")
+        if loaded.name != name:
+            raise UsageError(f"{where} calls itself {loaded.name!r}; give both one name")
+        return loaded
+
+
+PASSES = Kind("passes", "pass", Pass)
+TARGETS = Kind("targets", "target", Target)
+KINDS: tuple[Kind[Named], ...] = (PASSES, TARGETS)
 
 
 @cache
-def _entries(kind: Kind) -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=f"graphcompress.{kind}")}
+def _declared(group: str, path: tuple[str, ...]) -> dict[str, list[EntryPoint]]:
+    """Name → all entry points of ``group`` that have it, as the packages on ``path`` declare them."""
+    found: dict[str, list[EntryPoint]] = {}
+    for entry in entry_points(group=group):
+        found.setdefault(entry.name, []).append(entry)
+    return found
 
 
-def names(kind: Kind) -> list[str]:
-    """Names of the installed passes or targets, sorted; nothing is imported."""
-    return sorted(_entries(kind))
+def _origin(entry: EntryPoint) -> str:
+    package = entry.dist.name if entry.dist else "an unnamed package"
+    return f"{package} ({entry.value})"
 
 
-def pass_class(name: str) -> type[Pass]:
-    """The pass class called ``name``.
-
-    Raises:
-        UsageError: no installed package declares it.
-    """
-    return _class("passes", Pass, name)  # type: ignore[type-abstract]
-
-
-def target_class(name: str) -> type[Target]:
-    """The target class called ``name``.
-
-    Raises:
-        UsageError: no installed package declares it.
-    """
-    return _class("targets", Target, name)  # type: ignore[type-abstract]
-
-
-def _class(kind: Kind, base: type[T], name: str) -> type[T]:
-    loaded = _load(kind, name)
-    if not (isinstance(loaded, type) and issubclass(loaded, base)):
-        raise UsageError(
-            f"entry point {name!r} of group graphcompress.{kind} is not a {base.__name__}: {loaded!r}"
-        )
-    return loaded
-
-
-def _load(kind: Kind, name: str) -> object:
-    entries = _entries(kind)
-    if name not in entries:
-        noun = {"passes": "pass", "targets": "target"}[kind]
-        raise UsageError(f"unknown {noun} {name!r}: {nearest(name, entries)}")
+def _load(entry: EntryPoint) -> object:
     try:
-        return entries[name].load()
+        return entry.load()
     except (ImportError, AttributeError) as error:
         raise UsageError(
-            f"{name!r} is declared as {entries[name].value} but cannot be loaded ({error}); "
+            f"{entry.name!r} is declared as {entry.value} but cannot be loaded ({error}); "
             "install its package again, or what it needs"
         ) from error

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from graphcompress.errors import UsageError
-from graphcompress.plugin import registry
 from graphcompress.plugin.base import Capabilities, Target
 from graphcompress.plugin.options import build, split_calls
+from graphcompress.plugin.registry import TARGETS
 
 
 def parse_targets(text: str) -> tuple[Target, ...]:
@@ -20,8 +20,8 @@ def parse_targets(text: str) -> tuple[Target, ...]:
     """
     calls = split_calls(text)
     if not calls:
-        raise UsageError(f"no target is given; known: {', '.join(registry.names('targets'))}")
-    return distinct([build(registry.target_class(name), name, options) for name, options in calls])
+        raise UsageError(f"no target is given; known: {', '.join(TARGETS.names())}")
+    return distinct([build(TARGETS.find(name), name, options) for name, options in calls])
 
 
 def parse_target(text: str) -> Target:
@@ -32,7 +32,7 @@ def parse_target(text: str) -> Target:
     """
     targets = parse_targets(text)
     if len(targets) != 1:
-        raise UsageError(f"expected one target, got {text!r}; known: {', '.join(registry.names('targets'))}")
+        raise UsageError(f"expected one target, got {text!r}; known: {', '.join(TARGETS.names())}")
     return targets[0]
 
 

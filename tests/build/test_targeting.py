@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from plugins import installed
 from typer.testing import CliRunner
 
 from graphcompress import optimize, session
@@ -19,7 +20,6 @@ from graphcompress.cli import app
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import session_of
-from graphcompress.plugin import registry
 from graphcompress.plugin.base import Capabilities, Context, Pass, Record, Target
 from graphcompress.plugin.targeting import common_capabilities, parse_targets
 from graphcompress.targets.cpu.cpu import NOTHING_MEASURED, Cpu
@@ -51,11 +51,8 @@ class Symmetric(Target):
 
 
 @pytest.fixture(autouse=True)
-def _registered(monkeypatch):
-    known = registry.target_class
-    monkeypatch.setattr(
-        registry, "target_class", lambda name: Symmetric if name == "symmetric" else known(name)
-    )
+def _registered(tmp_path, monkeypatch):
+    installed(monkeypatch, tmp_path / "site", "other", targets={"symmetric": "test_targeting:Symmetric"})
 
 
 @pytest.fixture

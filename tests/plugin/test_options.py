@@ -14,9 +14,9 @@ from strategies import instances
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin import registry
 from graphcompress.plugin.base import Context, Contract, Exact, Pass, Record, Target
 from graphcompress.plugin.options import build, format_call, option, split_calls
+from graphcompress.plugin.registry import PASSES, TARGETS
 from graphcompress.plugin.targeting import parse_target
 
 
@@ -49,18 +49,18 @@ def test_text_of_a_pass_makes_it_again(step: Sample) -> None:
     assert parse(str(step)) == step
 
 
-@pytest.mark.parametrize("name", registry.names("passes"))
+@pytest.mark.parametrize("name", PASSES.names())
 def test_text_of_every_installed_pass_makes_it_again(name: str) -> None:
-    @given(instances(registry.pass_class(name)))
+    @given(instances(PASSES.find(name)))
     def holds(step: Pass) -> None:
         assert Pipeline.parse(str(step)).passes == (step,)
 
     holds()
 
 
-@pytest.mark.parametrize("name", registry.names("targets"))
+@pytest.mark.parametrize("name", TARGETS.names())
 def test_text_of_every_installed_target_makes_it_again(name: str) -> None:
-    @given(instances(registry.target_class(name)))
+    @given(instances(TARGETS.find(name)))
     def holds(target: Target) -> None:
         assert parse_target(str(target)) == target
 
