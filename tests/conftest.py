@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,21 @@ from hypothesis import HealthCheck, settings
 
 from graphcompress.data.load import Samples
 from graphcompress.graph.model import Model
+
+ROOT = Path(__file__).parents[1]
+
+
+def pytest_configure() -> None:
+    """Say so when this checkout is installed as it was: what was added since would just not be found."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
+    for group, entries in declared.items():
+        found = {entry.name: entry.value for entry in entry_points(group=group)}
+        if not entries.items() <= found.items():
+            raise pytest.UsageError(
+                f"the entry points of {group} are not those of pyproject.toml; "
+                f"install the package again: {sys.executable} -m pip install --no-deps -e {ROOT}"
+            )
+
 
 settings.register_profile(
     "tests",

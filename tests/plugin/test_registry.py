@@ -37,7 +37,7 @@ def test_a_name_that_two_packages_declare_names_both(tmp_path: Path, monkeypatch
     installed(monkeypatch, tmp_path / "2", "two", passes={"nothing": "one:Nothing", "kron": "one:Nothing"})
     with pytest.raises(UsageError, match=r"pass 'nothing' is declared by (one|two) .* and by (one|two) .*"):
         PASSES.find("nothing")
-    with pytest.raises(UsageError, match=r"graphcompress \(graphcompress\.passes\.kron:Kron\)") as error:
+    with pytest.raises(UsageError, match=r"graphcompress \(graphcompress\.passes\.kron") as error:
         PASSES.find("kron")
     assert "two (one:Nothing)" in str(error.value)
     assert PASSES.find("prune").name == "prune"
