@@ -11,9 +11,9 @@ import onnx_ir.passes.common as common
 from graphcompress.analysis.linears import NAME_KEY, Embedding, Linear
 from graphcompress.graph.model import Model
 from graphcompress.plugin.base import Context, Record, Skipped, Touched
+from graphcompress.rewrite.builder import AttributeValue, Builder
 
 Subject = Linear | Embedding | str
-AttributeValue = int | float | str | list[int] | list[float]
 
 
 class Rewriter:
@@ -30,7 +30,7 @@ class Rewriter:
         self.touched: list[Touched] = []
         self.skipped: list[Skipped] = []
         self.notes: list[str] = []
-        self._names = _value_names(model)
+        self._names: set[str | None] = set()  # all names in the model, once one has to be unlike them
 
     def __enter__(self) -> Rewriter:
         return self
@@ -60,6 +60,15 @@ class Rewriter:
 
     # ---- making
 
+    def at(self, node: ir.Node | None, name: str | None = None) -> Builder:
+        """What makes operators and constants in front of ``node``, or at the end of the graph.
+
+        Their names begin with ``name``; without it, with the name of what ``node`` computes.
+        """
+        if name is None:
+            name = node.outputs[0].name if node is not None else ""
+        return Builder(self, node, name or "")
+
     def constant(self, array: np.ndarray, name: str, dtype: ir.DataType | None = None) -> ir.Value:
         """A new initializer; the array goes to scratch on disk when it is large."""
         tensor = self.model.store(array, dtype)
@@ -84,26 +93,26 @@ class Rewriter:
         domain: str = "",
         **attributes: AttributeValue,
     ) -> ir.Value:
-        """A new node, placed before ``before`` (at the end without); returns its first output.
+        """A new node, placed before ``before`` (at the end without); returns its first output."""
+        place = self.at(before, "")
+        return place.op(op_type, *inputs, name=name or None, outputs=outputs, domain=domain, **attributes)
 
-        ``name`` names the output; a second output is found at ``value.producer().outputs[1]``.
-        """
-        made = ir.node(op_type, list(inputs), attributes, domain=domain, num_outputs=outputs)
-        for index, value in enumerate(made.outputs):
-            first = name or op_type.lower()
-            value.name = self.fresh_name(first if index == 0 else f"{first}.{index}")
-        made.name = f"node_{made.outputs[0].name}"
+    def insert(self, node: ir.Node, name: str, before: ir.Node | None) -> None:
+        """Put a new ``node`` before another (at the end without); ``name`` is that of its first output."""
+        for index, value in enumerate(node.outputs):
+            value.name = self.fresh_name(name if index == 0 else f"{name}.{index}")
+        node.name = f"node_{node.outputs[0].name}"
         if before is None:
-            self.model.graph.append(made)
+            self.model.graph.append(node)
         else:
-            self.model.graph.insert_before(before, made)
-        if domain and domain not in self.model.graph.opset_imports:
-            self.model.graph.opset_imports[domain] = 1
+            self.model.graph.insert_before(before, node)
+        if node.domain:
+            self.model.graph.opset_imports.setdefault(node.domain, 1)
         self.modified = True
-        return made.outputs[0]
 
     def fresh_name(self, name: str) -> str:
         """``name``, with a number behind it when it is taken; the same in every run."""
+        self._names = self._names or _value_names(self.model)
         candidate, number = name, 1
         while candidate in self._names:
             candidate, number = f"{name}.{number}", number + 1
@@ -112,20 +121,25 @@ class Rewriter:
 
     # ---- changing
 
-    def replace(self, old: ir.Value, new: ir.Value) -> None:
+    def replace(self, old: ir.Value, new: ir.Value, *, take_name: bool = False) -> None:
         """Let every use of ``old`` (also as a graph output, which keeps its name) read ``new``.
 
-        A node that makes ``new`` from ``old`` goes on reading ``old``, so that a value can be wrapped.
+        A node that makes ``new`` from ``old`` goes on reading ``old``, so that a value can be wrapped. With
+        ``take_name``, ``new`` was made to be ``old``: it takes over its name and its metadata, and its type
+        and its shape where it has none of its own.
         """
-        if old.is_graph_output():
+        is_output = old.is_graph_output()
+        if is_output or take_name:
             new = self._nameable(new)
-            name = old.name
-            old.name = self.fresh_name(f"{name}.before")
-            new.name = name
-            self.model.graph.outputs[:] = [
-                new if output is old else output for output in self.model.graph.outputs
-            ]
-            new.shape, new.type = old.shape, old.type
+            new.type = old.type or new.type
+            if is_output or new.shape is None:
+                new.shape = None if old.shape is None else old.shape.copy()
+            new.name, old.name = old.name, self.fresh_name(f"{old.name}.before")
+        if take_name:
+            new.metadata_props.update(old.metadata_props)
+        if is_output:
+            outputs = self.model.graph.outputs
+            outputs[:] = [new if output is old else output for output in outputs]
         for node, index in tuple(old.uses()):
             if node is not new.producer():
                 node.replace_input_with(index, new)
@@ -161,12 +175,8 @@ class Rewriter:
         self.modified = True
 
     def supersede(self, old: ir.Value, new: ir.Value) -> None:
-        """As :meth:`replace`, for a ``new`` made to be ``old``: it takes over name and metadata too."""
-        self.replace(old, new)
-        new.metadata_props.update(old.metadata_props)
-        if not new.is_graph_output():
-            name, old.name = old.name, self.fresh_name(f"{old.name}.before")
-            new.name = name
+        """As :meth:`replace` with ``take_name``."""
+        self.replace(old, new, take_name=True)
 
     def set_weight(self, subject: Linear | Embedding, weight: ir.Value) -> None:
         """Give a linear a new weight [in, out], or an embedding a new table [rows, width].
@@ -193,7 +203,7 @@ class Rewriter:
         modified = bool(step(self.model.ir).modified)
         if modified:
             self.modified = True
-            self._names = _value_names(self.model)
+            self._names = set()
         return modified
 
     def clean(self) -> None:
@@ -204,13 +214,8 @@ class Rewriter:
 
 
 def put_in_place(rw: Rewriter, old: ir.Value, new: ir.Value) -> None:
-    """Let ``new`` be ``old`` for all readers, with its name, type and shape.
-
-    Shapes behind ONNX Runtime's own operators are not inferred by everything that reads the model.
-    """
-    new.type = old.type
-    new.shape = None if old.shape is None else old.shape.copy()
-    rw.supersede(old, new)
+    """As :meth:`Rewriter.replace` with ``take_name``."""
+    rw.replace(old, new, take_name=True)
 
 
 def _value_names(model: Model) -> set[str | None]:

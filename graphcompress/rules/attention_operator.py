@@ -7,7 +7,9 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.rewrite.rewriter import Rewriter, put_in_place
+from graphcompress.graph.match import dtype_of, fixed_size, operand, rank_of
+from graphcompress.rewrite.builder import Builder
+from graphcompress.rewrite.rewriter import Rewriter
 
 _PLAIN_ATTRIBUTES = frozenset({"scale", "q_num_heads", "kv_num_heads", "softmax_precision"})
 _SWAPPED = [0, 2, 1, 3]
@@ -23,24 +25,25 @@ def decompose_attention(rw: Rewriter, node: ir.Node) -> bool:
         return False
     if any(value.uses() for value in node.outputs[1:]) or any(value is not None for value in node.inputs[4:]):
         return False
-    heads = [_heads(value, node, index) for index, value in enumerate(node.inputs[:3])]
-    if any(item is None for item in heads) or heads[0] != heads[1] or heads[1] != heads[2]:
+    heads = [_heads(node, index) for index in range(3)]
+    size = fixed_size(node.inputs[0], -1)
+    if heads[0] is None or size is None or len(set(heads)) != 1:
         return False
-    q, k, v = (_split(rw, node, index) for index in range(3))
-    size = _size(node.inputs[0], heads[0])
-    if q is None or k is None or v is None or size is None:
-        return False
-    scale = node.attributes.get_float("scale", 1.0 / math.sqrt(size))
-    name = node.outputs[0].name or "attention"
-    transposed = rw.node("Transpose", k, before=node, name=f"{name}.keys", perm=[0, 1, 3, 2])
-    scores = rw.node("MatMul", q, transposed, before=node, name=f"{name}.products")
-    factor = rw.constant(np.array(scale, _dtype(q)), f"{name}.scale_factor")
-    scores = rw.node("Mul", scores, factor, before=node, name=f"{name}.scores")
-    mask = node.inputs[3] if len(node.inputs) > 3 else None
+    flat = rank_of(node.inputs[0]) == 3
+    scale = node.attributes.get_float("scale", 1.0 / math.sqrt(size // heads[0] if flat else size))
+    b = rw.at(node)
+    q, k, v = (_split(rw, node, index, heads[0]) for index in range(3))
+    scores = b.op("MatMul", q, b.op("Transpose", k, name="keys", perm=[0, 1, 3, 2]), name="products")
+    scores = b.op("Mul", scores, b.constant(scale, "scale_factor", like=q), name="scores")
+    mask = operand(node, 3)
     if mask is not None:
-        scores = rw.node("Add", scores, _bias(rw, mask, node, name), before=node, name=f"{name}.masked")
-    probabilities = rw.node("Softmax", scores, before=node, name=f"{name}.probabilities", axis=-1)
-    put_in_place(rw, node.outputs[0], _merged(rw, node, probabilities, v, name))
+        scores = b.op("Add", scores, _bias(b, mask, node.inputs[0]), name="masked")
+    probabilities = b.op("Softmax", scores, name="probabilities", axis=-1)
+    context = b.op("MatMul", probabilities, v, name="context")
+    if flat:
+        moved = b.op("Transpose", context, name="moved", perm=_SWAPPED)
+        context = b.op("Reshape", moved, b.constant([0, 0, -1], "merged_shape"), name="merged")
+    rw.replace(node.outputs[0], context, take_name=True)
     return True
 
 
@@ -49,50 +52,28 @@ def _is_set(attribute: ir.Attr) -> bool:
     return attribute.value not in (0, 0.0)
 
 
-def _heads(value: ir.Value | None, node: ir.Node, index: int) -> int | None:
-    if value is None or value.shape is None:
-        return None
-    if len(value.shape) == 3:
+def _heads(node: ir.Node, index: int) -> int | None:
+    """Number of heads of an operand, which is [batch, tokens, width] or [batch, heads, tokens, size]."""
+    rank = rank_of(node.inputs[index])
+    if rank == 3:
         return node.attributes.get_int("q_num_heads" if index == 0 else "kv_num_heads", 0) or None
-    return value.shape[1] if len(value.shape) == 4 and isinstance(value.shape[1], int) else None
+    return fixed_size(node.inputs[index], 1) if rank == 4 else None
 
 
-def _size(value: ir.Value | None, heads: int | None) -> int | None:
-    if value is None or value.shape is None or heads is None or not isinstance(value.shape[-1], int):
-        return None
-    return value.shape[-1] if len(value.shape) == 4 else value.shape[-1] // heads
-
-
-def _split(rw: Rewriter, node: ir.Node, index: int) -> ir.Value | None:
+def _split(rw: Rewriter, node: ir.Node, index: int, heads: int) -> ir.Value | None:
     """[batch, heads, tokens, size] of an operand."""
     value = node.inputs[index]
-    if value is None or value.shape is None or len(value.shape) == 4:
+    if value is None or rank_of(value) == 4:
         return value
-    heads = _heads(value, node, index)
-    shape = rw.constant(np.array([0, 0, heads, -1], np.int64), f"{value.name}.heads_shape")
-    parts = rw.node("Reshape", value, shape, before=node, name=f"{value.name}.parts")
-    return rw.node("Transpose", parts, before=node, name=f"{value.name}.heads", perm=_SWAPPED)
+    b = rw.at(node, value.name)
+    parts = b.op("Reshape", value, b.constant([0, 0, heads, -1], "heads_shape"), name="parts")
+    return b.op("Transpose", parts, name="heads", perm=_SWAPPED)
 
 
-def _merged(rw: Rewriter, node: ir.Node, probabilities: ir.Value, v: ir.Value, name: str) -> ir.Value:
-    context = rw.node("MatMul", probabilities, v, before=node, name=f"{name}.context")
-    first = node.inputs[0]
-    if first is None or first.shape is None or len(first.shape) == 4:
-        return context
-    moved = rw.node("Transpose", context, before=node, name=f"{name}.moved", perm=_SWAPPED)
-    shape = rw.constant(np.array([0, 0, -1], np.int64), f"{name}.merged_shape")
-    return rw.node("Reshape", moved, shape, before=node, name=f"{name}.merged")
-
-
-def _bias(rw: Rewriter, mask: ir.Value, node: ir.Node, name: str) -> ir.Value:
+def _bias(b: Builder, mask: ir.Value, like: ir.Value | None) -> ir.Value:
     """A mask of booleans (True: attend) as numbers to add to the scores."""
     if mask.dtype != ir.DataType.BOOL:
         return mask
-    dtype = _dtype(node.inputs[0])
-    nothing = rw.constant(np.array(0, dtype), f"{name}.nothing")
-    lowest = rw.constant(np.array(np.finfo(dtype).min, dtype), f"{name}.lowest")
-    return rw.node("Where", mask, nothing, lowest, before=node, name=f"{name}.mask")
-
-
-def _dtype(value: ir.Value | None) -> np.dtype:
-    return np.dtype(np.float32) if value is None or value.dtype is None else value.dtype.numpy()
+    lowest = float(np.finfo(dtype_of(like).numpy()).min)
+    nothing = b.constant(0, "nothing", like=like)
+    return b.op("Where", mask, nothing, b.constant(lowest, "lowest", like=like), name="mask")

@@ -80,8 +80,9 @@ def gather_of_coordinates(rw: Rewriter, node: ir.Node) -> str | None:
     narrow = [data.shape[axes.index(axis)] if axis in axes else 1 for axis in range(len(indices.shape) - 1)]
     if out.is_graph_output() or not tolerates(out, narrow):
         return None
-    table = rw.constant(np.array(inserted, np.int64), f"{out.name}.axes")
-    rw.supersede(out, rw.node("Unsqueeze", data, table, before=node, name=f"{out.name}.unsqueezed"))
+    unsqueezed = rw.at(node).op("Unsqueeze", data, inserted, name="unsqueezed")
+    unsqueezed.shape = ir.Shape(narrow)
+    rw.replace(out, unsqueezed, take_name=True)
     return "GatherND that selects everything in order"
 
 

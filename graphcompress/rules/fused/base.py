@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.rewrite.rewriter import AttributeValue, Rewriter
+from graphcompress.rewrite.builder import AttributeValue
+from graphcompress.rewrite.rewriter import Rewriter
 
 
 def no_obstacle(node: ir.Node) -> str | None:
