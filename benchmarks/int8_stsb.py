@@ -28,10 +28,11 @@ from graphcompress.measure.metrics import answers, metric, score
 from graphcompress.measure.verify import batch_invariance, compare
 from graphcompress.passes.quantize.int8 import Int8
 from graphcompress.plugin.base import Capabilities, Context
+from graphcompress.plugin.schemes import INT8, UINT8, integer_products
 
 CALIBRATION_SENTENCES = 300
 CHECKED_ALONE = 64
-SATURATES = Capabilities(int8_weight_bits=7)
+SATURATES = Capabilities(integer_products(UINT8, INT8, dynamic=True, weight_bits=7))
 
 OURS: dict[str, Int8] = {
     "default": Int8(),

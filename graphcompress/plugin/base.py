@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from graphcompress.errors import UsageError
 from graphcompress.plugin.options import check_options, format_call
+from graphcompress.plugin.schemes import INT8, UINT8, Scheme, common_schemes, described, integer_products
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,15 +74,11 @@ class Capabilities:
     """What a target can run; passes read it, so that they write nothing that the target refuses.
 
     Attributes:
-        int8_dynamic: activations may be quantised with a scale computed at run time.
-        int8_activations: which of ``uint8`` (asymmetric) and ``int8`` (symmetric) run, the better one first.
-        int8_weight_bits: bits of an int8 weight in use; 7 where u8×s8 products saturate (x86 without VNNI).
+        schemes: of quantisation, the better ones first.
         constant_expressions: weights may be expressions over what is stored; the target folds or lowers them.
     """
 
-    int8_dynamic: bool = True
-    int8_activations: tuple[str, ...] = ("uint8", "int8")
-    int8_weight_bits: int = 8
+    schemes: tuple[Scheme, ...] = integer_products(UINT8, INT8, dynamic=True)
     constant_expressions: bool = True
 
     @property
@@ -91,23 +88,20 @@ class Capabilities:
         Where all 8 bits of weights are in use those of x86 without VNNI saturate; such models are judged with
         nothing fused, so that the products are computed in float.
         """
-        return self.int8_weight_bits < 8
+        return not any(scheme.weights is not None and scheme.weights.bits == 8 for scheme in self.schemes)
 
     def __str__(self) -> str:
-        """In the words of the options of ``int8``, which ask for it."""
-        schemes = "static or dynamic" if self.int8_dynamic else "static"
         weights = "stored or expressions" if self.constant_expressions else "stored as they are"
-        return (
-            f"activations {' or '.join(self.int8_activations)}, scales {schemes}, "
-            f"int8 weights of {self.int8_weight_bits} bits, {weights}"
-        )
+        return f"{described(self.schemes) or 'floats alone'}; weights {weights}"
+
+    def choose(self, wanted: Sequence[Scheme]) -> Scheme | None:
+        """Of the schemes ``wanted`` the one that the target runs best, or None where it runs none of them."""
+        return next((each for runs in self.schemes for each in wanted if runs.includes(each)), None)
 
     def common(self, other: Capabilities) -> Capabilities:
         """What both targets can run."""
         return Capabilities(
-            int8_dynamic=self.int8_dynamic and other.int8_dynamic,
-            int8_activations=tuple(it for it in self.int8_activations if it in other.int8_activations),
-            int8_weight_bits=min(self.int8_weight_bits, other.int8_weight_bits),
+            common_schemes(self.schemes, other.schemes),
             constant_expressions=self.constant_expressions and other.constant_expressions,
         )
 

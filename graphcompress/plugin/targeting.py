@@ -10,6 +10,7 @@ from graphcompress.errors import UsageError
 from graphcompress.plugin.base import Capabilities, Target
 from graphcompress.plugin.options import build, split_calls
 from graphcompress.plugin.registry import TARGETS
+from graphcompress.plugin.schemes import described
 
 
 def parse_targets(text: str) -> tuple[Target, ...]:
@@ -53,12 +54,12 @@ def common_capabilities(targets: Sequence[Target]) -> Capabilities:
     """What all ``targets`` can run, so that one compressed model suits them all.
 
     Raises:
-        UsageError: no kind of 8-bit activation runs on all of them.
+        UsageError: each runs quantised products, but none that runs on all of them.
     """
     common = functools.reduce(Capabilities.common, (target.capabilities for target in targets))
-    if not common.int8_activations:
-        kinds = ", ".join(f"{it.name}: {' or '.join(it.capabilities.int8_activations)}" for it in targets)
-        raise UsageError(f"no 8-bit activations run on all targets ({kinds}); build them one at a time")
+    if not common.schemes and all(target.capabilities.schemes for target in targets):
+        kinds = "; ".join(f"{target.name}: {described(target.capabilities.schemes)}" for target in targets)
+        raise UsageError(f"no quantised products run on all targets ({kinds}); build them one at a time")
     return common
 
 

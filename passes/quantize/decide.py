@@ -39,8 +39,8 @@ JUDGED_COLUMNS = 384
 
 
 @dataclass(frozen=True)
-class Scheme:
-    """How 8-bit numbers are made.
+class Rounding:
+    """How floats become 8-bit numbers.
 
     Attributes:
         weights: int8 values that weights use.
@@ -121,18 +121,20 @@ class Plan:
         )
 
 
-def decide(chosen: Sequence[Linear], seen: Mapping[ir.Value, Activation], scheme: Scheme) -> list[LinearForm]:
+def decide(
+    chosen: Sequence[Linear], seen: Mapping[ir.Value, Activation], rounding: Rounding
+) -> list[LinearForm]:
     """The 8-bit form of every linear in ``chosen``; by its weight where ``seen`` has no activation."""
     forms: dict[ir.Node, LinearForm] = {}
     for readers in _by_activation(chosen):
         activation = seen.get(readers[0].input)
-        for form in _forms(readers, activation, None, scheme):
+        for form in _forms(readers, activation, None, rounding):
             forms[form.linear.node] = form
     return [forms[linear.node] for linear in chosen]
 
 
 def divide_outliers(
-    plain: Sequence[LinearForm], seen: Mapping[ir.Value, Activation], scheme: Scheme
+    plain: Sequence[LinearForm], seen: Mapping[ir.Value, Activation], rounding: Rounding
 ) -> list[LinearForm]:
     """``plain`` with outlier features divided down, and rows of the weights multiplied, where it pays.
 
@@ -144,10 +146,10 @@ def divide_outliers(
         activation = seen.get(readers[0].input)
         if activation is None or activation.histogram.total == 0:
             continue
-        factors = None if any(map(tied_table, readers)) else _factors(activation, readers, scheme)
-        if factors is None and scheme.static:
+        factors = None if any(map(tied_table, readers)) else _factors(activation, readers, rounding)
+        if factors is None and rounding.static:
             continue
-        for form in _forms(readers, activation, factors, scheme):
+        for form in _forms(readers, activation, factors, rounding):
             forms[form.linear.node] = form
     return list(forms.values())
 
@@ -168,41 +170,41 @@ def _by_activation(chosen: Sequence[Linear]) -> list[list[Linear]]:
 
 
 def _forms(
-    readers: Sequence[Linear], activation: Activation | None, factors: np.ndarray | None, scheme: Scheme
+    readers: Sequence[Linear], activation: Activation | None, factors: np.ndarray | None, rounding: Rounding
 ) -> list[LinearForm]:
     if activation is None or activation.histogram.total == 0:
-        return [_weight_only(linear, scheme) for linear in readers]
+        return [_weight_only(linear, rounding) for linear in readers]
     weights = np.concatenate([linear.dense() for linear in readers], axis=1)
     if factors is not None:
         activation, weights = activation.divided(factors), weights * factors[:, None]
-    range_ = _range(activation, weights, scheme)
-    return [_form(linear, activation, range_, factors, scheme) for linear in readers]
+    range_ = _range(activation, weights, rounding)
+    return [_form(linear, activation, range_, factors, rounding) for linear in readers]
 
 
-def _weight_only(linear: Linear, scheme: Scheme) -> LinearForm:
-    weight = low_bit_linear(linear, scheme.weights)
+def _weight_only(linear: Linear, rounding: Rounding) -> LinearForm:
+    weight = low_bit_linear(linear, rounding.weights)
     figure = sqnr_db(linear.dense(), weight.quantised.dequantise())
     return LinearForm(linear, weight, None, figure, figure)
 
 
 def _form(
-    linear: Linear, activation: Activation, range_: Affine, factors: np.ndarray | None, scheme: Scheme
+    linear: Linear, activation: Activation, range_: Affine, factors: np.ndarray | None, rounding: Rounding
 ) -> LinearForm:
-    weight = low_bit_linear(linear, scheme.weights, factors)
+    weight = low_bit_linear(linear, rounding.weights, factors)
     rows = activation.sample.rows
     dense = linear.dense() if factors is None else linear.dense() * factors[:, None]
     exact, actual = rows @ dense, range_.fake_quantise(rows) @ weight.quantised.dequantise()
-    given = range_ if scheme.static else None
+    given = range_ if rounding.static else None
     return LinearForm(linear, weight, given, sqnr_db(exact, actual), row_sqnr_db(exact, actual))
 
 
-def _range(activation: Activation, weights: np.ndarray, scheme: Scheme) -> Affine:
+def _range(activation: Activation, weights: np.ndarray, rounding: Rounding) -> Affine:
     """The range of an activation, by the method with the least error of what is computed from it."""
-    if not scheme.static:
-        return quantisation(activation.histogram, "minmax", signed=scheme.signed)
+    if not rounding.static:
+        return quantisation(activation.histogram, "minmax", signed=rounding.signed)
     found = [
-        quantisation(activation.histogram, method, signed=scheme.signed, percentile=scheme.percentile)
-        for method in scheme.methods
+        quantisation(activation.histogram, method, signed=rounding.signed, percentile=rounding.percentile)
+        for method in rounding.methods
     ]
     if len(found) == 1:
         return found[0]
@@ -211,31 +213,31 @@ def _range(activation: Activation, weights: np.ndarray, scheme: Scheme) -> Affin
     return found[int(np.argmin(errors))]
 
 
-def _factors(activation: Activation, readers: Sequence[Linear], scheme: Scheme) -> np.ndarray | None:
+def _factors(activation: Activation, readers: Sequence[Linear], rounding: Rounding) -> np.ndarray | None:
     """Factors [features] that bring the outlier features down to the others, or None where not worth it."""
     weights = np.concatenate([_some(linear.dense().T, JUDGED_COLUMNS).T for linear in readers], axis=1)
     rows = _some(activation.sample.rows, JUDGED_ROWS)
     exact = rows @ weights
-    plain = _figure(exact, rows, weights, _range(activation, weights, scheme), scheme)
+    plain = _figure(exact, rows, weights, _range(activation, weights, rounding), rounding)
     counts = [count for count in CAPPED_FEATURES if count < len(activation.peaks)]
     tried = [capping(activation.peaks, count) for count in counts]
-    figures = [_capped_figure(exact, rows, weights, factors, scheme) for factors in tried]
+    figures = [_capped_figure(exact, rows, weights, factors, rounding) for factors in tried]
     best = int(np.argmax(figures)) if figures else 0
     return tried[best] if figures and figures[best] >= plain + CAPPING_GAIN_DB else None
 
 
 def _capped_figure(
-    exact: np.ndarray, rows: np.ndarray, weights: np.ndarray, factors: np.ndarray, scheme: Scheme
+    exact: np.ndarray, rows: np.ndarray, weights: np.ndarray, factors: np.ndarray, rounding: Rounding
 ) -> float:
     rows, weights = rows / factors, weights * factors[:, None]
-    range_ = affine(float(rows.min(initial=0.0)), float(rows.max(initial=0.0)), signed=scheme.signed)
-    return _figure(exact, rows, weights, range_, scheme)
+    range_ = affine(float(rows.min(initial=0.0)), float(rows.max(initial=0.0)), signed=rounding.signed)
+    return _figure(exact, rows, weights, range_, rounding)
 
 
 def _figure(
-    exact: np.ndarray, rows: np.ndarray, weights: np.ndarray, range_: Affine, scheme: Scheme
+    exact: np.ndarray, rows: np.ndarray, weights: np.ndarray, range_: Affine, rounding: Rounding
 ) -> float:
-    low = quantise_weight(weights, scheme.weights).dequantise()
+    low = quantise_weight(weights, rounding.weights).dequantise()
     return row_sqnr_db(exact, range_.fake_quantise(rows) @ low)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
 import onnx_ir as ir
@@ -23,7 +23,7 @@ from graphcompress.passes.quantize.calibration import reached, see, split
 from graphcompress.passes.quantize.decide import (
     LinearForm,
     Plan,
-    Scheme,
+    Rounding,
     TableForm,
     decide,
     decide_table,
@@ -35,7 +35,11 @@ from graphcompress.passes.quantize.smoothing import smooth
 from graphcompress.passes.quantize.write import write
 from graphcompress.plugin.base import Capabilities, Context, Contract, Lossy, Pass, Record
 from graphcompress.plugin.options import option
+from graphcompress.plugin.schemes import INT8, PER_CHANNEL, UINT8, Numbers, Scheme
 from graphcompress.rewrite.rewriter import Rewriter
+
+WEIGHTS = Numbers(per=PER_CHANNEL)
+"""Weights that use all 8 bits."""
 
 _METHODS: tuple[Calibration, ...] = ("minmax", "percentile", "mse")
 
@@ -108,16 +112,25 @@ class Int8(Pass):
 
     def unsupported(self, capabilities: Capabilities, *, calibrated: bool) -> str | None:
         """Activations or scales that the target cannot run."""
-        runs = capabilities.int8_activations
-        if self.activations != "auto" and self.activations not in runs:
-            return f"activations={self.activations}, it runs {' or '.join(runs)}; change activations"
-        if capabilities.int8_dynamic:
+        if capabilities.choose(self._schemes(calibrated=calibrated)):
             return None
+        if not capabilities.schemes:
+            return "integer products, it runs floats alone; leave int8 out"
+        unbound = replace(self, activations="auto")
+        if capabilities.choose(unbound._schemes(calibrated=calibrated)):
+            kinds = dict.fromkeys(each.activations.type for each in capabilities.schemes if each.activations)
+            return f"activations={self.activations}, it runs {' or '.join(kinds)}; change activations"
         if self.scheme == "dynamic":
             return "scales of activations computed at run time; change scheme to static"
-        if not calibrated:
-            return "scales of activations computed at run time; give samples with --data to calibrate them"
-        return None
+        return "scales of activations computed at run time; give samples with --data to calibrate them"
+
+    def check(self, model: Model, ctx: Context) -> None:
+        """Refuse static scales without samples, before other passes take their time.
+
+        Raises:
+            UsageError: the scheme needs samples that are not there.
+        """
+        self._samples(ctx)
 
     def run(self, model: Model, ctx: Context) -> Record:
         """Quantise linears and embeddings in place.
@@ -126,7 +139,7 @@ class Int8(Pass):
             UsageError: the scheme needs samples that are not there.
         """
         samples = self._samples(ctx)
-        scheme = self._scheme(ctx, static=samples is not None)
+        rounding = self._rounding(ctx, static=samples is not None)
         calibrating, judging = split(samples or ctx.samples or synthetic_samples(model, seed=ctx.seed))
         with Rewriter(model, ctx) as rw:
             chosen = self._admissible(rw)
@@ -135,17 +148,17 @@ class Int8(Pass):
             if samples:
                 seen = see(model, chosen, calibrating, ctx)
                 chosen = reached(rw, chosen, seen)
-                chosen = self._smooth(rw, chosen, seen, calibrating, signed=scheme.signed)
+                chosen = self._smooth(rw, chosen, seen, calibrating, signed=rounding.signed)
             tables = self._tables(rw, chosen)
-            forms = decide(chosen, seen, scheme)
+            forms = decide(chosen, seen, rounding)
             choice = Choice(Plan(self._fitting(forms), tables))
             if judge is not None and self._lacks(forms, choice.plan, judge):
                 seen = seen or see(model, chosen, calibrating, ctx)
-                forms = divide_outliers(forms, seen, scheme)
+                forms = divide_outliers(forms, seen, rounding)
                 choice = self._rescue(Plan(self._fitting(forms), tables), judge)
             self._report(rw, forms, choice)
             write(rw, choice.plan)
-            self._notes(rw, choice.plan, static=scheme.static)
+            self._notes(rw, choice.plan, static=rounding.static)
         return rw.record
 
     # ---- what to do
@@ -159,20 +172,30 @@ class Int8(Pass):
             return given.first(-(-self.samples // given.per_row))
         return None
 
-    def _scheme(self, ctx: Context, *, static: bool) -> Scheme:
-        narrow = ctx.capabilities.int8_weight_bits < 8
-        return Scheme(
-            weights=("pairs" if narrow else "8bit")
-            if self.weights == "auto"
-            else cast("WeightRange", self.weights),
+    def _schemes(self, *, calibrated: bool) -> list[Scheme]:
+        """Any of these is what the options ask for; those with all 8 bits of weights first."""
+        kinds = {"uint8": (UINT8,), "int8": (INT8,)}.get(self.activations, (UINT8, INT8))
+        dynamic = self.scheme == "dynamic" or (self.scheme == "auto" and not calibrated)
+        return [
+            Scheme(replace(WEIGHTS, bits=bits), replace(kind, dynamic=dynamic))
+            for bits in (8, 7)
+            for kind in kinds
+        ]
+
+    def _rounding(self, ctx: Context, *, static: bool) -> Rounding:
+        """How numbers are made, in the scheme that the target runs best."""
+        scheme = ctx.capabilities.choose(self._schemes(calibrated=static))
+        if scheme is None:
+            reason = self.unsupported(ctx.capabilities, calibrated=static)
+            raise UsageError(f"{self}: the target cannot run {reason}")
+        weights = "8bit" if scheme.weights == WEIGHTS else "pairs"
+        return Rounding(
+            weights=cast("WeightRange", weights if self.weights == "auto" else self.weights),
             methods=_METHODS if self.calibrate == "auto" else (cast("Calibration", self.calibrate),),
             percentile=self.percentile,
-            signed=self._activations(ctx) == "int8",
+            signed=scheme.activations is not None and scheme.activations.signed,
             static=static,
         )
-
-    def _activations(self, ctx: Context) -> str:
-        return ctx.capabilities.int8_activations[0] if self.activations == "auto" else self.activations
 
     def _admissible(self, rw: Rewriter) -> list[Linear]:
         candidates = linears(rw.model, self.layers)

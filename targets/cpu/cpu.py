@@ -17,6 +17,7 @@ from graphcompress.measure.profile import Profile, Recorder, read_profile
 from graphcompress.measure.shapes import DEFAULT_SHAPES, Shape, format_shapes, parse_shapes
 from graphcompress.plugin.base import Capabilities, Context, Target
 from graphcompress.plugin.options import option
+from graphcompress.plugin.schemes import INT8, UINT8, integer_products
 from graphcompress.rules.legal import NEWEST_OPSET, legalise
 from graphcompress.rules.opset import why_not_raised
 from graphcompress.targets.common.attention import OPERATOR, OPERATOR_OPSET, Attention
@@ -123,8 +124,13 @@ class Cpu(Target):
     @property
     def capabilities(self) -> Capabilities:
         """What the CPU provider executes."""
-        isa = detected_isa() if self.isa == "auto" else self.isa
-        return Capabilities(int8_weight_bits=7 if isa == "avx2" else 8)
+        bits = 7 if self._saturates else 8
+        return Capabilities(integer_products(UINT8, INT8, dynamic=True, weight_bits=bits))
+
+    @property
+    def _saturates(self) -> bool:
+        """Whether products of uint8 and all 8 bits of int8 overflow the 16 bits in which two are added."""
+        return (detected_isa() if self.isa == "auto" else self.isa) == "avx2"
 
     @property
     def files_read(self) -> tuple[str, ...]:
@@ -177,7 +183,7 @@ class Cpu(Target):
         legal = model.clone()
         newer = legalise(legal, ctx)
         about: dict[str, Any] = {} if newer is None else {"opset_reason": newer}
-        unsigned_activations(legal, ctx, saturates=self.capabilities.int8_weight_bits < 8)
+        unsigned_activations(legal, ctx, saturates=self._saturates)
         if self.float_storage == "fp16":
             about["float_storage"] = store_floats_as_fp16(legal, ctx)
         return legal, about

@@ -15,6 +15,7 @@ from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import runner_of, session_of
 from graphcompress.plugin.base import Capabilities, Context, Target
 from graphcompress.plugin.options import option
+from graphcompress.plugin.schemes import INT8, UINT8, integer_products
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.everything import simplify
 from graphcompress.rules.legal import legalise
@@ -97,7 +98,8 @@ class Mobile(Target):
     @property
     def capabilities(self) -> Capabilities:
         """What the CPU provider of a device executes; weights leave room, so that x86 answers the same."""
-        return Capabilities(int8_dynamic=self.provider in ("cpu", "xnnpack"), int8_weight_bits=7)
+        dynamic = self.provider in ("cpu", "xnnpack")
+        return Capabilities(integer_products(UINT8, INT8, dynamic=dynamic, weight_bits=7))
 
     @property
     def timed(self) -> bool:  # type: ignore[override]  # the base has a constant; here it is the machine's

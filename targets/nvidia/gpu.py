@@ -15,6 +15,7 @@ from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import provider_session, runner_of, session_of
 from graphcompress.plugin.base import Capabilities, Context, Target
 from graphcompress.plugin.options import option
+from graphcompress.plugin.schemes import INT8, UINT8, integer_products
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.cleanup import fuse_normalizations
 from graphcompress.rules.legal import legalise
@@ -80,8 +81,7 @@ class Gpu(Target):
     @property
     def capabilities(self) -> Capabilities:
         """What the provider runs: with calibrated scales, and around zero where TensorRT multiplies."""
-        kinds = ("int8", "uint8") if self.provider == "cuda" else ("int8",)
-        return Capabilities(int8_dynamic=False, int8_activations=kinds, int8_weight_bits=8)
+        return Capabilities(integer_products(*((INT8, UINT8) if self.provider == "cuda" else (INT8,))))
 
     @property
     def timed(self) -> bool:  # type: ignore[override]  # the base has a constant; here it is the machine's

@@ -14,6 +14,7 @@ from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import runner_of, session_of
 from graphcompress.plugin.base import Capabilities, Context, Target
 from graphcompress.plugin.options import option
+from graphcompress.plugin.schemes import INT8, integer_products
 from graphcompress.targets.nvidia.engines.builder import (
     FULL,
     INSTALL,
@@ -110,7 +111,7 @@ class TensorRT(Target):
     @property
     def capabilities(self) -> Capabilities:
         """Symmetric int8 with calibrated scales."""
-        return Capabilities(int8_dynamic=False, int8_activations=("int8",), int8_weight_bits=8)
+        return Capabilities(integer_products(INT8))
 
     @property
     def timed(self) -> bool:  # type: ignore[override]  # the base has a constant; here it is the machine's

@@ -21,6 +21,7 @@ from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import session_of
 from graphcompress.plugin.base import Capabilities, Context, Pass, Record, Target
+from graphcompress.plugin.schemes import INT8, UINT8, integer_products
 from graphcompress.plugin.targeting import common_capabilities, parse_targets
 from graphcompress.targets.cpu.cpu import NOTHING_MEASURED, Cpu
 from graphcompress.targets.cpu.openvino import SESSION_FILE
@@ -36,7 +37,7 @@ class Symmetric(Target):
     @property
     def capabilities(self) -> Capabilities:
         """Symmetric and static."""
-        return Capabilities(int8_dynamic=False, int8_activations=("int8",))
+        return Capabilities(integer_products(INT8))
 
     def lower(self, model: Model, folder: Path, ctx: Context) -> Mapping[str, Any]:
         """Write the model as it is."""
@@ -164,11 +165,11 @@ def test_what_a_target_cannot_run_is_refused_before_the_model_is_read(tmp_path, 
 
 def test_common_capabilities_are_those_of_the_weaker():
     common = common_capabilities(parse_targets("cpu,symmetric"))
-    assert common == Capabilities(int8_dynamic=False, int8_activations=("int8",), int8_weight_bits=7)
+    assert common == Capabilities(integer_products(INT8, weight_bits=7))
 
 
 def test_targets_without_common_activations_are_refused(monkeypatch):
-    monkeypatch.setattr(Cpu, "capabilities", Capabilities(int8_activations=("uint8",)))
+    monkeypatch.setattr(Cpu, "capabilities", Capabilities(integer_products(UINT8)))
     with pytest.raises(UsageError, match="one at a time"):
         common_capabilities(parse_targets("cpu,symmetric"))
 
@@ -181,4 +182,4 @@ def test_a_pass_asks_for_nothing_special_unless_it_says_so():
             """Nothing."""
             return Record()
 
-    assert Plain().unsupported(Capabilities(int8_activations=()), calibrated=False) is None
+    assert Plain().unsupported(Capabilities(schemes=()), calibrated=False) is None

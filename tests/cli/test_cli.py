@@ -288,9 +288,11 @@ def test_listings_give_defaults_and_contracts(command):
         assert all(entry["contract"] for entry in entries)
     else:
         runs = {entry["name"]: entry["capabilities"] for entry in entries}
-        assert runs["tensorrt"]["int8_activations"] == ["int8"]
-        assert not runs["tensorrt"]["int8_dynamic"]
-        words = "activations int8, scales static, int8 weights of 8 bits, stored or expressions"
+        (scheme,) = runs["tensorrt"]["schemes"]
+        assert (scheme["weights"]["bits"], scheme["weights"]["per"]["name"]) == (8, "channel")
+        assert scheme["activations"]["signed"]
+        assert not scheme["activations"]["dynamic"]
+        words = "int8 weights per channel with activations in int8 (static); weights stored or expressions"
         assert words in run(command, "tensorrt").stdout
     assert entries[0]["name"] in run(command, entries[0]["name"]).stdout
 

@@ -15,6 +15,7 @@ from graphcompress.pipeline import judging
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Capabilities, Context, Contract, Exact, Lossy, Pass, Record
 from graphcompress.plugin.options import option
+from graphcompress.plugin.schemes import UINT8, integer_products
 from graphcompress.rewrite.rewriter import Rewriter
 
 
@@ -154,5 +155,8 @@ def test_where_weights_use_8_bits_outputs_are_judged_unfused(monkeypatch, tiny_b
             super().__init__(model, optimize=optimize)
 
     monkeypatch.setattr(judging, "Runner", Watched)
-    Pipeline([Scale()]).run(tiny_bert, Context(capabilities=Capabilities(int8_weight_bits=bits)))
+    Pipeline([Scale()]).run(
+        tiny_bert,
+        Context(capabilities=Capabilities(integer_products(UINT8, weight_bits=bits))),
+    )
     assert seen[-1] is fused

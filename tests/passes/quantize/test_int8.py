@@ -28,9 +28,10 @@ from graphcompress.passes.quantize.lowbit import LowBitWeight
 from graphcompress.passes.quantize.qdq import QdqWriter
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Capabilities, Context, Record
+from graphcompress.plugin.schemes import INT8, UINT8, integer_products
 from graphcompress.rewrite.rewriter import Rewriter
 
-SATURATES = Capabilities(int8_weight_bits=7)
+SATURATES = Capabilities(integer_products(UINT8, INT8, dynamic=True, weight_bits=7))
 RNG = np.random.default_rng(0)
 Arrays = dict[str, np.ndarray]
 
@@ -153,7 +154,7 @@ def test_dynamic_form_is_integer_arithmetic(one_linear, optimize, op):
 
 def test_signed_activations_have_zero_points_of_zero(one_linear):
     model = one_linear(weight(32, 32))
-    run(Int8(), model, floats(), Capabilities(int8_activations=("int8",)))
+    run(Int8(), model, floats(), Capabilities(integer_products(INT8)))
     zero_points = [n.inputs[2].const_value.numpy() for n in model.graph if n.op_type == "QuantizeLinear"]
     assert [(z.dtype, int(z)) for z in zero_points] == [(np.int8, 0)]
 
@@ -275,7 +276,7 @@ def test_without_samples_static_is_refused_and_auto_is_dynamic(tiny_bert):
     ],
 )
 def test_what_a_target_cannot_run_is_said_with_the_option_to_change(step, calibrated, reason):
-    symmetric = Capabilities(int8_dynamic=False, int8_activations=("int8",))
+    symmetric = Capabilities(integer_products(INT8))
     said = step.unsupported(symmetric, calibrated=calibrated)
     assert said is None if reason is None else reason in said
 

@@ -17,7 +17,7 @@ from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner
 from graphcompress.numerics.metrics import row_sqnr_db, sqnr_db
 from graphcompress.numerics.observers import Activation
-from graphcompress.passes.quantize.decide import LinearForm, Plan, Scheme, decide, divide_outliers
+from graphcompress.passes.quantize.decide import LinearForm, Plan, Rounding, decide, divide_outliers
 from graphcompress.passes.quantize.int8 import Int8
 from graphcompress.passes.quantize.outliers import capping, smoothing
 from graphcompress.passes.quantize.search import fewest_in_float
@@ -25,7 +25,7 @@ from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context, Record
 
 WIDTH, BLOCKS = 64, 4
-SCHEME = Scheme("8bit", ("minmax", "percentile", "mse"), 99.99, signed=False, static=True)
+SCHEME = Rounding("8bit", ("minmax", "percentile", "mse"), 99.99, signed=False, static=True)
 
 
 def residual_model(path: Path, outlier: float) -> Model:

@@ -14,6 +14,7 @@ from graphcompress.passes.kron.kron import Kron
 from graphcompress.passes.quantize.int8 import Int8
 from graphcompress.passes.simplify import Simplify
 from graphcompress.plugin.base import Capabilities, Context
+from graphcompress.plugin.schemes import UINT8, integer_products
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.targets.common.factors import multiply_factors
 from graphcompress.targets.common.fixed import fix_shapes, is_fixed, parse_shape, sizes_of
@@ -299,7 +300,11 @@ def test_quantised_factors_multiply_in_float(tiny_bert, tiny_samples, mode):
     Simplify().run(tiny_bert, Context())
     Kron(ratio=0.5).run(tiny_bert, Context())
     Int8(scheme=mode).run(
-        tiny_bert, Context(samples=tiny_samples, capabilities=Capabilities(int8_weight_bits=7))
+        tiny_bert,
+        Context(
+            samples=tiny_samples,
+            capabilities=Capabilities(integer_products(UINT8, dynamic=True, weight_bits=7)),
+        ),
     )
     before = answers(tiny_bert)
     with Rewriter(tiny_bert, Context()) as rw:

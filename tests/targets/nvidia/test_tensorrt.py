@@ -12,6 +12,7 @@ from graphcompress.errors import MissingExtraError, UnsupportedModelError, Usage
 from graphcompress.graph.runtime import Runner
 from graphcompress.numerics.metrics import sqnr_db
 from graphcompress.plugin.base import Context
+from graphcompress.plugin.schemes import INT8, integer_products
 from graphcompress.plugin.targeting import parse_target
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.opset import raise_opset
@@ -503,7 +504,7 @@ def test_options():
     assert parse_target("tensorrt{compute=86+sm89}").capabilities_wanted == ["86", "89"]
     with pytest.raises(UsageError, match="compute=90"):
         parse_target("tensorrt{compute=90}")
-    assert parse_target("tensorrt").capabilities.int8_activations == ("int8",)
+    assert parse_target("tensorrt").capabilities.schemes == integer_products(INT8)
 
 
 def test_shapes_of_the_profile(tmp_path):
