@@ -250,7 +250,7 @@ def _lower(target: Target, stage: Path, model: Model, ctx: Context, before: Orig
         target=str(target),
         folder=stage,
         size=Size(model.parameters, record.get("deployed_bytes", folder_bytes(stage)), macs(model)),
-        difference=compare(before.outputs, run, before.feeds, before.by_token),
+        difference=compare(before.outputs, run, before.feeds, before.by_token, samples=before.samples),
         invariance=batch_invariance(run, before.samples),
         record=record,
         score=before.score_of(run),

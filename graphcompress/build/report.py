@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 REPORT = "report.md"
 
+SHOWN_OUTPUTS = 4
+"""Outputs that have a line of their own on the screen; the report on disk tells all."""
+
 
 # ---- lines
 
@@ -43,6 +46,7 @@ def pass_line(record: PassRecord) -> str:
     after = (
         f"{count(record.size.parameters)} parameters, {count(record.size.macs)} MACs, "
         f"{size(record.size.bytes_on_disk)}, SQNR {decibels(record.total.sqnr_db)} against the original"
+        f"{' on made-up samples' if record.total.made_up else ''}"
     )
     return f"{record.text}: {touched_text(record.touched, record.skipped)} → {after}"
 
@@ -91,30 +95,64 @@ def decibels(value: float) -> str:
 
 
 def difference_line(difference: Difference) -> str:
-    """How far outputs are apart, in one line."""
-    return (
-        f"SQNR {decibels(difference.sqnr_db)}, lowest cosine {difference.min_cosine:.4f}, "
-        f"largest error {difference.max_error:.3g} ({difference.max_relative_error:.1%} of the range), "
-        f"argmax agreement {difference.argmax_agreement:.1%}, on {difference.samples} samples"
+    """How far outputs are apart, in one line: the worst figures, the agreement of what is read first."""
+    several = len(difference.outputs) > 1
+    worst = f" (worst of {len(difference.outputs)} outputs: {difference.worst.name})" if several else ""
+    first = next((output for output in difference.outputs if output.argmax_agreement is not None), None)
+    agreement = (
+        ""
+        if difference.argmax_agreement is None
+        else f"argmax agreement {difference.argmax_agreement:.1%}"
+        f"{f' ({first.name})' if several and first else ''}, "
     )
+    return (
+        f"SQNR {decibels(difference.sqnr_db)}{worst}, lowest cosine {difference.min_cosine:.4f}, "
+        f"largest error {difference.max_error:.3g} ({difference.max_relative_error:.1%} of the range), "
+        f"{agreement}on {difference.samples_text}"
+    )
+
+
+def output_lines(difference: Difference, most: int = SHOWN_OUTPUTS) -> list[str]:
+    """A line for each of several outputs, what is read first first; beyond ``most`` the rest in one line."""
+    outputs = difference.outputs
+    if len(outputs) < 2:
+        return []
+    lines = [
+        f"{output.name}: SQNR {decibels(output.sqnr_db)}, "
+        f"largest error {output.max_error:.3g} ({output.max_relative_error:.1%} of its range)"
+        + ("" if output.argmax_agreement is None else f", argmax agreement {output.argmax_agreement:.1%}")
+        for output in outputs[:most]
+    ]
+    rest = outputs[most:]
+    if rest:
+        low = min(output.sqnr_db for output in rest)
+        lines.append(f"{len(rest)} more outputs: SQNR at least {decibels(low)}")
+    return lines
 
 
 def invariance_line(invariance: Invariance) -> str:
     """Whether answers depend on batch mates or padding, in one line."""
+    if not invariance.samples:
+        return "not compared: no output has an entry for each sample"
     worst = (
         f"largest change {invariance.max_relative_error:.2%} of the output range, "
         f"lowest cosine {invariance.min_cosine:.4f}"
     )
     if invariance.changed == 0:
-        return f"the same answer alone and in a padded batch ({invariance.samples} samples; {worst})"
+        samples = f"{invariance.samples} {'made-up ' if invariance.made_up else ''}samples"
+        return f"the same answer alone and in a padded batch ({samples}; {worst})"
+    made_up = " to made-up samples" if invariance.made_up else ""
     return (
-        f"{invariance.changed} of {invariance.samples} answers change with batch mates or padding "
+        f"{invariance.changed} of {invariance.samples} answers{made_up} change with batch mates or padding "
         f"by more than {invariance.tolerance:.0%} of the output range ({worst})"
     )
 
 
-def summary_lines(build: Build) -> list[tuple[str, str]]:
-    """The end of a run for one target, as (topic, text): metric, size, verification of the artifact."""
+def summary_lines(build: Build, most: int = SHOWN_OUTPUTS) -> list[tuple[str, str]]:
+    """The end of a run for one target, as (topic, text): metric, size, verification of the artifact.
+
+    ``most`` outputs have a line of their own.
+    """
     before, lowered = build.before, build.lowered[0]
     after = lowered.size
     lines = []
@@ -131,6 +169,7 @@ def summary_lines(build: Build) -> list[tuple[str, str]]:
     lines.append(("MACs", f"{count(before.macs)} → {count(after.macs)} (one sample of 128 tokens)"))
     lines += lowering_lines(lowered.record)
     lines.append(("artifact", f"{difference_line(lowered.difference)}, {proof(lowered)}"))
+    lines += [("", line) for line in output_lines(lowered.difference, most)]
     lines.append(("batches", invariance_line(lowered.invariance)))
     reason = why_it_varies(build.model, lowered.invariance, build.reference_invariance, lowered.difference)
     lines += [("", reason)] if reason else []
@@ -151,6 +190,7 @@ def target_lines(build: Build) -> list[tuple[str, str]]:
     lines = []
     for it in build.lowered:
         texts = [f"{topic}: {text}" if topic else text for topic, text in lowering_lines(it.record)]
+        texts += output_lines(it.difference)
         texts.append(why_it_varies(build.model, it.invariance, build.reference_invariance, it.difference))
         lines += [(it.name, text) for text in texts if text]
     return lines
@@ -167,7 +207,7 @@ def target_table(build: Build) -> list[list[str]]:
         "target",
         "size",
         "smaller",
-        "SQNR",
+        "SQNR on made-up samples" if build.samples.synthetic else "SQNR",
         "largest error",
         "answers that change in a batch",
         "verified",
@@ -209,7 +249,8 @@ def markdown(build: Build, benched: Sequence[ShapeResult] = ()) -> str:
         "",
     ]
     if len(build.lowered) == 1:
-        lines += [f"- **{topic}**: {text}" if topic else f"- {text}" for topic, text in summary_lines(build)]
+        summary = summary_lines(build, most=len(build.lowered[0].difference.outputs))
+        lines += [f"- **{topic}**: {text}" if topic else f"- {text}" for topic, text in summary]
     else:
         lines += [*_table(*target_table(build)), ""]
         lines += [f"- **{name}**: {text}" for name, text in target_lines(build)]
@@ -217,6 +258,7 @@ def markdown(build: Build, benched: Sequence[ShapeResult] = ()) -> str:
     for record in build.records:
         lines += ["", f"## {record.text}", "", pass_line(record).partition(": ")[2], ""]
         lines += [f"Against the model before this pass: {difference_line(record.step)}.", ""]
+        lines += [f"- {line}" for line in output_lines(record.step, most=len(record.step.outputs))]
         lines += [
             f"- {note}" for note in ([f"contract broken, allowed: {record.broken}"] if record.broken else [])
         ]

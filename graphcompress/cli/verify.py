@@ -45,7 +45,7 @@ def verify(
     """
     from graphcompress.build.manifest import rounded
     from graphcompress.build.opening import described
-    from graphcompress.build.report import difference_line, invariance_line
+    from graphcompress.build.report import difference_line, invariance_line, output_lines
     from graphcompress.errors import ContractError
 
     with progress_bars() as progress:
@@ -69,6 +69,8 @@ def verify(
     else:
         console = out()
         console.print(f"{b} against {a}: {difference_line(difference)}")
+        for line in output_lines(difference, most=len(difference.outputs)):
+            console.print(f"    {line}", markup=False)
         for name, path in (("a", a), ("b", b)):
             console.print(f"{path}: {invariance_line(invariances[name])}")
         console.print(f"on {origin(samples)}")
@@ -87,7 +89,7 @@ def _difference(a: Path, b: Path, samples: Samples) -> Difference:
     feeds = list(samples.batches(BATCH))
     run = session(a)
     reference = [run(feed) for feed in feeds]
-    return compare(reference, session(b), feeds, token_values(Model.load(model_file(a))))
+    return compare(reference, session(b), feeds, token_values(Model.load(model_file(a))), samples=samples)
 
 
 def _invariance(path: Path, samples: Samples) -> Invariance:

@@ -73,6 +73,10 @@ class Samples:
         """``size``, or the batch size that the model fixes when that is smaller."""
         return min([size, *(shape[0] for shape in self.fixed.values() if shape and shape[0])])
 
+    def filled(self, count: int) -> int:
+        """Rows of a batch of ``count`` samples: one that the model fixes is filled up."""
+        return max([count, *(shape[0] for shape in self.fixed.values() if shape and shape[0])])
+
     def batches(self, size: int, *, by_length: bool = False) -> Iterator[dict[str, np.ndarray]]:
         """Feeds of up to ``size`` samples, padded at the end; ``by_length`` sorts them to pad less."""
         order, size = self.order(by_length=by_length), self.batch_size(size)

@@ -23,18 +23,46 @@ Run = Callable[[Feed], Mapping[str, np.ndarray]]
 ARGMAX_CLASSES = 2
 """An output whose last axis has at least this many entries is also compared by its largest entry."""
 
+READ_LAST = ("past", "present", "hidden_states", "attentions", "cache")
+"""Words in the names of outputs that are for another run or for looking inside."""
+
+
+@dataclass(frozen=True)
+class OutputDifference:
+    """How far one output of B is from that of A, over all samples; padding is not looked at.
+
+    Attributes:
+        name: of the output.
+        entries: number of entries compared.
+        max_error: largest absolute difference.
+        max_relative_error: the same over the largest absolute value of the output of A.
+        min_cosine: smallest cosine between two rows (last axis).
+        sqnr_db: power of the output over that of the difference; of labels, those that differ are the noise.
+        argmax_agreement: share of rows whose largest entry is the same; None for rows of one entry.
+    """
+
+    name: str
+    entries: int
+    max_error: float
+    max_relative_error: float
+    min_cosine: float
+    sqnr_db: float
+    argmax_agreement: float | None
+
 
 @dataclass(frozen=True)
 class Difference:
-    """How far the outputs of B are from those of A, over all samples and outputs; padding is not looked at.
+    """How far the outputs of B are from those of A: the worst figures of all outputs, and those of each.
+
+    An output that A and B copy from an input says nothing about the model, and is left out; so is the part of
+    an output that continues an input, such as past keys and values.
 
     Attributes:
         samples: number of samples compared.
-        max_error: largest absolute difference.
-        max_relative_error: the same over the largest absolute value of that output of A.
-        min_cosine: smallest cosine between the rows (last axis) of an output.
-        sqnr_db: of the worst output; labels that differ are noise, all labels the signal.
-        argmax_agreement: share of rows whose largest entry is the same.
+        max_error, max_relative_error, min_cosine, sqnr_db: of the worst output.
+        argmax_agreement: of the first output that has one.
+        outputs: what a person reads first (logits) first, what is passed on to another run last.
+        made_up: the samples were made up, not a user's.
     """
 
     samples: int
@@ -42,7 +70,19 @@ class Difference:
     max_relative_error: float
     min_cosine: float
     sqnr_db: float
-    argmax_agreement: float
+    argmax_agreement: float | None
+    outputs: tuple[OutputDifference, ...] = ()
+    made_up: bool = False
+
+    @property
+    def worst(self) -> OutputDifference:
+        """The output of the lowest SQNR."""
+        return min(self.outputs, key=lambda output: output.sqnr_db)
+
+    @property
+    def samples_text(self) -> str:
+        """``16 samples``, ``8 made-up samples``."""
+        return f"{self.samples} {'made-up ' if self.made_up else ''}samples"
 
 
 @dataclass(frozen=True)
@@ -55,6 +95,7 @@ class Invariance:
         min_cosine: smallest cosine between an answer alone and in the batch.
         changed: samples whose answer moved by more than ``tolerance`` of the output range.
         tolerance: share of the output range.
+        made_up: the samples were made up, not a user's.
     """
 
     samples: int
@@ -62,6 +103,7 @@ class Invariance:
     min_cosine: float
     changed: int
     tolerance: float
+    made_up: bool = False
 
 
 class _Accumulator:
@@ -72,9 +114,15 @@ class _Accumulator:
         self.min_cosine, self.rows, self.agreed, self.entries = 1.0, 0, 0, 0
 
     def add(self, a: np.ndarray, b: np.ndarray) -> None:
-        a, b = np.atleast_1d(a.astype(np.float64)), np.atleast_1d(b.astype(np.float64))
-        error, size = _error(a, b), np.abs(np.where(np.isfinite(a), a, 0.0))
+        """Take in one batch: numbers with a fraction as they are, labels and ids by entry."""
         self.entries += a.size
+        if np.issubdtype(a.dtype, np.floating):
+            self._measure(np.atleast_1d(a.astype(np.float64)), np.atleast_1d(b.astype(np.float64)))
+        else:
+            self._count(a, b)
+
+    def _measure(self, a: np.ndarray, b: np.ndarray) -> None:
+        error, size = _error(a, b), np.abs(np.where(np.isfinite(a), a, 0.0))
         self.signal += float(np.sum(size**2))
         self.noise += float(np.sum(error**2))
         self.max_error = max(self.max_error, float(np.max(error, initial=0.0)))
@@ -84,16 +132,27 @@ class _Accumulator:
             self.rows += int(np.prod(a.shape[:-1]))
             self.agreed += int(np.sum(a.argmax(-1) == b.argmax(-1)))
 
-    def count(self, a: np.ndarray, b: np.ndarray) -> None:
-        """Take in an output of labels: an entry that differs is an error as large as the output."""
+    def _count(self, a: np.ndarray, b: np.ndarray) -> None:
+        """An entry that differs is an error as large as the output."""
         differ = int(np.sum(a != b))
-        self.entries += a.size
         self.rows += a.size
         self.agreed += a.size - differ
         self.signal += a.size
         self.noise += differ
         self.peak = 1.0
         self.max_error = max(self.max_error, float(differ > 0))
+
+    def difference(self, name: str) -> OutputDifference:
+        """The figures of the output ``name``."""
+        return OutputDifference(
+            name=name,
+            entries=self.entries,
+            max_error=self.max_error,
+            max_relative_error=self.max_error / max(self.peak, 1e-30),
+            min_cosine=self.min_cosine,
+            sqnr_db=ratio_db(self.signal, self.noise) if self.signal or self.noise else ratio_db(1.0, 0.0),
+            argmax_agreement=self.agreed / self.rows if self.rows else None,
+        )
 
 
 def _error(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -117,8 +176,10 @@ def compare(
     run: Run,
     feeds: Iterable[Feed],
     by_token: Collection[str] | None = None,
+    *,
+    samples: Samples | None = None,
 ) -> Difference:
-    """Compare recorded outputs of A with those of ``run`` on the same feeds.
+    """Compare recorded outputs of A with those of ``run`` on the same feeds, batches of ``samples``.
 
     Outputs are matched by name; of those in ``by_token`` (see
     :func:`graphcompress.analysis.tokens.token_values`; by default of all that have the shape of the mask) the
@@ -130,32 +191,74 @@ def compare(
         DataError: nothing was compared: there are no samples, or an output is empty on all of them.
     """
     sums: dict[str, _Accumulator] = {}
-    samples = 0
+    copies: dict[str, _Accumulator] = {}
+    count = 0
     for expected, feed in zip(reference, feeds, strict=True):
         actual = run(feed)
-        samples += len(next(iter(feed.values())))
+        count += len(next(iter(feed.values())))
         mask = padding_mask(feed)
         for name, array in expected.items():
+            _check_shape(name, array, actual)
             keep = mask if by_token is None or name in by_token else None
-            if name not in actual or actual[name].shape != array.shape:
-                got = list(actual[name].shape) if name in actual else "nothing"
-                raise ContractError(f"output {name!r}: expected shape {list(array.shape)}, got {got}")
-            add = _Accumulator.add if np.issubdtype(array.dtype, np.floating) else _Accumulator.count
-            add(
-                sums.setdefault(name, _Accumulator()), _real_rows(array, keep), _real_rows(actual[name], keep)
-            )
-    _refuse_nothing(sums, samples)
-    totals = list(sums.values())
-    rows = sum(t.rows for t in totals)
-    ratios = [ratio_db(t.signal, t.noise) for t in totals if t.noise or t.signal]
+            a, b = _real_rows(array, keep), _real_rows(actual[name], keep)
+            new = _new_part(a, b, [_real_rows(given, keep) for given in feed.values()])
+            sums.setdefault(name, _Accumulator()).add(a[new], b[new])
+            if sums[name].entries == 0:
+                copies.setdefault(name, _Accumulator()).add(a, b)
+    if any(total.entries for total in sums.values()):
+        sums = {name: total for name, total in sums.items() if total.entries or not copies[name].entries}
+    else:
+        sums = copies
+    _refuse_nothing(sums, count)
+    outputs = sorted((total.difference(name) for name, total in sums.items()), key=_reading_order)
     return Difference(
-        samples=samples,
-        max_error=max((t.max_error for t in totals), default=0.0),
-        max_relative_error=max((t.max_error / max(t.peak, 1e-30) for t in totals), default=0.0),
-        min_cosine=min((t.min_cosine for t in totals), default=1.0),
-        sqnr_db=min(ratios, default=ratio_db(1.0, 0.0)),
-        argmax_agreement=sum(t.agreed for t in totals) / rows if rows else 1.0,
+        samples=count if samples is None else len(samples),
+        max_error=max(output.max_error for output in outputs),
+        max_relative_error=max(output.max_relative_error for output in outputs),
+        min_cosine=min(output.min_cosine for output in outputs),
+        sqnr_db=min(output.sqnr_db for output in outputs),
+        argmax_agreement=next(
+            (output.argmax_agreement for output in outputs if output.argmax_agreement is not None), None
+        ),
+        outputs=tuple(outputs),
+        made_up=samples is not None and samples.synthetic,
     )
+
+
+def _check_shape(name: str, array: np.ndarray, actual: Mapping[str, np.ndarray]) -> None:
+    if name not in actual or actual[name].shape != array.shape:
+        got = list(actual[name].shape) if name in actual else "nothing"
+        raise ContractError(f"output {name!r}: expected shape {list(array.shape)}, got {got}")
+
+
+def _new_part(a: np.ndarray, b: np.ndarray, inputs: Iterable[np.ndarray]) -> tuple[slice, ...]:
+    """Where an output holds more than one of ``inputs``, which both models copy: all, a part, nothing.
+
+    Found by the numbers, so that it does not matter by which operators they were copied; an input of equal
+    numbers, such as a mask of ones, is no evidence.
+    """
+    everything = (slice(None),) * a.ndim
+    for given in inputs:
+        if given.ndim != a.ndim or given.dtype != a.dtype or not given.size or (given == given.flat[0]).all():
+            continue
+        axes = [axis for axis in range(a.ndim) if given.shape[axis] != a.shape[axis]]
+        if not axes and np.array_equal(a, given) and np.array_equal(b, given):
+            return (slice(0, 0), *everything[1:])
+        if len(axes) == 1 and given.shape[axes[0]] < a.shape[axes[0]]:
+            axis, size = axes[0], given.shape[axes[0]]
+            old, new = list(everything), list(everything)
+            old[axis], new[axis] = slice(size), slice(size, None)
+            if np.array_equal(a[tuple(old)], given) and np.array_equal(b[tuple(old)], given):
+                return tuple(new)
+    return everything
+
+
+def _reading_order(output: OutputDifference) -> int:
+    """Logits are read first; attention maps, hidden states and what the next run gets are read last."""
+    name = output.name.lower()
+    if "logit" in name:
+        return 0
+    return 2 if any(word in name for word in READ_LAST) else 1
 
 
 def _refuse_nothing(sums: Mapping[str, _Accumulator], samples: int) -> None:
@@ -170,33 +273,56 @@ def _refuse_nothing(sums: Mapping[str, _Accumulator], samples: int) -> None:
 
 
 def batch_invariance(run: Run, samples: Samples, *, batch: int = 8, tolerance: float = 0.01) -> Invariance:
-    """Run every sample alone and in a padded batch of ``batch``, and compare the two answers."""
+    """Run every sample alone and in a padded batch of ``batch``, and compare the two answers.
+
+    Outputs that have no entry per sample are not looked at; with no other, no sample was compared.
+    """
     alone: list[Mapping[str, np.ndarray]] = [run(samples.batch([index])) for index in range(len(samples))]
     peak = max((_peak(array) for answer in alone for array in answer.values()), default=0.0) or 1.0
-    worst, low, changed, batch = 0.0, 1.0, 0, samples.batch_size(batch)
+    worst, low, changed, batch, compared = 0.0, 1.0, 0, samples.batch_size(batch), 0
     for start in range(0, len(samples), batch):
         indices = range(start, min(start + batch, len(samples)))
         together = run(samples.batch(list(indices)))
+        rows = samples.filled(1), samples.filled(len(indices))
         for row, index in enumerate(indices):
-            error, angle = _answer_distance(alone[index], together, row)
+            distance = _answer_distance(alone[index], together, row, rows)
+            if distance is None:
+                continue
+            error, angle = distance
+            compared += 1
             worst, low = max(worst, error / peak), min(low, angle)
             changed += error / peak > tolerance
-    return Invariance(len(samples), worst, low, changed, tolerance)
+    return Invariance(compared, worst, low, changed, tolerance, samples.synthetic)
 
 
 def _answer_distance(
-    alone: Mapping[str, np.ndarray], together: Mapping[str, np.ndarray], row: int
-) -> tuple[float, float]:
-    error, angle = 0.0, 1.0
+    alone: Mapping[str, np.ndarray], together: Mapping[str, np.ndarray], row: int, rows: tuple[int, int]
+) -> tuple[float, float] | None:
+    """Largest error and smallest cosine of row ``row`` of a batch; ``rows`` are those of both batches.
+
+    None where no output has an entry per row.
+    """
+    error, angle, found = 0.0, 1.0, False
     for name, array in alone.items():
-        if not np.issubdtype(array.dtype, np.floating) or array.ndim == 0 or len(array) > len(together[name]):
+        axis = _batch_axis(array.shape, together[name].shape, rows)
+        if axis is None or not np.issubdtype(array.dtype, np.floating):
             continue
-        a = array[0].astype(np.float64)
-        b = together[name][row][tuple(slice(size) for size in a.shape)].astype(np.float64)
+        found = True
+        a = array.take(0, axis).astype(np.float64)
+        b = together[name].take(row, axis)[tuple(slice(size) for size in a.shape)].astype(np.float64)
         error = max(error, float(np.max(_error(a, b), initial=0.0)))
         if a.ndim:
             angle = min(angle, _cosine(a, b))
-    return error, angle
+    return (error, angle) if found else None
+
+
+def _batch_axis(alone: tuple[int, ...], together: tuple[int, ...], rows: tuple[int, int]) -> int | None:
+    """The first axis with an entry per row in both; None where there is none, or other axes do not fit."""
+    if len(alone) != len(together):
+        return None
+    axis = next((axis for axis, sizes in enumerate(zip(alone, together, strict=True)) if sizes == rows), None)
+    fits = all(b >= a for number, (a, b) in enumerate(zip(alone, together, strict=True)) if number != axis)
+    return axis if fits else None
 
 
 def _peak(array: np.ndarray) -> float:

@@ -47,7 +47,8 @@ class Checker:
     """Outputs of the model before and after each pass, on a few samples."""
 
     def __init__(self, model: Model, ctx: Context, original: Sequence[Outputs] | None) -> None:
-        self.feeds = list(check_samples(model, ctx).batches(CHECK_BATCH))
+        self.samples = check_samples(model, ctx)
+        self.feeds = list(self.samples.batches(CHECK_BATCH))
         self.interface = interface(model)
         self._by_token = token_values(model)
         self._fused = ctx.capabilities.judged_fused
@@ -72,13 +73,14 @@ class Checker:
         with Runner(model, optimize=self._fused) as runner:
             now = [runner(feed) for feed in self.feeds]
             bytes_on_disk = runner.bytes_on_disk
-        recorded = iter(now)
         before = self._before_awaiting if trained and self.awaiting else self.before
-        step = compare(before, lambda feed: next(recorded), self.feeds, self._by_token)
-        recorded = iter(now)
-        total = compare(self.original, lambda feed: next(recorded), self.feeds, self._by_token)
+        step, total = self._compare(before, now), self._compare(self.original, now)
         self.before = now
         return step, total, bytes_on_disk
+
+    def _compare(self, before: Sequence[Outputs], now: Sequence[Outputs]) -> Difference:
+        recorded = iter(now)
+        return compare(before, lambda feed: next(recorded), self.feeds, self._by_token, samples=self.samples)
 
 
 def _outputs_of(model: Model, feeds: Sequence[Feed]) -> list[Outputs]:
@@ -117,7 +119,7 @@ def judge(
             if training.folder
             else ""
         )
-    raise ContractError(f"{text}, on {change.samples} samples{after}. {advice}")
+    raise ContractError(f"{text}, on {change.samples_text}{after}. {advice}")
 
 
 def rounding(model: Model) -> float:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from graphcompress.data.load import Samples
     from graphcompress.graph.model import Model
-    from graphcompress.measure.verify import Difference
+    from graphcompress.measure.verify import Difference, OutputDifference
 
 
 ROUNDINGS = 4
@@ -42,8 +42,10 @@ class Exact:
         allowed = max(self.atol, ROUNDINGS * epsilon)
         if difference.max_relative_error <= allowed:
             return None
+        worst = max(difference.outputs, key=lambda output: output.max_relative_error)
         return (
-            f"largest error {difference.max_relative_error:.2e} of the output range, promised {allowed:.0e}"
+            f"largest error {difference.max_relative_error:.2e} of the output range"
+            f"{_of(worst, difference)}, promised {allowed:.0e}"
         )
 
     def __str__(self) -> str:
@@ -60,10 +62,18 @@ class Lossy:
         """Why ``difference`` breaks this contract, or None."""
         if difference.sqnr_db >= self.min_sqnr_db:
             return None
-        return f"SQNR {difference.sqnr_db:.1f} dB, promised at least {self.min_sqnr_db:.0f} dB"
+        return (
+            f"SQNR {difference.sqnr_db:.1f} dB{_of(difference.worst, difference)}, "
+            f"promised at least {self.min_sqnr_db:.0f} dB"
+        )
 
     def __str__(self) -> str:
         return f"lossy (SQNR at least {self.min_sqnr_db:.0f} dB)"
+
+
+def _of(worst: OutputDifference, difference: Difference) -> str:
+    """Which of several outputs a figure is of."""
+    return f" (output {worst.name!r})" if len(difference.outputs) > 1 else ""
 
 
 Contract = Exact | Lossy

@@ -19,7 +19,7 @@ from graphcompress.errors import UsageError
 from graphcompress.measure.bench import ShapeResult, shaped_feed
 from graphcompress.measure.metrics import Score
 from graphcompress.measure.timing import Measurement
-from graphcompress.measure.verify import Difference, Invariance
+from graphcompress.measure.verify import Difference, Invariance, OutputDifference
 from graphcompress.pipeline.judging import Size
 from graphcompress.pipeline.pipeline import PassRecord
 from graphcompress.plugin import reference
@@ -90,6 +90,52 @@ def test_the_manifest_is_plain_data_without_times(build):
     assert document["passes"][0]["skipped"][1]["figures"] == {"error": 0.51}
     assert document["verification"]["metric"]["after"]["value"] == 0.865
     assert "latency" not in text
+
+
+def with_outputs(difference: Difference, count: int) -> Difference:
+    """``difference`` of logits and ``count`` hidden states, the last of which is the worst."""
+    states = [
+        OutputDifference(f"hidden_states.{index}", 64, 0.1, 0.01, 1.0, 60.0 - index, None)
+        for index in range(count)
+    ]
+    logits = OutputDifference("logits", 32, 0.25, 0.031, 0.98, 40.0, 0.9)
+    return dataclasses.replace(difference, outputs=(logits, *states))
+
+
+def test_several_outputs_have_a_line_each_on_the_screen_and_all_of_them_in_the_page(build):
+    (lowered,) = build.lowered
+    lowered = dataclasses.replace(lowered, difference=with_outputs(lowered.difference, 30))
+    build = dataclasses.replace(build, lowered=(lowered,))
+    assert report.difference_line(lowered.difference) == (
+        "SQNR 17.6 dB (worst of 31 outputs: hidden_states.29), lowest cosine 0.9800, "
+        "largest error 0.25 (3.1% of the range), argmax agreement 90.0% (logits), on 16 samples"
+    )
+    shown = report.output_lines(lowered.difference)
+    assert shown[0] == (
+        "logits: SQNR 40.0 dB, largest error 0.25 (3.1% of its range), argmax agreement 90.0%"
+    )
+    assert len(shown) == 5
+    assert shown[-1] == "27 more outputs: SQNR at least 31.0 dB"
+    page = report.markdown(build)
+    assert all(f"- hidden_states.{index}: SQNR" in page for index in range(30))
+
+
+def test_made_up_samples_are_called_so_everywhere(build):
+    made_up = dataclasses.replace(build.records[0].total, made_up=True)
+    record = dataclasses.replace(build.records[0], total=made_up, step=made_up)
+    assert report.pass_line(record).endswith("SQNR 17.6 dB against the original on made-up samples")
+    assert report.difference_line(made_up).endswith("on 16 made-up samples")
+    assert (
+        json.dumps(manifest(dataclasses.replace(build, records=(record,)), {})).count('"made_up": true') == 2
+    )
+    for changed, text in ((0, "(16 made-up samples; "), (3, "3 of 16 answers to made-up samples change")):
+        invariance = Invariance(16, 0.05, 0.97, changed, 0.01, made_up=True)
+        assert text in report.invariance_line(invariance)
+
+
+def test_batches_that_could_not_be_compared_are_no_proof():
+    line = report.invariance_line(Invariance(0, 0.0, 1.0, 0, 0.01))
+    assert line == "not compared: no output has an entry for each sample"
 
 
 def test_the_page_lists_everything_and_escapes_cells(build):

@@ -133,6 +133,76 @@ def test_an_output_that_is_empty_now_and_then_is_compared_where_it_is_not() -> N
     assert compare(outputs, lambda feed: next(answers), feeds).samples == 8
 
 
+# ---- several outputs
+
+
+def several(expected: dict, actual: dict, feed=FEED):
+    return compare([expected], lambda feed: actual, [feed])
+
+
+def test_differences_are_told_per_output_and_logits_come_first() -> None:
+    names = ["present.0.key", "hidden_states.3", "pooled", "logits"]
+    y = {name: noise(number, 4, 7) for number, name in enumerate(names)}
+    off = {**y, "pooled": y["pooled"] * 1.1, "logits": -y["logits"]}
+    found = several(y, off)
+    assert [output.name for output in found.outputs] == [
+        "logits",
+        "pooled",
+        "present.0.key",
+        "hidden_states.3",
+    ]
+    assert [round(output.sqnr_db, 3) for output in found.outputs] == [-6.021, 20.0, 200.0, 200.0]
+    assert (found.worst.name, found.sqnr_db) == ("logits", found.outputs[0].sqnr_db)
+    assert found.argmax_agreement == found.outputs[0].argmax_agreement
+    assert Lossy(min_sqnr_db=12.0).broken_by(found) == (
+        "SQNR -6.0 dB (output 'logits'), promised at least 12 dB"
+    )
+    assert Exact().broken_by(found).startswith("largest error 2.00e+00 of the output range (output 'logits')")
+
+
+def test_sixty_perfect_outputs_do_not_hide_the_one_that_matters() -> None:
+    y = {f"hidden_states.{number}": noise(number, 4, 7) for number in range(60)}
+    y["logits"] = np.eye(4, 7)
+    found = several(y, {**y, "logits": np.roll(y["logits"], 1, axis=1)})
+    assert found.argmax_agreement == 0.0
+
+
+def test_an_output_of_one_entry_per_row_has_no_agreement() -> None:
+    assert several({"y": np.ones((4, 1))}, {"y": np.ones((4, 1))}).argmax_agreement is None
+
+
+def test_copies_of_inputs_are_left_out() -> None:
+    feed, y = {"x": noise(0, 4, 7)}, noise(1, 4, 7)
+    found = several({"echo": feed["x"], "y": y}, {"echo": feed["x"], "y": y * 1.1}, feed)
+    assert [output.name for output in found.outputs] == ["y"]
+    wrong = several({"echo": feed["x"], "y": y}, {"echo": feed["x"] * 1.2, "y": y * 1.1}, feed)
+    assert wrong.worst.name == "echo"
+
+
+def test_a_model_that_only_copies_is_judged_by_that() -> None:
+    feed = {"x": noise(0, 4, 7)}
+    assert [output.entries for output in several(feed, feed, feed).outputs] == [28]
+
+
+def test_past_keys_do_not_raise_the_figure_of_present_ones() -> None:
+    past, new = noise(0, 2, 3, 50, 8) * 100, noise(1, 2, 3, 1, 8)
+    before, after = (np.concatenate([past, part], axis=2) for part in (new, new * 1.1))
+    (found,) = several({"present": before}, {"present": after}, {"past": past}).outputs
+    assert found.sqnr_db == pytest.approx(20.0, abs=1e-3)
+    assert found.entries == new.size
+
+
+def test_a_mask_of_ones_is_no_copy() -> None:
+    feed = {"mask": np.ones((4, 7), np.float32)}
+    assert several({"y": feed["mask"]}, {"y": feed["mask"]}, feed).outputs[0].entries == 28
+
+
+def test_what_was_made_up_is_said() -> None:
+    samples = Samples([{"x": np.zeros(1)}] * 3, synthetic=True)
+    found = compare([{"y": np.ones((4, 2))}], lambda feed: {"y": np.ones((4, 2))}, [FEED], samples=samples)
+    assert (found.samples, found.samples_text) == (3, "3 made-up samples")
+
+
 # ---- batch invariance
 
 
@@ -149,6 +219,26 @@ def test_an_answer_that_looks_at_batch_mates_is_found() -> None:
     found = batch_invariance(lambda feed: {"y": feed["x"] + feed["x"].max()}, ragged(8), batch=4)
     assert found.changed == 6  # the largest of each batch keeps its answer
     assert found.max_relative_error > 0.1
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda y: y[None],
+        lambda y: y.T[:, None],
+        lambda y: np.stack([y, y], axis=2),
+    ],
+    ids=["a size of one in front", "time-major", "time and channels behind"],
+)
+def test_the_batch_is_found_wherever_it_is(place) -> None:
+    samples = ragged(5)
+    assert batch_invariance(lambda feed: {"y": place(feed["x"] * 2)}, samples).changed == 0
+    assert batch_invariance(lambda feed: {"y": place(feed["x"] + feed["x"].max())}, samples).changed == 4
+
+
+def test_an_output_of_no_row_is_not_looked_at() -> None:
+    found = batch_invariance(lambda feed: {"y": feed["x"].mean(0, keepdims=True)[:, :1]}, ragged(5))
+    assert (found.samples, found.changed) == (0, 0)
 
 
 def test_outputs_of_nothing_but_zeros_are_invariant() -> None:
