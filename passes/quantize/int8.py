@@ -248,6 +248,8 @@ class Int8(Pass):
 
     def _lacks(self, forms: Sequence[LinearForm], plan: Plan, judge: _Judge) -> bool:
         """Whether ``plan`` leaves a linear out, or its outputs fall below what is to be kept."""
+        if not forms and not plan.tables:
+            return False
         return len(plan.linears) < len(forms) or judge.sqnr_db(plan) < self.keep_db
 
     def _rescue(self, plan: Plan, judge: _Judge) -> Choice:
