@@ -118,12 +118,6 @@ PLUGINS = {
 ROOT = {"__main__": "cli"}
 """Modules that belong to no room → what they import; the public face imports names when they are used."""
 
-KNOWN = {
-    ("build", "targets.cpu"): "graphcompress.build.opening",
-    ("build", "targets.mobile"): "graphcompress.build.opening",
-}
-"""Imports that are against the plan today → the only module that has them."""
-
 
 def room(module: str) -> str:
     """The room of a module; of a pass or a target its kind and name."""
@@ -133,13 +127,9 @@ def room(module: str) -> str:
 
 def rooms_imported(name: str) -> set[str]:
     """Rooms that the modules of the room ``name`` import, lazily too."""
-    return {
-        room(other)
-        for module in modules()
-        if room(module) == name
-        for other in own_imports(module)
-        if KNOWN.get((name, room(other))) != module
-    } - {name}
+    return {room(other) for module in modules() if room(module) == name for other in own_imports(module)} - {
+        name
+    }
 
 
 def test_every_room_is_in_the_plan() -> None:
@@ -174,7 +164,7 @@ def test_the_framework_spells_out_no_pass_and_no_target() -> None:
     for module, path in modules().items():
         if room(module) in PLAN:
             found = re.findall(r"graphcompress\.(?:passes|targets)\.\w+", path.read_text(encoding="utf-8"))
-            assert not found or module in KNOWN.values(), module
+            assert not found, module
 
 
 @pytest.mark.parametrize("module", within("graphcompress.numerics"))

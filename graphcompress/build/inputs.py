@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 from graphcompress.build.recipe import Recipe
 from graphcompress.data.tokenizer_files import TOKENIZER_FILES
 from graphcompress.graph.model import Model
 from graphcompress.graph.reading.hashes import sha256
+from graphcompress.plugin.base import Target
 
 
 def path_text(given: object) -> str | None:
@@ -18,17 +18,8 @@ def path_text(given: object) -> str | None:
     return Path(given).as_posix() if isinstance(given, (str, Path)) else None
 
 
-@runtime_checkable
-class ReadsFiles(Protocol):
-    """A target whose options name files that decide what it makes."""
-
-    @property
-    def files_read(self) -> tuple[str, ...]:
-        """Their paths, as they were given."""
-
-
 def input_hashes(
-    recipe: Recipe, model: Model, teacher: Model | None = None, targets: Iterable[object] = ()
+    recipe: Recipe, model: Model, teacher: Model | None = None, targets: Iterable[Target] = ()
 ) -> dict[str, str]:
     """Hashes of every file that the build reads, by the path as it was given."""
     paths = [Path(path) for path in (recipe.data, recipe.eval_data, recipe.train) if path]
@@ -40,7 +31,7 @@ def input_hashes(
     if recipe.model:
         paths += [Path(recipe.model).parent / name for name in TOKENIZER_FILES]
     for target in targets:
-        paths += [Path(path) for path in target.files_read] if isinstance(target, ReadsFiles) else []
+        paths += map(Path, target.files_read)
     return {path.as_posix(): sha256(path) for path in paths if path.is_file()}
 
 

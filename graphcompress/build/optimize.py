@@ -27,7 +27,7 @@ from graphcompress.measure.metrics import Score
 from graphcompress.measure.verify import Difference, Invariance, batch_invariance, compare
 from graphcompress.pipeline.judging import Size
 from graphcompress.pipeline.pipeline import PassRecord, Pipeline
-from graphcompress.plugin.base import Context, Pass, Progress, Target, Training, no_progress
+from graphcompress.plugin.base import Context, Lowering, Pass, Progress, Target, Training, no_progress
 from graphcompress.plugin.registry import PASSES
 from graphcompress.plugin.targeting import artifact_folders, common_capabilities, distinct, parse_targets
 from graphcompress.training.processes import rank
@@ -46,7 +46,7 @@ class Lowered:
         size: of the artifact: all its files but the tokenizer.
         difference: outputs of the artifact, run by the target, against the model that came in.
         invariance: whether the artifact's answers depend on batch mates or padding.
-        record: what the target says about the lowering.
+        lowering: what the target says about its work.
         score: the task metric, when one was asked for.
         timed: whether times on this machine are those of the target's runtime.
     """
@@ -56,7 +56,7 @@ class Lowered:
     size: Size
     difference: Difference
     invariance: Invariance
-    record: Mapping[str, Any] = field(default_factory=dict)
+    lowering: Lowering = field(default_factory=Lowering)
     score: Score | None = None
     timed: bool = True
 
@@ -64,6 +64,11 @@ class Lowered:
     def name(self) -> str:
         """The target's name, without its options."""
         return self.target.partition("{")[0]
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """What the target says about its work, as the manifest keeps it."""
+        return self.lowering.record
 
 
 @dataclass(frozen=True)
@@ -242,17 +247,18 @@ def _lower(target: Target, stage: Path, model: Model, ctx: Context, before: Orig
     """Write and verify the artifact for ``target`` in ``stage``."""
     ctx.progress(f"lower for {target.name}", 0, 1)
     stage.mkdir(exist_ok=True)
-    record = target.lower(model, stage, ctx)
+    lowering = target.lower(model, stage, ctx)
     ctx.progress(f"lower for {target.name}", 1, 1)
     copy_tokenizer(model.path, stage)
     run = target.session(stage)
+    deployed = lowering.deployed_bytes
     return Lowered(
         target=str(target),
         folder=stage,
-        size=Size(model.parameters, record.get("deployed_bytes", folder_bytes(stage)), macs(model)),
+        size=Size(model.parameters, folder_bytes(stage) if deployed is None else deployed, macs(model)),
         difference=compare(before.outputs, run, before.feeds, before.by_token, samples=before.samples),
         invariance=batch_invariance(run, before.samples),
-        record=record,
+        lowering=lowering,
         score=before.score_of(run),
         timed=target.timed,
     )

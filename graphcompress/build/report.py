@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graphcompress.build.varying import why_it_varies
-from graphcompress.plugin.base import Skipped, Touched, parameters_of
+from graphcompress.plugin.base import Lowering, Skipped, Touched, parameters_of
 
 if TYPE_CHECKING:
     from graphcompress.build.optimize import Build, Lowered
@@ -167,7 +167,7 @@ def summary_lines(build: Build, most: int = SHOWN_OUTPUTS) -> list[tuple[str, st
     )
     lines.append(("parameters", f"{count(before.parameters)} → {count(after.parameters)}"))
     lines.append(("MACs", f"{count(before.macs)} → {count(after.macs)} (one sample of 128 tokens)"))
-    lines += lowering_lines(lowered.record)
+    lines += lowering_lines(lowered.lowering)
     lines.append(("artifact", f"{difference_line(lowered.difference)}, {proof(lowered)}"))
     lines += [("", line) for line in output_lines(lowered.difference, most)]
     lines.append(("batches", invariance_line(lowered.invariance)))
@@ -178,18 +178,17 @@ def summary_lines(build: Build, most: int = SHOWN_OUTPUTS) -> list[tuple[str, st
     return lines
 
 
-def lowering_lines(lowering: Mapping[str, object]) -> list[tuple[str, str]]:
+def lowering_lines(lowering: Lowering) -> list[tuple[str, str]]:
     """What a target says about its work, as (topic, text): the forms it chose, and its notes."""
-    forms, notes = lowering.get("forms_text"), lowering.get("notes", ())
-    lines = [("forms", str(forms))] if forms else []
-    return lines + [("", str(note)) for note in (notes if isinstance(notes, Sequence) else ())]
+    forms = [("forms", lowering.forms)] if lowering.forms else []
+    return forms + [("", note) for note in lowering.notes]
 
 
 def target_lines(build: Build) -> list[tuple[str, str]]:
     """What goes below :func:`target_table`, as (target, text): what every target says about its work."""
     lines = []
     for it in build.lowered:
-        texts = [f"{topic}: {text}" if topic else text for topic, text in lowering_lines(it.record)]
+        texts = [f"{topic}: {text}" if topic else text for topic, text in lowering_lines(it.lowering)]
         texts += output_lines(it.difference)
         texts.append(why_it_varies(build.model, it.invariance, build.reference_invariance, it.difference))
         lines += [(it.name, text) for text in texts if text]
@@ -198,7 +197,7 @@ def target_lines(build: Build) -> list[tuple[str, str]]:
 
 def proof(lowered: Lowered) -> str:
     """What ran the artifact when its outputs were compared."""
-    return str(lowered.record.get("proof", "run by the target"))
+    return lowered.lowering.proof or "run by the target"
 
 
 def target_table(build: Build) -> list[list[str]]:

@@ -7,25 +7,10 @@ from pathlib import Path
 
 from graphcompress.capturing.source import open_model
 from graphcompress.data.load import Samples, load_samples
-from graphcompress.errors import UsageError
-from graphcompress.measure.shapes import Shape, parse_shapes
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context, Progress, Target, no_progress
 
 Times = Mapping[str, Mapping[str, Sequence[float]]]
-
-
-def measured_shapes(target: Target) -> list[Shape]:
-    """The shapes in the option ``shapes`` of ``target``; called before any work.
-
-    Raises:
-        UsageError: the target chooses nothing by measuring, or has no such option.
-    """
-    if not target.measures:
-        raise UsageError(f"target {target.name} measures nothing; tune is for targets that do, such as cpu")
-    if not hasattr(target, "shapes"):
-        raise UsageError(f"target {target.name} has no option shapes, at which a profile is measured")
-    return parse_shapes(str(target.shapes))
 
 
 def tune(

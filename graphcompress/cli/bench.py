@@ -108,7 +108,7 @@ def _rooflines(
     models: dict[str, Path], samples: Samples, results: list[ShapeResult], progress: Progress
 ) -> dict[str, Roofline]:
     """The roofline at the last shape, where that was measured, of every ONNX model on the CPU provider."""
-    from graphcompress.build.opening import is_for_cpu_provider, model_file
+    from graphcompress.build.opening import model_file, runs_on_cpu_provider
     from graphcompress.measure.bench import shaped_feed
     from graphcompress.measure.roofline import roofline
 
@@ -119,10 +119,9 @@ def _rooflines(
     found = {}
     for number, (name, path) in enumerate(models.items()):
         progress("roofline", number, len(models))
-        file = model_file(path)
-        if file.suffix == ".ort" or not is_for_cpu_provider(path):
+        if not runs_on_cpu_provider(path):
             continue
-        item = roofline(file, feed, batch=batch, length=length)
+        item = roofline(model_file(path), feed, batch=batch, length=length)
         if item is not None:
             found[name] = item
     progress("roofline", len(models), len(models))

@@ -46,6 +46,10 @@ def _print(entry: Entry, *, whole: bool) -> None:
     console.print(f"{entry.name}: {entry.text if whole else entry.summary}")
     for line in entry.lines():
         console.print(f"  {line}")
+    if whole and entry.usage:
+        console.print("  without this package, in the folder of an artifact:")
+        for line in entry.usage:
+            console.print(f"    {line}", markup=False)
     if not entry.options:
         console.print("  no options\n")
         return

@@ -35,9 +35,9 @@ def tune(
 
     Example: graphcompress tune model.onnx --passes kron,int8 --out profile.json
     """
-    from graphcompress.build.tuning import measured_shapes
     from graphcompress.build.tuning import tune as measure
     from graphcompress.cli.short import with_options
+    from graphcompress.errors import UsageError
     from graphcompress.measure.cache import machine_facts
     from graphcompress.measure.profile import check_profile_path, write_profile
     from graphcompress.measure.shapes import format_shapes
@@ -45,7 +45,9 @@ def tune(
     from graphcompress.plugin.targeting import parse_target
 
     chosen = parse_target(with_options(target, shapes=shapes))
-    measured = measured_shapes(chosen)
+    measured = chosen.tuned_at
+    if not measured:
+        raise UsageError(f"target {chosen.name} measures nothing; tune is for targets that do, such as cpu")
     check_profile_path(output)
     pipelines = dict.fromkeys((SIMPLIFY, passes if SIMPLIFY in passes else f"{SIMPLIFY},{passes}"))
     with progress_bars() as progress:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from graphcompress.errors import UsageError
 from graphcompress.plugin.options import check_options, format_call
 from graphcompress.plugin.schemes import INT8, UINT8, Scheme, common_schemes, described, integer_products
 
@@ -225,6 +224,11 @@ class Named:
         """What the reference says about it besides: a heading in a few words → what stands there."""
         return {}
 
+    @classmethod
+    def usage(cls) -> tuple[str, ...]:
+        """Lines of Python that use what it makes, without this package."""
+        return ()
+
 
 @dataclass(frozen=True)
 class Pass(Named, abc.ABC):
@@ -262,21 +266,85 @@ class Pass(Named, abc.ABC):
 
 
 @dataclass(frozen=True)
-class Target(Named, abc.ABC):
-    """Lowers a model for one runtime, writes its files and runs them there."""
+class Lowering:
+    """What a target did with a model, for the report and for the manifest of the artifact.
 
-    timed: ClassVar[bool] = True
-    """Whether times of :meth:`session` on this machine are those of the runtime that the artifact is for."""
+    Attributes:
+        notes: sentences for a reader of the report.
+        proof: what ran the artifact when its outputs were compared; None: the runtime that it is for.
+        forms: the forms that operators were given, in words; None of a target that does not choose any.
+        deployed_bytes: how much one device gets; None: all files of the artifact.
+        details: what else the manifest keeps; names that end in ``_ms`` are times, which it does not.
+    """
+
+    notes: tuple[str, ...] = ()
+    proof: str | None = None
+    forms: str | None = None
+    deployed_bytes: int | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """As plain data, for the manifest."""
+        told = {"proof": self.proof, "forms_text": self.forms, "deployed_bytes": self.deployed_bytes}
+        known = {name: value for name, value in told.items() if value is not None}
+        return {**self.details, "notes": list(self.notes), **known}
+
+
+@dataclass(frozen=True)
+class Target(Named, abc.ABC):
+    """Lowers a model for one runtime, writes its files and runs them there.
+
+    What else is asked of a target, it declares: each of these has a default.
+    """
 
     @classmethod
     def about(cls) -> Mapping[str, object]:
         """What it can run with its default options."""
         return {"capabilities": cls().capabilities}
 
+    @classmethod
+    def usage(cls) -> tuple[str, ...]:
+        """:attr:`loading`, with the default options."""
+        return cls().loading
+
     @property
     @abc.abstractmethod
     def capabilities(self) -> Capabilities:
         """What the runtime can execute."""
+
+    @property
+    def timed(self) -> bool:
+        """Whether times of :meth:`session` on this machine are those of the runtime it is for."""
+        return True
+
+    @property
+    def model_file(self) -> str:
+        """Name of the file in the artifact that holds the model."""
+        return "model.onnx"
+
+    @property
+    def files_read(self) -> tuple[str, ...]:
+        """Paths of files that the options name and that decide what is made: a recipe holds their hashes."""
+        return ()
+
+    @property
+    def tuned_at(self) -> Sequence[tuple[int, int]]:
+        """Batch and length of every shape that :meth:`tune` measures at; none: nothing is measured."""
+        return ()
+
+    @property
+    def loading(self) -> tuple[str, ...]:
+        """Lines of Python that make ``session`` in the folder of an artifact, without this package."""
+        return ("import onnxruntime", f'session = onnxruntime.InferenceSession("{self.model_file}")')
+
+    def runs_on_cpu_provider(self, folder: Path) -> bool:
+        """Whether ONNX Runtime's CPU provider alone runs the artifact, and the model is an ONNX file."""
+        return False
+
+    def interface(self, folder: Path) -> Model | None:
+        """Inputs and outputs of an artifact, as a model without a node; None: the model is an ONNX file."""
+        return None
 
     def check(self) -> None:
         """Fail, before any work, when this machine lacks what :meth:`lower` is asked to use."""
@@ -287,30 +355,16 @@ class Target(Named, abc.ABC):
         return None
 
     @abc.abstractmethod
-    def lower(self, model: Model, folder: Path, ctx: Context) -> Mapping[str, Any]:
-        """Write the files of the artifact into ``folder``, which exists; return what to record about it.
-
-        The record's entry ``proof`` says what ran the artifact when its outputs were compared, where that is
-        not simply the runtime that it is for; ``deployed_bytes`` how much one device gets, where that is not
-        all of the files.
-        """
+    def lower(self, model: Model, folder: Path, ctx: Context) -> Lowering:
+        """Write the files of the artifact into ``folder``, which exists; ``model`` itself is not changed."""
 
     @abc.abstractmethod
     def session(self, folder: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """A function from a feed (input name → array) to outputs (name → array), run by the real runtime."""
 
-    @property
-    def measures(self) -> bool:
-        """Whether it chooses by measuring: it has a :meth:`tune` of its own."""
-        return type(self).tune is not Target.tune
-
     def tune(self, model: Model, ctx: Context) -> Mapping[str, Mapping[str, Sequence[float]]]:
-        """Times, in ms, of what :meth:`lower` would choose between in ``model``, measured on this machine.
-
-        Raises:
-            UsageError: the target chooses nothing by measuring.
-        """
-        raise UsageError(f"target {self.name} measures nothing; tune is for targets that do, such as cpu")
+        """Times, in ms, of what :meth:`lower` would choose between in ``model``, measured on this machine."""
+        return {}
 
 
 def parameters_of(items: Iterable[Touched | Skipped]) -> int:

@@ -35,12 +35,14 @@ class Entry:
 
     Attributes:
         about: what its kind says besides, such as the contract of a pass.
+        usage: lines of Python that use what it makes, with its default options, without this package.
     """
 
     name: str
     summary: str
     text: str
     about: Mapping[str, object]
+    usage: tuple[str, ...]
     options: tuple[Option, ...]
 
     def lines(self) -> list[str]:
@@ -57,7 +59,7 @@ def describe(cls: type[Named]) -> Entry:
     """The reference of one of them."""
     hints = typing.get_type_hints(cls)
     options = tuple(_option(field, hints[field.name]) for field in dataclasses.fields(cls))
-    return Entry(cls.name, cls.summary(), inspect.getdoc(cls) or "", cls.about(), options)
+    return Entry(cls.name, cls.summary(), inspect.getdoc(cls) or "", cls.about(), cls.usage(), options)
 
 
 def _option(field: dataclasses.Field[typing.Any], hint: object) -> Option:
@@ -85,6 +87,9 @@ def markdown(kind: Kind[Named]) -> str:
         lines += [f"## {entry.name}", "", entry.text, ""]
         for line in entry.lines():
             lines += [f"{line[0].upper()}{line[1:]}.", ""]
+        if entry.usage:
+            code = (f"    {line}" for line in entry.usage)
+            lines += ["Without this package, in the folder of an artifact:", "", *code, ""]
         lines += _table(entry.options)
     return "\n".join(lines).rstrip() + "\n"
 

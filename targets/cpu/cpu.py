@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from graphcompress.graph.runtime import session_of
 from graphcompress.measure.cache import MeasurementCache, Measurements, Times, cpu_flags
 from graphcompress.measure.profile import Profile, Recorder, read_profile
 from graphcompress.measure.shapes import DEFAULT_SHAPES, Shape, format_shapes, parse_shapes
-from graphcompress.plugin.base import Capabilities, Context, Target
+from graphcompress.plugin.base import Capabilities, Context, Lowering, Target
 from graphcompress.plugin.options import option
 from graphcompress.plugin.schemes import INT8, UINT8, integer_products
 from graphcompress.rules.legal import NEWEST_OPSET, legalise
@@ -30,10 +30,16 @@ from graphcompress.targets.cpu.guard import is_slower
 from graphcompress.targets.cpu.kronecker import Kronecker, KroneckerTable
 from graphcompress.targets.cpu.linear import Packed
 from graphcompress.targets.cpu.normalisation import Residual
-from graphcompress.targets.cpu.openvino import is_for_openvino, open_session, package, write_session_file
+from graphcompress.targets.cpu.openvino import (
+    SESSION_FILE,
+    is_for_openvino,
+    open_session,
+    package,
+    write_session_file,
+)
 from graphcompress.targets.cpu.padding_choice import AUTO, KEEP, REMOVE, choose_padding
 from graphcompress.targets.cpu.provider import PROVIDERS, Decision, choose_provider, outputs_of
-from graphcompress.targets.cpu.record import record
+from graphcompress.targets.cpu.record import forms_text, notes_on
 from graphcompress.targets.cpu.storage import store_floats_as_fp16
 from graphcompress.targets.cpu.whole import (
     ARTIFACT,
@@ -149,7 +155,16 @@ class Cpu(Target):
         if self.provider == "openvino":
             package()
 
-    def lower(self, model: Model, folder: Path, ctx: Context) -> Mapping[str, Any]:
+    @property
+    def tuned_at(self) -> list[Shape]:
+        """The option ``shapes``."""
+        return parse_shapes(self.shapes)
+
+    def runs_on_cpu_provider(self, folder: Path) -> bool:
+        """Unless the artifact is for OpenVINO."""
+        return not (folder / SESSION_FILE).is_file()
+
+    def lower(self, model: Model, folder: Path, ctx: Context) -> Lowering:
         """Write ``model.onnx`` in the fastest forms; ``model`` itself is not changed.
 
         Raises:
@@ -169,14 +184,13 @@ class Cpu(Target):
         chosen = choose_provider(self.provider, artifact, legal, shapes, ctx, None)
         return self._finished(_record(_written(lowered, chosen, legal, folder), chosen, asked), about)
 
-    def _finished(self, found: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
-        """The record with what was done before any form was chosen; of that, what to know is a note, too."""
+    def _finished(self, found: Lowering, about: dict[str, Any]) -> Lowering:
+        """``found`` with what was done before any form was chosen; of that, what to know is a note, too."""
         notes = [about["float_storage"]] if "float_storage" in about else []
-        if found["opset"] > self.newest_opset:
-            notes.append(
-                f"written in opset {found['opset']}, not {self.newest_opset}: {about['opset_reason']}"
-            )
-        return {**found, **about, "notes": [*notes, *found["notes"]]}
+        opset = found.details["opset"]
+        if opset > self.newest_opset:
+            notes.append(f"written in opset {opset}, not {self.newest_opset}: {about['opset_reason']}")
+        return replace(found, notes=(*notes, *found.notes), details={**found.details, **about})
 
     def _legal(self, model: Model, ctx: Context) -> tuple[Model, dict[str, Any]]:
         """A copy that the runtime takes, before any form is chosen, and what to record about it."""
@@ -208,9 +222,7 @@ class Cpu(Target):
             )
         return list(profile.shapes)
 
-    def _lower_by_measuring(
-        self, legal: Model, source: Path | None, folder: Path, ctx: Context
-    ) -> dict[str, Any]:
+    def _lower_by_measuring(self, legal: Model, source: Path | None, folder: Path, ctx: Context) -> Lowering:
         cache, shapes = MeasurementCache(), parse_shapes(self.shapes)
         lowered = self._lowered(legal, shapes, ctx, cache)
         artifact = lowered.model.save(folder / MODEL_FILE)
@@ -234,7 +246,8 @@ class Cpu(Target):
         asked = f"speed not compared with the input: {reason}" if reason else ""
         asked = "slower than the input, which allow_slower=true accepts" if slower else asked
         speed = {"slower_than_input": slower, "compared": bool(times), "whole_ms": times}
-        return {**_record(lowered, chosen, asked), "speed": speed}
+        found = _record(lowered, chosen, asked)
+        return replace(found, details={**found.details, "speed": speed})
 
     def tune(self, model: Model, ctx: Context) -> Mapping[str, Mapping[str, Sequence[float]]]:
         """Times of every form of every site that :meth:`lower` would meet in ``model``, measured here."""
@@ -276,21 +289,26 @@ def _written(lowered: Lowered, chosen: Decision, legal: Model, folder: Path) -> 
     return Lowered(legal, ())
 
 
-def _record(lowered: Lowered, chosen: Decision, asked: str) -> dict[str, Any]:
-    found = {**record(lowered, families(), asked), "opset": lowered.model.opset, "provider": chosen.record()}
+def _record(lowered: Lowered, chosen: Decision, asked: str) -> Lowering:
+    details: dict[str, Any] = {
+        "forms": [asdict(choice) for choice in lowered.choices],
+        "opset": lowered.model.opset,
+        "provider": chosen.record(),
+    }
     if chosen.times_ms is not None:
-        found["provider_ms"] = chosen.times_ms
+        details["provider_ms"] = chosen.times_ms
+    notes = notes_on(lowered, families(), asked)
     if chosen.noted:
         name = "provider: OpenVINO" if chosen.openvino else "OpenVINO's provider"
-        found["notes"] = [f"{name}: {chosen.why}", *found["notes"]]
+        notes.insert(0, f"{name}: {chosen.why}")
     if any(choice.form == OPERATOR for choice in lowered.choices):
-        found["notes"].append(
+        notes.append(
             f"attention is an operator of opset {OPERATOR_OPSET}, which ONNX Runtime reads since 1.23; "
             f"cpu{{newest_opset={NEWEST_OPSET}}} does without"
         )
     if chosen.openvino:
-        found["notes"].append("load it with graphcompress.session(folder), or as session.json says")
-    return found
+        notes.append("load it with graphcompress.session(folder), or as session.json says")
+    return Lowering(tuple(notes), forms=forms_text(lowered.choices), details=details)
 
 
 def detected_isa() -> str:

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from graphcompress.targets.common.choice import Choice
 from graphcompress.targets.common.family import Family
 from graphcompress.targets.cpu.whole import Lowered
 
 
-def record(lowered: Lowered, families: Sequence[Family], asked: str) -> dict[str, Any]:
-    """The forms of ``lowered``, and notes; ``asked`` says which forms were asked for by name, or nothing."""
+def notes_on(lowered: Lowered, families: Sequence[Family], asked: str) -> list[str]:
+    """Notes on the forms of ``lowered``; ``asked`` says which were asked for by name, or nothing."""
     notes = [*([asked] if asked else []), *lowered.notes]
     notes += [
         f"{family}: its forms are taken back, the whole model is faster without"
         for family in lowered.taken_back
     ]
-    return {
-        "forms": [dataclasses.asdict(choice) for choice in lowered.choices],
-        "forms_text": forms_text(lowered.choices),
-        "notes": [*notes, *_notes(lowered.choices, families)],
-    }
+    return [*notes, *_notes(lowered.choices, families)]
 
 
 def forms_text(choices: Sequence[Choice]) -> str:

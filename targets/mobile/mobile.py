@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from graphcompress.data.load import Samples, synthetic_samples
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import runner_of, session_of
-from graphcompress.plugin.base import Capabilities, Context, Target
+from graphcompress.plugin.base import Capabilities, Context, Lowering, Target
 from graphcompress.plugin.options import option
 from graphcompress.plugin.schemes import INT8, UINT8, integer_products
 from graphcompress.rewrite.rewriter import Rewriter
@@ -41,7 +41,7 @@ from graphcompress.targets.mobile.elementary import (
     without_erf,
 )
 from graphcompress.targets.mobile.flat import flatten_products
-from graphcompress.targets.mobile.interface import Interface, interface_of, read_interface
+from graphcompress.targets.mobile.interface import Interface, interface_of, model_of, read_interface
 from graphcompress.targets.mobile.padding import fitted
 from graphcompress.targets.mobile.partitions import described, partitions, write_partitions
 from graphcompress.targets.mobile.selections import where_as_arithmetic
@@ -81,6 +81,7 @@ class Mobile(Target):
     """
 
     name: ClassVar[str] = "mobile"
+    model_file: ClassVar[str] = MODEL_FILE
 
     shape: str = option("", 'sizes to fix: batch x length such as 1x128, or "batch=1,sequence=128"')
     provider: str = option(
@@ -102,11 +103,15 @@ class Mobile(Target):
         return Capabilities(integer_products(UINT8, INT8, dynamic=dynamic, weight_bits=7))
 
     @property
-    def timed(self) -> bool:  # type: ignore[override]  # the base has a constant; here it is the machine's
+    def timed(self) -> bool:
         """Whether this machine's processor is one that the file is made for."""
         return processor().lower() in _PROCESSORS[self.platform]
 
-    def lower(self, model: Model, folder: Path, ctx: Context) -> Mapping[str, Any]:
+    def interface(self, folder: Path) -> Model:
+        """What ``interface.json`` says: nothing here reads the ORT format."""
+        return model_of(read_interface(folder))
+
+    def lower(self, model: Model, folder: Path, ctx: Context) -> Lowering:
         """Write the bundle; ``model`` itself is not changed."""
         sizes = sizes_of(model, self.shape) if self.shape else {}
         interface = interface_of(model, sizes)
@@ -136,9 +141,8 @@ class Mobile(Target):
             write_bundle(folder, interface, provider=self.provider, parts=described(before, after, tips))
             feed = samples.batch([min(range(len(samples)), key=lambda index: _numbers(samples, index))])
             write_example(folder, feed, self.session(folder)(feed))
-        record = {
+        details = {
             "opset": lowered.opset,
-            "proof": f"{PROOF} ({processor()})",
             "same_bytes": same_bytes,
             "fixed_sizes": sizes,
             "rewritten": rewritten,
@@ -147,9 +151,9 @@ class Mobile(Target):
             "reloaded": asdict(reloaded),
             "partitions_before": [asdict(item) for item in before],
             "partitions": [asdict(item) for item in after],
-            "notes": notes,
+            **({} if newer is None else {"opset_reason": newer}),
         }
-        return record if newer is None else {**record, "opset_reason": newer}
+        return Lowering(tuple(notes), f"{PROOF} ({processor()})", details=details)
 
     def session(self, folder: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """Run ``model.ort`` on the CPU provider; inputs are filled up to the sizes that it was made for."""

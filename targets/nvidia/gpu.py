@@ -13,7 +13,7 @@ import onnx_ir as ir
 from graphcompress.analysis.arguments import is_standard
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import provider_session, runner_of, session_of
-from graphcompress.plugin.base import Capabilities, Context, Target
+from graphcompress.plugin.base import Capabilities, Context, Lowering, Target
 from graphcompress.plugin.options import option
 from graphcompress.plugin.schemes import INT8, UINT8, integer_products
 from graphcompress.rewrite.rewriter import Rewriter
@@ -84,42 +84,48 @@ class Gpu(Target):
         return Capabilities(integer_products(*((INT8, UINT8) if self.provider == "cuda" else (INT8,))))
 
     @property
-    def timed(self) -> bool:  # type: ignore[override]  # the base has a constant; here it is the machine's
-        """Whether the provider is here."""
-        return self.is_here
-
-    @property
-    def is_here(self) -> bool:
+    def timed(self) -> bool:
         """Whether the installed ONNX Runtime has the provider."""
         import onnxruntime
 
         return PROVIDERS[self.provider] in onnxruntime.get_available_providers()
 
-    def lower(self, model: Model, folder: Path, ctx: Context) -> Mapping[str, Any]:
+    @property
+    def loading(self) -> tuple[str, ...]:
+        """What ``session.json`` says, as arguments of ``onnxruntime.InferenceSession``."""
+        return (
+            "import json, onnxruntime, pathlib",
+            f'recipe = json.loads(pathlib.Path("{SESSION_FILE}").read_text())',
+            'level = recipe["session_options"]["graph_optimization_level"]',
+            "options = onnxruntime.SessionOptions()",
+            "options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)",
+            'providers = [(name, given) for name, given in recipe["providers"]]',
+            'session = onnxruntime.InferenceSession(recipe["model"], options, providers=providers)',
+        )
+
+    def lower(self, model: Model, folder: Path, ctx: Context) -> Lowering:
         """Write the graph and the recipe of its session; ``model`` itself is not changed.
 
         Raises:
             UnsupportedModelError: TensorRT refuses something in it; the message names the node.
         """
         if self.provider == "cuda":
-            lowered, record = _for_cuda(model, ctx)
+            lowered, notes, details = _for_cuda(model, ctx)
         else:
             typed = strongly_typed(model, ctx, half=True)
-            lowered, record = typed.model, {**typed.record, "notes": list(typed.notes)}
+            lowered, notes, details = typed.model, typed.notes, typed.record
         lowered.save(folder / MODEL_FILE)
         recipe = self._recipe(model)
         (folder / SESSION_FILE).write_text(json.dumps(recipe, indent=1), encoding="utf-8")
         provider = PROVIDERS[self.provider]
         proof = (
-            f"run by {provider}"
-            if self.is_here
-            else f"not run by {provider}; numerics on ONNX Runtime's {CPU}"
+            f"run by {provider}" if self.timed else f"not run by {provider}; numerics on ONNX Runtime's {CPU}"
         )
-        return {**record, "session": recipe, "proof": proof}
+        return Lowering(notes, proof, details={**details, "session": recipe})
 
     def session(self, folder: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """Run ``model.onnx`` as ``session.json`` says where the provider is here, else on the CPU."""
-        if self.is_here:
+        if self.timed:
             recipe = json.loads((folder / SESSION_FILE).read_text(encoding="utf-8"))
             level = recipe["session_options"]["graph_optimization_level"]
             return runner_of(provider_session(folder / MODEL_FILE, recipe["providers"], level))
@@ -144,7 +150,7 @@ class Gpu(Target):
         }
 
 
-def _for_cuda(model: Model, ctx: Context) -> tuple[Model, dict[str, Any]]:
+def _for_cuda(model: Model, ctx: Context) -> tuple[Model, tuple[str, ...], Mapping[str, Any]]:
     lowered = model.clone()
     reason = legalise(lowered, ctx)
     with Rewriter(lowered, ctx) as rw:
@@ -157,7 +163,7 @@ def _for_cuda(model: Model, ctx: Context) -> tuple[Model, dict[str, Any]]:
     with Rewriter(lowered, ctx) as rw:
         values = [value for node in lowered.graph for value in node.outputs if value.name in names]
         halved = to_half(rw, values)
-    record = {
+    details = {
         "opset": lowered.opset,
         "attentions_fused": fused,
         "constants_clipped_for_float16": clipped,
@@ -165,9 +171,9 @@ def _for_cuda(model: Model, ctx: Context) -> tuple[Model, dict[str, Any]]:
         "float32_nodes": list(halved.kept),
         "casts": halved.casts,
         "values_beyond_float16": sorted(name or "" for name in names),
-        "notes": _notes_for_cuda(lowered),
+        **({} if reason is None else {"opset_reason": reason}),
     }
-    return lowered, record if reason is None else {**record, "opset_reason": reason}
+    return lowered, tuple(_notes_for_cuda(lowered)), details
 
 
 def _notes_for_cuda(model: Model) -> list[str]:

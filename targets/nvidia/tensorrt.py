@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import runner_of, session_of
-from graphcompress.plugin.base import Capabilities, Context, Target
+from graphcompress.plugin.base import Capabilities, Context, Lowering, Target
 from graphcompress.plugin.options import option
 from graphcompress.plugin.schemes import INT8, integer_products
 from graphcompress.targets.nvidia.engines.builder import (
@@ -114,11 +114,22 @@ class TensorRT(Target):
         return Capabilities(integer_products(INT8))
 
     @property
-    def timed(self) -> bool:  # type: ignore[override]  # the base has a constant; here it is the machine's
+    def timed(self) -> bool:
         """Whether an engine runs on this machine."""
         return self.build != "never" and _runs_here() is not None
 
-    def lower(self, model: Model, folder: Path, ctx: Context) -> Mapping[str, Any]:
+    @property
+    def loading(self) -> tuple[str, ...]:
+        """The engine for the first of ``compute``, as TensorRT for RTX reads it."""
+        file = _engine_file(f"SM{self.capabilities_wanted[0]}")
+        return (
+            f"import pathlib, {RTX} as tensorrt",
+            "runtime = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.ERROR))",
+            f'engine = runtime.deserialize_cuda_engine(pathlib.Path("{file}").read_bytes())',
+            "session = engine.create_execution_context()",
+        )
+
+    def lower(self, model: Model, folder: Path, ctx: Context) -> Lowering:
         """Write the graph, the engines and the record of their builds; ``model`` itself is not changed.
 
         Raises:
@@ -131,12 +142,9 @@ class TensorRT(Target):
         (folder / BUILD_FILE).write_text(
             json.dumps(_build_record(typed, engines), indent=1), encoding="utf-8"
         )
-        return {
+        details = {
             **typed.record,
-            **_deployed(engines),
             "precision": self.precision,
-            "proof": self._proof(engines),
-            "notes": [*typed.notes, *_engine_notes(engines)],
             "profile": shapes,
             "int8_products_expected": len(typed.int8_products),
             "engines": [
@@ -151,6 +159,12 @@ class TensorRT(Target):
                 for it in engines
             ],
         }
+        return Lowering(
+            (*typed.notes, *_engine_notes(engines)),
+            self._proof(engines),
+            deployed_bytes=max((it.file.stat().st_size for it in engines), default=None),
+            details=details,
+        )
 
     def session(self, folder: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """The engine for this machine's GPU; without one, the graph on ONNX Runtime's CPU provider."""
@@ -217,11 +231,6 @@ def _compiler_of(folder: Path, compute: str) -> str | None:
 
 def _engine_file(compute: str) -> str:
     return f"model-{compute.lower()}.engine"
-
-
-def _deployed(engines: Sequence[Engine]) -> dict[str, int]:
-    """Bytes that a device gets: one engine; nothing to say where there is none, for then it is the graph."""
-    return {"deployed_bytes": max(it.file.stat().st_size for it in engines)} if engines else {}
 
 
 def _engine_notes(engines: Sequence[Engine]) -> list[str]:

@@ -20,9 +20,9 @@ from graphcompress.cli import app
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import session_of
-from graphcompress.plugin.base import Capabilities, Context, Pass, Record, Target
+from graphcompress.plugin.base import Capabilities, Context, Lowering, Pass, Record, Target
 from graphcompress.plugin.schemes import INT8, UINT8, integer_products
-from graphcompress.plugin.targeting import common_capabilities, parse_targets
+from graphcompress.plugin.targeting import common_capabilities, parse_target, parse_targets
 from graphcompress.targets.cpu.cpu import NOTHING_MEASURED, Cpu
 from graphcompress.targets.cpu.openvino import SESSION_FILE
 
@@ -39,10 +39,10 @@ class Symmetric(Target):
         """Symmetric and static."""
         return Capabilities(integer_products(INT8))
 
-    def lower(self, model: Model, folder: Path, ctx: Context) -> Mapping[str, Any]:
+    def lower(self, model: Model, folder: Path, ctx: Context) -> Lowering:
         """Write the model as it is."""
         model.clone().save(folder / "model.onnx")
-        return {"proof": "run by a stand-in", "notes": ["one note"], "deployed_bytes": 1000}
+        return Lowering(("one note",), "run by a stand-in", deployed_bytes=1000)
 
     def session(self, folder: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """Run it on the CPU."""
@@ -86,6 +86,19 @@ def test_the_weights_are_quantised_for_all_and_activations_as_each_runs_them_bes
         assert zeros
         kinds.append({(zero.dtype.name, int(zero.numpy())) for zero in zeros})
     assert kinds == [{("UINT8", 128)}, {("INT8", 0)}]
+
+
+@pytest.mark.parametrize("target", ["cpu{measure=false}", "gpu", "gpu{provider=tensorrt}", "mobile"])
+@pytest.mark.filterwarnings("ignore:Specified provider")  # of a GPU, which is not here: the CPU's runs it
+def test_the_lines_of_a_target_load_its_artifact(target, tiny_bert_path, tiny_samples, tmp_path, monkeypatch):
+    optimize(tiny_bert_path, "simplify", target=target, output=tmp_path / "out")
+    feed = tiny_samples.batch([0])
+    expected = session(tmp_path / "out")(feed)
+    monkeypatch.chdir(tmp_path / "out")
+    made = {}
+    exec("\n".join(parse_target(target).loading), made)
+    for (name, array), seen in zip(expected.items(), made["session"].run(None, dict(feed)), strict=True):
+        np.testing.assert_allclose(seen, array, atol=2e-3, err_msg=name)
 
 
 def test_a_recipe_of_several_targets_names_them_all(built):

@@ -93,10 +93,10 @@ def test_a_build_by_profile_is_the_build_that_measured(simplified, tmp_path, no_
     write_profile(tmp_path / "p.json", SHAPES, target.tune(simplified, Context()))
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
-    here = target.lower(simplified, tmp_path / "here", Context())
+    here = target.lower(simplified, tmp_path / "here", Context()).record
     no_measuring()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
-    there = Cpu(profile=str(tmp_path / "p.json")).lower(simplified, tmp_path / "there", Context())
+    there = Cpu(profile=str(tmp_path / "p.json")).lower(simplified, tmp_path / "there", Context()).record
     assert there["forms"] == here["forms"]
     assert (tmp_path / "there/model.onnx").read_bytes() == (tmp_path / "here/model.onnx").read_bytes()
     assert "ONNX Runtime" in there["profile"]["machine"]
@@ -106,7 +106,7 @@ def test_a_build_by_profile_is_the_build_that_measured(simplified, tmp_path, no_
 def test_sites_that_a_profile_lacks_have_the_default_form_and_are_named(simplified, tmp_path, no_measuring):
     no_measuring()
     write_profile(tmp_path / "p.json", SHAPES, {})
-    record = Cpu(profile=str(tmp_path / "p.json")).lower(simplified, tmp_path, Context())
+    record = Cpu(profile=str(tmp_path / "p.json")).lower(simplified, tmp_path, Context()).record
     assert "residual, 5 sites: not in the profile; they have the default form, sum" in record["notes"]
     assert {choice["form"] for choice in record["forms"] if choice["family"] == "residual"} == {"sum"}
 

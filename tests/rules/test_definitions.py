@@ -67,7 +67,7 @@ def test_a_name_that_meant_something_else_is_newer_too():
 @pytest.mark.parametrize(("opset", "body"), NEWER)
 def test_the_graph_for_tensorrt_is_of_an_opset_that_its_versions_read(tmp_path, opset, body):
     build = "compute=86 build=require opt=1x8 largest=2x8" if is_installed(RTX) else "build=never"
-    record = parse_target(f"tensorrt{{{build}}}").lower(model_of(opset, body), tmp_path, Context())
+    record = parse_target(f"tensorrt{{{build}}}").lower(model_of(opset, body), tmp_path, Context()).record
     assert record["opset"] == 20
     assert len(record["spelt_out_for_the_opset"]) == 1
 
@@ -75,9 +75,8 @@ def test_the_graph_for_tensorrt_is_of_an_opset_that_its_versions_read(tmp_path, 
 def test_an_operator_without_a_definition_keeps_its_opset_and_that_is_said(tmp_path):
     text = "g (float[batch, 4, 8] x, float[batch, 1, 8] new, int64[batch] at) => (float[batch, 4, 8] y)"
     body = " <float[8, 8] w> { h = MatMul(x, w) y = TensorScatter <axis = 1> (h, new, at) }"
-    record = parse_target("tensorrt{build=never}").lower(
-        texts.model_of(text + body, opset=24), tmp_path, Context()
-    )
+    model = texts.model_of(text + body, opset=24)
+    record = parse_target("tensorrt{build=never}").lower(model, tmp_path, Context()).record
     assert record["opset"] == 24
     assert "stays in opset 24" in record["notes"][0]
     assert "TensorScatter" in record["notes"][0]

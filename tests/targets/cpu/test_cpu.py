@@ -44,7 +44,7 @@ def quantised(tiny_bert, tiny_samples):
 
 def lower(model, folder, **options):
     folder.mkdir()
-    return Cpu(shapes=SHAPES, **options).lower(model, folder, Context())
+    return Cpu(shapes=SHAPES, **options).lower(model, folder, Context()).record
 
 
 def outputs(path, samples):
@@ -144,7 +144,7 @@ def test_an_operator_without_an_older_equal_keeps_the_opset_which_is_said(tmp_pa
     proto = onnx.parser.parse_model(f'<ir_version: 11, opset_import: ["" : 23]> {text}')
     (tmp_path / "out").mkdir()
     target = Cpu(measure=False, newest_opset=newest)
-    record = target.lower(Model(ir.from_proto(proto)), tmp_path / "out", Context())
+    record = target.lower(Model(ir.from_proto(proto)), tmp_path / "out", Context()).record
     said = [
         note for note in record["notes"] if note.startswith("written in opset 23, not 21: RMSNormalization")
     ]

@@ -200,7 +200,7 @@ def test_a_slower_artifact_can_be_allowed_and_the_report_says_so(tiny_bert_path,
 
 
 def test_without_measuring_the_record_says_so(tiny_bert, tmp_path):
-    record = Cpu(measure=False).lower(tiny_bert, tmp_path, Context())
+    record = Cpu(measure=False).lower(tiny_bert, tmp_path, Context()).record
     assert any("nothing was measured" in note for note in record["notes"])
     assert "speed" not in record
 
@@ -210,7 +210,7 @@ def test_a_model_without_a_file_is_not_compared(tiny_bert_proto, tmp_path, monke
 
     monkeypatch.setattr("graphcompress.targets.common.choice.ROUNDS", 1)
     model = Model(from_proto(tiny_bert_proto))
-    record = Cpu(shapes="1x4").lower(model, tmp_path, Context())
+    record = Cpu(shapes="1x4").lower(model, tmp_path, Context()).record
     assert any("not a file" in note for note in record["notes"])
 
 

@@ -93,7 +93,7 @@ def test_without_a_masked_attention_nothing_is_done(tiny_bert):
 
 def test_the_target_says_what_it_did(tiny_bert, tmp_path):
     Pipeline.parse("simplify").run(tiny_bert, Context())
-    record = Cpu(measure=False, padding="remove").lower(tiny_bert, tmp_path, Context())
+    record = Cpu(measure=False, padding="remove").lower(tiny_bert, tmp_path, Context()).record
     assert "token-wise work sees real tokens only; outputs differ at padding" in record["notes"]
     assert "NonZero" in {node.op_type for node in Model.load(tmp_path / "model.onnx").graph}
 

@@ -38,7 +38,7 @@ def test_matrices_are_halved_and_vectors_stay(tiny_bert, feed):
 
 
 def test_the_session_computes_in_float(tiny_bert, tmp_path):
-    record = Cpu(measure=False, float_storage="fp16").lower(tiny_bert, tmp_path, Context())
+    record = Cpu(measure=False, float_storage="fp16").lower(tiny_bert, tmp_path, Context()).record
     assert any("stored as fp16" in note for note in record["notes"])
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")

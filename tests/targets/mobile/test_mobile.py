@@ -41,7 +41,7 @@ def built(tiny_bert_path, tiny_samples, tmp_path_factory):
 def lowered(model, tmp_path, samples=None, **options):
     folder = tmp_path / "lowered"
     folder.mkdir()
-    record = Mobile(**options).lower(model, folder, Context(samples=samples))
+    record = Mobile(**options).lower(model, folder, Context(samples=samples)).record
     return record, folder
 
 

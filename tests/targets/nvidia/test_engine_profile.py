@@ -57,7 +57,7 @@ def test_sizes_of_a_profile_by_name():
 )
 def test_a_model_of_any_kind_is_lowered_without_options(tmp_path, target):
     for text in (DECODER, IMAGE, WITH_PAST):
-        record = parse_target(target).lower(texts.model_of(text), tmp_path, Context())
+        record = parse_target(target).lower(texts.model_of(text), tmp_path, Context()).record
         assert record["opset"] == 19
 
 
@@ -65,7 +65,7 @@ def test_a_model_of_any_kind_is_lowered_without_options(tmp_path, target):
 @pytest.mark.parametrize("text", [DECODER, IMAGE, WITH_PAST])
 def test_engines_of_any_kind_of_model_are_really_built(tmp_path, text):
     target = parse_target("tensorrt{compute=86 build=require opt=1x8 largest=2x16}")
-    record = target.lower(texts.model_of(text), tmp_path, Context())
+    record = target.lower(texts.model_of(text), tmp_path, Context()).record
     assert [it["compute"] for it in record["engines"]] == ["SM86"]
 
 

@@ -80,7 +80,7 @@ def kept_db(model, folder, feed):
 
 def test_half_with_fused_attention_answers_the_same_with_padding(tmp_path):
     model = attention(tmp_path)
-    record = parse_target("gpu").lower(model, tmp_path, Context(samples()))
+    record = parse_target("gpu").lower(model, tmp_path, Context(samples())).record
     assert record["attentions_fused"] == 1
     assert kept_db(model, tmp_path, feed_with_padding()) > 45
     nodes = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
@@ -89,7 +89,7 @@ def test_half_with_fused_attention_answers_the_same_with_padding(tmp_path):
 
 
 def test_sums_and_tiny_numbers_stay_in_float32(tmp_path):
-    record = parse_target("gpu").lower(attention(tmp_path), tmp_path, Context(samples()))
+    record = parse_target("gpu").lower(attention(tmp_path), tmp_path, Context(samples())).record
     kept = set(record["float32_nodes"])
     assert {"n_total", "n_count", "n_safe", "n_y"} <= kept
     assert not kept & {"n_normal", "n_q"}
@@ -97,7 +97,7 @@ def test_sums_and_tiny_numbers_stay_in_float32(tmp_path):
 
 def test_values_beyond_half_stay_in_float32(tmp_path):
     model = attention(tmp_path, scale=1e5)
-    record = parse_target("gpu").lower(model, tmp_path, Context(samples()))
+    record = parse_target("gpu").lower(model, tmp_path, Context(samples())).record
     assert record["values_beyond_float16"] == ["big"]
     assert {"n_big", "n_normal"} <= set(record["float32_nodes"])
     assert kept_db(model, tmp_path, feed_with_padding()) > 45
@@ -140,7 +140,7 @@ def test_an_attention_behind_a_guard_is_told_of(tmp_path):
     make.node("IsNaN", "soft", out="nan")
     make.node("Where", "nan", make.constant("zero", np.float32(0)), "soft", out="y")
     model = saved(make.model([floats("x", 4)], [floats("y", 4)], opset=19), tmp_path)
-    (note,) = parse_target("gpu").lower(model, tmp_path, Context())["notes"]
+    (note,) = parse_target("gpu").lower(model, tmp_path, Context()).notes
     assert note.startswith("1 attentions are not fused")
     assert "n_soft" in note
 
@@ -195,7 +195,7 @@ def test_a_normalisation_that_the_own_opset_has_no_operator_for_is_one_in_half(t
     make.node("Mul", "normal", make.constant("gain", np.full(8, 2, np.float32)), out="scaled")
     make.node("Add", "scaled", make.constant("shift", np.ones(8, np.float32)), out="y")
     model = saved(make.model([floats("x", 8)], [floats("y", 8)], opset=13), tmp_path)
-    record = parse_target(f"gpu{{provider={provider}}}").lower(model, tmp_path, Context())
+    record = parse_target(f"gpu{{provider={provider}}}").lower(model, tmp_path, Context()).record
     assert record["float32_nodes"] == []
     nodes = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
     assert nodes == ["Cast", "LayerNormalization", "Cast"]
@@ -204,7 +204,7 @@ def test_a_normalisation_that_the_own_opset_has_no_operator_for_is_one_in_half(t
 @pytest.mark.parametrize("provider", ["tensorrt", "nv_tensorrt_rtx"])
 def test_the_providers_of_tensorrt_get_standard_operators_and_shapes(tmp_path, provider):
     target = parse_target(f"gpu{{provider={provider} opt=2x8 largest=4x16}}")
-    record = target.lower(network(tmp_path), tmp_path, Context())
+    record = target.lower(network(tmp_path), tmp_path, Context()).record
     nodes = onnx.load(tmp_path / "model.onnx").graph.node
     assert {node.domain for node in nodes} == {""}
     recipe = json.loads((tmp_path / "session.json").read_text())
@@ -216,7 +216,7 @@ def test_the_providers_of_tensorrt_get_standard_operators_and_shapes(tmp_path, p
 
 def test_tensorrt_gets_the_graph_as_it_is_and_its_flags_as_words(tmp_path):
     target = parse_target('gpu{provider=tensorrt options="trt_dump_subgraphs=1;trt_sparsity_enable=false"}')
-    session = target.lower(network(tmp_path), tmp_path, Context())["session"]
+    session = target.lower(network(tmp_path), tmp_path, Context()).record["session"]
     assert session["session_options"] == {"graph_optimization_level": "ORT_DISABLE_ALL"}
     assert [name for name, _ in session["providers"]] == [
         "TensorrtExecutionProvider",
@@ -257,18 +257,18 @@ def test_the_session_is_made_as_the_recipe_says_and_does_not_fall_back(tmp_path,
 
 @pytest.mark.parametrize(("provider", "notes"), [("cuda", 1), ("tensorrt", 0)])
 def test_cuda_says_that_it_multiplies_int8_weights_in_float16(tmp_path, provider, notes):
-    record = parse_target(f"gpu{{provider={provider}}}").lower(network(tmp_path), tmp_path, Context())
+    record = parse_target(f"gpu{{provider={provider}}}").lower(network(tmp_path), tmp_path, Context()).record
     assert [note.startswith("2 products have int8 weights") for note in record["notes"]] == [True] * notes
 
 
 def test_cuda_says_so_of_weights_that_are_computed_from_factors_too(tmp_path):
-    record = parse_target("gpu").lower(kronecker(tmp_path), tmp_path, Context())
+    record = parse_target("gpu").lower(kronecker(tmp_path), tmp_path, Context()).record
     assert record["notes"][0].startswith("1 products have int8 weights")
 
 
 def test_what_ran_the_artifact_is_said(tmp_path, monkeypatch):
     target = parse_target("gpu")
-    record = target.lower(attention(tmp_path), tmp_path, Context(samples()))
+    record = target.lower(attention(tmp_path), tmp_path, Context(samples())).record
     assert record["proof"].startswith("not run by CUDAExecutionProvider")
     assert not target.timed
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
@@ -310,7 +310,7 @@ def test_an_option_that_the_provider_does_not_take_is_refused_before_the_work(pr
 def test_options_of_the_provider_are_in_the_recipe_of_the_session(tmp_path):
     target = parse_target('gpu{options="use_tf32=1;gpu_mem_limit=2000000000"}')
     assert parse_target(str(target)) == target
-    record = target.lower(attention(tmp_path), tmp_path, Context())
+    record = target.lower(attention(tmp_path), tmp_path, Context()).record
     name, options = record["session"]["providers"][0]
     assert (name, options["use_tf32"], options["gpu_mem_limit"]) == (
         "CUDAExecutionProvider",

@@ -105,6 +105,6 @@ def test_other_products_are_left_alone(tmp_path, options):
 def test_every_part_is_really_an_int8_product(tmp_path, cut, reshaped):
     model = packed(tmp_path, cut, reshaped=reshaped)
     target = parse_target("tensorrt{compute=86 build=require opt=1x16 largest=2x32}")
-    record = target.lower(model, tmp_path, Context())
+    record = target.lower(model, tmp_path, Context()).record
     assert record["packed_products_divided"] == ["n_packed.product"]
     assert [it["int8_products"] for it in record["engines"]] == [PARTS]

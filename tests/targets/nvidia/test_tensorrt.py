@@ -455,7 +455,7 @@ def test_a_gpu_is_compiled_for_by_what_knows_it(tmp_path, monkeypatch, compute, 
         return builder.Engine(engine, compute, module, "1", (), (), (), 0.0)
 
     monkeypatch.setattr(tensorrt, "build_engine", record)
-    about = parse_target("tensorrt{compute=86}").lower(network(tmp_path), tmp_path, Context(ids()))
+    about = parse_target("tensorrt{compute=86}").lower(network(tmp_path), tmp_path, Context(ids())).record
     assert about["deployed_bytes"] == 4, "a device gets one engine, the largest of them at most"
     assert jobs == [("SM86", builder.RTX), *([(compute, module)] if module else [])]
 
@@ -492,7 +492,7 @@ def test_a_build_that_takes_too_long_is_ended(tmp_path, monkeypatch):
 def test_without_the_package_the_graph_is_written_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(builder.importlib.util, "find_spec", lambda name: None)
     target = parse_target("tensorrt")
-    record = target.lower(network(tmp_path), tmp_path, Context(ids()))
+    record = target.lower(network(tmp_path), tmp_path, Context(ids())).record
     assert record["proof"].startswith("not compiled (pip install 'graphcompress[tensorrt-rtx]')")
     assert record["engines"] == []
     assert not target.timed
@@ -517,7 +517,7 @@ def test_shapes_of_the_profile(tmp_path):
 def test_engines_are_really_built_with_every_int8_product(tmp_path):
     model, samples = network(tmp_path), ids()
     target = parse_target("tensorrt{compute=86 build=require opt=1x16 largest=2x32}")
-    record = target.lower(model, tmp_path, Context(samples))
+    record = target.lower(model, tmp_path, Context(samples)).record
     assert record["int8_products_expected"] == 2
     assert [it["int8_products"] for it in record["engines"]] == [2]
     assert (tmp_path / "model-sm86.engine").stat().st_size > WIDTH * HIDDEN
@@ -531,7 +531,7 @@ def test_engines_are_really_built_with_every_int8_product(tmp_path):
 def test_two_int8_products_of_a_kronecker_weight_are_really_built(tmp_path):
     model = kronecker(tmp_path)
     target = parse_target("tensorrt{compute=89 build=require opt=1x16 largest=2x32}")
-    record = target.lower(model, tmp_path, Context(activations(256)))
+    record = target.lower(model, tmp_path, Context(activations(256))).record
     assert [it["int8_products"] for it in record["engines"]] == [2]
 
 
