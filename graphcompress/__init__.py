@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from graphcompress.build.opening import session
-    from graphcompress.build.optimize import Build, optimize
+    from graphcompress.build.optimize import optimize
+    from graphcompress.build.request import Request
+    from graphcompress.build.result import Build
     from graphcompress.capturing.checkpoint import export
     from graphcompress.capturing.module import capture
     from graphcompress.data.load import Samples, load_samples
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "Build": "build.optimize",
+    "Build": "build.result",
     "Capabilities": "plugin.base",
     "Context": "plugin.base",
     "Exact": "plugin.base",
@@ -31,6 +33,7 @@ _HOME = {
     "Model": "graph.model",
     "Pass": "plugin.base",
     "Pipeline": "pipeline.pipeline",
+    "Request": "build.request",
     "Rewriter": "rewrite.rewriter",
     "Samples": "data.samples",
     "Target": "plugin.base",
@@ -53,6 +56,7 @@ __all__ = [  # noqa: RUF022 - the two verbs first
     "Model",
     "Pass",
     "Pipeline",
+    "Request",
     "Rewriter",
     "Samples",
     "Target",

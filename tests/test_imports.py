@@ -25,7 +25,13 @@ ROOTS = {
     "graphcompress": FRAMEWORK,
 }
 HEAVY = {"torch", "transformers", "tensorrt", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "scipy"}
-LIGHT = ("graphcompress", "graphcompress.cli", "graphcompress.plugin.base", "graphcompress.plugin.registry")
+LIGHT = (
+    "graphcompress",
+    "graphcompress.cli",
+    "graphcompress.build.request",
+    "graphcompress.plugin.base",
+    "graphcompress.plugin.registry",
+)
 GRAPH_LIBRARIES = {"onnx", "onnx_ir", "onnxruntime", "onnxscript", "onnx_shape_inference"}
 
 

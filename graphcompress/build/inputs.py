@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from graphcompress.build.recipe import Recipe
 from graphcompress.data.tokenizer_files import TOKENIZER_FILES
 from graphcompress.graph.model import Model
 from graphcompress.graph.reading.hashes import sha256
 from graphcompress.plugin.base import Target
 
 
-def path_text(given: object) -> str | None:
-    """A path as it was given, with forward slashes; None for anything that is not a path."""
-    return Path(given).as_posix() if isinstance(given, (str, Path)) else None
-
-
 def input_hashes(
-    recipe: Recipe, model: Model, teacher: Model | None = None, targets: Iterable[Target] = ()
+    recipe: Mapping[str, Any], model: Model, teacher: Model | None = None, targets: Iterable[Target] = ()
 ) -> dict[str, str]:
     """Hashes of every file that the build reads, by the path as it was given."""
-    paths = [Path(path) for path in (recipe.data, recipe.eval_data, recipe.train) if path]
-    paths += _model_files(recipe.model, model)
-    paths += _model_files(recipe.teacher, teacher)
-    if paths and recipe.tokenizer:
-        given = Path(recipe.tokenizer)
+    paths = [Path(path) for path in (recipe["data"], recipe["eval_data"], recipe["train"]) if path]
+    paths += _model_files(recipe["model"], model)
+    paths += _model_files(recipe["teacher"], teacher)
+    if paths and recipe["tokenizer"]:
+        given = Path(recipe["tokenizer"])
         paths += [given, *(given / name for name in TOKENIZER_FILES)]
-    if recipe.model:
-        paths += [Path(recipe.model).parent / name for name in TOKENIZER_FILES]
+    if recipe["model"]:
+        paths += [Path(recipe["model"]).parent / name for name in TOKENIZER_FILES]
     for target in targets:
         paths += map(Path, target.files_read)
     return {path.as_posix(): sha256(path) for path in paths if path.is_file()}

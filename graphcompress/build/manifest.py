@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from graphcompress.build.optimize import Build
+    from graphcompress.build.result import Build
     from graphcompress.measure.bench import ShapeResult
     from graphcompress.pipeline.pipeline import PassRecord
 
@@ -24,12 +24,11 @@ def manifest(build: Build, files: Mapping[str, str]) -> dict[str, Any]:
     It holds no time, date or measured speed, so that the same build gives the same bytes.
     """
     (lowered,) = build.lowered
-    recipe = {key: value for key, value in dataclasses.asdict(build.recipe).items() if key != "sha256"}
     return {
         "target": lowered.target,
-        "recipe": recipe,
+        "recipe": {name: value for name, value in build.recipe.items() if name != "sha256"},
         "versions": {name: version(name) for name in TOOLS},
-        "input": dict(build.recipe.sha256),
+        "input": build.recipe["sha256"],
         "files": dict(files),
         "before": dataclasses.asdict(build.before),
         "after": dataclasses.asdict(lowered.size),

@@ -1,250 +1,201 @@
-"""One build: load, run the passes, lower, verify the artifact itself, write it."""
+"""One build: open what is asked for, measure the baseline, run the passes, lower, write."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import shutil
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, Protocol, overload
 
 from graphcompress.analysis.cost import macs
 from graphcompress.build import report
+from graphcompress.build.baseline import Baseline
 from graphcompress.build.folder import disk_errors, file_hashes, refuse_existing, staged, write_manifest
-from graphcompress.build.inputs import folder_bytes, input_hashes, path_text
+from graphcompress.build.inputs import folder_bytes, input_hashes
 from graphcompress.build.manifest import manifest
-from graphcompress.build.original import Original
-from graphcompress.build.recipe import RECIPE, Recipe
-from graphcompress.build.support import refuse_unsupported
+from graphcompress.build.recipe import RECIPE, check_inputs, recipe_text
+from graphcompress.build.request import Request, explained
+from graphcompress.build.result import Artifact, Build
+from graphcompress.build.unsupported import refuse_unsupported
 from graphcompress.capturing.checkpoint import is_checkpoint
 from graphcompress.capturing.source import is_hub_name, open_model
 from graphcompress.data.load import Samples, load_samples
 from graphcompress.data.tokenizer_files import copy_tokenizer
-from graphcompress.errors import DataError, UsageError
+from graphcompress.errors import DataError
 from graphcompress.graph.model import Model
 from graphcompress.measure import metrics
-from graphcompress.measure.metrics import Score
-from graphcompress.measure.verify import Difference, Invariance, batch_invariance, compare
-from graphcompress.pipeline.judging import Size
-from graphcompress.pipeline.pipeline import PassRecord, Pipeline
-from graphcompress.plugin.base import Context, Lowering, Pass, Progress, Target, Training, no_progress
-from graphcompress.plugin.registry import PASSES
-from graphcompress.plugin.targeting import artifact_folders, common_capabilities, distinct, parse_targets
+from graphcompress.measure.metrics import Metric
+from graphcompress.measure.verify import batch_invariance, compare
+from graphcompress.pipeline.contract_check import ModelSize
+from graphcompress.plugin.base import Context, Target, Training
+from graphcompress.plugin.targeting import artifact_folders, common_capabilities
 from graphcompress.training.processes import rank
 
 CALIBRATION_ROWS = 512
 """Rows of the samples to train on that serve for calibration where there are no others."""
 
-
-@dataclass(frozen=True)
-class Lowered:
-    """What one target made of the compressed model, and how it answers.
-
-    Attributes:
-        target: as the user would type it.
-        folder: of the artifact.
-        size: of the artifact: all its files but the tokenizer.
-        difference: outputs of the artifact, run by the target, against the model that came in.
-        invariance: whether the artifact's answers depend on batch mates or padding.
-        lowering: what the target says about its work.
-        score: the task metric, when one was asked for.
-        timed: whether times on this machine are those of the target's runtime.
-    """
-
-    target: str
-    folder: Path
-    size: Size
-    difference: Difference
-    invariance: Invariance
-    lowering: Lowering = field(default_factory=Lowering)
-    score: Score | None = None
-    timed: bool = True
-
-    @property
-    def name(self) -> str:
-        """The target's name, without its options."""
-        return self.target.partition("{")[0]
-
-    @property
-    def record(self) -> Mapping[str, Any]:
-        """What the target says about its work, as the manifest keeps it."""
-        return self.lowering.record
+P = ParamSpec("P")
 
 
-@dataclass(frozen=True)
-class Build:
-    """What one build did.
+class _Optimize(Protocol[P]):
+    """A function of a request, or of its fields."""
 
-    Attributes:
-        output: folder of the artifact, or of one artifact per target.
-        recipe: what makes it again.
-        before: size of the model that came in.
-        records: one per pass, in order.
-        lowered: one per target, in the order in which they were named.
-        reference_invariance: whether the answers of the model that came in depend on batch mates or padding.
-        score: the task metric of the model that came in, when one was asked for.
-        samples: on which the outputs were compared.
-        model: what the passes made of the model; ``model.path`` is the file of the one that came in.
-    """
-
-    output: Path
-    recipe: Recipe
-    before: Size
-    records: tuple[PassRecord, ...]
-    lowered: tuple[Lowered, ...]
-    reference_invariance: Invariance
-    score: Score | None = None
-    samples: Samples = field(default_factory=lambda: Samples([]), repr=False)
-    model: Model | None = field(default=None, repr=False)
+    @overload
+    def __call__(self, request: Request, /) -> Build: ...
+    @overload
+    def __call__(self, *given: P.args, **named: P.kwargs) -> Build: ...
 
 
-def optimize(
-    model: Model | str | Path,
-    passes: str | Pipeline | Collection[Pass] = "simplify,int8",
-    *,
-    target: str | Target | Collection[Target] = "cpu",
-    data: Samples | str | Path | None = None,
-    tokenizer: str | Path | None = None,
-    metric: str | None = None,
-    eval_data: Samples | str | Path | None = None,
-    train: Samples | str | Path | None = None,
-    teacher: Model | str | Path | None = None,
-    task: str | None = None,
-    output: str | Path | None = None,
-    seed: int = 0,
-    allow: Collection[str] = (),
-    require_coverage: float = 0.0,
-    overwrite: bool = False,
-    progress: Progress = no_progress,
-    on_record: Callable[[PassRecord], None] = lambda record: None,
-) -> Build:
-    """Compress ``model`` with ``passes``, lower it for ``target``, verify and write the artifact.
+def _of_fields(request: Callable[P, Request]) -> Callable[[Callable[[Request], Build]], _Optimize[P]]:
+    """Let a function of a request be called with the fields of one; its signature and its help show them."""
 
-    ``model`` is an ONNX file, a loaded Model, or a Hugging Face folder (or a name on its hub), which is
-    exported for ``task``. For several targets (``"cpu,mobile"``) it is compressed once, to what all of them
-    can run, and lowered for each.
+    def decorate(build: Callable[[Request], Build]) -> _Optimize[P]:
+        @functools.wraps(build)
+        def called(*given: Any, **named: Any) -> Build:  # noqa: ANN401 - as Request
+            whole = len(given) == 1 and not named and isinstance(given[0], Request)
+            return build(given[0] if whole else request(*given, **named))
 
-    ``simplify`` runs first unless the passes name it. ``data`` are calibration samples (a path or loaded
-    samples; rows of ``train`` without), ``eval_data`` those of the task ``metric`` (``data`` without, or rows
-    of ``train`` that are held out). A pass that trains learns from ``train`` what ``teacher`` answers (by
-    default the model as it came in); its checkpoints lie in ``<output>.training`` until the build is done,
-    and an interrupted build goes on from there. ``output`` is by default ``<model>-<target>`` in the working
-    folder, for several targets ``<model>-compressed`` with a folder for each; an existing artifact is only
-    replaced with ``overwrite``. A model given as an object is changed in place, and its recipe names no file.
+        texts = "".join(f"\n    {field.name}: {explained(field)}" for field in fields(Request))
+        called.__doc__ = f"{inspect.getdoc(build)}\n\nArgs:{texts}"
+        shown = inspect.signature(request).replace(return_annotation="Build")
+        setattr(called, "__signature__", shown)  # noqa: B010 - no attribute that types know of
+        return called
+
+    return decorate
+
+
+@_of_fields(Request)
+def optimize(request: Request) -> Build:
+    """Compress a model with passes, lower it for a target, verify and write the artifact.
+
+    It takes a :class:`Request`, or the fields of one. For several targets (``"cpu,mobile"``) the model is
+    compressed once, to what all of them can run, and lowered for each. The checkpoints of a pass that trains
+    lie in ``<output>.training`` until the build is done, and an interrupted build goes on from there.
 
     Raises:
         GraphCompressError: one of its kinds for every way in which this can fail; nothing is written then.
     """
-    pipeline = _with_simplify(passes if isinstance(passes, Pipeline) else _pipeline(passes))
-    targets = _targets(target)
-    for each in targets:
-        each.check()
-        pipeline.check_target(each.name, each.capabilities, calibrated=data is not None or train is not None)
-    capabilities = common_capabilities(targets)
-    for name in allow:
-        PASSES.find(name)
-    pipeline.check_request(allow, require_coverage)
-    chosen = metrics.metric(metric) if metric else None
-    if eval_data is not None and chosen is None:
-        raise UsageError("--eval-data is read by a metric only; name one with --metric")
-    if chosen and eval_data is None and data is None and train is None:
-        raise UsageError(f"metric {metric!r} needs samples; give them with --eval-data or --data")
-    _check_training(pipeline, train, teacher)
-    source = model.path if isinstance(model, Model) else Path(model)
-    kind = targets[0].name if len(targets) == 1 else "compressed"
-    folder = Path(output) if output else Path(f"{source.stem if source else 'model'}-{kind}")
-    refuse_existing(folder, overwrite=overwrite)
-    checkpoints = folder.with_name(f"{folder.name}.training")
-
+    request.check()
+    refuse_existing(request.folder, overwrite=request.overwrite)
+    check_inputs(request.sha256)
     with disk_errors():
-        loaded = model if isinstance(model, Model) else open_model(model, task=task)
-        recipe = Recipe(
-            model=path_text(model),
-            passes=str(pipeline),
-            target=",".join(map(str, targets)),
-            data=path_text(data),
-            tokenizer=path_text(tokenizer),
-            metric=metric,
-            eval_data=path_text(eval_data),
-            train=path_text(train),
-            teacher=path_text(teacher),
-            task=task,
-            seed=seed,
-            allow=tuple(sorted(allow)),
-            require_coverage=require_coverage,
-        )
-        guide = _teacher(teacher, task)
-        recipe = replace(recipe, sha256=input_hashes(recipe, loaded, guide, targets))
-        refuse_unsupported(loaded)
-        for each in targets:
-            each.check_model(loaded)
-        loaded.check_weights_are_finite()
-        pair = chosen.pair if chosen else "joint"
-        samples, held_out, learnt = (
-            load_samples(given, loaded, tokenizer=tokenizer, pair=pair)
-            if isinstance(given, (str, Path))
-            else given
-            for given in (data, eval_data, train)
-        )
-        if any(given is not None and not len(given) for given in (samples, held_out, learnt)):
-            raise DataError("the samples that were given are none; give at least one, or leave them out")
-        training = None
-        if learnt is not None:
-            learnt, held_out = Training(learnt, held_out=held_out or samples if chosen else None).divided()
-            training = Training(learnt, guide, held_out, metric, checkpoints)
-            samples = samples or learnt.spread(CALIBRATION_ROWS)
-        ctx = Context(samples, capabilities, seed, progress, training)
-        file = None if isinstance(model, Model) else loaded.path
-        before = Original(loaded, ctx, chosen, held_out or samples, file)
-        records = pipeline.run(
-            loaded,
-            ctx,
-            allow=allow,
-            require_coverage=require_coverage,
-            on_record=on_record,
-            original=before.outputs,
-        )
-        result = Build(
-            output=folder,
-            recipe=recipe,
-            before=before.size,
-            records=tuple(records),
-            lowered=(),
-            reference_invariance=before.invariance,
-            score=before.score,
-            samples=before.samples,
-            model=loaded,
-        )
+        opened = _open(request)
+        file = None if isinstance(request.model, Model) else opened.model.path
+        baseline = Baseline(opened.model, opened.ctx, opened.metric, opened.evaluated, file)
+        build = _run(request, opened, baseline)
         if rank() > 0:  # nothing measures beside the first, which lowers alone
-            return result
-        with staged(folder, overwrite=overwrite) as stage:
-            stages = artifact_folders(stage, targets)
-            lowered = [_lower(it, stages[it.name], loaded, ctx, before) for it in targets]
-            places = artifact_folders(folder, targets)
-            result = replace(result, lowered=tuple(replace(it, folder=places[it.name]) for it in lowered))
-            for it in result.lowered:
-                _describe(replace(result, lowered=(it,)), stages[it.name])
-            if len(targets) > 1:
-                (stage / report.REPORT).write_text(report.markdown(result), encoding="utf-8")
-                write_manifest(stage, {"artifacts": [it.name for it in targets]})
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    return result
+            return build
+        with staged(request.folder, overwrite=request.overwrite) as stage:
+            build = replace(build, lowered=_lower(request, opened, baseline, stage))
+            _write(build, artifact_folders(stage, request.targets))
+        shutil.rmtree(_checkpoints(request), ignore_errors=True)
+    return build
 
 
-def _targets(given: str | Target | Collection[Target]) -> tuple[Target, ...]:
-    if isinstance(given, str):
-        return parse_targets(given)
-    return (given,) if isinstance(given, Target) else distinct(tuple(given))
+@dataclass(frozen=True)
+class _Opened:
+    """What a request names, read.
+
+    Attributes:
+        model: to compress.
+        recipe: options that make the build again, with the hashes of all files that were read.
+        ctx: what the passes are given.
+        metric: of the task, when one is asked for.
+        evaluated: samples for the metric.
+    """
+
+    model: Model
+    recipe: dict[str, Any]
+    ctx: Context
+    metric: Metric | None
+    evaluated: Samples | None
 
 
-def _teacher(given: Model | str | Path | None, task: str | None) -> Model | None:
+def _open(request: Request) -> _Opened:
+    """Read model, teacher and samples, and refuse what no pass or target can handle."""
+    given = request.model
+    model = given if isinstance(given, Model) else open_model(given or "", task=request.task)
+    teacher = _teacher(request)
+    recipe = request.recipe
+    hashes = input_hashes(recipe, model, teacher, request.targets)
+    refuse_unsupported(model)
+    for target in request.targets:
+        target.check_model(model)
+    model.check_weights_are_finite()
+    metric = metrics.metric(request.metric) if request.metric else None
+    samples, evaluated, learnt = (
+        _samples(wanted, request, model, metric)
+        for wanted in (request.data, request.eval_data, request.train)
+    )
+    if any(found is not None and not len(found) for found in (samples, evaluated, learnt)):
+        raise DataError("the samples that were given are none; give at least one, or leave them out")
+    training = None
+    if learnt is not None:
+        learnt, evaluated = Training(learnt, held_out=evaluated or samples if metric else None).divided()
+        training = Training(learnt, teacher, evaluated, request.metric, _checkpoints(request))
+        samples = samples or learnt.spread(CALIBRATION_ROWS)
+    capabilities = common_capabilities(request.targets)
+    ctx = Context(samples, capabilities, request.seed, request.progress, training)
+    return _Opened(model, {**recipe, "sha256": hashes}, ctx, metric, evaluated or samples)
+
+
+def _teacher(request: Request) -> Model | None:
+    given = request.teacher
     if given is None or isinstance(given, Model):
         return given
-    return open_model(given, task=task if is_checkpoint(given) or is_hub_name(given) else None)
+    return open_model(given, task=request.task if is_checkpoint(given) or is_hub_name(given) else None)
 
 
-def _lower(target: Target, stage: Path, model: Model, ctx: Context, before: Original) -> Lowered:
-    """Write and verify the artifact for ``target`` in ``stage``."""
+def _samples(
+    given: Samples | str | Path | None, request: Request, model: Model, metric: Metric | None
+) -> Samples | None:
+    if not isinstance(given, (str, Path)):
+        return given
+    pair = metric.pair if metric else "joint"
+    return load_samples(given, model, tokenizer=request.tokenizer, pair=pair)
+
+
+def _checkpoints(request: Request) -> Path:
+    """Where a pass that trains keeps what an interrupted build goes on from."""
+    return request.folder.with_name(f"{request.folder.name}.training")
+
+
+def _run(request: Request, opened: _Opened, baseline: Baseline) -> Build:
+    """Run the passes; nothing is lowered yet."""
+    records = request.pipeline.run(
+        opened.model,
+        opened.ctx,
+        allow=request.allow,
+        require_coverage=request.require_coverage,
+        on_record=request.on_record,
+        original=baseline.outputs,
+    )
+    return Build(
+        output=request.folder,
+        recipe=opened.recipe,
+        before=baseline.size,
+        records=tuple(records),
+        lowered=(),
+        reference_invariance=baseline.invariance,
+        score=baseline.score,
+        samples=baseline.samples,
+        model=opened.model,
+    )
+
+
+def _lower(request: Request, opened: _Opened, baseline: Baseline, stage: Path) -> tuple[Artifact, ...]:
+    """Write the model files of every target below ``stage``, and verify them there."""
+    stages = artifact_folders(stage, request.targets)
+    made = [_artifact(target, stages[target.name], opened, baseline) for target in request.targets]
+    places = artifact_folders(request.folder, request.targets)
+    return tuple(replace(artifact, folder=places[artifact.name]) for artifact in made)
+
+
+def _artifact(target: Target, stage: Path, opened: _Opened, baseline: Baseline) -> Artifact:
+    model, ctx = opened.model, opened.ctx
     ctx.progress(f"lower for {target.name}", 0, 1)
     stage.mkdir(exist_ok=True)
     lowering = target.lower(model, stage, ctx)
@@ -252,39 +203,29 @@ def _lower(target: Target, stage: Path, model: Model, ctx: Context, before: Orig
     copy_tokenizer(model.path, stage)
     run = target.session(stage)
     deployed = lowering.deployed_bytes
-    return Lowered(
+    return Artifact(
         target=str(target),
         folder=stage,
-        size=Size(model.parameters, folder_bytes(stage) if deployed is None else deployed, macs(model)),
-        difference=compare(before.outputs, run, before.feeds, before.by_token, samples=before.samples),
-        invariance=batch_invariance(run, before.samples),
+        size=ModelSize(model.parameters, folder_bytes(stage) if deployed is None else deployed, macs(model)),
+        difference=compare(
+            baseline.outputs, run, baseline.feeds, baseline.by_token, samples=baseline.samples
+        ),
+        invariance=batch_invariance(run, baseline.samples),
         lowering=lowering,
-        score=before.score_of(run),
+        score=baseline.score_of(run),
         timed=target.timed,
     )
 
 
-def _describe(build: Build, stage: Path) -> None:
-    """Write recipe, report and manifest of the artifact in ``stage``, the only one of ``build``."""
-    (stage / RECIPE).write_text(build.recipe.to_toml(), encoding="utf-8")
-    (stage / report.REPORT).write_text(report.markdown(build), encoding="utf-8")
-    write_manifest(stage, manifest(build, file_hashes(stage)))
-
-
-def _check_training(pipeline: Pipeline, train: object, teacher: object) -> None:
-    if pipeline.trains and train is None:
-        raise UsageError(f"{pipeline} trains; give samples to train on with --train")
-    if not pipeline.trains and (train is not None or teacher is not None):
-        raise UsageError(
-            f"--train and --teacher are read by a pass that trains, {pipeline} has none: distill"
-        )
-
-
-def _pipeline(passes: str | Collection[Pass]) -> Pipeline:
-    return Pipeline.parse(passes) if isinstance(passes, str) else Pipeline(passes)
-
-
-def _with_simplify(pipeline: Pipeline) -> Pipeline:
-    if any(step.name == "simplify" for step in pipeline.passes):
-        return pipeline
-    return Pipeline((PASSES.find("simplify")(), *pipeline.passes))
+def _write(build: Build, stages: dict[str, Path]) -> None:
+    """Write recipe, report and manifest of every artifact, and what joins them where there are several."""
+    for artifact in build.lowered:
+        stage, alone = stages[artifact.name], replace(build, lowered=(artifact,))
+        (stage / RECIPE).write_text(recipe_text(build.recipe), encoding="utf-8")
+        (stage / report.REPORT).write_text(report.markdown(alone), encoding="utf-8")
+        write_manifest(stage, manifest(alone, file_hashes(stage)))
+    if len(stages) == 1:
+        return
+    whole = next(iter(stages.values())).parent
+    (whole / report.REPORT).write_text(report.markdown(build), encoding="utf-8")
+    write_manifest(whole, {"artifacts": list(stages)})

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphcompress.build.varying import why_it_varies
+from graphcompress.build.batch_dependence import why_it_varies
 from graphcompress.plugin.base import Lowering, Skipped, Touched, parameters_of
 
 if TYPE_CHECKING:
-    from graphcompress.build.optimize import Build, Lowered
+    from graphcompress.build.result import Artifact, Build
     from graphcompress.measure.bench import ShapeResult
     from graphcompress.measure.metrics import Score
     from graphcompress.measure.verify import Difference, Invariance
@@ -195,7 +195,7 @@ def target_lines(build: Build) -> list[tuple[str, str]]:
     return lines
 
 
-def proof(lowered: Lowered) -> str:
+def proof(lowered: Artifact) -> str:
     """What ran the artifact when its outputs were compared."""
     return lowered.lowering.proof or "run by the target"
 
@@ -243,8 +243,9 @@ def score_line(before: Score, after: Score) -> str:
 
 def markdown(build: Build, benched: Sequence[ShapeResult] = ()) -> str:
     """The report as Markdown; without ``benched`` it depends on the build alone."""
+    recipe = build.recipe
     lines = [
-        f"# {Path(build.recipe.model or 'model').name} → {build.recipe.passes} → {build.recipe.target}",
+        f"# {Path(recipe['model'] or 'model').name} → {recipe['passes']} → {recipe['target']}",
         "",
     ]
     if len(build.lowered) == 1:

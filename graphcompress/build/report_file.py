@@ -11,7 +11,7 @@ from graphcompress.build.report import markdown
 from graphcompress.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
-    from graphcompress.build.optimize import Build
+    from graphcompress.build.result import Build
     from graphcompress.measure.bench import ShapeResult
 
 

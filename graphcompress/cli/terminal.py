@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from graphcompress.build.request import Request
 from graphcompress.training.processes import rank
 
 if TYPE_CHECKING:
@@ -20,21 +22,19 @@ if TYPE_CHECKING:
     from graphcompress.graph.model import Model
     from graphcompress.plugin.base import Progress
 
+
+def as_option(name: str) -> typer.models.OptionInfo:
+    """The option of the command line for a field of :class:`Request`."""
+    field = {field.name: field for field in dataclasses.fields(Request)}[name]
+    flags = field.metadata["flags"] or (f"--{name.replace('_', '-')}",)
+    shown = field.metadata["unset"] or (field.default is not False and str(field.default))
+    return typer.Option(*flags, help=field.metadata["help"], show_default=shown)  # type: ignore[no-any-return]
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        help="Samples: .jsonl, .csv, .tsv, .parquet or .npz; columns named like the inputs, or texts.",
-        show_default="none",
-    ),
-]
-Tokenizer = Annotated[
-    Path | None,
-    typer.Option(
-        help="tokenizer.json or its folder, for samples that are texts.", show_default="beside the model"
-    ),
-]
-Seed = Annotated[int, typer.Option(help="For everything random.")]
+Data = Annotated[Path | None, as_option("data")]
+Tokenizer = Annotated[Path | None, as_option("tokenizer")]
+Seed = Annotated[int, as_option("seed")]
 
 SECONDS_PER_LINE = 20.0
 """Between lines of progress that do not go to a terminal."""

@@ -11,7 +11,7 @@ from graphcompress.analysis.linears import embeddings, linears
 from graphcompress.errors import CoverageError, UsageError, nearest
 from graphcompress.graph.model import Model
 from graphcompress.measure.verify import Difference
-from graphcompress.pipeline.judging import Checker, Outputs, Size, judge, rounding
+from graphcompress.pipeline.contract_check import Checker, ModelSize, Outputs, judge, rounding
 from graphcompress.plugin.base import (
     Capabilities,
     Context,
@@ -46,7 +46,7 @@ class PassRecord:
     touched: tuple[Touched, ...]
     skipped: tuple[Skipped, ...]
     notes: tuple[str, ...]
-    size: Size
+    size: ModelSize
     step: Difference
     total: Difference
     coverage: float
@@ -192,7 +192,7 @@ def _run_pass(
         touched=done.touched,
         skipped=done.skipped,
         notes=done.notes,
-        size=Size(model.parameters, bytes_on_disk, macs(model)),
+        size=ModelSize(model.parameters, bytes_on_disk, macs(model)),
         step=change,
         total=total,
         coverage=min(1.0, parameters_of(done.touched) / weights) if weights else 0.0,

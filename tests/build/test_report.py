@@ -10,20 +10,21 @@ from types import SimpleNamespace
 import pytest
 
 from graphcompress.build import report
+from graphcompress.build.batch_dependence import FROM_THE_BATCH, why_it_varies
 from graphcompress.build.manifest import bench_json, manifest
-from graphcompress.build.optimize import Build, Lowered
-from graphcompress.build.recipe import Recipe
 from graphcompress.build.report_file import write_report
-from graphcompress.build.varying import FROM_THE_BATCH, why_it_varies
+from graphcompress.build.request import Request
+from graphcompress.build.result import Artifact, Build
 from graphcompress.errors import UsageError
 from graphcompress.measure.bench import ShapeResult, shaped_feed
 from graphcompress.measure.metrics import Score
 from graphcompress.measure.timing import Measurement
 from graphcompress.measure.verify import Difference, Invariance, OutputDifference
-from graphcompress.pipeline.judging import Size
+from graphcompress.pipeline.contract_check import ModelSize
 from graphcompress.pipeline.pipeline import PassRecord
 from graphcompress.plugin import reference
 from graphcompress.plugin.base import Skipped, Touched
+from graphcompress.plugin.registry import KINDS
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -40,21 +41,21 @@ def build(tmp_path):
             Skipped("z.weight", "error above max_error", 10, {"error": 0.62}),
         ),
         notes=("rank=4 would bring more",),
-        size=Size(22_713_216, 90_830_000, 1_430_000_000),
+        size=ModelSize(22_713_216, 90_830_000, 1_430_000_000),
         step=difference,
         total=difference,
         coverage=0.5,
         broken="SQNR 17.6 dB, promised at least 20 dB",
     )
     invariance = Invariance(16, 0.05, 0.97, 3, 0.01)
-    small = Size(20_000, 9_083, 999)
+    small = ModelSize(20_000, 9_083, 999)
     score = Score("Spearman", 0.8650, 1500, "pairs")
     return Build(
         output=tmp_path / "small",
-        recipe=Recipe(model="m.onnx", passes="kron{rank=2}", sha256={"m.onnx": "00"}),
-        before=Size(22_713_216, 90_830_000, 1_430_000_000),
+        recipe={**Request("m.onnx").recipe, "passes": "kron{rank=2}", "sha256": {"m.onnx": "00"}},
+        before=ModelSize(22_713_216, 90_830_000, 1_430_000_000),
         records=(record,),
-        lowered=(Lowered("cpu", tmp_path / "small", small, difference, invariance, score=score),),
+        lowered=(Artifact("cpu", tmp_path / "small", small, difference, invariance, score=score),),
         reference_invariance=Invariance(16, 0.0, 1.0, 0, 0.01),
         score=Score("Spearman", 0.8673, 1500, "pairs"),
     )
@@ -187,9 +188,9 @@ def test_a_shape_that_does_not_read(tiny_samples, shape):
         shaped_feed(tiny_samples, shape)
 
 
-@pytest.mark.parametrize("kind", ["passes", "targets"])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.plural)
 def test_the_reference_pages_are_up_to_date(kind):
-    page = DOCS / f"{kind}.md"
+    page = DOCS / f"{kind.plural}.md"
     assert page.read_text(encoding="utf-8") == reference.markdown(kind), "run `make docs`"
 
 

@@ -15,14 +15,14 @@ from onnx import TensorProto, helper, numpy_helper
 from graphcompress.analysis.cost import macs
 from graphcompress.analysis.couplings import couplings
 from graphcompress.analysis.linears import linears
-from graphcompress.build.support import refuse_unsupported
+from graphcompress.build.unsupported import refuse_unsupported
 from graphcompress.data.load import Samples, synthetic_samples
 from graphcompress.errors import UnsupportedModelError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner, session_of
 from graphcompress.passes.prune.prune import Prune
 from graphcompress.passes.simplify import Simplify
-from graphcompress.pipeline.judging import rounding
+from graphcompress.pipeline.contract_check import rounding
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context, Exact
 

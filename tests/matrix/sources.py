@@ -34,7 +34,12 @@ ROOTS: dict[str, tuple[str, ...]] = {
 }
 """Column → modules that its check uses besides those that load, simplify and run a model."""
 
-ALWAYS = (SIMPLIFY, "graphcompress.graph.model", "graphcompress.graph.runtime", "graphcompress.build.support")
+ALWAYS = (
+    SIMPLIFY,
+    "graphcompress.graph.model",
+    "graphcompress.graph.runtime",
+    "graphcompress.build.unsupported",
+)
 
 
 def fingerprint(column: str, check: Callable[..., object], expected: object) -> str:

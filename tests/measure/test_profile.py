@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from graphcompress.build.recipe import read_recipe
+from graphcompress.build.recipe import check_inputs, read_recipe
 from graphcompress.cli import app
 from graphcompress.cli.short import with_options
 from graphcompress.errors import DataError, OutputError, UsageError
@@ -143,10 +143,10 @@ def test_tune_writes_what_optimize_reads(tiny_bert_path, tmp_path):
     assert "forms as measured on" in done.stdout
     recipe = tmp_path / "out" / "recipe.toml"
     assert f"profile={path.as_posix()}" in recipe.read_text()
-    assert path.as_posix() in read_recipe(recipe).sha256
+    assert path.as_posix() in read_recipe(recipe)["sha256"]
     path.write_text(path.read_text() + "\n")
     with pytest.raises(DataError, match=r"p\.json is not the file that the recipe was made from"):
-        read_recipe(recipe).check_inputs()
+        check_inputs(read_recipe(recipe)["sha256"])
 
 
 @pytest.mark.parametrize(

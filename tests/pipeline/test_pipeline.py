@@ -11,7 +11,7 @@ import pytest
 from graphcompress.analysis.linears import linears
 from graphcompress.errors import ContractError, CoverageError, UsageError
 from graphcompress.graph.model import Model
-from graphcompress.pipeline import judging
+from graphcompress.pipeline import contract_check
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Capabilities, Context, Contract, Exact, Lossy, Pass, Record
 from graphcompress.plugin.options import option
@@ -149,12 +149,12 @@ def test_text_and_objects_are_the_same() -> None:
 def test_where_weights_use_8_bits_outputs_are_judged_unfused(monkeypatch, tiny_bert, bits, fused):
     seen = []
 
-    class Watched(judging.Runner):
+    class Watched(contract_check.Runner):
         def __init__(self, model, *, optimize=True):
             seen.append(optimize)
             super().__init__(model, optimize=optimize)
 
-    monkeypatch.setattr(judging, "Runner", Watched)
+    monkeypatch.setattr(contract_check, "Runner", Watched)
     Pipeline([Scale()]).run(
         tiny_bert,
         Context(capabilities=Capabilities(integer_products(UINT8, weight_bits=bits))),

@@ -13,7 +13,7 @@ import pytest
 from graphcompress.analysis.attention import attentions
 from graphcompress.analysis.couplings import couplings
 from graphcompress.analysis.linears import linears
-from graphcompress.build.support import refuse_unsupported
+from graphcompress.build.unsupported import refuse_unsupported
 from graphcompress.data.load import Samples
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner, session_of

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from graphcompress.analysis.attention import attentions
 from graphcompress.analysis.couplings import couplings
 from graphcompress.analysis.linears import embeddings, linears
-from graphcompress.build.support import refuse_unsupported
+from graphcompress.build.unsupported import refuse_unsupported
 from graphcompress.errors import UnsupportedModelError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import session_of

@@ -25,7 +25,7 @@ Outputs = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Size:
+class ModelSize:
     """Size of a model: parameters, bytes on disk, multiply-accumulates for one sample of 128 tokens."""
 
     parameters: int

@@ -16,11 +16,11 @@ from graphcompress.measure import metrics
 from graphcompress.measure.metrics import Metric, Score
 from graphcompress.measure.reference import check_repeats
 from graphcompress.measure.verify import Run, batch_invariance
-from graphcompress.pipeline.judging import CHECK_BATCH, Size, check_samples
+from graphcompress.pipeline.contract_check import CHECK_BATCH, ModelSize, check_samples
 from graphcompress.plugin.base import Context
 
 
-class Original:
+class Baseline:
     """The model as it came in: its size, outputs, batch invariance and score.
 
     ``file`` is what the user gave: ONNX Runtime runs it as it is, so that what reading it may have changed is
@@ -47,7 +47,7 @@ class Original:
             check_repeats(model, runner, self.feeds[0], self.outputs[0])
             self.invariance = batch_invariance(runner, self.samples)
             self._answers = self._answers_of(runner, "evaluate the original")
-            self.size = Size(model.parameters, model_bytes(model) or runner.bytes_on_disk, macs(model))
+            self.size = ModelSize(model.parameters, model_bytes(model) or runner.bytes_on_disk, macs(model))
         if chosen and held_out and self._answers is not None:
             self.score = metrics.score(chosen, self._answers, self._answers, held_out)
 

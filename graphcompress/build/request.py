@@ -1,0 +1,264 @@
+"""What a build is asked for: the one place from which signature, command line, recipe and manifest follow."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphcompress.errors import UsageError
+from graphcompress.plugin.base import Pass, Progress, Target, no_progress
+from graphcompress.plugin.registry import PASSES
+from graphcompress.plugin.targeting import common_capabilities, distinct, parse_targets
+
+if TYPE_CHECKING:
+    from graphcompress.data.samples import Samples
+    from graphcompress.graph.model import Model
+    from graphcompress.pipeline.pipeline import PassRecord, Pipeline
+
+
+def asked(
+    default: Any,  # noqa: ANN401 - as its field
+    help: str,
+    *,
+    unset: str = "",
+    flags: tuple[str, ...] = (),
+    decides: bool = True,
+) -> Any:  # noqa: ANN401 - as its field
+    """A field of :class:`Request`.
+
+    Args:
+        default: its value where nothing is given.
+        help: its line on the command line and in ``help(graphcompress.optimize)``.
+        unset: what happens without a value; the default itself when empty.
+        flags: its names on the command line, where it has others than its own.
+        decides: whether the files of the artifact depend on it, so that recipe and manifest hold it.
+    """
+    metadata = {"help": help, "unset": unset, "flags": flags, "decides": decides}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=dict, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that one build is asked for; ``optimize`` takes it whole, or its fields as arguments.
+
+    A model given as an object is changed in place, and its recipe names no file.
+
+    Raises:
+        UsageError: a value of another type than its field.
+    """
+
+    model: Model | str | Path | None = asked(
+        None, "ONNX file, Hugging Face folder or name on its hub.", unset="that of --recipe"
+    )
+    passes: str | Pipeline | Collection[Pass] = asked(
+        "simplify,int8",
+        "Passes in order, such as 'kron{rank=2},prune,int8'; simplify runs first by itself.",
+    )
+    _: KW_ONLY
+    target: str | Target | Collection[Target] = asked(
+        "cpu", "Runtime to lower for; several, such as cpu,mobile, share the work."
+    )
+    data: Samples | str | Path | None = asked(
+        None,
+        "Samples: .jsonl, .csv, .tsv, .parquet or .npz; columns named like the inputs, or texts.",
+        unset="none",
+    )
+    tokenizer: str | Path | None = asked(
+        None, "tokenizer.json or its folder, for samples that are texts.", unset="beside the model"
+    )
+    metric: str | None = asked(
+        None, "Task metric, before and after: similarity, spearman, accuracy, agreement.", unset="none"
+    )
+    eval_data: Samples | str | Path | None = asked(
+        None, "Samples for the metric.", unset="those of --data, or held out of --train"
+    )
+    train: Samples | str | Path | None = asked(
+        None, "Samples that a pass such as distill learns from.", unset="none"
+    )
+    teacher: Model | str | Path | None = asked(
+        None,
+        "ONNX file or Hugging Face folder whose answers are learned.",
+        unset="the model as it came in",
+    )
+    task: str | None = asked(
+        None,
+        "What a checkpoint is exported for, as in graphcompress export.",
+        unset="as the checkpoint says",
+    )
+    output: str | Path | None = asked(
+        None,
+        "Folder of the artifact.",
+        unset="<model>-<target>",
+        flags=("--output", "-o"),
+        decides=False,
+    )
+    seed: int = asked(0, "For everything random.")
+    allow: Collection[str] = asked(
+        (), "Accept a broken contract of this pass; may be repeated.", unset="none"
+    )
+    require_coverage: float = asked(
+        0.0, "Fail when a lossy pass touches a smaller share (0-1) of the parameters."
+    )
+    overwrite: bool = asked(False, "Replace an existing artifact.", decides=False)
+    sha256: Mapping[str, str] = asked({}, "Path → SHA-256 of a file that must not have changed.")
+    progress: Progress = asked(no_progress, "Called on long work.", decides=False)
+    on_record: Callable[[PassRecord], None] = asked(
+        lambda record: None, "Called after every pass.", decides=False
+    )
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not field.default and not _fits(field, value):
+                raise UsageError(f"{field.name} must be {_WORDS.get(kind(field), 'a text')}, got {value!r}")
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """The passes, with ``simplify`` in front unless they name it.
+
+        Raises:
+            UsageError: a text that is no pipeline.
+        """
+        from graphcompress.pipeline.pipeline import Pipeline
+
+        given = self.passes
+        if isinstance(given, str):
+            given = Pipeline.parse(given)
+        steps = given.passes if isinstance(given, Pipeline) else tuple(given)
+        if not any(step.name == "simplify" for step in steps):
+            steps = (PASSES.find("simplify")(), *steps)
+        return Pipeline(steps)
+
+    @cached_property
+    def targets(self) -> tuple[Target, ...]:
+        """The targets, no two of one name.
+
+        Raises:
+            UsageError: an unknown target or option, none at all, or one of them twice.
+        """
+        if isinstance(self.target, str):
+            return parse_targets(self.target)
+        return (self.target,) if isinstance(self.target, Target) else distinct(tuple(self.target))
+
+    @property
+    def folder(self) -> Path:
+        """Where the artifact goes, or a folder of artifacts for several targets."""
+        if self.output:
+            return Path(self.output)
+        source = Path(self.model) if isinstance(self.model, (str, Path)) else self.model and self.model.path
+        kind = self.targets[0].name if len(self.targets) == 1 else "compressed"
+        return Path(f"{source.stem if source else 'model'}-{kind}")
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What decides the files of the artifact, as plain data: paths and texts, None for an object."""
+        texts = {
+            "passes": str(self.pipeline),
+            "target": ",".join(map(str, self.targets)),
+            "allow": sorted(self.allow),
+        }
+        values = {field.name: getattr(self, field.name) for field in deciding()}
+        paths = {field.name: path_text(values[field.name]) for field in deciding() if kind(field) is Path}
+        return {**values, **paths, **texts}
+
+    def check(self) -> None:
+        """Refuse what can be refused before any file is read.
+
+        Raises:
+            UsageError: no model; an unknown pass, target or metric; a request that contradicts itself.
+            GraphCompressError: as :meth:`Target.check`.
+        """
+        if self.model is None:
+            raise UsageError("no model is given; name an ONNX file, or a recipe that names one with --recipe")
+        calibrated = self.data is not None or self.train is not None
+        for target in self.targets:
+            target.check()
+            self.pipeline.check_target(target.name, target.capabilities, calibrated=calibrated)
+        common_capabilities(self.targets)
+        for name in self.allow:
+            PASSES.find(name)
+        self.pipeline.check_request(self.allow, self.require_coverage)
+        self._check_metric()
+        self._check_training()
+
+    def _check_metric(self) -> None:
+        from graphcompress.measure.metrics import metric
+
+        if self.metric is None and self.eval_data is not None:
+            raise UsageError("--eval-data is read by a metric only; name one with --metric")
+        if self.metric is None:
+            return
+        metric(self.metric)
+        if self.eval_data is None and self.data is None and self.train is None:
+            raise UsageError(f"metric {self.metric!r} needs samples; give them with --eval-data or --data")
+
+    def _check_training(self) -> None:
+        if self.pipeline.trains and self.train is None:
+            raise UsageError(f"{self.pipeline} trains; give samples to train on with --train")
+        if not self.pipeline.trains and (self.train is not None or self.teacher is not None):
+            raise UsageError(
+                f"--train and --teacher are read by a pass that trains, {self.pipeline} has none: distill"
+            )
+
+
+def kind(field: dataclasses.Field[Any]) -> type:
+    """What a user types for a field of :class:`Request`: a Path, a text, or a value like its default."""
+    if "Path" in field.type:
+        return Path
+    if field.default is dataclasses.MISSING:
+        return dict
+    return str if field.default is None else type(field.default)
+
+
+def explained(field: dataclasses.Field[Any]) -> str:
+    """The help of a field of :class:`Request`, with what happens without a value."""
+    unset = field.metadata["unset"]
+    return f"{field.metadata['help']} Default: {unset}." if unset else str(field.metadata["help"])
+
+
+def deciding() -> list[dataclasses.Field[Any]]:
+    """The fields that decide the files of the artifact, in the order of a recipe."""
+    return [field for field in dataclasses.fields(Request) if field.metadata["decides"]]
+
+
+def path_text(given: object) -> str | None:
+    """A path as it was given, with forward slashes; None for anything that is not a path."""
+    return Path(given).as_posix() if isinstance(given, (str, Path)) else None
+
+
+_WORDS: dict[type, str] = {
+    Path: "a path",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    tuple: "a list of texts",
+    dict: "a table of texts",
+}
+
+
+def _fits(field: dataclasses.Field[Any], value: object) -> bool:
+    """Whether ``value`` is of the kind of its field; objects are judged where they are used."""
+    wanted = kind(field)
+    if wanted in (int, bool):
+        return type(value) is wanted
+    if wanted is float:
+        return type(value) in (int, float)
+    if wanted is tuple:
+        return _are_texts(value)
+    if wanted is dict:
+        return isinstance(value, Mapping) and _are_texts([*value, *value.values()])
+    if isinstance(value, (list, tuple)):
+        return all(isinstance(item, (Pass, Target)) for item in value)
+    return value is not None and not isinstance(value, (int, float, bytes, dict))
+
+
+def _are_texts(value: object) -> bool:
+    if isinstance(value, str) or not isinstance(value, Collection):
+        return False
+    return all(isinstance(item, str) for item in value)

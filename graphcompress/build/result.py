@@ -1,0 +1,78 @@
+"""What one build did, and what each target made of the compressed model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from graphcompress.data.samples import Samples
+from graphcompress.graph.model import Model
+from graphcompress.measure.metrics import Score
+from graphcompress.measure.verify import Difference, Invariance
+from graphcompress.pipeline.contract_check import ModelSize
+from graphcompress.pipeline.pipeline import PassRecord
+from graphcompress.plugin.base import Lowering
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What one target made of the compressed model, and how it answers.
+
+    Attributes:
+        target: as the user would type it.
+        folder: where it lies.
+        size: all its files but the tokenizer.
+        difference: its outputs, run by the target, against those of the model that came in.
+        invariance: whether its answers depend on batch mates or padding.
+        lowering: what the target says about its work.
+        score: the task metric, when one was asked for.
+        timed: whether times on this machine are those of the target's runtime.
+    """
+
+    target: str
+    folder: Path
+    size: ModelSize
+    difference: Difference
+    invariance: Invariance
+    lowering: Lowering = field(default_factory=Lowering)
+    score: Score | None = None
+    timed: bool = True
+
+    @property
+    def name(self) -> str:
+        """The target's name, without its options."""
+        return self.target.partition("{")[0]
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """What the target says about its work, as the manifest keeps it."""
+        return self.lowering.record
+
+
+@dataclass(frozen=True)
+class Build:
+    """What one build did.
+
+    Attributes:
+        output: folder of the artifact, or of one artifact per target.
+        recipe: options that make it again, with the hashes of the files that were read.
+        before: size of the model that came in.
+        records: one per pass, in order.
+        lowered: one artifact per target, in the order in which they were named.
+        reference_invariance: whether the answers of the model that came in depend on batch mates or padding.
+        score: the task metric of the model that came in, when one was asked for.
+        samples: on which the outputs were compared.
+        model: what the passes made of the model; ``model.path`` is the file of the one that came in.
+    """
+
+    output: Path
+    recipe: Mapping[str, Any]
+    before: ModelSize
+    records: tuple[PassRecord, ...]
+    lowered: tuple[Artifact, ...]
+    reference_invariance: Invariance
+    score: Score | None = None
+    samples: Samples = field(default_factory=lambda: Samples([]), repr=False)
+    model: Model | None = field(default=None, repr=False)
