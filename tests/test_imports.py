@@ -111,15 +111,17 @@ PLAN: dict[str, str] = {
 """Room → the rooms that it may import, its own aside; a room stands below all that it imports."""
 
 FOR_PLUGINS = {"errors", *PLAN} - {"build", "cli"}
-"""Rooms that a pass or a target may import."""
+"""Rooms that a pass, a target or a task may import."""
 
 PASSES = ("simplify", "kron", "prune", "quantize", "distill")
 TARGETS = ("common", "cpu", "nvidia", "mobile")
+TASKS = ("feature_extraction", "text_classification", "token_classification")
 PLUGINS = {
     **{f"passes.{name}": set[str]() for name in PASSES},
     **{f"targets.{name}": {"targets.common"} for name in TARGETS},
+    **{f"tasks.{name}": set[str]() for name in TASKS},
 }
-"""Room of a pass or a target → the rooms of its kind that it may import, its own aside."""
+"""Room of a pass, a target or a task → the rooms of its kind that it may import, its own aside."""
 
 ROOT = {"__main__": "cli"}
 """Modules that belong to no room → what they import; the public face imports names when they are used."""
@@ -128,7 +130,7 @@ ROOT = {"__main__": "cli"}
 def room(module: str) -> str:
     """The room of a module; of a pass or a target its kind and name."""
     parts = module.split(".")[1:]
-    return ".".join(parts[:2]) if parts and parts[0] in ("passes", "targets") else (parts or [""])[0]
+    return ".".join(parts[:2]) if parts and parts[0] in ("passes", "targets", "tasks") else (parts or [""])[0]
 
 
 def rooms_imported(name: str) -> set[str]:
@@ -139,7 +141,7 @@ def rooms_imported(name: str) -> set[str]:
 
 
 def test_every_room_is_in_the_plan() -> None:
-    facades = {"", "passes", "targets"}
+    facades = {"", "passes", "targets", "tasks"}
     assert {room(module) for module in modules()} == {*PLAN, *PLUGINS, *ROOT, *facades}
 
 
@@ -149,7 +151,7 @@ def test_a_room_imports_what_the_plan_says(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PLUGINS)
-def test_a_pass_or_target_imports_the_framework_alone(name: str) -> None:
+def test_a_pass_target_or_task_imports_the_framework_alone(name: str) -> None:
     assert rooms_imported(name) <= FOR_PLUGINS | PLUGINS[name]
 
 
@@ -165,11 +167,12 @@ def test_no_module_imports_itself_in_a_circle() -> None:
         assert module not in reached(module)
 
 
-def test_the_framework_spells_out_no_pass_and_no_target() -> None:
+def test_the_framework_spells_out_no_pass_target_or_task() -> None:
     """Also not as a text: the registry finds them by the name that a user gives."""
     for module, path in modules().items():
         if room(module) in PLAN:
-            found = re.findall(r"graphcompress\.(?:passes|targets)\.\w+", path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            found = re.findall(r"graphcompress\.(?:passes|targets|tasks)\.\w+", text)
             assert not found, module
 
 

@@ -27,11 +27,12 @@ from graphcompress.data.tokenizer_files import copy_tokenizer
 from graphcompress.errors import DataError
 from graphcompress.graph.model import Model
 from graphcompress.measure import metrics
-from graphcompress.measure.metrics import Metric
+from graphcompress.measure.metrics import Scoring
 from graphcompress.measure.verify import batch_invariance, compare
 from graphcompress.pipeline.contract_check import ModelSize
 from graphcompress.plugin.base import Context, Target, Training
 from graphcompress.plugin.targeting import artifact_folders, common_capabilities
+from graphcompress.plugin.task import Metric
 from graphcompress.training.processes import rank
 
 CALIBRATION_ROWS = 512
@@ -84,7 +85,7 @@ def optimize(request: Request) -> Build:
     with disk_errors():
         opened = _open(request)
         file = None if isinstance(request.model, Model) else opened.model.path
-        baseline = Baseline(opened.model, opened.ctx, opened.metric, opened.evaluated, file)
+        baseline = Baseline(opened.model, opened.ctx, opened.scoring, file)
         build = _run(request, opened, baseline)
         if rank() > 0:  # nothing measures beside the first, which lowers alone
             return build
@@ -103,15 +104,13 @@ class _Opened:
         model: to compress.
         recipe: options that make the build again, with the hashes of all files that were read.
         ctx: what the passes are given.
-        metric: of the task, when one is asked for.
-        evaluated: samples for the metric.
+        scoring: by the task metric, when one is asked for.
     """
 
     model: Model
     recipe: dict[str, Any]
     ctx: Context
-    metric: Metric | None
-    evaluated: Samples | None
+    scoring: Scoring | None
 
 
 def _open(request: Request) -> _Opened:
@@ -135,11 +134,13 @@ def _open(request: Request) -> _Opened:
     training = None
     if learnt is not None:
         learnt, evaluated = Training(learnt, held_out=evaluated or samples if metric else None).divided()
-        training = Training(learnt, teacher, evaluated, request.metric, _checkpoints(request))
+        training = Training(learnt, teacher, evaluated, metric, _checkpoints(request))
         samples = samples or learnt.spread(CALIBRATION_ROWS)
     capabilities = common_capabilities(request.targets)
     ctx = Context(samples, capabilities, request.seed, request.progress, training)
-    return _Opened(model, {**recipe, "sha256": hashes}, ctx, metric, evaluated or samples)
+    scored = evaluated or samples
+    scoring = Scoring(metric, scored, request.progress) if metric and scored else None
+    return _Opened(model, {**recipe, "sha256": hashes}, ctx, scoring)
 
 
 def _teacher(request: Request) -> Model | None:
@@ -154,7 +155,7 @@ def _samples(
 ) -> Samples | None:
     if not isinstance(given, (str, Path)):
         return given
-    pair = metric.pair if metric else "joint"
+    pair = metrics.pair_for(metric, model) if metric else "joint"
     return load_samples(given, model, tokenizer=request.tokenizer, pair=pair)
 
 
@@ -212,7 +213,7 @@ def _artifact(target: Target, stage: Path, opened: _Opened, baseline: Baseline) 
         ),
         invariance=batch_invariance(run, baseline.samples),
         lowering=lowering,
-        score=baseline.score_of(run),
+        score=opened.scoring(run, "evaluate the artifact") if opened.scoring else None,
         timed=target.timed,
     )
 

@@ -73,7 +73,7 @@ class Request:
         None, "tokenizer.json or its folder, for samples that are texts.", unset="beside the model"
     )
     metric: str | None = asked(
-        None, "Task metric, before and after: similarity, spearman, accuracy, agreement.", unset="none"
+        None, "Task metric, before and after, such as accuracy; see graphcompress metrics.", unset="none"
     )
     eval_data: Samples | str | Path | None = asked(
         None, "Samples for the metric.", unset="those of --data, or held out of --train"

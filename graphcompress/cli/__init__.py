@@ -36,6 +36,8 @@ for command in (
     tune.tune,
     listing.passes,
     listing.targets,
+    listing.tasks,
+    listing.metrics,
 ):
     app.command(epilog=EXIT_CODES)(command)
 

@@ -1,4 +1,4 @@
-"""``graphcompress passes``, ``graphcompress targets``: what is installed."""
+"""``graphcompress passes``, ``targets``, ``tasks``, ``metrics``: what is installed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from graphcompress.cli.terminal import Json, out, print_json
-from graphcompress.plugin.registry import PASSES, TARGETS, Kind
+from graphcompress.plugin.registry import METRICS, PASSES, TARGETS, TASKS, Kind
 
 if TYPE_CHECKING:
     from graphcompress.plugin.base import Named
@@ -25,6 +25,16 @@ def passes(name: Name = None, json: Json = False) -> None:
 def targets(name: Name = None, json: Json = False) -> None:
     """List the installed targets with what they can run and their options."""
     _show(TARGETS, name, json)
+
+
+def tasks(name: Name = None, json: Json = False) -> None:
+    """List the installed tasks: how rows are fed, and which answers a person gets."""
+    _show(TASKS, name, json)
+
+
+def metrics(name: Name = None, json: Json = False) -> None:
+    """List the installed metrics with their direction, what they need and their options."""
+    _show(METRICS, name, json)
 
 
 def _show(kind: Kind[Named], name: str | None, json: bool) -> None:

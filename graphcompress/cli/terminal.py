@@ -18,9 +18,10 @@ from graphcompress.build.request import Request
 from graphcompress.training.processes import rank
 
 if TYPE_CHECKING:
-    from graphcompress.data.load import Pair, Samples
+    from graphcompress.data.load import Samples
     from graphcompress.graph.model import Model
     from graphcompress.plugin.base import Progress
+    from graphcompress.plugin.task import Pair
 
 
 def as_option(name: str) -> typer.models.OptionInfo:

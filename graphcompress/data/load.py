@@ -14,11 +14,12 @@ from graphcompress.analysis.linears import embeddings
 from graphcompress.data.lengths import longest_sample, total_length
 from graphcompress.data.samples import Sample, Samples
 from graphcompress.data.tables import read_columns
-from graphcompress.data.texts import Pair, find_tokenizer, samples_from_texts
+from graphcompress.data.texts import find_tokenizer, samples_from_texts
 from graphcompress.errors import DataError
 from graphcompress.graph.model import Model
+from graphcompress.plugin.task import Pair
 
-__all__ = ["Pair", "Sample", "Samples", "load_samples", "synthetic_samples"]
+__all__ = ["Sample", "Samples", "load_samples", "synthetic_samples"]
 
 DEFAULT_MAX_LENGTH = 128
 

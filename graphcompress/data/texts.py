@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -15,8 +15,8 @@ from graphcompress.data.lengths import longest_sample
 from graphcompress.data.samples import Samples
 from graphcompress.errors import DataError
 from graphcompress.graph.model import Model
+from graphcompress.plugin.task import Pair
 
-Pair = Literal["joint", "separate"]
 TEXT_COLUMNS = (
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
@@ -63,9 +63,8 @@ def samples_from_texts(
     feeds = [
         {name: _encoded(name, value, encoding) for name, value in inputs.items()} for encoding in encodings
     ]
-    rest = {name: values for name, values in columns.items() if name not in texts}
     pad = {name: _pad_id(tokenizer) for name in inputs if _kind(name) == "ids"}
-    return Samples(feeds, rest, pad, per_row=len(feeds) // len(columns[texts[0]]))
+    return Samples(feeds, columns, pad, per_row=len(feeds) // len(columns[texts[0]]))
 
 
 def _text_columns(columns: Mapping[str, Sequence[Any]]) -> tuple[str, ...]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 
 SQNR_CEILING_DB = 200.0
@@ -58,3 +61,25 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
     import scipy.stats  # importing it takes longer than all else that a build without this metric imports
 
     return float(scipy.stats.spearmanr(a, b).statistic)
+
+
+def correlation_error(value: float, count: int) -> float | None:
+    """Standard error of a rank correlation of ``count`` pairs, None below 4 (Bonett and Wright, 2000)."""
+    if count < 4 or math.isnan(value):
+        return None
+    return (1 - value**2) * math.sqrt((1 + value**2 / 2) / (count - 3))
+
+
+def share(hits: Sequence[int], trials: Sequence[int]) -> tuple[float, float | None]:
+    """Share of hits in the trials of all rows, and its standard error over rows: trials of one hang together.
+
+    The error is that of a ratio of two sums over the rows (Cochran, Sampling Techniques, 2.11).
+    """
+    total, rows = sum(trials), len(trials)
+    if total == 0:
+        return math.nan, None
+    value = sum(hits) / total
+    if rows < 2:
+        return value, None
+    apart = sum((hit - value * trial) ** 2 for hit, trial in zip(hits, trials, strict=True))
+    return value, math.sqrt(rows / (rows - 1) * apart) / total

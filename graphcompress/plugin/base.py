@@ -1,4 +1,4 @@
-"""The two things that can be added to this package, a pass and a target: what each is given and promises."""
+"""A pass and a target, two of the things that can be added: what each is given and promises."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from graphcompress.data.load import Samples
     from graphcompress.graph.model import Model
     from graphcompress.measure.verify import Difference, OutputDifference
+    from graphcompress.plugin.task import Metric
 
 
 ROUNDINGS = 4
@@ -134,7 +135,7 @@ class Training:
         samples: to train on; labels, where there are any, are in their columns.
         teacher: whose answers are learned; None for the model as it came in.
         held_out: to evaluate on, and to judge contracts on; None for a part of ``samples``.
-        metric: name of the task metric that is evaluated; None for the loss itself.
+        metric: the task metric that is evaluated; None for the loss itself.
         folder: for checkpoints, from which an interrupted run goes on and which say that a run is done; None
             for none.
     """
@@ -142,7 +143,7 @@ class Training:
     samples: Samples
     teacher: Model | None = None
     held_out: Samples | None = None
-    metric: str | None = None
+    metric: Metric | None = None
     folder: Path | None = None
 
     def divided(self) -> tuple[Samples, Samples]:

@@ -11,8 +11,8 @@ from torch import fx
 
 from graphcompress.data.samples import Samples
 from graphcompress.graph.runtime import Feed
-from graphcompress.measure import metrics
-from graphcompress.measure.metrics import Metric
+from graphcompress.measure.metrics import Scoring
+from graphcompress.plugin.task import Metric
 from graphcompress.training.labels import Labels
 from graphcompress.training.losses import Counts, mask_of
 from graphcompress.training.prepare import Prepared, run
@@ -55,7 +55,7 @@ class Evaluation:
         self._given = given
         self._settings = settings
         self._metric = metric
-        self._teachers: np.ndarray | None = None
+        self._scoring: Scoring | None = None
 
     def __call__(self) -> float:
         """The score now."""
@@ -63,17 +63,17 @@ class Evaluation:
             return self._loss() if self._metric is None else self._score(self._metric)
 
     def is_better(self, score: float, than: float) -> bool:
-        """Whether ``score`` is: a metric is high, a loss is low; anything is better than no number."""
+        """Whether ``score`` is, in the direction of the metric (a loss is low); no number is the worst."""
         if math.isnan(than):
             return not math.isnan(score)
-        return score > than if self._metric else score < than
+        return score > than if self._metric and self._metric.higher_is_better else score < than
 
     def _score(self, metric: Metric) -> float:
-        samples = self._given.held_out
-        if self._teachers is None:
-            self._teachers = metrics.answers(metric, self._runs(self._given.teacher), samples)
-        found = metrics.answers(metric, self._runs(self._given.student), samples)
-        return metrics.score(metric, found, self._teachers, samples).value
+        if self._scoring is None:
+            self._scoring = Scoring(metric, self._given.held_out)
+            if metric.needs_original:
+                self._scoring.original(self._runs(self._given.teacher))
+        return self._scoring(self._runs(self._given.student)).value
 
     def _runs(self, module: fx.GraphModule) -> Callable[[Feed], dict[str, np.ndarray]]:
         names = [answer.name for answer in self._given.losses.answers]

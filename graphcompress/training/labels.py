@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from graphcompress.data.rows import LABEL_COLUMNS, SCORE_COLUMNS, UNLABELLED
 from graphcompress.data.samples import Sample, Samples
 from graphcompress.errors import DataError
-from graphcompress.measure.metrics import LABEL_COLUMNS, SCORE_COLUMNS, UNLABELLED
 from graphcompress.training.losses import Answer, Counts, length_of
 
 CLASS, TOKEN_CLASSES, MULTIPLE, NUMBER = "class", "token classes", "several classes", "number"

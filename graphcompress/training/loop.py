@@ -14,8 +14,8 @@ import torch
 
 from graphcompress.errors import TrainingError
 from graphcompress.fx.pairs import limit_pairs
-from graphcompress.measure.metrics import Metric
 from graphcompress.plugin.base import Progress
+from graphcompress.plugin.task import Metric
 from graphcompress.training.batches import Batches, parts
 from graphcompress.training.checkpoints import Checkpoints
 from graphcompress.training.evaluation import Evaluation, terms_of

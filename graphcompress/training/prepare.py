@@ -11,12 +11,12 @@ from torch import fx
 
 from graphcompress.analysis.taps import EMBEDDING, HIDDEN, SCORES, Unshared, shared, taps
 from graphcompress.analysis.tokens import token_values
+from graphcompress.data.rows import Rows
 from graphcompress.data.samples import Samples
 from graphcompress.errors import UsageError
 from graphcompress.fx import checkpointed, to_fx
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed
-from graphcompress.measure.metrics import check_columns, metric
 from graphcompress.plugin.base import Training
 from graphcompress.training.batches import Batches
 from graphcompress.training.labels import MULTIPLE, Labels, read_labels
@@ -140,7 +140,7 @@ def check(model: Model, training: Training, settings: Settings) -> None:
     if settings.labels:
         read_labels(held_out, own, answers, like=read_labels(samples, own, answers))
     if training.metric is not None:
-        check_columns(metric(training.metric), held_out)
+        training.metric.check(Rows(held_out))
 
 
 def run(

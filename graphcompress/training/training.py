@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from itertools import chain
+from pathlib import Path
 
 from graphcompress.analysis.taps import Unshared
 from graphcompress.errors import TrainingError
 from graphcompress.fx import write_back
 from graphcompress.graph.model import Model
-from graphcompress.measure import metrics
+from graphcompress.graph.reading.hashes import sha256
 from graphcompress.plugin.base import Context, Training
+from graphcompress.plugin.task import Metric
 from graphcompress.training.checkpoints import Checkpoints, identity
 from graphcompress.training.group import Group
 from graphcompress.training.loop import Outcome, Trainer
@@ -30,11 +32,10 @@ def train(
             the last good weights.
     """
     given = prepare(model, original, training, settings)
-    metric = metrics.metric(training.metric) if training.metric else None
     group = Group()
     try:
         checkpoints = Checkpoints(training.folder, _identity(given, settings, training.metric, ctx.seed))
-        trainer = Trainer(given, settings, metric, ctx.seed, group, checkpoints, ctx.progress)
+        trainer = Trainer(given, settings, training.metric, ctx.seed, group, checkpoints, ctx.progress)
         try:
             outcome = trainer.run()
         except TrainingError:
@@ -46,10 +47,11 @@ def train(
     return outcome, given.unshared, changed
 
 
-def _identity(given: Prepared, settings: Settings, metric: str | None, seed: int) -> str:
+def _identity(given: Prepared, settings: Settings, metric: Metric | None, seed: int) -> str:
     tensors = chain(given.student.state_dict().values(), given.teacher.state_dict().values())
     feeds = (
         array for part in (given.samples, given.held_out) for feed in part.feeds for array in feed.values()
     )
     labels = (array for part in (given.labels, given.held_out_labels) if part for array in part.values)
-    return identity((settings, metric, seed), tensors, chain(feeds, labels))
+    measured = None if metric is None else (str(metric), [sha256(Path(path)) for path in metric.files_read])
+    return identity((settings, measured, seed), tensors, chain(feeds, labels))

@@ -19,6 +19,7 @@ import pytest
 
 from graphcompress import cli
 from graphcompress.graph.model import Model
+from graphcompress.plugin.registry import KINDS
 
 PASSES = "simplify,int8"
 LIMIT = ("--no-bench", "--target", "cpu{measure=false}")
@@ -279,14 +280,18 @@ def test_inspect_shows_what_is_there(folder):
     assert [item["text"] for item in found["opportunities"]] == ["simplify"]
 
 
-@pytest.mark.parametrize("command", ["passes", "targets"])
+@pytest.mark.parametrize("command", [kind.plural for kind in KINDS])
 def test_listings_give_defaults_and_contracts(command):
     entries = json.loads(run(command, "--json").stdout)
     assert all(entry["summary"] for entry in entries)
     assert all(option["help"] for entry in entries for option in entry["options"])
     if command == "passes":
         assert all(entry["contract"] for entry in entries)
-    else:
+    if command == "metrics":
+        better = {entry["name"]: entry["better"] for entry in entries}
+        assert better == dict.fromkeys(("accuracy", "agreement", "similarity", "spearman"), "higher")
+        assert "  needs: a column label or labels or target" in run(command, "accuracy").stdout
+    if command == "targets":
         runs = {entry["name"]: entry["capabilities"] for entry in entries}
         (scheme,) = runs["tensorrt"]["schemes"]
         assert (scheme["weights"]["bits"], scheme["weights"]["per"]["name"]) == (8, "channel")

@@ -1,126 +1,79 @@
+"""Which task answers for a metric, and what a metric is given."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
-import scipy.stats
+from conftest import random_samples
 
-from graphcompress.data.load import Samples
+from graphcompress.data.rows import Rows
 from graphcompress.errors import DataError, UsageError
+from graphcompress.graph.model import Model
 from graphcompress.measure import metrics
-
-RNG = np.random.default_rng(0)
-
-
-def samples(lengths, columns=None, per_row=1):
-    feeds = [
-        {"input_ids": np.arange(1, size + 1) * (number + 1), "attention_mask": np.ones(size, np.int64)}
-        for number, size in enumerate(lengths)
-    ]
-    return Samples(feeds, columns or {}, per_row=per_row)
+from graphcompress.plugin.task import Figure, Metric
 
 
-def hidden(feed):
-    """A model whose token vectors depend on the token alone, and whose padding would spoil a plain mean."""
-    ids = feed["input_ids"].astype(np.float64)
-    padding = 1 - feed["attention_mask"]
-    return {"hidden": np.stack([np.sin(ids), np.cos(ids), np.sin(2 * ids)], -1) + 100.0 * padding[..., None]}
+class Longest(Metric):
+    """How many entries the longest answer has; of any task."""
 
+    name, label, higher_is_better = "longest", "length", False
 
-def test_similarity_is_spearman_of_cosines_of_masked_means():
-    lengths = [3, 9, 5, 4, 12, 7, 6, 6]
-    data = samples(lengths, {"score": [0.5, 3.0, "4.5", 1]}, per_row=2)
-    similarity = metrics.metric("similarity")
-    vectors = [
-        hidden({key: array[None] for key, array in feed.items()})["hidden"][0].mean(0) for feed in data.feeds
-    ]
-    cosines = [
-        a @ b / np.linalg.norm(a) / np.linalg.norm(b)
-        for a, b in zip(vectors[::2], vectors[1::2], strict=True)
-    ]
-    given = metrics.answers(similarity, hidden, data)
-    score = metrics.score(similarity, given, given, data)
-    assert score.value == pytest.approx(scipy.stats.spearmanr(cosines, [0.5, 3.0, 4.5, 1]).statistic)
-    assert str(score).endswith("on 4 pairs")
-
-
-def test_a_2d_output_is_taken_as_it_is():
-    feed = {"attention_mask": np.ones((2, 3), np.int64)}
-    array = RNG.standard_normal((2, 5))
-    assert metrics.pooled({"pooled": array}, feed) is array
-
-
-def test_an_output_that_is_no_embedding_is_refused():
-    with pytest.raises(DataError, match="needs an output"):
-        metrics.pooled({"x": np.zeros(3)}, {})
-
-
-def test_accuracy_counts_the_largest_logit_in_the_order_of_the_samples():
-    data = samples([5, 2, 9, 3], {"label": ["1", 0, 1, 1]})
-    accuracy = metrics.metric("accuracy")
-
-    def run(feed):
-        first = feed["input_ids"][:, 0]
-        return {"logits": np.stack([np.zeros(len(first)), np.where(first % 2 == 0, 1.0, -1.0)], -1)}
-
-    given = metrics.answers(accuracy, run, data)
-    assert given.tolist() == [0, 1, 0, 1]
-    assert metrics.score(accuracy, given, given, data).value == 0.25
-
-
-def test_one_logit_is_cut_at_zero():
-    data = samples([2, 2], {"label": [1, 0]})
-    accuracy = metrics.metric("accuracy")
-    given = metrics.answers(accuracy, lambda feed: {"logit": np.array([[3.0], [-1.0]])}, data)
-    assert metrics.score(accuracy, given, given, data).value == 1.0
-
-
-def test_spearman_takes_one_regression_output():
-    data = samples([2, 4, 3], {"score": [1, 3, 2]})
-    chosen = metrics.metric("spearman")
-    given = metrics.answers(chosen, lambda feed: {"y": feed["input_ids"].sum(1, keepdims=True) * 1.0}, data)
-    assert metrics.score(chosen, given, given, data).value == pytest.approx(
-        scipy.stats.spearmanr(given, [1, 3, 2]).statistic
-    )
-
-
-def test_spearman_refuses_several_outputs():
-    with pytest.raises(DataError, match=r"\[batch, 1\]"):
-        metrics.answers(metrics.metric("spearman"), lambda feed: {"y": np.zeros((1, 3))}, samples([2]))
-
-
-def test_agreement_compares_tokens_and_leaves_padding_out():
-    data = samples([2, 4])
-    chosen = metrics.metric("agreement")
-
-    def run(shift):
-        def logits(feed):
-            array = np.zeros((*feed["input_ids"].shape, 3))
-            array[..., 0] = 1.0
-            array[:, 0, 1] = shift
-            return {"logits": array}
-
-        return logits
-
-    original = metrics.answers(chosen, run(0.0), data)
-    other = metrics.answers(chosen, run(2.0), data)
-    assert metrics.score(chosen, original, original, data).value == 1.0
-    assert metrics.score(chosen, other, original, data).value == pytest.approx(4 / 6)
+    def figure(self, given: np.ndarray, rows: Rows) -> Figure:
+        return Figure(float(max(map(np.size, given))), len(rows))
 
 
 @pytest.mark.parametrize(
-    ("name", "columns", "per_row", "message"),
+    ("metric", "ranks", "task"),
     [
-        ("similarity", {"score": [1]}, 1, "pairs of texts"),
-        ("similarity", {"other": [1]}, 2, "needs a column score"),
-        ("spearman", {"score": ["high"]}, 1, "must hold numbers"),
-        ("accuracy", {}, 1, "needs a column label"),
+        ("accuracy", {"y": 2}, "text-classification"),
+        ("accuracy", {"y": 3}, "token-classification"),
+        ("spearman", {"y": 3}, "text-classification"),
+        ("similarity", {"logits": 3}, "feature-extraction"),
+        ("longest", {"logits": 2}, "text-classification"),
+        ("longest", {"logits": 3}, "token-classification"),
+        ("longest", {"last_hidden_state": 3, "pooler_output": 2}, "feature-extraction"),
     ],
 )
-def test_data_that_cannot_be_scored_are_refused_first(name, columns, per_row, message):
-    with pytest.raises(DataError, match=message):
-        metrics.check_columns(metrics.metric(name), samples([2] * per_row, columns, per_row))
+def test_the_outputs_say_the_task(metric: str, ranks: dict[str, int], task: str) -> None:
+    chosen = Longest() if metric == "longest" else metrics.metric(metric)
+    assert metrics.task_of(chosen, ranks).name == task
 
 
-def test_an_unknown_metric_names_the_nearest():
-    with pytest.raises(UsageError, match="did you mean 'accuracy'"):
-        metrics.metric("acuracy")
+@pytest.mark.parametrize(
+    ("ranks", "problem"), [({"y": 3}, "several of the tasks"), ({}, "none of the tasks")]
+)
+def test_outputs_that_say_no_task_are_refused(ranks: dict[str, int], problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        metrics.task_of(Longest(), ranks)
+
+
+def test_pairs_are_fed_as_the_task_of_the_metric_wants_them(tiny_bert: Model) -> None:
+    found = [metrics.pair_for(metrics.metric(name), tiny_bert) for name in ("similarity", "accuracy")]
+    assert found == ["separate", "joint"]
+    assert metrics.pair_for(Longest(), tiny_bert) == "separate"
+
+
+def test_the_original_is_scored_first_and_the_others_against_it() -> None:
+    scoring = metrics.Scoring(metrics.metric("agreement"), random_samples(8))
+    assert scoring.original(lambda feed: {"y": np.eye(2)[feed["input_ids"][:, 0] % 2]}).value == 1.0
+    assert scoring(lambda feed: {"y": np.eye(2)[1 - feed["input_ids"][:, 0] % 2]}).value == 0.0
+    assert str(scoring(lambda feed: {"y": np.eye(2)[feed["input_ids"][:, 0] % 2]})).endswith("on 8 rows")
+
+
+def test_rows_are_dicts_and_slices_are_rows() -> None:
+    samples = random_samples(4)
+    rows = Rows(metrics_rows(samples, {"label": [3, 4]}), np.array([[1, 2], [3, 4]]))
+    assert [dict(row) for row in rows] == [{"label": 3}, {"label": 4}]
+    assert rows[-1] == {"label": 4}
+    part = rows[1:]
+    assert (len(part), part[0], part.original.tolist()) == (1, {"label": 4}, [[3, 4]])
+    assert np.array_equal(part.feed()["input_ids"], samples.batch([2, 3])["input_ids"])
+    with pytest.raises(IndexError):
+        _ = rows[2]
+    with pytest.raises(DataError, match="needs_original"):
+        _ = Rows(samples).original
+
+
+def metrics_rows(samples, columns):
+    """Two samples for each row."""
+    return type(samples)(samples.feeds, columns, per_row=2)

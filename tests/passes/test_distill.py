@@ -153,7 +153,7 @@ def test_a_trained_graph_is_quantised_afterwards(tiny_bert: Model) -> None:
 def test_labels_are_learned_where_the_data_have_them() -> None:
     model = classifier()
     samples = labelled([0, 1, 2, 1] * 8)
-    training = Training(samples, held_out=samples, metric="accuracy")
+    training = Training(samples, held_out=samples, metric=metric("accuracy"))
     step = "distill{steps=60 lr=0.1 batch=16 outputs=0 hidden=0 labels=1}"
     ctx = Context(samples=training.samples, training=training)
     (record,) = Pipeline.parse(step).run(model, ctx, allow=("distill",))
@@ -547,7 +547,7 @@ def test_a_label_outside_the_classes_stops_before_any_work(wrong: object) -> Non
 def test_samples_without_the_column_of_the_metric() -> None:
     samples = labelled([0, 1, 2])
     bare = dataclasses.replace(samples, columns={})
-    training = Training(samples, held_out=bare, metric="accuracy")
+    training = Training(samples, held_out=bare, metric=metric("accuracy"))
     with pytest.raises(DataError, match="needs a column label"):
         Pipeline.parse("kron,distill").run(classifier(), Context(training=training))
 

@@ -186,7 +186,7 @@ def test_classes_of_tokens_are_learned_and_their_accuracy_counts_labelled_tokens
     feeds = [{"input_ids": row, "attention_mask": np.ones(len(row), np.int64)} for row in ids]
     data = Samples(feeds, {"labels": [[-100, *(row[1:] % 3).tolist()] for row in ids]})
     model = head(3, per_token=True)
-    training = Training(data, held_out=data, metric="accuracy")
+    training = Training(data, held_out=data, metric=metrics.metric("accuracy"))
     (record,) = Pipeline.parse("distill{steps=80 lr=0.1 outputs=0 hidden=0}").run(
         model, Context(training=training), allow=["distill"]
     )

@@ -1,0 +1,83 @@
+"""The rows of a data file, as a metric reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
+
+import numpy as np
+
+from graphcompress.data.samples import Samples
+from graphcompress.errors import DataError
+
+SCORE_COLUMNS = ("score", "similarity", "similarity_score", "label")
+LABEL_COLUMNS = ("label", "labels", "target")
+UNLABELLED = -100
+"""Label of a token that has none, as in PyTorch."""
+
+
+class Rows(Sequence[Mapping[str, Any]]):
+    """Rows of a data file: ``rows[3]`` is a dict of its columns, ``rows[3:5]`` are rows again.
+
+    Attributes:
+        samples: what the model is fed, ``samples.per_row`` of them for each row.
+    """
+
+    def __init__(self, samples: Samples, original: np.ndarray | None = None) -> None:
+        self.samples = samples
+        self._original = original
+
+    @property
+    def original(self) -> np.ndarray:
+        """The answers of the model that came in, one per row.
+
+        Raises:
+            DataError: nobody asked it, for the metric does not say that it needs them.
+        """
+        if self._original is None:
+            raise DataError("the original model's answers are only there for a metric with needs_original")
+        return self._original
+
+    def feed(self) -> dict[str, np.ndarray]:
+        """All rows as one padded batch, which the model can run: take a few, as in ``rows[:8].feed()``."""
+        return self.samples.batch(range(len(self.samples)))
+
+    def column(self, names: Sequence[str], reader: str) -> str:
+        """The first of ``names`` that is a column; ``reader`` names the metric that asks.
+
+        Raises:
+            DataError: none is.
+        """
+        found = next((name for name in names if name in self.samples.columns), None)
+        if found is None:
+            wanted, seen = " or ".join(names), sorted(self.samples.columns)
+            raise DataError(f"metric {reader!r} needs a column {wanted}; the data have {seen}")
+        return found
+
+    def numbers(self, names: Sequence[str], reader: str) -> np.ndarray:
+        """The numbers of :meth:`column`, one per row.
+
+        Raises:
+            DataError: there is no such column, or it holds something else.
+        """
+        name = self.column(names, reader)
+        try:
+            return np.asarray([float(value) for value in self.samples.columns[name]])
+        except (TypeError, ValueError) as error:
+            raise DataError(f"metric {reader!r}: column {name!r} must hold numbers ({error})") from error
+
+    def __len__(self) -> int:
+        return len(self.samples) // self.samples.per_row
+
+    @overload
+    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Rows: ...
+
+    def __getitem__(self, index: int | slice) -> Mapping[str, Any] | Rows:
+        chosen = range(len(self))[index]
+        if isinstance(chosen, int):
+            return {name: values[chosen] for name, values in self.samples.columns.items()}
+        original = None if self._original is None else self._original[list(chosen)]
+        return Rows(self.samples.rows(chosen), original)

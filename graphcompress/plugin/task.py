@@ -1,0 +1,117 @@
+"""A task and a metric: which answers a person gets from a model, and how good they are."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from graphcompress.plugin.base import Named
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from graphcompress.data.rows import Rows
+
+Pair = Literal["joint", "separate"]
+"""How the two texts of a row are fed: as one sample, or as two."""
+
+
+@dataclass(frozen=True)
+class Task(Named, abc.ABC):
+    """What a model is for: how its rows are fed, and the answers that a person gets from its outputs.
+
+    It is named like the pipeline of Hugging Face.
+    """
+
+    outputs: ClassVar[tuple[str, ...]]
+    """Globs over the names that exporters give to its outputs: they decide where the shape alone does not."""
+    pair: ClassVar[Pair] = "joint"
+
+    @classmethod
+    def about(cls) -> Mapping[str, object]:
+        """How pairs of texts are fed."""
+        return {"a pair of texts": {"joint": "one sample", "separate": "two samples"}[cls.pair]}
+
+    @abc.abstractmethod
+    def suits(self, ranks: Mapping[str, int]) -> bool:
+        """Whether a model can have this task whose floating-point outputs have these names and ranks."""
+
+    @abc.abstractmethod
+    def answers(self, outputs: Mapping[str, np.ndarray], feed: Mapping[str, np.ndarray]) -> Iterable[Any]:
+        """One answer for each sample of a batch: ``outputs`` are what the model made of ``feed``.
+
+        Raises:
+            DataError: the outputs are not those of this task.
+        """
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What a metric found.
+
+    Attributes:
+        value: the figure.
+        count: how many rows (or whatever the metric calls its ``noun``) it stands on.
+        standard_error: of ``value``, where it is defined.
+    """
+
+    value: float
+    count: int
+    standard_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Metric(Named, abc.ABC):
+    """How good answers are: answers of a model and the rows that they are to become a figure.
+
+    Attributes:
+        tasks: names of the tasks whose answers it takes; empty: of any.
+        label, noun: what is printed, as in ``accuracy 0.91 on 872 rows``.
+        higher_is_better: which of two figures is the better one.
+        columns: names of the column that it needs; the first of them that the data have is taken.
+        needs_original: whether it reads ``rows.original``, the answers of the model that came in.
+        given: what it is given: one answer per row, or the function from a feed to the outputs of the model.
+    """
+
+    tasks: ClassVar[tuple[str, ...]] = ()
+    label: ClassVar[str]
+    noun: ClassVar[str] = "rows"
+    higher_is_better: ClassVar[bool] = True
+    columns: ClassVar[tuple[str, ...]] = ()
+    needs_original: ClassVar[bool] = False
+    given: ClassVar[Literal["answers", "run"]] = "answers"
+
+    @classmethod
+    def about(cls) -> Mapping[str, object]:
+        """Its tasks, which direction is better, and what it needs."""
+        needs = [f"a column {' or '.join(cls.columns)}"] if cls.columns else []
+        needs += ["the answers of the original model"] if cls.needs_original else []
+        return {
+            "tasks": " and ".join(cls.tasks) or "any",
+            "better": "higher" if cls.higher_is_better else "lower",
+            "needs": " and ".join(needs) or "nothing but the rows",
+        }
+
+    @property
+    def files_read(self) -> tuple[str, ...]:
+        """Paths of files that decide what it finds; a recipe records their hashes."""
+        return ()
+
+    def check(self, rows: Rows) -> None:
+        """Fail before any work when ``rows`` cannot be scored.
+
+        Raises:
+            DataError: the column is missing.
+        """
+        if self.columns:
+            rows.column(self.columns, self.name)
+
+    @abc.abstractmethod
+    def figure(self, given: Any, rows: Rows) -> Figure:  # noqa: ANN401 - typed by the attribute ``given``
+        """The figure of ``given`` on ``rows``.
+
+        Raises:
+            DataError: the rows or the answers are not what this metric takes.
+        """
