@@ -1,6 +1,6 @@
 # make demo   exports a real model, compresses it and prints what happened
 # make test   style, types, tests
-# make docs   writes docs/passes.md, docs/targets.md and docs/fx.md anew
+# make docs   writes docs/fx.md and the pages of passes, targets, tasks and metrics anew
 # make matrix runs every architecture, exporter and check, and writes docs/support.md and support-cells.md; takes hours, goes on when stopped, MATRIX="--only bert" for a part
 # make proofs runs the edge bundle in Node.js, headless Chromium and on emulated ARM64, compiles its Kotlin; installs what they need, skips what it cannot; PROOFS=node for one
 # make engines compiles engines for NVIDIA's GPUs, with TensorRT for RTX, and requires every int8 product in them
