@@ -125,16 +125,16 @@ class Rewriter:
         """Let every use of ``old`` (also as a graph output, which keeps its name) read ``new``.
 
         A node that makes ``new`` from ``old`` goes on reading ``old``, so that a value can be wrapped. With
-        ``take_name``, ``new`` was made to be ``old``: it takes over its name and its metadata, and its type
-        and its shape where it has none of its own.
+        ``take_name``, ``new`` was made to be ``old``: it takes over its name and its metadata. Type and shape
+        go with the name where nothing infers them: at an output, and behind an operator of another domain.
         """
         is_output = old.is_graph_output()
         if is_output or take_name:
             new = self._nameable(new)
-            new.type = old.type or new.type
-            if is_output or new.shape is None:
-                new.shape = None if old.shape is None else old.shape.copy()
             new.name, old.name = old.name, self.fresh_name(f"{old.name}.before")
+            made_by = new.producer()
+            if is_output or (made_by is not None and made_by.domain):
+                new.type, new.shape = old.type, None if old.shape is None else old.shape.copy()
         if take_name:
             new.metadata_props.update(old.metadata_props)
         if is_output:

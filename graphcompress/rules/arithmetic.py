@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import scalar
+from graphcompress.graph.match import scalar
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.base import Rule, replaceable, same_shape
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.sizes import size_of
+from graphcompress.graph.match import shape_of
 from graphcompress.rewrite.rewriter import Rewriter
 
 Dim = int | ir.SymbolicDim
@@ -36,27 +36,6 @@ def same_shape(a: Sizes | None, b: Sizes | None) -> bool:
     return all(same_dim(x, y) for x, y in zip(a, b, strict=True))
 
 
-def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
-    """The standard operator that computes ``value`` when it is one of ``op_types``."""
-    node = None if value is None else value.producer()
-    if node is None or node.domain not in ("", "ai.onnx") or node.op_type not in op_types:
-        return None
-    return node
-
-
-def constant(value: ir.Value | None) -> np.ndarray | None:
-    """The array of a stored tensor that the caller of the model cannot override."""
-    if value is None or value.const_value is None or value.is_graph_input():
-        return None
-    return value.const_value.numpy()
-
-
-def only_use(value: ir.Value) -> ir.Node | None:
-    """The one node that reads ``value`` once, when nothing else does."""
-    uses = value.uses()
-    return None if len(uses) != 1 or value.is_graph_output() else next(iter(uses)).node
-
-
 def replaceable(old: ir.Value, new: ir.Value) -> bool:
     """Whether ``new`` may stand for ``old``: a graph output keeps its name, which an input cannot take."""
     if old.graph is not new.graph and new.graph is not None:
@@ -66,11 +45,14 @@ def replaceable(old: ir.Value, new: ir.Value) -> bool:
     return not (new.is_graph_output() or new.is_graph_input() or new.is_initializer())
 
 
-def broadcast(shapes: Sequence[Sizes]) -> list[Dim] | None:
-    """The shape that ``shapes`` broadcast to, or None when a pair of sizes cannot be compared."""
+def broadcast(shapes: Sequence[Sizes | None]) -> list[Dim] | None:
+    """The shape that ``shapes`` broadcast to, or None when one is unknown or two cannot be compared."""
+    known = [list(shape) for shape in shapes if shape is not None]
+    if len(known) < len(shapes):
+        return None
     result: list[Dim] = []
-    for offset in range(1, max(map(len, shapes), default=0) + 1):
-        sizes = [shape[-offset] for shape in shapes if len(shape) >= offset]
+    for offset in range(1, max(map(len, known), default=0) + 1):
+        sizes = [shape[-offset] for shape in known if len(shape) >= offset]
         wide = [size for size in sizes if size != 1]
         if any(not same_dim(size, wide[0]) for size in wide):
             return None
@@ -84,19 +66,15 @@ def tolerates(value: ir.Value, shape: Sizes | None) -> bool:
     True when the sizes that get lost come back by broadcasting against another operand before anything but an
     elementwise operator sees them.
     """
-    if shape is None or value.is_graph_output():
-        return shape is not None and same_shape(shape, value.shape)
     if same_shape(shape, value.shape):
         return True
+    if shape is None or value.is_graph_output():
+        return False
     return all(_tolerates(use.node, value, shape) for use in value.uses())
 
 
 def _tolerates(node: ir.Node, value: ir.Value, shape: Sizes) -> bool:
     if node.domain or node.op_type not in BROADCASTING | ELEMENTWISE or value.graph is not node.graph:
         return False
-    operands = [operand for operand in node.inputs if operand is not None]
-    shapes = [shape if operand is value else operand.shape for operand in operands]
-    if any(known is None for known in shapes):
-        return False
-    narrow = broadcast([list(known) for known in shapes if known is not None])
-    return narrow is not None and tolerates(node.outputs[0], narrow)
+    shapes = [shape if operand is value else shape_of(operand) for operand in node.inputs]
+    return tolerates(node.outputs[0], broadcast(shapes))

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from graphcompress.graph.match import fixed_shape
 from graphcompress.graph.model import is_weight
 from graphcompress.rewrite.rewriter import Rewriter
 
@@ -118,4 +119,5 @@ def _may_fold(node: ir.Node) -> bool | None:
 
 
 def _is_single(value: ir.Value) -> bool:
-    return value.shape is not None and value.shape.is_static() and math.prod(value.shape.numpy()) == 1
+    shape = fixed_shape(value)
+    return shape is not None and math.prod(shape) == 1

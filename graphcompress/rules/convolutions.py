@@ -6,8 +6,9 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.linears import NAME_KEY
+from graphcompress.graph.match import array_of, fixed_shape, only_reader, operand, producer
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.base import Rule, constant, only_use, producer
+from graphcompress.rules.base import Rule
 
 
 def pointwise(rw: Rewriter, node: ir.Node) -> str | None:
@@ -18,36 +19,35 @@ def pointwise(rw: Rewriter, node: ir.Node) -> str | None:
     there a product would cost two Transposes more.
     """
     data, weight = node.inputs[:2]
-    array = constant(weight) if weight is not None and why_not(node) is None else None
+    array = array_of(weight) if why_not(node) is None else None
     if data is None or weight is None or array is None:
         return None
     rank = array.ndim
     to_end, to_front = [0, *range(2, rank), 1], [0, rank - 1, *range(1, rank - 1)]
-    after = only_use(node.outputs[0])
-    beside = _moves(producer(data, "Transpose"), to_front) or _moves(after, to_end)
-    if not beside:
+    before, after = producer(data, "Transpose"), only_reader(node.outputs[0], "Transpose")
+    if not (_moves(before, to_front) or _moves(after, to_end)):
         return None
     name = weight.metadata_props.get(NAME_KEY) or weight.name or ""
     matrix = rw.constant(
         np.ascontiguousarray(array.reshape(array.shape[:2]).T), f"{name}.matrix", weight.dtype
     )
     matrix.metadata_props[NAME_KEY] = name
-    out = node.outputs[0]
     rw.touch(name, "Conv with a kernel of 1 became MatMul")
-    moved = rw.node("Transpose", data, before=node, name=f"{out.name}.by_position", perm=to_end)
-    value = rw.node("MatMul", moved, matrix, before=node, name=f"{out.name}.product")
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
-        value = rw.node("Add", value, node.inputs[2], before=node, name=f"{out.name}.sum")
-    rw.supersede(out, rw.node("Transpose", value, before=node, name=f"{out.name}.by_channel", perm=to_front))
+    b, bias = rw.at(node), operand(node, "B")
+    value = b.op("Transpose", data, name="by_position", perm=to_end)
+    value = b.op("MatMul", value, matrix, name="product")
+    value = value if bias is None else b.op("Add", value, bias, name="sum")
+    value = b.op("Transpose", value, name="by_channel", perm=to_front)
+    rw.replace(node.outputs[0], value, take_name=True)
     return "Conv with a kernel of 1"
 
 
 def why_not(node: ir.Node) -> str | None:
     """Why a Conv is no linear map of its channels, or None."""
-    weight = node.inputs[1]
-    if weight is None or weight.shape is None or not weight.shape.is_static():
+    shape = fixed_shape(node.inputs[1])
+    if shape is None:
         return "the shape of its weight is not known"
-    if any(size != 1 for size in weight.shape.numpy()[2:]):
+    if any(size != 1 for size in shape[2:]):
         return "it convolves over more than one position"
     if node.attributes.get_int("group", 1) != 1:
         return "it is grouped"
@@ -61,10 +61,8 @@ def why_not(node: ir.Node) -> str | None:
 
 
 def _moves(node: ir.Node | None, order: list[int]) -> bool:
-    """Whether ``node`` is a Transpose by ``order``."""
-    if node is None or node.domain or node.op_type != "Transpose":
-        return False
-    return list(node.attributes.get_ints("perm", [])) == order
+    """Whether the Transpose ``node`` is one by ``order``."""
+    return node is not None and list(node.attributes.get_ints("perm", [])) == order
 
 
 RULES: dict[str, tuple[Rule, ...]] = {"Conv": (pointwise,)}

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import scalar
 from graphcompress.analysis.linears import NAME_KEY, linear_at
 from graphcompress.analysis.reshape import reshape_target
 from graphcompress.graph.expressions import evaluate, expression_nodes, is_constant, leaves
+from graphcompress.graph.match import (
+    array_of,
+    fixed_shape,
+    only_reader,
+    operand,
+    producer,
+    rank_of,
+    scalar,
+    shape_of,
+)
 from graphcompress.graph.model import is_weight
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.base import Rule, constant, only_use, producer, same_shape
+from graphcompress.rules.base import Rule, same_shape
 
 SMALL_BYTES = 64
 """Results up to this size are folded even when the expression is smaller."""
@@ -45,13 +56,14 @@ def is_whole_expression(value: ir.Value) -> bool:
 
 def why_not_fold(value: ir.Value) -> str | None:
     """Why the constant expression ``value`` is not computed now, or None."""
-    if value.shape is None or not value.shape.is_static() or value.dtype is None:
+    shape = fixed_shape(value)
+    if shape is None or value.dtype is None:
         return "its shape is not known"
     nodes = set(expression_nodes(value))
     if any(node.op_type == "DequantizeLinear" for node in nodes):
         return "quantised: runtimes look for its DequantizeLinear"
     stored = leaves(value)
-    bytes_after = int(np.prod(value.shape.numpy()) * value.dtype.itemsize)
+    bytes_after = int(math.prod(shape) * value.dtype.itemsize)
     if bytes_after > SMALL_BYTES and bytes_after > sum(
         leaf.const_value.nbytes for leaf in stored if leaf.const_value is not None
     ):
@@ -74,15 +86,13 @@ def gemm(rw: Rewriter, node: ir.Node) -> str | None:
     found = linear_at(node)
     if found is None:
         return None
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    vector = bias is None or (bias.shape is not None and list(bias.shape) == [found.out_features])
-    if not vector and not _flatten_bias(rw, node, 2, found.out_features):
-        return None
-    if bias is not None and not vector:
-        return "bias of more than one axis"
+    bias = operand(node, "C")
+    if bias is not None and fixed_shape(bias) != (found.out_features,):
+        flat = _flatten_bias(rw, node, 2, found.out_features)
+        return "bias of more than one axis" if flat else None
     weight = found.weight
     if found.transposed:
-        weight = rw.node("Transpose", weight, before=node, name=f"{found.name}.transposed", perm=[1, 0])
+        weight = rw.at(node, found.name).op("Transpose", weight, name="transposed", perm=[1, 0])
     rw.touch(found, "Gemm became MatMul and Add")
     rw.set_weight(found, weight)
     return "Gemm"
@@ -91,23 +101,21 @@ def gemm(rw: Rewriter, node: ir.Node) -> str | None:
 def bias_last(rw: Rewriter, node: ir.Node) -> str | None:
     """A bias is the second operand of the Add after a MatMul, and has one axis."""
     a, b = node.inputs
-    if producer(a, "MatMul") is None and producer(b, "MatMul") is not None and is_constant(a):
+    if not producer(a, "MatMul") and producer(b, "MatMul") and is_constant(a):
         rw.set_input(node, 0, b)
         rw.set_input(node, 1, a)
         return "bias before its product"
-    product = producer(a, "MatMul")
-    if product is None or not is_constant(b) or product.outputs[0].shape is None:
+    shape, rank = shape_of(a), rank_of(b)
+    if not producer(a, "MatMul") or not is_constant(b) or shape is None or rank is None:
         return None
-    width = product.outputs[0].shape[-1]
-    if b is None or b.shape is None or len(b.shape) < 2 or len(b.shape) > len(product.outputs[0].shape):
-        return None
-    return "bias of more than one axis" if _flatten_bias(rw, node, 1, width) else None
+    flat = 2 <= rank <= len(shape) and _flatten_bias(rw, node, 1, shape[-1])
+    return "bias of more than one axis" if flat else None
 
 
 def _flatten_bias(rw: Rewriter, node: ir.Node, index: int, width: int | ir.SymbolicDim) -> bool:
     """Give ``node`` its bias as [width] when it is [1, …, width]."""
     bias = node.inputs[index]
-    array = constant(bias)
+    array = array_of(bias)
     if bias is None or array is None or not isinstance(width, int):
         return False
     if array.size == 1 and width > 1 and node.op_type == "Gemm":
@@ -126,17 +134,17 @@ def one_scale(rw: Rewriter, node: ir.Node) -> str | None:
     The factor is not folded into the weight behind it: weights stay those of the checkpoint, tied ones stay
     tied, and runtimes fuse a scalar into the product for nothing.
     """
-    left, right = (producer(value, "Mul") for value in node.inputs)
-    if left is None or right is None or any(only_use(side.outputs[0]) is not node for side in (left, right)):
+    left, right = (producer(value, "Mul") if only_reader(value) else None for value in node.inputs)
+    if left is None or right is None:
         return None
     (a, factor), (b, other) = _scaled(left), _scaled(right)
     if a is None or b is None or factor is None or other is None or factor.dtype != other.dtype:
         return None
-    product = np.asarray(factor.const_value.numpy() * other.const_value.numpy())  # type: ignore[union-attr]
+    product = np.asarray(evaluate(factor) * evaluate(other))
     if not np.isfinite(product.astype(np.float64)).all():
         return None
     rw.set_input(left, 0, a)
-    rw.set_input(left, 1, rw.constant(product.reshape(()), f"{left.outputs[0].name}.scale", factor.dtype))
+    rw.set_input(left, 1, rw.at(left).constant(product.reshape(()), "scale", like=factor))
     rw.set_input(node, 1, b)
     return "second scale of a product"
 
@@ -144,11 +152,11 @@ def one_scale(rw: Rewriter, node: ir.Node) -> str | None:
 def _scaled(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None]:
     """The operand and the scalar of a Mul."""
     for index in (1, 0):
-        factor, operand = node.inputs[index], node.inputs[1 - index]
-        if scalar(factor) is None or operand is None or is_constant(operand):
+        factor, value = node.inputs[index], node.inputs[1 - index]
+        if scalar(factor) is None or is_constant(value):
             continue
-        if same_shape(operand.shape, node.outputs[0].shape):
-            return operand, factor
+        if same_shape(shape_of(value), node.outputs[0].shape):
+            return value, factor
     return None, None
 
 
@@ -158,21 +166,20 @@ def unflattened_rows(rw: Rewriter, node: ir.Node) -> str | None:
     Exporters write ``addmm`` over two axes only; MatMul takes any number, so that the first Reshape and the
     arithmetic of its target go, and the second mostly turns out to move nothing.
     """
-    flat = producer(node.inputs[0], "Reshape")
-    data = None if flat is None else flat.inputs[0]
-    linear = linear_at(node)
-    if linear is None or data is None or data.shape is None or len(data.shape) < 3:
+    linear, data = linear_at(node), operand(producer(node.inputs[0], "Reshape"), 0)
+    shape = shape_of(data)
+    if linear is None or shape is None or len(shape) < 3:
         return None
-    if data.shape[-1] != linear.in_features or len(linear.input.shape or ()) != 2:
+    if shape[-1] != linear.in_features or rank_of(linear.input) != 2:
         return None
-    back = only_use(linear.output)
-    if back is None or back.op_type != "Reshape" or back.domain or back.outputs[0].shape is None:
+    back = only_reader(linear.output, "Reshape")
+    if back is None or back.outputs[0].shape is None:
         return None
-    sizes = reshape_target([*data.shape[:-1], linear.out_features], list(back.outputs[0].shape))
+    sizes = reshape_target([*shape[:-1], linear.out_features], list(back.outputs[0].shape))
     if sizes is None:
         return None
     rw.set_input(node, 0, data)
-    rw.set_input(back, 1, rw.constant(np.array(sizes, np.int64), f"{back.outputs[0].name}.shape"))
+    rw.set_input(back, 1, rw.at(back).constant(sizes, "shape"))
     rw.set_attribute(back, "allowzero", None)  # a 0 copies
     for value in (node.outputs[0], linear.output):
         value.shape = None  # until shapes are inferred anew

@@ -10,8 +10,9 @@ import onnx_ir as ir
 from graphcompress.analysis.bounds import Bounds
 from graphcompress.analysis.coordinates import coordinate
 from graphcompress.analysis.intervals.interval import FALSE, TRUE
+from graphcompress.graph.match import array_of, fixed_shape, operand, producer, rank_of, shape_of
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.base import Rule, producer, replaceable, same_dim, tolerates
+from graphcompress.rules.base import Rule, replaceable, same_dim, tolerates
 
 Bounded = Callable[[Rewriter, ir.Node, Bounds], str | None]
 
@@ -20,8 +21,7 @@ def decided_logic(rw: Rewriter, node: ir.Node, bounds: Bounds) -> str | None:
     """And(true, x) and Or(false, x) are x, where every reader broadcasts what x lacks."""
     neutral = TRUE if node.op_type == "And" else FALSE
     for value, other in (node.inputs, reversed(node.inputs)):
-        if other is not None and bounds.of(value) == neutral and _may_stand_for(other, node.outputs[0]):
-            rw.replace(node.outputs[0], other)
+        if bounds.of(value) == neutral and _takes_place(rw, node, other):
             return f"{node.op_type} with an operand that is always {'true' if neutral == TRUE else 'false'}"
     return None
 
@@ -35,17 +35,15 @@ def decided_where(rw: Rewriter, node: ir.Node, bounds: Bounds) -> str | None:
     condition, then, otherwise = node.inputs
     decided = bounds.of(condition)
     chosen = then if decided == TRUE else otherwise if decided == FALSE else None
-    if chosen is None or not _may_stand_for(chosen, node.outputs[0]):
+    if not _takes_place(rw, node, chosen):
         return None
-    rw.replace(node.outputs[0], chosen)
     return "guard against NaN" if producer(condition, "IsNaN") else "Where that always chooses the same"
 
 
 def idle_mask(rw: Rewriter, node: ir.Node, bounds: Bounds) -> str | None:
     """A mask of an Attention that is true everywhere is not needed."""
-    if len(node.inputs) < 4 or node.inputs[3] is None or bounds.of(node.inputs[3]) != TRUE:
-        return None
-    if node.inputs[3].dtype != ir.DataType.BOOL:
+    mask = operand(node, "attn_mask")
+    if mask is None or mask.dtype != ir.DataType.BOOL or bounds.of(mask) != TRUE:
         return None
     rw.set_input(node, 3, None)
     return "mask of an Attention that is always true"
@@ -57,31 +55,26 @@ def gather_of_coordinates(rw: Rewriter, node: ir.Node) -> str | None:
     ``data[i, j]`` for i, j counting along axes a < b of the result is the data itself with axes of size 1
     inserted; readers broadcast it, or nothing is changed.
     """
-    data, indices = node.inputs
-    out = node.outputs[0]
-    mesh = producer(indices, "Concat")
-    if mesh is None or data is None or data.shape is None or indices is None or indices.shape is None:
+    shape, rank = shape_of(node.inputs[0]), rank_of(node.inputs[1])
+    mesh, out = producer(node.inputs[1], "Concat"), node.outputs[0]
+    if mesh is None or shape is None or rank is None or node.attributes.get_int("batch_dims", 0) != 0:
         return None
-    if node.attributes.get_int("batch_dims", 0) != 0 or mesh.attributes.get_int("axis", 0) not in (
-        -1,
-        len(indices.shape) - 1,
-    ):
+    if mesh.attributes.get_int("axis", 0) not in (-1, rank - 1):
         return None
     parts = [coordinate(part) for part in mesh.inputs]
-    found = [part for part in parts if part is not None and part.axis != -1]
-    if len(found) < len(parts) or len(parts) != len(data.shape):
+    found = [part for part in parts if part and part.axis != -1]
+    if len(found) < len(parts) or len(parts) != len(shape):
         return None
-    axes = [part.axis + len(indices.shape) for part in found]
+    axes = [part.axis + rank for part in found]
     if axes != sorted(set(axes)):
         return None
-    if not all(same_dim(part.size, size) for part, size in zip(found, data.shape, strict=True)):
+    if not all(same_dim(part.size, size) for part, size in zip(found, shape, strict=True)):
         return None
-    inserted = [axis for axis in range(len(indices.shape) - 1) if axis not in axes]
-    narrow = [data.shape[axes.index(axis)] if axis in axes else 1 for axis in range(len(indices.shape) - 1)]
+    inserted = [axis for axis in range(rank - 1) if axis not in axes]
+    narrow = [shape[axes.index(axis)] if axis in axes else 1 for axis in range(rank - 1)]
     if out.is_graph_output() or not tolerates(out, narrow):
         return None
-    unsqueezed = rw.at(node).op("Unsqueeze", data, inserted, name="unsqueezed")
-    unsqueezed.shape = ir.Shape(narrow)
+    unsqueezed = rw.at(node).op("Unsqueeze", node.inputs[0], inserted, name="unsqueezed")
     rw.replace(out, unsqueezed, take_name=True)
     return "GatherND that selects everything in order"
 
@@ -89,36 +82,36 @@ def gather_of_coordinates(rw: Rewriter, node: ir.Node) -> str | None:
 def gather_of_everything(rw: Rewriter, node: ir.Node) -> str | None:
     """GatherND by a stored table of all places in their order, as fixed sizes leave it: a Reshape."""
     data, indices = node.inputs
-    out = node.outputs[0]
-    if indices is None or indices.const_value is None or indices.is_graph_input():
+    sizes, shape, table = fixed_shape(data), fixed_shape(node.outputs[0]), array_of(indices)
+    if sizes is None or shape is None or table is None or node.attributes.get_int("batch_dims", 0) != 0:
         return None
-    if data is None or data.shape is None or out.shape is None:
-        return None
-    if node.attributes.get_int("batch_dims", 0) != 0:
-        return None
-    if not (data.shape.is_static() and out.shape.is_static()):
-        return None
-    sizes, table = data.shape.numpy(), indices.const_value.numpy()
-    if table.shape != (*out.shape.numpy(), len(sizes)):
+    if table.shape != (*shape, len(sizes)):
         return None
     if not np.array_equal(table.reshape(-1, len(sizes)), np.indices(sizes).reshape(len(sizes), -1).T):
         return None
-    shape = rw.constant(np.array(out.shape.numpy(), np.int64), f"{out.name}.shape")
-    rw.supersede(out, rw.node("Reshape", data, shape, before=node, name=f"{out.name}.reshaped"))
+    reshaped = rw.at(node).op("Reshape", data, shape, name="reshaped")
+    rw.replace(node.outputs[0], reshaped, take_name=True)
     return "GatherND that selects everything in order"
 
 
 def double_not(rw: Rewriter, node: ir.Node) -> str | None:
     """Not(Not(x)) is x."""
-    inner = producer(node.inputs[0], "Not")
-    if inner is None or inner.inputs[0] is None or not replaceable(node.outputs[0], inner.inputs[0]):
+    plain = operand(producer(node.inputs[0], "Not"), 0)
+    if plain is None or not replaceable(node.outputs[0], plain):
         return None
-    rw.replace(node.outputs[0], inner.inputs[0])
+    rw.replace(node.outputs[0], plain)
     return "Not of a Not"
 
 
-def _may_stand_for(value: ir.Value, old: ir.Value) -> bool:
-    return replaceable(old, value) and value.dtype == old.dtype and tolerates(old, value.shape)
+def _takes_place(rw: Rewriter, node: ir.Node, value: ir.Value | None) -> bool:
+    """Let ``value`` stand for what ``node`` computes, where every reader broadcasts what it lacks."""
+    old = node.outputs[0]
+    if value is None or not replaceable(old, value) or value.dtype != old.dtype:
+        return False
+    if not tolerates(old, value.shape):
+        return False
+    rw.replace(old, value)
+    return True
 
 
 RULES: dict[str, tuple[Rule, ...]] = {

@@ -8,29 +8,24 @@ import onnx_ir as ir
 from graphcompress.analysis.arguments import slice_ranges
 from graphcompress.analysis.reshape import reshape_target
 from graphcompress.graph.expressions import is_constant
-from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.base import (
-    Rule,
-    constant,
-    only_use,
+from graphcompress.graph.match import (
+    array_of,
+    integers_of,
+    only_reader,
+    operand,
     producer,
-    replaceable,
-    same_dim,
-    same_shape,
-    tolerates,
+    rank_of,
+    shape_of,
 )
+from graphcompress.rewrite.rewriter import Rewriter
+from graphcompress.rules.base import Rule, replaceable, same_dim, same_shape, tolerates
 from graphcompress.rules.sizes import known_value, quotient_of_size, size_of_input
 
 
 def constant_target(rw: Rewriter, node: ir.Node) -> str | None:
     """The computed target of a Reshape becomes a constant: copies (0) and at most one inferred size (-1)."""
     data, target = node.inputs
-    if data is None or target is None or is_constant(target):
-        return None
-    out = node.outputs[0]
-    if data.shape is None or out.shape is None:
-        return None
-    sizes = reshape_target(list(data.shape), list(out.shape))
+    sizes = None if is_constant(target) else _target(data, node.outputs[0])
     if sizes is None:
         return None
     _reshape(rw, node, data, sizes)
@@ -51,26 +46,23 @@ def no_op_reshape(rw: Rewriter, node: ir.Node) -> str | None:
 def reshape_of_reshape(rw: Rewriter, node: ir.Node) -> str | None:
     """Two of Reshape, Flatten, Squeeze and Unsqueeze, the first read by nothing else, become one Reshape."""
     first = producer(node.inputs[0], "Reshape", "Flatten", "Squeeze", "Unsqueeze")
-    if first is None or only_use(first.outputs[0]) is not node:
+    if first is None or only_reader(first.outputs[0]) is None:
         return None
     data, out = first.inputs[0], node.outputs[0]
-    if data is None or data.shape is None or out.shape is None:
-        return None
-    sizes = reshape_target(list(data.shape), list(out.shape))
+    sizes = _target(data, out)
     if sizes is None:
         return None
     if node.op_type == "Reshape":
         _reshape(rw, node, data, sizes)
     else:
-        target = rw.constant(np.array(sizes, np.int64), f"{out.name}.shape")
-        rw.supersede(out, rw.node("Reshape", data, target, before=node, name=f"{out.name}.reshaped"))
+        rw.replace(out, rw.at(node).op("Reshape", data, sizes, name="reshaped"), take_name=True)
     return f"{first.op_type} before {node.op_type}"
 
 
 def no_op_pad(rw: Rewriter, node: ir.Node) -> str | None:
     """A Pad by nothing is removed."""
     data, out = node.inputs[0], node.outputs[0]
-    pads = constant(node.inputs[1])
+    pads = array_of(node.inputs[1])
     if data is None or pads is None or pads.any() or not replaceable(out, data):
         return None
     rw.replace(out, data)
@@ -80,8 +72,8 @@ def no_op_pad(rw: Rewriter, node: ir.Node) -> str | None:
 def slice_of_slice(rw: Rewriter, node: ir.Node) -> str | None:
     """Two Slices along different axes, with constant bounds, become one."""
     inner = producer(node.inputs[0], "Slice")
-    first, second = None if inner is None else slice_ranges(inner), slice_ranges(node)
-    if inner is None or inner.inputs[0] is None or not first or not second or first.keys() & second.keys():
+    first, second = inner and slice_ranges(inner), slice_ranges(node)
+    if inner is None or not first or not second or first.keys() & second.keys():
         return None
     if any(step < 1 for _, _, step in (*first.values(), *second.values())):
         return None
@@ -94,8 +86,7 @@ def slice_of_slice(rw: Rewriter, node: ir.Node) -> str | None:
     )
     rw.set_input(node, 0, inner.inputs[0])
     for index, (name, numbers) in enumerate(zip(_SLICE_INPUTS, columns, strict=True), start=1):
-        table = rw.constant(np.array(numbers, np.int64), f"{node.outputs[0].name}.{name}")
-        rw.set_input(node, index, table)
+        rw.set_input(node, index, rw.at(node).constant(numbers, name))
     return "Slice of a Slice"
 
 
@@ -104,14 +95,15 @@ def transpose_chain(rw: Rewriter, node: ir.Node) -> str | None:
     data, out = node.inputs[0], node.outputs[0]
     if data is None or data.shape is None:
         return None
-    perm = node.attributes.get_ints("perm") or tuple(reversed(range(len(data.shape))))
+    turned = tuple(reversed(range(len(data.shape))))
+    perm = node.attributes.get_ints("perm") or turned
     if list(perm) == sorted(perm) and replaceable(out, data):
         rw.replace(out, data)
         return "no-op Transpose"
     inner = producer(data, "Transpose")
-    if inner is None or inner.inputs[0] is None:
+    if inner is None:
         return None
-    first = inner.attributes.get_ints("perm") or tuple(reversed(range(len(data.shape))))
+    first = inner.attributes.get_ints("perm") or turned
     both = [first[axis] for axis in perm]
     rw.set_input(node, 0, inner.inputs[0])
     rw.set_attribute(node, "perm", both)
@@ -130,34 +122,30 @@ def expand_before_broadcast(rw: Rewriter, node: ir.Node) -> str | None:
 def constant_expand(rw: Rewriter, node: ir.Node) -> str | None:
     """The computed target of an Expand becomes a constant: 1 keeps a size, a number widens one."""
     data, target = node.inputs
-    out = node.outputs[0]
-    if data is None or target is None or is_constant(target) or data.shape is None or out.shape is None:
+    shape, wanted = shape_of(data), node.outputs[0].shape
+    if is_constant(target) or shape is None or wanted is None or len(wanted) < len(shape):
         return None
-    lacking = len(out.shape) - len(data.shape)
-    known = [*([1] * lacking), *data.shape]
-    sizes = [1 if same_dim(a, b) else b for a, b in zip(known, out.shape, strict=True)]
-    if lacking < 0 or not all(isinstance(size, int) for size in sizes):
+    known = [*([1] * (len(wanted) - len(shape))), *shape]
+    sizes = [1 if same_dim(a, b) else b for a, b in zip(known, wanted, strict=True)]
+    fixed = [size for size in sizes if isinstance(size, int)]
+    if len(fixed) < len(sizes):
         return None
-    table = np.array([int(size) for size in sizes if isinstance(size, int)], np.int64)
-    rw.set_input(node, 1, rw.constant(table, f"{out.name}.shape"))
+    rw.set_input(node, 1, rw.at(node).constant(fixed, "shape"))
     return "Expand target computed at run time"
 
 
 def unsqueeze_of_unsqueeze(rw: Rewriter, node: ir.Node) -> str | None:
     """Two Unsqueezes become one."""
     inner = producer(node.inputs[0], "Unsqueeze")
-    out = node.outputs[0]
-    if inner is None or inner.inputs[0] is None or out.shape is None or inner.outputs[0].shape is None:
+    middle, rank = rank_of(node.inputs[0]), rank_of(node.outputs[0])
+    first, second = integers_of(operand(inner, 1)), integers_of(node.inputs[1])
+    if inner is None or middle is None or rank is None or first is None or second is None:
         return None
-    first, second = constant(inner.inputs[1]), constant(node.inputs[1])
-    if first is None or second is None:
-        return None
-    middle, rank = len(inner.outputs[0].shape), len(out.shape)
-    added = {int(axis) % rank for axis in second.reshape(-1)}
+    added = {axis % rank for axis in second}
     kept = [axis for axis in range(rank) if axis not in added]
-    axes = sorted(added | {kept[int(axis) % middle] for axis in first.reshape(-1)})
+    axes = sorted(added | {kept[axis % middle] for axis in first})
     rw.set_input(node, 0, inner.inputs[0])
-    rw.set_input(node, 1, rw.constant(np.array(axes, np.int64), f"{out.name}.axes"))
+    rw.set_input(node, 1, rw.at(node).constant(axes, "axes"))
     return "Unsqueeze of an Unsqueeze"
 
 
@@ -175,28 +163,31 @@ def cast_of_same_type(rw: Rewriter, node: ir.Node) -> str | None:
 def cast_of_cast(rw: Rewriter, node: ir.Node) -> str | None:
     """A Cast after a Cast that loses nothing becomes one."""
     inner = producer(node.inputs[0], "Cast")
-    if inner is None or inner.inputs[0] is None or inner.inputs[0].dtype is None:
+    data = operand(inner, 0)
+    if inner is None or data is None or data.dtype is None:
         return None
-    narrow, wide = inner.inputs[0].dtype, ir.DataType(inner.attributes.get_int("to", 0))
-    if wide not in _LOSSLESS.get(narrow, ()):
+    if ir.DataType(inner.attributes.get_int("to", 0)) not in _LOSSLESS.get(data.dtype, ()):
         return None
-    rw.set_input(node, 0, inner.inputs[0])
+    rw.set_input(node, 0, data)
     return "Cast before a Cast"
 
 
-def _reshape(rw: Rewriter, node: ir.Node, data: ir.Value, sizes: list[int]) -> None:
+def _target(data: ir.Value | None, out: ir.Value) -> list[int] | None:
+    """What a Reshape of ``data`` to the shape of ``out`` is given."""
+    old, new = shape_of(data), out.shape
+    return None if old is None or new is None else reshape_target(list(old), list(new))
+
+
+def _reshape(rw: Rewriter, node: ir.Node, data: ir.Value | None, sizes: list[int]) -> None:
     rw.set_input(node, 0, data)
-    rw.set_input(node, 1, rw.constant(np.array(sizes, np.int64), f"{node.outputs[0].name}.shape"))
+    rw.set_input(node, 1, rw.at(node).constant(sizes, "shape"))
     rw.set_attribute(node, "allowzero", None)  # a 0 copies
 
 
 def _steps_forward(node: ir.Node) -> bool:
     """Whether a Slice that keeps the shape also keeps the order: it does unless a step is negative."""
-    steps = node.inputs[4] if len(node.inputs) > 4 else None
-    if steps is None:
-        return True
-    array = constant(steps)
-    return array is not None and bool((array > 0).all())
+    steps = operand(node, "steps")
+    return steps is None or min(integers_of(steps) or [0]) > 0
 
 
 _INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)

@@ -7,8 +7,9 @@ import onnx_ir as ir
 
 from graphcompress.analysis.arguments import slice_ranges
 from graphcompress.analysis.sizes import Size, size_of
+from graphcompress.graph.match import integers_of, operand, producer, rank_of, scalar, shape_of
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.base import Dim, constant, producer, same_dim
+from graphcompress.rules.base import Dim, same_dim
 
 LARGEST_TABLE = 64
 """Elements of an integer value that shape inference knows and that becomes a stored constant."""
@@ -34,16 +35,12 @@ def size_of_input(rw: Rewriter, node: ir.Node) -> str | None:
     Exporters ask the hidden state of every layer for the batch and the length.
     """
     shape = node if node.op_type == "Shape" else producer(node.inputs[0], "Shape")
-    data = None if shape is None else shape.inputs[0]
-    if (
-        shape is None
-        or data is None
-        or data.shape is None
-        or ("start" in shape.attributes and shape is not node)
-    ):
+    data = operand(shape, 0)
+    sizes = shape_of(data)
+    if shape is None or sizes is None or ("start" in shape.attributes and shape is not node):
         return None
-    axis = _axis_asked_for(node, len(data.shape))
-    found = None if axis is None else _first_with(rw, data.shape[axis])
+    axis = _axis_asked_for(node, len(sizes))
+    found = None if axis is None else _first_with(rw, sizes[axis])
     if found is None or found[0] is data:
         return None
     source, position = found
@@ -52,10 +49,9 @@ def size_of_input(rw: Rewriter, node: ir.Node) -> str | None:
         rw.set_attribute(node, "start", position)
         rw.set_attribute(node, "end", position + 1)
     else:
-        sizes = rw.node("Shape", source, before=node, name=f"{source.name}.shape")
-        index = np.full(node.inputs[1].shape.numpy(), position, np.int64)  # type: ignore[union-attr]
-        rw.set_input(node, 0, sizes)
-        rw.set_input(node, 1, rw.constant(index, f"{node.outputs[0].name}.axis"))
+        rank = rank_of(node.inputs[1]) or 0  # the index is one number, so far
+        rw.set_input(node, 0, rw.at(node, source.name).op("Shape", source, name="shape"))
+        rw.set_input(node, 1, rw.at(node).constant(np.full([1] * rank, position), "axis"))
     return "size read from a layer instead of an input"
 
 
@@ -69,10 +65,8 @@ def _axis_asked_for(node: ir.Node, rank: int) -> int | None:
         bounds = (slice_ranges(node) or {}).get(0)
         taken = [] if bounds is None else range(rank)[slice(*bounds)]
         return taken[0] if len(taken) == 1 else None
-    index = constant(node.inputs[1])
-    if index is None or index.size != 1 or node.attributes.get_int("axis", 0) != 0:
-        return None
-    return int(index.reshape(())) % rank
+    index = scalar(node.inputs[1])
+    return None if index is None or node.attributes.get_int("axis", 0) != 0 else int(index) % rank
 
 
 def _first_with(rw: Rewriter, dim: Dim) -> tuple[ir.Value, int] | None:
@@ -91,33 +85,31 @@ def quotient_of_size(rw: Rewriter, node: ir.Node) -> str | None:
 
     Exporters find the batch as that of flattened heads over their number, which is wrong once heads are cut.
     """
-    out, divisor = node.outputs[0], constant(node.inputs[1])
-    size = _size_read(node.inputs[0])
-    if size is None or divisor is None or divisor.size != 1 or out.shape is None or len(out.shape) > 1:
+    out, divisor = node.outputs[0], integers_of(node.inputs[1]) or ()
+    size, rank = _size_read(node.inputs[0]), rank_of(out)
+    if size is None or len(divisor) != 1 or rank is None or rank > 1 or out.is_graph_output():
         return None
-    if divisor.dtype.kind != "i" or out.is_graph_output():
-        return None
-    quotient = size_of(size).over(Size(int(divisor.reshape(()))))
+    quotient = size_of(size).over(Size(divisor[0]))
     found = None if quotient is None else _first_with(rw, quotient.dim())
     if found is None:
         return None
     source, position = found
-    sizes = rw.node("Shape", source, before=node, name=f"{source.name}.shape")
-    index = rw.constant(np.full([1] * len(out.shape), position, np.int64), f"{out.name}.axis")
-    rw.replace(out, rw.node("Gather", sizes, index, before=node, name=f"{out.name}.size", axis=0))
+    sizes, b = rw.at(node, source.name).op("Shape", source, name="shape"), rw.at(node)
+    index = b.constant(np.full([1] * rank, position), "axis")
+    rw.replace(out, b.op("Gather", sizes, index, name="size", axis=0))
     return "quotient of a size read from an input"
 
 
 def _size_read(value: ir.Value | None) -> Dim | None:
     """The variable size that an integer scalar, or a vector of one element, holds."""
-    node = producer(value, *_SAME_NUMBER, "Shape", "Gather", "Slice")
-    while node is not None and node.op_type in _SAME_NUMBER:
-        node = producer(node.inputs[0], *_SAME_NUMBER, "Shape", "Gather", "Slice")
-    shape = node if node is None or node.op_type == "Shape" else producer(node.inputs[0], "Shape")
-    data = None if shape is None else shape.inputs[0]
-    if node is None or shape is None or data is None or data.shape is None:
+    while same := producer(value, *_SAME_NUMBER):
+        value = same.inputs[0]
+    node = producer(value, "Shape", "Gather", "Slice")
+    shape = producer(value, "Shape") or producer(operand(node, 0), "Shape")
+    sizes = shape_of(operand(shape, 0))
+    if node is None or shape is None or sizes is None:
         return None
     if shape is not node and shape.attributes.keys() & {"start", "end"}:
         return None
-    axis = _axis_asked_for(node, len(data.shape))
-    return None if axis is None else data.shape[axis]
+    axis = _axis_asked_for(node, len(sizes))
+    return None if axis is None else sizes[axis]
