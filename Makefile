@@ -39,7 +39,7 @@ engines: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-torch
 	$(BIN)/python -m graphcompress.plugin.reference docs
-	$(BIN)/python -W ignore -m graphcompress.fx.conformance docs/fx.md
+	$(BIN)/python -W ignore tests/fx/fx_conformance.py docs/fx.md
 
 matrix: $(VENV)/.installed-dev
 	PYTHONPATH=tests $(BIN)/python -W ignore -m matrix --page docs/support.md $(MATRIX)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graphcompress.analysis.linears import inner_linears, overridable_weights
-from graphcompress.graph.expressions import is_constant
+from graphcompress.graph.expressions import Constants
 from graphcompress.graph.model import Model, is_weight
 from graphcompress.plugin.base import Context, Contract, Exact, Pass, Record
 from graphcompress.plugin.options import option
@@ -77,9 +77,10 @@ def _report_what_stays(rw: Rewriter) -> None:
             inner.name or inner.outputs[0].name or "",
             f"inside a subgraph of {node.op_type}, where no pass looks",
         )
+    constant = Constants()
     for node in rw.model.graph:
         value = node.outputs[0]
-        if value.const_value is not None or not is_constant(value) or not linears.is_whole_expression(value):
+        if not linears.is_whole_expression(value, constant):
             continue
         unfolded = linears.why_not_fold(value)
         if unfolded is not None and is_weight(value):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import numpy as np
 import onnx_ir as ir
 
@@ -62,12 +64,12 @@ def only_reader(value: ir.Value) -> ir.Node | None:
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
-def is_standard(node: ir.Node | None, op_type: str) -> bool:
+def is_standard(node: ir.Node | None, op_type: str) -> TypeGuard[ir.Node]:
     """Whether ``node`` is the operator ``op_type`` of the standard domain."""
     return node is not None and not node.domain and node.op_type == op_type
 
 
-def operand_beside(node: ir.Node, value: ir.Value) -> ir.Value | None:
+def operand_beside(node: ir.Node, value: ir.Value | None) -> ir.Value | None:
     """The other operand of a node with two."""
     first, second = node.inputs[0], node.inputs[1]
     return second if first is value else first

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphcompress.graph.expressions import is_constant
+from graphcompress.graph.expressions import Constants, is_constant
 from graphcompress.graph.model import Model
 
 BATCH, LENGTH = 1, 128
@@ -45,10 +45,10 @@ def node_costs(model: Model, *, batch: int = BATCH, length: int = LENGTH) -> lis
     The operators of ONNX Runtime in which a target writes them count as well.
     """
     bindings = _bindings(model, batch, length)
-    costs = []
+    costs, constant = [], Constants()
     for node in model.graph:
         count = _COUNTS.get((node.domain, node.op_type))
-        if count is None or is_constant(node.outputs[0]):
+        if count is None or constant(node.outputs[0]):
             continue
         found = count(node, bindings)
         if found is not None:

@@ -17,7 +17,6 @@ from graphcompress.analysis.relations.operators import apply
 from graphcompress.analysis.relations.rules import AVERAGED, CONTRACTED, Axes, Relations, use_key
 from graphcompress.analysis.relations.uses import OwnAxes, Use, looked_up, repeated_uses
 from graphcompress.analysis.residual import branches
-from graphcompress.analysis.score_terms import tying_terms
 from graphcompress.graph.expressions import expression_nodes
 from graphcompress.graph.model import Model
 
@@ -85,7 +84,7 @@ def fixed_heads(model: Model, relations: Relations) -> list[tuple[str, str]]:
     """Attentions none of whose heads can be cut: the name of what produces them, and why."""
     found = []
     for attention in attentions(model):
-        leaves = relations.head_leaves(attention.output, operator=attention.scores is None)
+        leaves = relations.head_leaves(attention)
         if leaves and all(relations.is_blocked(leaf) for leaf in leaves):
             linear = next(iter(attention.producers), None)
             name = linear.name if linear is not None else _name_of(attention.output)
@@ -100,8 +99,24 @@ def relate(model: Model) -> Relations:
     """
     repeated = repeated_uses(model)
     relations = _related(model, repeated)
-    apart = looked_up(tying_terms(relations, attentions(model)))
+    apart = looked_up(_tying_terms(relations, attentions(model)))
     return _related(model, {**apart, **repeated}) if apart else relations
+
+
+def _tying_terms(relations: Relations, found: Sequence[Attention]) -> list[Use]:
+    """Terms of the scores of attentions that cannot be cut one by one: heads are fixed, or tied to others'.
+
+    Attentions that share the weight of the linear behind them are one, and stay so.
+    """
+    by_leaf: dict[int, list[Attention]] = defaultdict(list)
+    tied: list[Attention] = []
+    for attention in found:
+        free = [leaf for leaf in relations.head_leaves(attention) if not relations.is_blocked(leaf)]
+        (by_leaf[free[0]] if free else tied).append(attention)
+    for several in by_leaf.values():
+        if len({tuple(linear.weight for linear in attention.consumers) for attention in several}) > 1:
+            tied.extend(several)
+    return [use for attention in tied for use in attention.terms]
 
 
 def _related(model: Model, own: OwnAxes) -> Relations:
@@ -244,11 +259,11 @@ class _Survey:
     def _attentions(self, found: Sequence[Attention]) -> None:
         for attention in found:
             self.heads.update(self._heads(attention)[:1])
-            for value in (attention.q, attention.k, attention.v, attention.output):
+            for value in (*(operand.origin for operand in attention.operands), attention.output):
                 self.attended.update(self.relations.fixed_leaves(self.relations.axes(value)))
 
     def _heads(self, attention: Attention) -> list[int]:
-        found = self.relations.head_leaves(attention.output, operator=attention.scores is None)
+        found = self.relations.head_leaves(attention)
         return [leaf for leaf in found if not self.relations.is_blocked(leaf)]
 
 

@@ -14,7 +14,7 @@ from graphcompress.analysis.attention import Attention
 from graphcompress.analysis.couplings import FFN, HEAD, Group, couplings
 from graphcompress.analysis.linears import Linear
 from graphcompress.analysis.residual import Branch, branches
-from graphcompress.graph.expressions import is_constant
+from graphcompress.graph.expressions import Constants
 from graphcompress.graph.model import Model
 
 _LONGEST_NORMALISATION = 24
@@ -76,17 +76,17 @@ def _with_distinct_names(found: Sequence[Layer]) -> list[Layer]:
 
 def _streams(branches: Sequence[Branch]) -> list[list[Branch]]:
     """Branches that follow each other, with nothing but a normalisation between."""
-    outputs = {branch.output: branch for branch in branches}
+    outputs, constant = {branch.output: branch for branch in branches}, Constants()
     streams: dict[Branch, list[Branch]] = {}
     for branch in branches:
-        before = _stream_before(branch.entry, outputs)
+        before = _stream_before(branch.entry, outputs, constant)
         stream = [] if before is None or streams[before][-1] is not before else streams[before]
         stream.append(branch)
         streams[branch] = stream
     return list({id(stream): stream for stream in streams.values()}.values())
 
 
-def _stream_before(entry: ir.Value, outputs: Mapping[ir.Value, Branch]) -> Branch | None:
+def _stream_before(entry: ir.Value, outputs: Mapping[ir.Value, Branch], constant: Constants) -> Branch | None:
     """The branch whose output alone ``entry`` depends on through a few nodes."""
     pending, found = [entry], dict[ir.Value, Branch]()
     seen = set[ir.Value]()
@@ -95,7 +95,7 @@ def _stream_before(entry: ir.Value, outputs: Mapping[ir.Value, Branch]) -> Branc
         if value in outputs:
             found[value] = outputs[value]
             continue
-        if value in seen or is_constant(value):
+        if value in seen or constant(value):
             continue
         seen.add(value)
         node = value.producer()
@@ -161,7 +161,7 @@ def _last_exit(last: Branch, stream: Sequence[Branch]) -> ir.Value | None:
 def _steps(start: ir.Value, end: ir.Value) -> list[tuple[str, int]]:
     """Operators on the way from ``start`` to ``end`` (a normalisation, or none) and their operand on it."""
     pending: list[tuple[ir.Value, tuple[tuple[str, int], ...]]] = [(end, ())]
-    seen = set[ir.Value]()
+    seen, constant = set[ir.Value](), Constants()
     while pending:
         value, steps = pending.pop(0)
         if value is start:
@@ -171,7 +171,7 @@ def _steps(start: ir.Value, end: ir.Value) -> list[tuple[str, int]]:
             continue
         seen.add(value)
         for index, operand in enumerate(node.inputs):
-            if operand is not None and not is_constant(operand):
+            if operand is not None and not constant(operand):
                 pending.append((operand, ((node.op_type, index), *steps)))
     return []
 

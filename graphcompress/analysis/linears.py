@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.graph.expressions import evaluate, is_constant, leaves
+from graphcompress.graph.expressions import Constants, evaluate, leaves
 from graphcompress.graph.model import Model, is_weight, number_of_parameters
 
 _ANONYMOUS = re.compile(r"(val_\d+|onnx::\w+_\d+|_?\d+|.*MatMul_\d+|t_\d+|.*Transpose.*)$")
@@ -129,51 +129,53 @@ def stored_parameters(weight: ir.Value) -> int:
     return sum(number_of_parameters(leaf) for leaf in leaves(weight))
 
 
-def linear_at(node: ir.Node) -> Linear | None:
-    """The linear map whose product ``node`` is, or None."""
+def linear_at(node: ir.Node, constant: Constants | None = None) -> Linear | None:
+    """The linear map whose product ``node`` is, or None; ``constant`` is what is known of the graph."""
     view = None if node.domain else _VIEWS.get(node.op_type)
-    return view(node) if view else None
+    return view(node, constant or Constants()) if view else None
 
 
 def _find_linears(model: Model) -> Iterator[Linear]:
+    constant = Constants()
     for node in model.graph:
-        linear = linear_at(node)
+        linear = linear_at(node, constant)
         if linear is not None:
             yield linear
 
 
 def _find_embeddings(model: Model) -> Iterator[Embedding]:
+    constant = Constants()
     for node in model.graph:
         if node.domain or node.op_type != "Gather" or _int(node, "axis", 0) != 0:
             continue
         table, indices = node.inputs
-        if table is None or indices is None or is_constant(indices):
+        if table is None or indices is None or constant(indices):
             continue
-        shape = _constant_shape(table)
+        shape = _constant_shape(table, constant)
         if shape is None or len(shape) != 2 or table.dtype is None or not table.dtype.is_floating_point():
             continue
         yield Embedding(node, indices, table, node.outputs[0], _display_name(table, None), *shape)
 
 
-def _matmul(node: ir.Node) -> Linear | None:
+def _matmul(node: ir.Node, constant: Constants) -> Linear | None:
     x, weight = node.inputs
-    if x is None or weight is None or is_constant(x):
+    if x is None or weight is None or constant(x):
         return None
-    shape = _constant_shape(weight)
+    shape = _constant_shape(weight, constant)
     if shape is None or len(shape) != 2:
         return None
-    bias, output = _added_bias(node.outputs[0], shape[1])
+    bias, output = _added_bias(node.outputs[0], shape[1], constant)
     name = _display_name(weight, bias)
     return Linear(node, x, weight, bias, output, name, shape[0], shape[1], transposed=False)
 
 
-def _gemm(node: ir.Node) -> Linear | None:
+def _gemm(node: ir.Node, constant: Constants) -> Linear | None:
     x, weight = node.inputs[:2]
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if x is None or weight is None or is_constant(x) or (bias is not None and not is_constant(bias)):
+    if x is None or weight is None or constant(x) or (bias is not None and not constant(bias)):
         return None
     plain = _int(node, "transA", 0) == 0 and all(_float(node, key, 1.0) == 1.0 for key in ("alpha", "beta"))
-    shape = _constant_shape(weight)
+    shape = _constant_shape(weight, constant)
     if shape is None or len(shape) != 2 or not plain:
         return None
     transposed = _int(node, "transB", 0) == 1
@@ -185,7 +187,7 @@ def _gemm(node: ir.Node) -> Linear | None:
 _VIEWS = {"MatMul": _matmul, "Gemm": _gemm}
 
 
-def _added_bias(product: ir.Value, width: int) -> tuple[ir.Value | None, ir.Value]:
+def _added_bias(product: ir.Value, width: int, constant: Constants) -> tuple[ir.Value | None, ir.Value]:
     """The bias added to ``product`` and the sum, when its only use is that addition."""
     uses = list(product.uses())
     if len(uses) != 1 or product.is_graph_output():
@@ -194,13 +196,13 @@ def _added_bias(product: ir.Value, width: int) -> tuple[ir.Value | None, ir.Valu
     if node.domain or node.op_type != "Add":
         return None, product
     other = node.inputs[1 - index]
-    if other is None or not is_constant(other) or _constant_shape(other) != [width]:
+    if other is None or not constant(other) or _constant_shape(other, constant) != [width]:
         return None, product
     return other, node.outputs[0]
 
 
-def _constant_shape(value: ir.Value) -> list[int] | None:
-    if not is_constant(value) or value.shape is None or not value.shape.is_static():
+def _constant_shape(value: ir.Value, constant: Constants) -> list[int] | None:
+    if not constant(value) or value.shape is None or not value.shape.is_static():
         return None
     return [int(size) for size in value.shape.numpy()]
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from graphcompress.analysis.attention import Attention, attentions
 from graphcompress.analysis.linears import Linear, linears
-from graphcompress.graph.expressions import is_constant
+from graphcompress.graph.expressions import Constants
 from graphcompress.graph.model import Model
 
 
@@ -46,10 +46,12 @@ def branches(model: Model) -> list[Branch]:
     order = {node: position for position, node in enumerate(model.graph)}
     by_node = {linear.node: linear for linear in linears(model)}
     attending = {attention.node: attention for attention in attentions(model)}
+    constant = Constants()
     found = [
         branch
         for node in model.graph
-        if node.op_type == "Add" and (branch := _branch(node, order, by_node, attending)) is not None
+        if node.op_type == "Add"
+        and (branch := _branch(node, order, by_node, attending, constant)) is not None
     ]
     outputs = {branch.output for branch in found}
     return [branch for branch in found if not branch.sums & outputs]
@@ -60,9 +62,12 @@ def _branch(
     order: Mapping[ir.Node, int],
     by_node: Mapping[ir.Node, Linear],
     attending: Mapping[ir.Node, Attention],
+    constant: Constants,
 ) -> Branch | None:
     left, right = node.inputs
     if left is None or right is None or not _same_width(left, right):
+        return None
+    if constant(left) or constant(right):
         return None
     entry, inner = (left, right) if _position(left, order) < _position(right, order) else (right, left)
     inside = _between(entry, inner, order)
@@ -79,12 +84,10 @@ def _branch(
 
 
 def _same_width(left: ir.Value, right: ir.Value) -> bool:
-    """Whether both are computed, of one shape, with a last axis of fixed size."""
+    """Whether both are of one shape, with a last axis of fixed size."""
     if left.shape is None or right.shape is None or len(left.shape) < 2:
         return False
-    if left.shape != right.shape or not isinstance(left.shape[-1], int):
-        return False
-    return not is_constant(left) and not is_constant(right)
+    return left.shape == right.shape and isinstance(left.shape[-1], int)
 
 
 def _position(value: ir.Value, order: Mapping[ir.Node, int]) -> int:

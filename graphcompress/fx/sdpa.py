@@ -13,11 +13,10 @@ import torch
 from torch import fx
 from torch.nn import functional
 
-from graphcompress.analysis.arguments import scalar, scaled
-from graphcompress.analysis.attention import Attention, attentions
+from graphcompress.analysis.arguments import is_standard, operand_beside, scalar
+from graphcompress.analysis.attention import Attention, Operand, Step, attentions
 from graphcompress.fx.builder import Builder
 from graphcompress.fx.ops.shape import permuted
-from graphcompress.graph.expressions import is_constant
 from graphcompress.graph.model import Model
 
 Written = tuple[tuple[ir.Node, ...], Callable[[Builder], fx.Node]]
@@ -96,108 +95,77 @@ class _Chain:
 
 
 def _chain(attention: Attention) -> _Chain | None:
-    if len(attention.products) != 2 or attention.node.op_type != "Softmax":
+    """The chain of an attention, or None: some step of it is not what the call computes."""
+    steps, guard = attention.scoring, _guard(attention)
+    if steps is None or guard is None or not _is_over_keys(attention):
         return None
+    chain = _Chain(attention.query.value, attention.key.value, attention.values.value)
+    if not all(_taken(chain, step) for step in reversed(steps)):
+        return None
+    chain.query, of_query = _unscaled(chain, attention.query)
+    chain.key, of_key = _unscaled(chain, attention.key)
     product, last = attention.products
-    (query, key), value = product.inputs, last.inputs[1]
-    if query is None or key is None or value is None or query.shape is None:
-        return None
-    axis = attention.node.attributes.get_int("axis", -1)
-    if axis not in (-1, len(query.shape) - 1):
-        return None
-    chain = _Chain(query, key, value)
-    before = _before(chain, attention.node.inputs[0], product)
-    after = _after(attention.node, last)
-    if before is None or after is None:
-        return None
-    chain.query, of_query = _unscaled(chain, query)
-    chain.key, of_key = _unscaled(chain, key)
-    chain.nodes = [*of_query, *of_key, product, *before, attention.node, *after, last]
+    between = [step.node for step in steps]
+    chain.nodes = [*of_query, *of_key, product, *between, attention.node, *guard, last]
     return chain
 
 
-def _before(chain: _Chain, value: ir.Value | None, product: ir.Node) -> list[ir.Node] | None:
-    """Nodes from the product to the Softmax; what they do goes into the chain."""
-    nodes: list[ir.Node] = []
-    while value is not None and (node := value.producer()) is not None and node is not product:
-        following = _scaled(chain, node) or _masked(chain, node)
-        if following is None:
-            return None
-        nodes.insert(0, node)
-        value = following
-    return nodes if value is product.outputs[0] else None
+def _is_over_keys(attention: Attention) -> bool:
+    shape = attention.query.value.shape
+    return shape is not None and attention.node.attributes.get_int("axis", -1) in (-1, len(shape) - 1)
 
 
-def _scaled(chain: _Chain, node: ir.Node) -> ir.Value | None:
-    """The operand that ``node`` only scales."""
-    found = scaled(node)
-    if found is None:
-        return None
-    chain.scale *= found[1]
-    return found[0]
+def _taken(chain: _Chain, step: Step) -> bool:
+    """Whether the call can do what ``step`` does to the scores; it goes into the chain.
+
+    What follows a mask towards the Softmax scales the mask, too.
+    """
+    if step.scale is not None:
+        chain.scale *= step.scale
+        return True
+    mask = _mask(step, chain.scale)
+    if mask is not None:
+        chain.masks.append((mask, chain.scale))
+    return mask is not None
 
 
-def _masked(chain: _Chain, node: ir.Node) -> ir.Value | None:
-    """The scores that ``node`` masks; what follows towards the Softmax scales the mask, too."""
-    if node.domain:
+def _mask(step: Step, scale: float) -> _Mask | None:
+    if step.node.op_type == "Add":
+        return _Mask(operand_beside(step.node, step.operand))
+    if step.node.op_type != "Where" or scale != 1.0 or step.index == 0:
         return None
-    if node.op_type == "Add":
-        left, right = node.inputs
-        scores, mask = (left, right) if _is_scores(left) else (right, left)
-        chain.masks.append((_Mask(mask), chain.scale))
-        return scores
-    if node.op_type != "Where" or chain.scale != 1.0:
-        return None
-    condition, then, otherwise = node.inputs
-    number = scalar(otherwise)
-    kept = number is not None
-    number = scalar(then) if number is None else number
-    if number is None or number > _MASKING:
-        return None
-    chain.masks.append((_Mask(None, condition, kept, number), 1.0))
-    return then if kept else otherwise
+    number = scalar(step.node.inputs[3 - step.index])
+    return (
+        _Mask(None, step.node.inputs[0], step.index == 1, number) if number and number <= _MASKING else None
+    )
 
 
 _MASKING = -1e30
 """A fill below this makes a score vanish."""
 
 
-def _is_scores(value: ir.Value | None) -> bool:
-    """Whether ``value`` is a product of two computed values, scaled or with something added to it."""
-    node = None if value is None else value.producer()
-    if node is None or node.domain:
-        return False
-    if node.op_type == "MatMul":
-        return not any(is_constant(operand) for operand in node.inputs)
-    found = scaled(node)
-    return (
-        _is_scores(found[0])
-        if found is not None
-        else node.op_type == "Add" and any(map(_is_scores, node.inputs))
-    )
-
-
-def _after(softmax: ir.Node, last: ir.Node) -> list[ir.Node] | None:
+def _guard(attention: Attention) -> list[ir.Node] | None:
     """Nodes from the Softmax to the product with the values: none, or a guard against NaN."""
-    probabilities = softmax.outputs[0]
-    if last.inputs[0] is probabilities:
-        return []
-    guard = None if last.inputs[0] is None else last.inputs[0].producer()
-    if guard is None or guard.op_type != "Where" or guard.inputs[2] is not probabilities:
+    if not attention.guard:
+        return [] if attention.guard is not None else None
+    step, *others = attention.guard
+    condition = step.node.inputs[0]
+    test = None if condition is None else condition.producer()
+    if others or step.node.op_type != "Where" or step.index != 2 or not is_standard(test, "IsNaN"):
         return None
-    test = None if guard.inputs[0] is None else guard.inputs[0].producer()
-    if test is None or test.op_type != "IsNaN" or scalar(guard.inputs[1]) != 0.0:
-        return None
-    return [test, guard]
+    return [test, step.node] if scalar(step.node.inputs[1]) == 0.0 else None
 
 
-def _unscaled(chain: _Chain, value: ir.Value) -> tuple[ir.Value, list[ir.Node]]:
+def _unscaled(chain: _Chain, operand: Operand) -> tuple[ir.Value, list[ir.Node]]:
     """An operand before it was multiplied by a number, which goes into the scale."""
     nodes: list[ir.Node] = []
-    while (node := value.producer()) is not None and len(value.uses()) == 1 and (found := scaled(node)):
-        chain.scale *= found[1]
-        nodes.insert(0, node)
-        value = found[0]
+    value = operand.value
+    for step in reversed(operand.steps):
+        if step.scale is None or step.operand is None or len(value.uses()) != 1:
+            break
+        chain.scale *= step.scale
+        nodes.insert(0, step.node)
+        value = step.operand
     return value, nodes
 
 

@@ -21,35 +21,62 @@ _NATIVE = frozenset(
 """Data types that NumPy has, too."""
 
 
-def is_constant(value: ir.Value | None) -> bool:
-    """Whether ``value`` is the same in every run: stored, or computed from such by standard operators.
+class Constants:
+    """Which values are the same in every run; remembered, so valid until the graph is edited.
 
-    An initializer that is also a graph input can be overridden by the caller, so it is not constant. A value
-    of variable size depends on the inputs: that ends the search early in all that is computed per sample.
+    Such a value is stored, or computed from stored ones by standard operators. An initializer that is also a
+    graph input can be overridden by the caller, so it is not constant. A value of variable size depends on
+    the inputs: that ends the search early in all that is computed per sample.
     """
-    pending: list[ir.Value | None] = [value]
-    seen: set[ir.Value] = set()
-    while pending:
-        value = pending.pop()
-        if value is None or value in seen:
-            continue
-        seen.add(value)
+
+    def __init__(self) -> None:
+        self._known: dict[ir.Value, bool] = {}
+
+    def __call__(self, value: ir.Value | None) -> bool:
+        """Whether ``value`` is constant; an absent operand is."""
+        if value is None:
+            return True
+        pending = [value]
+        while pending:
+            if pending[-1] in self._known:
+                pending.pop()
+                continue
+            verdict, unknown = self._decide(pending[-1])
+            if verdict is None:
+                pending.append(unknown)
+            else:
+                self._known[pending.pop()] = verdict
+        return self._known[value]
+
+    def _decide(self, value: ir.Value) -> tuple[bool | None, ir.Value]:
+        """The verdict on ``value``, or None and an operand that it depends on."""
         if value.is_graph_input():
-            return False
+            return False, value
         if value.const_value is not None:
-            continue
+            return True, value
         node = value.producer()
-        if node is None or node.domain or node.op_type in _NOT_FOLDABLE:
-            return False
-        if value.shape is not None and not value.shape.is_static():
-            return False
-        if any(
-            attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-            for attr in node.attributes.values()
+        if (
+            node is None
+            or not _is_foldable(node)
+            or (value.shape is not None and not value.shape.is_static())
         ):
-            return False
-        pending.extend(node.inputs)
-    return True
+            return False, value
+        for operand in node.inputs:
+            if operand is not None and not self._known.get(operand, False):
+                return (False if operand in self._known else None), operand
+        return True, value
+
+
+def is_constant(value: ir.Value | None) -> bool:
+    """Whether ``value`` is the same in every run; for many values, ask one :class:`Constants`."""
+    return Constants()(value)
+
+
+def _is_foldable(node: ir.Node) -> bool:
+    holds_graph = any(
+        attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values()
+    )
+    return not node.domain and node.op_type not in _NOT_FOLDABLE and not holds_graph
 
 
 def expression_nodes(value: ir.Value) -> list[ir.Node]:

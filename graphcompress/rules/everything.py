@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from graphcompress.analysis.bounds import Bounds
+from graphcompress.graph.expressions import Constants
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules import arithmetic, cleanup, convolutions, guards, heads, linears, masks, shapes
 from graphcompress.rules.base import Rule
@@ -44,19 +45,20 @@ def simplify(
 
 def _sweep(rw: Rewriter, largest_input: float | None, assume_visible: bool) -> Counter[str]:
     """Try every rule once on every node of the main graph; how often each kind matched."""
-    bounds = Bounds(largest_input)
+    bounds, constant = Bounds(largest_input), Constants()
     found: Counter[str] = Counter()
     for node in list(rw.model.graph):
         if node.graph is None or node.domain not in ("", "ai.onnx"):
             continue
-        kind = next((kind for rule in _rules(node, bounds, assume_visible) if (kind := rule(rw, node))), None)
+        rules = _rules(node, bounds, constant, assume_visible)
+        kind = next((kind for rule in rules if (kind := rule(rw, node))), None)
         if kind is not None:
             found[kind] += 1
     return found
 
 
-def _rules(node: ir.Node, bounds: Bounds, assume_visible: bool) -> Iterator[Rule]:
-    yield linears.fold_weight
+def _rules(node: ir.Node, bounds: Bounds, constant: Constants, assume_visible: bool) -> Iterator[Rule]:
+    yield lambda rw, node: linears.fold_weight(rw, node, constant)
     for family in FAMILIES:
         yield from family.get(node.op_type, ())
     bounded = [*masks.BOUNDED_RULES.get(node.op_type, ())]

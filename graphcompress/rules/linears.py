@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from graphcompress.analysis.linears import NAME_KEY, linear_at
 from graphcompress.analysis.reshape import reshape_target
-from graphcompress.graph.expressions import evaluate, expression_nodes, is_constant, leaves
+from graphcompress.graph.expressions import Constants, evaluate, expression_nodes, is_constant, leaves
 from graphcompress.graph.match import (
     array_of,
     fixed_shape,
@@ -28,7 +28,7 @@ SMALL_BYTES = 64
 """Results up to this size are folded even when the expression is smaller."""
 
 
-def fold_weight(rw: Rewriter, node: ir.Node) -> str | None:
+def fold_weight(rw: Rewriter, node: ir.Node, constant: Constants) -> str | None:
     """A constant expression over weights is computed once, unless it is the smaller form of its result.
 
     Left alone: an expression whose result is larger than its leaves (Kronecker factors, low-bit storage),
@@ -36,9 +36,9 @@ def fold_weight(rw: Rewriter, node: ir.Node) -> str | None:
     because folding would store them twice.
     """
     value = node.outputs[0]
-    if len(node.outputs) != 1 or not is_constant(value) or value.const_value is not None:
+    if len(node.outputs) != 1 or value.is_graph_output():
         return None
-    if value.is_graph_output() or not is_whole_expression(value) or why_not_fold(value) is not None:
+    if not is_whole_expression(value, constant) or why_not_fold(value) is not None:
         return None
     name = weight_name(value)
     suffix = "transposed" if node.op_type == "Transpose" else "folded"
@@ -49,9 +49,11 @@ def fold_weight(rw: Rewriter, node: ir.Node) -> str | None:
     return f"{node.op_type} of a weight"
 
 
-def is_whole_expression(value: ir.Value) -> bool:
-    """Whether the constant ``value`` is read by something that is not constant."""
-    return any(not is_constant(use.node.outputs[0]) for use in value.uses())
+def is_whole_expression(value: ir.Value, constant: Constants) -> bool:
+    """Whether ``value`` is computed from constants and read by something that is not constant."""
+    if value.const_value is not None or not constant(value):
+        return False
+    return any(not constant(use.node.outputs[0]) for use in value.uses())
 
 
 def why_not_fold(value: ir.Value) -> str | None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import is_standard, only_reader, scaled
+from graphcompress.analysis.arguments import is_standard, only_reader, operand_beside
+from graphcompress.analysis.attention import Attention, attentions
 from graphcompress.graph.model import Model
 from graphcompress.rewrite.rewriter import Rewriter, put_in_place
 from graphcompress.rules.opset import raise_opset
@@ -20,7 +23,7 @@ OPERATOR_OPSET = 23
 """Since this opset attention is an operator of its own; ONNX Runtime has it on CPU since version 1.23."""
 
 _SPLIT = (0, 2, 1, 3)
-_IDENTITY = (0, 1, 2, 3)
+_TRANSPOSED = (0, 2, 3, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +38,7 @@ class AttentionSite(Site):
     scale: float
 
 
-class Attention(Family):
+class FusedAttention(Family):
     """Attention of as many key heads as query heads, over whole sequences.
 
     With ``operator``, the standard operator is a form, too: it raises the model to the opset that has it, so
@@ -59,118 +62,34 @@ class Attention(Family):
 
     def sites(self, model: Model) -> list[Site]:
         """Every Softmax between two products whose operands are the heads of one value each."""
-        return disjoint(site for node in model.graph if (site := _at(node)) is not None)
+        return disjoint(site for found in attentions(model) if (site := _site(found)) is not None)
 
 
-@dataclass(frozen=True)
-class _Heads:
-    """[batch, tokens, heads, size] of ``source``, its axes permuted by ``order``, times ``scale``."""
-
-    source: ir.Value
-    heads: int
-    size: int
-    order: tuple[int, ...]
-    scale: float
-    nodes: tuple[ir.Node, ...]
-
-
-def _at(softmax: ir.Node) -> AttentionSite | None:
-    if not is_standard(softmax, "Softmax") or softmax.attributes.get_int("axis", -1) not in (-1, 3):
+def _site(attention: Attention) -> AttentionSite | None:
+    """The site of an attention without a guard whose heads are split and merged in the usual order."""
+    steps, softmax = attention.scoring, attention.node
+    if steps is None or attention.guard or softmax.attributes.get_int("axis", -1) not in (-1, 3):
         return None
-    before, after = _scores(softmax.inputs[0]), _context(softmax.outputs[0])
-    if before is None or after is None:
+    factors = list(itertools.takewhile(lambda step: step.scale is not None, steps))
+    added = steps[len(factors) :]
+    q, k, v = (operand.split for operand in attention.operands)
+    merge = attention.merge
+    if q is None or k is None or v is None or merge is None or only_reader(softmax.outputs[0]) is None:
         return None
-    (product, scale, masks, inner), (context, outer) = before, after
-    q, k, v = _heads(product.inputs[0]), _heads(product.inputs[1]), _heads(context.inputs[1])
-    if q is None or k is None or v is None:
+    if (q.order, k.order, v.order) != (_SPLIT, _TRANSPOSED, _SPLIT) or v.scale != 1.0:
         return None
-    transposed = (0, 2, 3, 1)
-    if (q.order, k.order, v.order) != (_SPLIT, transposed, _SPLIT) or v.scale != 1.0:
+    masks = tuple(mask for step in added if (mask := operand_beside(step.node, step.operand)) is not None)
+    if not all(is_standard(step.node, "Add") for step in added) or not all(map(_broadcasts, masks)):
         return None
-    if not q.heads == k.heads == v.heads or q.size != k.size or not all(map(_broadcasts, masks)):
+    if not q.heads == k.heads == v.heads or q.size != k.size:
         return None
     if not _is_one_batch((q.source, k.source, v.source), masks):
         return None
-    nodes = dict.fromkeys((*q.nodes, *k.nodes, *v.nodes, product, *inner, softmax, context, *outer))
-    scale *= q.scale * k.scale
+    product, context = attention.products
+    inner = (step.node for step in steps)
+    nodes = dict.fromkeys((*q.nodes, *k.nodes, *v.nodes, product, *inner, softmax, context, *merge))
+    scale = math.prod(step.scale or 0.0 for step in reversed(factors)) * (q.scale * k.scale)
     return AttentionSite(tuple(nodes), q.source, k.source, v.source, masks, q.heads, scale)
-
-
-_Scores = tuple[ir.Node, float, tuple[ir.Value, ...], tuple[ir.Node, ...]]
-"""The product, its scale, what is added to it, and the nodes behind the product."""
-
-
-def _scores(value: ir.Value | None) -> _Scores | None:
-    """The product of queries and keys behind the Softmax; a scale, a bias of positions, a mask in between."""
-    step = _scaled_product(value)
-    if step is not None:
-        product, scale, inner = step
-        return product, scale, (), inner
-    node = value.producer() if value is not None else None
-    if node is None or not is_standard(node, "Add"):
-        return None
-    for side, other in (node.inputs, node.inputs[::-1]):
-        found = _scores(side) if other is not None else None
-        if found is not None and other is not None:
-            product, scale, masks, nodes = found
-            return product, scale, (*masks, other), (*nodes, node)
-    return None
-
-
-def _scaled_product(value: ir.Value | None) -> tuple[ir.Node, float, tuple[ir.Node, ...]] | None:
-    scale = 1.0
-    nodes: list[ir.Node] = []
-    node = value.producer() if value is not None else None
-    while node is not None and (factor := scaled(node)) is not None:
-        nodes.insert(0, node)
-        scale *= factor[1]
-        node = factor[0].producer()
-    if node is None or not is_standard(node, "MatMul"):
-        return None
-    return node, scale, tuple(nodes)
-
-
-def _heads(value: ir.Value | None) -> _Heads | None:
-    """Follow transposes and scales back to the Reshape that splits a value into heads."""
-    order, scale = _IDENTITY, 1.0
-    nodes: list[ir.Node] = []
-    while value is not None and (node := value.producer()) is not None and not node.domain:
-        factor = scaled(node)
-        if factor is not None:
-            scale, following = scale * factor[1], factor[0]
-        elif node.op_type == "Transpose" and len(perm := node.attributes.get_ints("perm", ())) == 4:
-            order, following = tuple(perm[axis] for axis in order), node.inputs[0]  # type: ignore[assignment]
-        else:
-            break
-        nodes.insert(0, node)
-        value = following
-    node = value.producer() if value is not None else None
-    if node is None or not is_standard(node, "Reshape") or value is None:
-        return None
-    source, shape = node.inputs[0], value.shape
-    if source is None or source.shape is None or len(source.shape) != 3 or shape is None or len(shape) != 4:
-        return None
-    heads, size, width = shape[2], shape[3], source.shape[2]
-    if not (isinstance(heads, int) and isinstance(size, int)) or heads * size != width:
-        return None
-    return _Heads(source, heads, size, order, scale, (node, *nodes))
-
-
-def _context(value: ir.Value) -> tuple[ir.Node, tuple[ir.Node, ...]] | None:
-    """The product of probabilities and values, and the Transpose and Reshape that merge the heads."""
-    product = only_reader(value)
-    if product is None or not is_standard(product, "MatMul") or product.inputs[0] is not value:
-        return None
-    moved = only_reader(product.outputs[0])
-    if moved is None or not is_standard(moved, "Transpose"):
-        return None
-    merged = only_reader(moved.outputs[0])
-    if merged is None or not is_standard(merged, "Reshape"):
-        return None
-    shape = merged.outputs[0].shape
-    if tuple(moved.attributes.get_ints("perm", ())) != _SPLIT or shape is None or len(shape) != 3:
-        return None
-    return product, (moved, merged)
 
 
 def _broadcasts(mask: ir.Value) -> bool:

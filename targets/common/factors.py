@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graphcompress.analysis.arguments import is_standard
 from graphcompress.analysis.linears import Embedding, embeddings, linears
-from graphcompress.graph.expressions import evaluate, is_constant, leaves
+from graphcompress.graph.expressions import Constants, evaluate, leaves
 from graphcompress.graph.model import number_of_parameters
 from graphcompress.numerics.kronecker import Split
 from graphcompress.rewrite.kronecker import KroneckerWeight, read_expression, write_products
@@ -218,9 +218,9 @@ def _store_the_rest(rw: Rewriter, *, restored_at_run_time: bool) -> list[str]:
     What only restores low-bit storage may be left to run time: it has as many elements as are stored.
     """
     rw.clean()
-    larger = []
+    larger, constant = [], Constants()
     for node in list(rw.model.graph):
-        value = _to_store(node)
+        value = _to_store(node, constant)
         if value is None:
             continue
         elements = math.prod(value.shape.numpy()) if value.shape is not None else 0
@@ -236,10 +236,10 @@ def _store_the_rest(rw: Rewriter, *, restored_at_run_time: bool) -> list[str]:
     return larger
 
 
-def _to_store(node: ir.Node) -> ir.Value | None:
+def _to_store(node: ir.Node, constant: Constants) -> ir.Value | None:
     """The constant that ``node`` computes and something variable reads; in front of a DequantizeLinear."""
     value: ir.Value | None = node.outputs[0]
-    if len(node.outputs) != 1 or value is None or not is_constant(value) or not is_whole_expression(value):
+    if len(node.outputs) != 1 or not is_whole_expression(node.outputs[0], constant):
         return None
     if is_standard(node, "DequantizeLinear"):
         value = node.inputs[0]

@@ -20,7 +20,7 @@ from graphcompress.plugin.options import option
 from graphcompress.plugin.schemes import INT8, UINT8, integer_products
 from graphcompress.rules.legal import NEWEST_OPSET, legalise
 from graphcompress.rules.opset import why_not_raised
-from graphcompress.targets.common.attention import OPERATOR, OPERATOR_OPSET, Attention
+from graphcompress.targets.common.attention import OPERATOR, OPERATOR_OPSET, FusedAttention
 from graphcompress.targets.common.family import Family
 from graphcompress.targets.common.gelu import Gelu
 from graphcompress.targets.common.integer import IntegerLinear
@@ -276,7 +276,7 @@ def families(*, attention_operator: bool = False) -> tuple[Family, ...]:
         Packed(),
         Residual(),
         Gelu(),
-        Attention(operator=attention_operator),
+        FusedAttention(operator=attention_operator),
     )
 
 

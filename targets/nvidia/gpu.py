@@ -20,7 +20,7 @@ from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.cleanup import fuse_normalizations
 from graphcompress.rules.legal import legalise
 from graphcompress.rules.opset import raise_opset
-from graphcompress.targets.common.attention import Attention
+from graphcompress.targets.common.attention import FusedAttention
 from graphcompress.targets.common.choice import choose_forms
 from graphcompress.targets.nvidia.engines.provider_options import checked_options, parse_options
 from graphcompress.targets.nvidia.half import clip_constants, to_half
@@ -159,7 +159,7 @@ def _for_cuda(model: Model, ctx: Context) -> tuple[Model, tuple[str, ...], Mappi
         clipped = clip_constants(rw)
     wide = wide_values(lowered, ctx)
     names = {value.name for value in wide}
-    fused = sum(it.sites for it in choose_forms(lowered, (Attention(),), (), ctx, cache=None))
+    fused = sum(it.sites for it in choose_forms(lowered, (FusedAttention(),), (), ctx, cache=None))
     with Rewriter(lowered, ctx) as rw:
         values = [value for node in lowered.graph for value in node.outputs if value.name in names]
         halved = to_half(rw, values)

@@ -19,7 +19,7 @@ def test_attentions_of_bert(tiny_bert):
     assert first.scores.name == f"{module}.scores"
     assert first.probabilities.name == f"{module}.probabilities"
     assert first.output.name == f"{module}.context"
-    assert [value.name for value in (first.q, first.k, first.v)] == [
+    assert [operand.origin.name for operand in first.operands] == [
         f"{module}.self.{part}" for part in ("query", "key", "value")
     ]
     assert [linear.name for linear in first.producers] == [
@@ -30,7 +30,7 @@ def test_attentions_of_bert(tiny_bert):
 
 def test_packed_queries_keys_and_values():
     (found,) = attentions(texts.model_of(texts.PACKED))
-    assert [value.name for value in (found.q, found.k, found.v)] == ["q", "k", "v"]
+    assert [operand.origin.name for operand in found.operands] == ["q", "k", "v"]
     assert [linear.name for linear in found.producers] == ["qkv"]
     assert (found.num_heads, found.kv_heads, found.scale) == (4, 4, 0.5)
     assert found.scores.name == "scores"

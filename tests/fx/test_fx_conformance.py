@@ -7,8 +7,8 @@ from pathlib import Path
 
 import onnx
 import pytest
+from fx_conformance import DIFFERS, Verdict, markdown, outcomes
 
-from graphcompress.fx.conformance import DIFFERS, Outcome, markdown, outcomes
 from graphcompress.fx.ops.table import table
 
 PAGE = Path(__file__).parents[2] / "docs" / "fx.md"
@@ -18,7 +18,7 @@ EXPLAINED = ("_bf16", "_empty_set")
 
 
 @pytest.fixture(scope="module")
-def found() -> list[Outcome]:
+def found() -> list[Verdict]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the cases are made from edge values: NaN, overflow
         return outcomes()

@@ -8,9 +8,10 @@ import onnx_ir as ir
 
 from graphcompress.analysis.atoms.store import BLOCKED
 from graphcompress.analysis.atoms.unify import Atoms
+from graphcompress.analysis.attention import Attention
 from graphcompress.analysis.relations.uses import OwnAxes
 from graphcompress.analysis.sizes import ONE, size_of
-from graphcompress.graph.expressions import is_constant
+from graphcompress.graph.expressions import Constants
 from graphcompress.graph.model import Model
 
 AVERAGED = "averaged"
@@ -42,7 +43,7 @@ class Relations:
         self.measured: dict[ir.Value, Elements] = {}
         """Integer values that the graph computes from the sizes of atoms."""
         self._axes: dict[ir.Value | tuple[ir.Value, ir.Node, int], Axes | None] = {}
-        self._constant: dict[ir.Value, bool] = {}
+        self.constant = Constants()
 
     def axes(self, value: ir.Value) -> Axes | None:
         """Atoms of the axes of ``value``, or None when its rank is not known."""
@@ -61,14 +62,6 @@ class Relations:
     def output(self, node: ir.Node, index: int = 0) -> Axes | None:
         """Atoms of the axes of an output of ``node``."""
         return self.axes(node.outputs[index]) if index < len(node.outputs) else None
-
-    def constant(self, value: ir.Value | None) -> bool:
-        """Whether ``value`` is the same in every run."""
-        if value is None:
-            return True
-        if value not in self._constant:
-            self._constant[value] = is_constant(value)
-        return self._constant[value]
 
     def block(self, axes: Iterable[int | None] | None, reason: str) -> None:
         """Say that nothing may be cut from ``axes``."""
@@ -101,13 +94,11 @@ class Relations:
                 )
         return list(found)
 
-    def head_leaves(self, output: ir.Value, *, operator: bool) -> list[int]:
-        """Leaves over which an attention is repeated, outermost first: heads, or groups of heads.
-
-        ``output`` is the product of probabilities and values, or that of an Attention ``operator``.
-        """
-        axes = self.axes(output) or []
-        return self.fixed_leaves(axes[-1:] if operator and len(axes) != 4 else axes[:-2])
+    def head_leaves(self, attention: Attention) -> list[int]:
+        """Leaves over which an attention is repeated, outermost first: heads, or groups of heads."""
+        axes = self.axes(attention.output) or []
+        joined = attention.scoring is None and len(axes) != 4  # an operator may merge the heads itself
+        return self.fixed_leaves(axes[-1:] if joined else axes[:-2])
 
     def is_blocked(self, leaf: int) -> bool:
         """Whether nothing may be cut from a leaf."""

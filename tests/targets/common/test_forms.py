@@ -14,7 +14,7 @@ from graphcompress.plugin.base import Context
 from graphcompress.rewrite.kronecker import write_expression
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.legal import legalise
-from graphcompress.targets.common.attention import Attention
+from graphcompress.targets.common.attention import FusedAttention
 from graphcompress.targets.common.choice import LEAST_ROUNDS, ROUNDS, fastest, measure_forms, same_outputs
 from graphcompress.targets.common.family import UNCHANGED
 from graphcompress.targets.common.gelu import Gelu
@@ -396,7 +396,7 @@ def attention_feed(rows=1):
     return {name: random(2, 5, 8, seed=i) for i, name in enumerate("qkv")} | {"mask": mask}
 
 
-BOTH = Attention(operator=True)
+BOTH = FusedAttention(operator=True)
 
 
 @pytest.mark.parametrize("rows", [1, 5])
@@ -430,7 +430,7 @@ def test_attention_over_another_sequence():
 
 
 def test_attention_as_an_operator_raises_the_opset_and_only_then():
-    assert set(Attention().forms) == {"multi_head"}
+    assert set(FusedAttention().forms) == {"multi_head"}
     model = attention_model()
     assert applied(model, BOTH, "multi_head").opset == 20
     twin = applied(model, BOTH, "operator")
@@ -512,14 +512,14 @@ def test_multi_head_attention_with_a_bias_of_positions_and_a_mask(rows, added):
     text = text.replace("a = Add(p, mask)", added).replace(" mask) =>", " mask, float[1,2,s,s] bias) =>")
     weights = {"heads": np.array([0, 0, 2, 4]), "whole": np.array([0, 0, 8]), "scale": np.float32(0.6)}
     model = model_of(text, weights)
-    check_forms(model, Attention(), 1, **attention_feed(rows), bias=random(1, 2, 5, 5, seed=9))
-    assert "Softmax" not in ops(applied(model, Attention(), "multi_head"))
+    check_forms(model, FusedAttention(), 1, **attention_feed(rows), bias=random(1, 2, 5, 5, seed=9))
+    assert "Softmax" not in ops(applied(model, FusedAttention(), "multi_head"))
 
 
 def test_a_guard_after_the_softmax_or_another_axis_is_not_matched():
     guarded = "n = IsNaN(soft) zero = Sub(soft, soft) softed = Where(n, zero, soft)"
-    assert Attention().sites(attention_model(guard=guarded)) == []
-    assert Attention().sites(attention_model(axis=2)) == []
+    assert FusedAttention().sites(attention_model(guard=guarded)) == []
+    assert FusedAttention().sites(attention_model(axis=2)) == []
 
 
 # ---- choice

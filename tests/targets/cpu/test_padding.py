@@ -10,7 +10,7 @@ from graphcompress.measure.cache import MeasurementCache
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.targets.common.attention import OPERATOR, Attention
+from graphcompress.targets.common.attention import OPERATOR, FusedAttention
 from graphcompress.targets.cpu import padding_choice
 from graphcompress.targets.cpu.cpu import Cpu
 from graphcompress.targets.cpu.padding import remove_padding
@@ -39,7 +39,7 @@ def int8_model(tiny_bert, tiny_samples, tmp_path):
 def operator_model(tiny_bert):
     """Attention as the standard operator, as where that measures fastest."""
     Pipeline.parse("simplify").run(tiny_bert, Context())
-    family = Attention(operator=True)
+    family = FusedAttention(operator=True)
     with Rewriter(tiny_bert, Context()) as rw:
         for site in family.sites(tiny_bert):
             family.forms[OPERATOR](rw, site)

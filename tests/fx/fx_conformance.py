@@ -1,6 +1,6 @@
 """The ONNX project's own tests of single operators, run through the op table; writes ``docs/fx.md``.
 
-python -m graphcompress.fx.conformance docs/fx.md
+``python tests/fx/fx_conformance.py docs/fx.md``; ``make docs`` does it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PASSED, REFUSED, DIFFERS = "passed", "refused", "differs"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Verdict:
     """What became of one test: ``verdict`` is passed, refused (said so before anything ran) or differs."""
 
     operator: str
@@ -37,7 +37,7 @@ class Outcome:
     detail: str = ""
 
 
-def outcomes() -> list[Outcome]:
+def outcomes() -> list[Verdict]:
     """Every node test of the installed onnx package that is one node of an operator in the table."""
     return [_run(case, node) for case, node in _cases()]
 
@@ -50,14 +50,14 @@ def _cases() -> Iterator[tuple[TestCase, onnx.NodeProto]]:
             yield case, nodes[0]
 
 
-def _run(case: TestCase, node: onnx.NodeProto) -> Outcome:
+def _run(case: TestCase, node: onnx.NodeProto) -> Verdict:
     try:
         detail = _difference(case)
     except UnsupportedModelError as error:
-        return Outcome(node.op_type, case.name, REFUSED, str(error))
+        return Verdict(node.op_type, case.name, REFUSED, str(error))
     except (RuntimeError, IndexError, TypeError, NotImplementedError) as error:
-        return Outcome(node.op_type, case.name, DIFFERS, f"{type(error).__name__}: {error}")
-    return Outcome(node.op_type, case.name, DIFFERS if detail else PASSED, detail)
+        return Verdict(node.op_type, case.name, DIFFERS, f"{type(error).__name__}: {error}")
+    return Verdict(node.op_type, case.name, DIFFERS if detail else PASSED, detail)
 
 
 def _difference(case: TestCase) -> str:
@@ -88,12 +88,12 @@ def _compare(made: torch.Tensor, wanted: np.ndarray, case: TestCase) -> str:
 _WIDER = {"bfloat16": np.float32, "int2": np.int8, "int4": np.int8, "uint2": np.uint8, "uint4": np.uint8}
 
 
-def _array(value: Any) -> np.ndarray:  # noqa: ANN401 - an array or a message
+def _array(value: Any) -> np.ndarray:
     array = onnx.numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else np.asarray(value)
     return array.astype(_WIDER.get(array.dtype.name, array.dtype))
 
 
-def _tensor(value: Any) -> torch.Tensor:  # noqa: ANN401 - an array or a message
+def _tensor(value: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(_array(value)))
 
 
@@ -125,7 +125,7 @@ types that PyTorch does not compute with (float8, float4, uint64, strings), oper
 """
 
 
-def markdown(found: Sequence[Outcome]) -> str:
+def markdown(found: Sequence[Verdict]) -> str:
     """The page: a row per operator, and every test that gives something else."""
     counts: dict[str, dict[str, int]] = defaultdict(lambda: {PASSED: 0, REFUSED: 0, DIFFERS: 0})
     for outcome in found:
@@ -145,7 +145,7 @@ def _row(name: str, row: dict[str, int]) -> str:
     return f"| {name} | {row[PASSED]} | {row[REFUSED]} | {row[DIFFERS]} |"
 
 
-def _why(outcome: Outcome) -> str:
+def _why(outcome: Verdict) -> str:
     text = " ".join(outcome.detail.split())
     return f"{text} (half precision is computed in float32)" if "bf16" in outcome.test else text
 
