@@ -26,6 +26,11 @@ def sqnr_db(reference: np.ndarray, actual: np.ndarray) -> float:
     return ratio_db(signal, noise)
 
 
+def error_at(sqnr_db: float) -> float:
+    """Root of noise over signal, ‖reference - actual‖ / ‖reference‖, of an SQNR in dB: 0.1 for 20 dB."""
+    return float(10.0 ** min(-sqnr_db / 20.0, 300.0))
+
+
 def row_sqnr_db(reference: np.ndarray, actual: np.ndarray) -> float:
     """SQNR of rows [..., features] that all count alike: their mean share of noise, at most 200 dB.
 

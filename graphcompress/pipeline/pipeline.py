@@ -191,7 +191,7 @@ def _run_pass(
         text=str(step),
         touched=done.touched,
         skipped=done.skipped,
-        notes=done.notes,
+        notes=(*step.deprecated, *done.notes),
         size=ModelSize(model.parameters, bytes_on_disk, macs(model)),
         step=change,
         total=total,

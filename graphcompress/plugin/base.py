@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from graphcompress.plugin.options import check_options, format_call
+from graphcompress.plugin.options import check_options, format_call, renamed
 from graphcompress.plugin.schemes import INT8, UINT8, Scheme, common_schemes, described, integer_products
 
 if TYPE_CHECKING:
@@ -203,11 +203,27 @@ class Context:
     original: Model | None = None
 
 
+class _Renaming(abc.ABCMeta):
+    """Lets the constructor of a dataclass of options take their deprecated names, too."""
+
+    def __call__(cls, *args: Any, **options: Any) -> Any:  # noqa: ANN401 (the options of any dataclass)
+        known, deprecated = renamed(cls, getattr(cls, "name", cls.__name__), options)
+        made = super().__call__(*args, **known)
+        if deprecated:
+            object.__setattr__(made, "deprecated", deprecated)
+        return made
+
+
 @dataclass(frozen=True)
-class Named:
-    """A frozen dataclass whose fields are its options and whose text is what the user types."""
+class Named(metaclass=_Renaming):
+    """A frozen dataclass whose fields are its options and whose text is what the user types.
+
+    Attributes:
+        deprecated: a note for every option that was given under a deprecated name.
+    """
 
     name: ClassVar[str]
+    deprecated: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         check_options(self.name, self)

@@ -1,6 +1,6 @@
 """Options of passes and targets: dataclass fields ⇄ the text a user types.
 
-``kron{rank=2 layers=*ffn*}`` is a name and the fields that differ from their defaults. The text round-trips:
+``kron{rank=2 only=*ffn*}`` is a name and the fields that differ from their defaults. The text round-trips:
 ``parse(format_call(x)) == x``.
 """
 
@@ -11,12 +11,13 @@ import json
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, Union
 
 from graphcompress.errors import UsageError, nearest
 
 T = TypeVar("T")
+Convert = Callable[[Any], Any]
 
 _CALL = re.compile(r"\s*([A-Za-z_][\w-]*)\s*(\{)?")
 _KEY = re.compile(r"\s*([A-Za-z_]\w*)\s*=\s*")
@@ -37,10 +38,46 @@ def option(
     choices: tuple[str, ...] = (),
     minimum: float | None = None,
     maximum: float | None = None,
+    aliases: Mapping[str, Convert | None] | None = None,
 ) -> Any:
-    """A dataclass field that is an option: its default, its help line, its unit and its range (inclusive)."""
+    """A dataclass field that is an option: its default, its help line, its unit and its range (inclusive).
+
+    ``aliases`` are deprecated names of it, each with what makes a value of the option from one of the old
+    name (None: the value stays as it is). They are accepted wherever the name is, and a note says so.
+    """
     metadata = {"help": help, "unit": unit, "choices": choices, "minimum": minimum, "maximum": maximum}
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata={**metadata, "aliases": aliases or {}})
+
+
+def renamed(cls: type, name: str, values: Mapping[str, object]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """``values`` under today's names of the options of ``cls``, and a note for each deprecated one.
+
+    Raises:
+        UsageError: an option is given under both names, or its value cannot be converted.
+    """
+    former = _former(cls)
+    known = {key: value for key, value in values.items() if key not in former}
+    notes = []
+    for old in (key for key in values if key in former):
+        new, convert = former[old]
+        if new in known:
+            raise UsageError(f"{name}: {old} is the deprecated name of {new}; give {new} alone")
+        try:
+            known[new] = values[old] if convert is None else convert(values[old])
+        except (TypeError, ValueError, OverflowError) as error:
+            where = f"{name}{{{old}={values[old]!r}}}"
+            raise UsageError(f"{where}: does not make a value of {new}, which {old} is called now") from error
+        notes.append(f"the option {old} is deprecated: write {new}={_format_value(known[new])}")
+    return known, tuple(notes)
+
+
+def _former(cls: type) -> dict[str, tuple[str, Convert | None]]:
+    """Deprecated name → today's name, and what converts a value."""
+    return {
+        old: (field.name, convert)
+        for field in dataclasses.fields(cls)
+        for old, convert in field.metadata.get("aliases", {}).items()
+    }
 
 
 def format_call(name: str, instance: Any) -> str:
@@ -82,13 +119,14 @@ def build(cls: type[T], name: str, values: Mapping[str, object]) -> T:
         UsageError: an option that does not exist, does not parse or is out of range.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    former = _former(cls)
     hints = typing.get_type_hints(cls)
     typed: dict[str, Any] = {}
     for key, raw in values.items():
-        if key not in fields:
+        today = former[key][0] if key in former else key
+        if today not in fields:
             raise UsageError(f"{name} has no option {key!r}: {nearest(key, fields)}")
-        value = _parse_value(raw, hints[key], f"{name}{{{key}}}")
-        typed[key] = value
+        typed[key] = _parse_value(raw, hints[today], f"{name}{{{key}}}")
     try:
         instance = cls(**typed)
     except TypeError as error:

@@ -77,7 +77,9 @@ def _option(field: dataclasses.Field[typing.Any], hint: object) -> Option:
     parts += [unit] if unit else []
     default = "none" if field.default is None else str(field.default)
     default = default.lower() if isinstance(field.default, bool) else default
-    return Option(field.name, " or ".join(arms), default or '""', ", ".join(parts), about.get("help", ""))
+    old = about.get("aliases", {})
+    help = about.get("help", "") + (f" (formerly {' and '.join(old)})" if old else "")
+    return Option(field.name, " or ".join(arms), default or '""', ", ".join(parts), help)
 
 
 def markdown(kind: Kind[Named]) -> str:

@@ -82,7 +82,7 @@ class Kron(Pass):
     name: ClassVar[str] = "kron"
     contract: ClassVar[Contract] = Lossy(min_sqnr_db=10.0)
 
-    layers: str = option("*", "glob over weight names")
+    only: str = option("*", "glob over weight names", aliases={"layers": None})
     rank: int | None = option(None, "number of terms (none: as the other options need)", minimum=1)
     shape: str = option("", 'sizes of the factors of W [in, out]: "384x384,2x2" is A 384×384 ⊗ B 2×2')
     ratio: float | None = option(None, "share of each weight to remove", minimum=0.0, maximum=0.999)
@@ -128,7 +128,7 @@ class Kron(Pass):
         roles = _roles(model) if self.preset else {}
         by_tensor: dict[ir.Value, list[Linear]] = {}
         wishes: dict[ir.Value, Wish] = {}
-        for linear in linears(model, self.layers):
+        for linear in linears(model, self.only):
             tensor = stored_tensor(linear.weight)
             role = roles.get(linear.node)
             if tensor is None:
@@ -152,7 +152,7 @@ class Kron(Pass):
 
     def _embeddings(self, model: Model, rw: Rewriter) -> Iterator[_Job]:
         most_rows = max((table.rows for table in embeddings(model)), default=0)
-        for table in embeddings(model, self.layers):
+        for table in embeddings(model, self.only):
             tensor = stored_tensor(table.weight)
             wish = self._wish("embedding", table.weight, table.rows, table.width)
             if tensor is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +10,7 @@ import onnx_ir as ir
 
 from graphcompress.analysis.linears import Embedding, Linear, embeddings, linears
 from graphcompress.graph.model import Model
-from graphcompress.numerics.metrics import row_sqnr_db, sqnr_db
+from graphcompress.numerics.metrics import error_at, row_sqnr_db, sqnr_db
 from graphcompress.numerics.observers import Activation, Calibration, quantisation
 from graphcompress.numerics.quantise import Affine, QuantisedArray, WeightRange, affine, quantise_weight
 from graphcompress.passes.quantize.lowbit import (
@@ -65,27 +64,27 @@ class LinearForm:
         linear: in the graph that is to be rewritten.
         weight: its int8 weight, with the factors by which its activation is divided.
         range: of its activation, after that division; None where the runtime computes it.
-        sqnr_db: of its own product on calibration rows (of its weight, where there are none).
-        row_db: the same with every row counting alike; a few huge rows cannot hide what the others lose.
+        error: relative error of its own product on calibration rows (of its weight, where there are none).
+        row_error: the same with every row counting alike; a few huge rows cannot hide what the others lose.
     """
 
     linear: Linear
     weight: LowBitWeight
     range: Affine | None
-    sqnr_db: float
-    row_db: float
+    error: float
+    row_error: float
 
 
 @dataclass(frozen=True, eq=False)
 class TableForm:
     """One embedding in 8 bits: a table, low-bit leaves of an expression, or (neither) a linear's weight.
 
-    ``sqnr_db`` is that of a table, infinite for the others.
+    ``error`` is the relative error of a table, 0 for the others.
     """
 
     table: Embedding
     quantised: QuantisedArray | None = None
-    sqnr_db: float = math.inf
+    error: float = 0.0
     leaves: Mapping[ir.Value, Leaf] | None = None
 
 
@@ -158,7 +157,8 @@ def decide_table(table: Embedding) -> TableForm:
     """The 8-bit form of an embedding whose table no linear reads."""
     if stays_expression(table):
         return TableForm(table, leaves=low_bit_leaves(table.weight))
-    return TableForm(table, *low_bit_table(table))
+    quantised, db = low_bit_table(table)
+    return TableForm(table, quantised, error_at(db))
 
 
 def _by_activation(chosen: Sequence[Linear]) -> list[list[Linear]]:
@@ -183,8 +183,8 @@ def _forms(
 
 def _weight_only(linear: Linear, rounding: Rounding) -> LinearForm:
     weight = low_bit_linear(linear, rounding.weights)
-    figure = sqnr_db(linear.dense(), weight.quantised.dequantise())
-    return LinearForm(linear, weight, None, figure, figure)
+    error = error_at(sqnr_db(linear.dense(), weight.quantised.dequantise()))
+    return LinearForm(linear, weight, None, error, error)
 
 
 def _form(
@@ -195,7 +195,8 @@ def _form(
     dense = linear.dense() if factors is None else linear.dense() * factors[:, None]
     exact, actual = rows @ dense, range_.fake_quantise(rows) @ weight.quantised.dequantise()
     given = range_ if rounding.static else None
-    return LinearForm(linear, weight, given, sqnr_db(exact, actual), row_sqnr_db(exact, actual))
+    error, row_error = (error_at(measure(exact, actual)) for measure in (sqnr_db, row_sqnr_db))
+    return LinearForm(linear, weight, given, error, row_error)
 
 
 def _range(activation: Activation, weights: np.ndarray, rounding: Rounding) -> Affine:

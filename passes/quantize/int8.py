@@ -17,6 +17,7 @@ from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner
 from graphcompress.measure.calibrate import equal_batches
 from graphcompress.measure.verify import compare
+from graphcompress.numerics.metrics import error_at
 from graphcompress.numerics.observers import Activation, Calibration
 from graphcompress.numerics.quantise import WeightRange
 from graphcompress.passes.quantize.calibration import reached, see, split
@@ -55,16 +56,17 @@ class Int8(Pass):
     are stored in 8 or 16 bits, and the runtime quantises the result when the session is made.
 
     Left alone, and listed with the reason: products of two activations (attention), linears narrower than
-    16, weights that something else needs in float, linears whose output would fall below ``min_sqnr_db``,
-    small embeddings, and what is quantised already. Activation outliers are moved into the weights
-    (SmoothQuant, arXiv:2211.10438) and into the preceding normalisation only where quantised linears alone
-    read it, since it is exact only there.
+    16, weights that something else needs in float, linears whose own output would err by more than
+    ``max_error``, small embeddings, and what is quantised already. Activation outliers are moved into the
+    weights (SmoothQuant, arXiv:2211.10438) and into the preceding normalisation only where quantised linears
+    alone read it, since it is exact only there.
 
-    The result is judged by the model's own outputs, on samples kept from calibration. Where they keep less
-    than ``keep_db``, the few features of an activation that are far larger than the others are divided down
-    in front of its quantisation, and the rows of the weights multiplied: exact anywhere, for one elementwise
-    product. If that is not enough, as few linears as possible stay in float, found by running the model
-    without the worst of them, and are listed with the figure.
+    The result is judged by the model's own outputs, on samples kept from calibration. Where they err by
+    more than ``max_model_error``, the few features of an activation that are far larger than the others are
+    divided down in front of its quantisation, and the rows of the weights multiplied: exact anywhere, for one
+    elementwise product. If that is not enough, as few linears as possible stay in float, found by running the
+    model without the worst of them, and are listed with the figure. Errors are relative, ‖exact - int8‖ /
+    ‖exact‖: 0.1 is an SQNR of 20 dB.
     """
 
     name: ClassVar[str] = "int8"
@@ -94,20 +96,23 @@ class Int8(Pass):
         "without VNNI); auto asks the target",
         choices=("auto", "8bit", "7bit", "pairs"),
     )
-    keep_db: float = option(
-        15.0,
-        "where 8 bits cost the model's outputs more than this SQNR leaves, divide outlier features down, and "
-        "leave in float as few linears as it takes; 0: do not look",
-        unit="dB",
+    max_model_error: float | None = option(
+        0.18,
+        "where 8 bits cost the outputs of the model a larger relative error, divide outlier features down, "
+        "and leave in float as few linears as it takes; none: do not look",
         minimum=0.0,
+        aliases={"keep_db": lambda db: error_at(db) if db > 0 else None},
     )
-    layers: str = option("*", "glob over the names of linears and embeddings")
+    only: str = option("*", "glob over the names of linears and embeddings", aliases={"layers": None})
     embeddings: bool = option(True, "store embeddings in int8, too")
     smooth: bool = option(True, "move outliers of activations into weights where that is exact and helps")
     alpha: float = option(0.5, "share of the outliers that smooth moves", minimum=0.0, maximum=1.0)
     samples: int = option(300, "calibration samples used, at most", minimum=1)
-    min_sqnr_db: float = option(
-        8.0, "leave a linear in float when its own output would fall below this SQNR", unit="dB"
+    max_error: float = option(
+        0.4,
+        "leave a linear in float when the relative error of its own output would be larger",
+        minimum=0.0,
+        aliases={"min_sqnr_db": error_at},
     )
 
     def unsupported(self, capabilities: Capabilities, *, calibrated: bool) -> str | None:
@@ -143,7 +148,8 @@ class Int8(Pass):
         calibrating, judging = split(samples or ctx.samples or synthetic_samples(model, seed=ctx.seed))
         with Rewriter(model, ctx) as rw:
             chosen = self._admissible(rw)
-            judge = _Judge(model, judging, ctx) if chosen and self.keep_db else None
+            limit = self.max_model_error
+            judge = _Judge(model, judging, ctx, limit) if chosen and limit is not None else None
             seen: dict[ir.Value, Activation] = {}
             if samples:
                 seen = see(model, chosen, calibrating, ctx)
@@ -198,7 +204,7 @@ class Int8(Pass):
         )
 
     def _admissible(self, rw: Rewriter) -> list[Linear]:
-        candidates = linears(rw.model, self.layers)
+        candidates = linears(rw.model, self.only)
         nodes = {linear.node for linear in candidates}
         tables = {table.weight for table in self._lookups(rw.model)}
         reasons = [linear_reason(linear, nodes, tables, rw.ctx.capabilities) for linear in candidates]
@@ -208,7 +214,7 @@ class Int8(Pass):
         return [linear for linear, reason in zip(candidates, reasons, strict=True) if not reason]
 
     def _lookups(self, model: Model) -> list[Embedding]:
-        return embeddings(model, self.layers) if self.embeddings else []
+        return embeddings(model, self.only) if self.embeddings else []
 
     def _tables(self, rw: Rewriter, chosen: Sequence[Linear]) -> list[TableForm]:
         """The 8-bit forms of the embeddings; those that have none are skipped."""
@@ -236,7 +242,7 @@ class Int8(Pass):
         if not smoothed:
             return chosen
         nodes = {linear.node for linear in chosen}
-        chosen = [linear for linear in linears(rw.model, self.layers) if linear.node in nodes]
+        chosen = [linear for linear in linears(rw.model, self.only) if linear.node in nodes]
         again = [linear for linear in chosen if linear.input in smoothed]
         seen.update(see(rw.model, again, samples, rw.ctx))
         return chosen
@@ -244,31 +250,31 @@ class Int8(Pass):
     # ---- what has to stay in float
 
     def _fitting(self, forms: Sequence[LinearForm]) -> list[LinearForm]:
-        return [form for form in forms if form.sqnr_db >= self.min_sqnr_db]
+        return [form for form in forms if form.error <= self.max_error]
 
     def _lacks(self, forms: Sequence[LinearForm], plan: Plan, judge: _Judge) -> bool:
-        """Whether ``plan`` leaves a linear out, or its outputs fall below what is to be kept."""
+        """Whether ``plan`` leaves a linear out, or the outputs err by more than they may."""
         if not forms and not plan.tables:
             return False
-        return len(plan.linears) < len(forms) or judge.sqnr_db(plan) < self.keep_db
+        return len(plan.linears) < len(forms) or judge.error(plan) > judge.limit
 
     def _rescue(self, plan: Plan, judge: _Judge) -> Choice:
         """``plan``, or as much of it as keeps the outputs, where the plain one does not."""
-        if judge.sqnr_db(plan) >= self.keep_db:
+        if judge.error(plan) <= judge.limit:
             return Choice(plan)
-        return fewest_in_float(plan, self.keep_db, judge.sqnr_db)
+        return fewest_in_float(plan, judge.limit, judge.error)
 
     def _report(self, rw: Rewriter, forms: Sequence[LinearForm], choice: Choice) -> None:
         """Skip what stays in float, with the reason and the figure."""
         for form in forms:
-            if form.sqnr_db < self.min_sqnr_db:
-                reason = f"its own SQNR would be below {self.min_sqnr_db:g} dB"
-                rw.skip(form.linear, reason, sqnr_db=form.sqnr_db)
+            if form.error > self.max_error:
+                reason = f"its own error in int8 is above max_error {self.max_error:g}"
+                rw.skip(form.linear, reason, error=form.error)
+        reason = f"with it in int8 the error of the outputs is above max_model_error {self.max_model_error}"
         for form in choice.left:
-            reason = f"with it in int8 the outputs would fall below {self.keep_db:g} dB"
-            rw.skip(form.linear, reason, sqnr_db=form.row_db)
+            rw.skip(form.linear, reason, error=form.row_error)
         for table in choice.tables_left:
-            rw.skip(table.table, f"with it in int8 the outputs would fall below {self.keep_db:g} dB")
+            rw.skip(table.table, reason)
         divided = {form.linear.input for form in choice.plan.linears if form.weight.factors is not None}
         if divided:
             rw.note(
@@ -297,9 +303,10 @@ class Int8(Pass):
 
 
 class _Judge:
-    """Measures plans by the outputs of the whole model, written and run on a copy of it."""
+    """Measures plans by the outputs of the model, written and run on a copy; they may err by ``limit``."""
 
-    def __init__(self, model: Model, samples: Samples, ctx: Context) -> None:
+    def __init__(self, model: Model, samples: Samples, ctx: Context, limit: float) -> None:
+        self.limit = limit
         self._model = model
         self._ctx = ctx
         self._feeds = [samples.batch(indices) for indices in equal_batches(samples)]
@@ -307,12 +314,12 @@ class _Judge:
         with Runner(model) as runner:
             self._expected = [runner(feed) for feed in self._feeds]
 
-    def sqnr_db(self, plan: Plan) -> float:
-        """SQNR of the worst output when ``plan`` is carried out."""
+    def error(self, plan: Plan) -> float:
+        """Relative error of the worst output when ``plan`` is carried out."""
         self._ctx.progress("int8: judge the outputs", self._measured, self._measured + 1)
         self._measured += 1
         twin = self._model.clone()
         with Rewriter(twin, Context(capabilities=self._ctx.capabilities)) as rw:
             write(rw, plan.on(twin))
         with Runner(twin, optimize=self._ctx.capabilities.judged_fused) as runner:
-            return compare(self._expected, runner, self._feeds, token_values(twin)).sqnr_db
+            return error_at(compare(self._expected, runner, self._feeds, token_values(twin)).sqnr_db)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from graphcompress.passes.quantize.decide import LinearForm, Plan, TableForm
 
 Measure = Callable[[Plan], float]
-"""SQNR in dB of the outputs of the model when a plan is carried out."""
+"""Relative error of the outputs of the model when a plan is carried out."""
 
 TRIALS = 12
 """Plans that are measured to put linears back after the search, at most."""
@@ -23,22 +23,22 @@ class Choice:
     tables_left: Sequence[TableForm] = ()
 
 
-def fewest_in_float(plan: Plan, goal_db: float, measure: Measure) -> Choice:
-    """Leave out of ``plan``, known to miss ``goal_db``, as few linears as the goal needs.
+def fewest_in_float(plan: Plan, limit: float, measure: Measure) -> Choice:
+    """Leave out of ``plan``, whose error is above ``limit``, as few linears as it takes.
 
     Linears are ranked by what is left of their own product, every row counting alike; the shortest run of
     the worst that suffices is found by bisection, and then those that were not to blame are put back.
     """
-    tables_left = plan.tables if measure(Plan([], plan.tables)) < goal_db else []
+    tables_left = plan.tables if measure(Plan([], plan.tables)) > limit else []
     tables = [] if tables_left else plan.tables
-    ranked = sorted(plan.linears, key=lambda form: form.row_db)
+    ranked = sorted(plan.linears, key=lambda form: -form.row_error)
 
     def without(left: Sequence[LinearForm]) -> Plan:
         out = {form.linear.node for form in left}
         return Plan([form for form in plan.linears if form.linear.node not in out], tables)
 
     def enough(left: Sequence[LinearForm]) -> bool:
-        return measure(without(left)) >= goal_db
+        return measure(without(left)) <= limit
 
     few, many = (-1 if tables_left else 0), len(ranked)
     while many - few > 1:

@@ -20,7 +20,7 @@ def write(rw: Rewriter, plan: Plan) -> None:
 
 def _linear(rw: Rewriter, writer: QdqWriter, form: LinearForm) -> None:
     detail = "stays an expression" if form.weight.is_expression else ""
-    rw.touch(form.linear, detail, sqnr_db=form.sqnr_db)
+    rw.touch(form.linear, detail, error=form.error)
     if form.range is None:
         writer.dynamic(form.linear, form.weight)
     else:
@@ -37,7 +37,7 @@ def _table(rw: Rewriter, writer: QdqWriter, form: TableForm) -> None:
         writer.leaves(form.leaves, table.node)
     elif form.quantised is not None:
         detail = "one scale per row" if form.quantised.scale.ndim == 2 else "one scale per column"
-        rw.touch(table, detail, sqnr_db=form.sqnr_db)
+        rw.touch(table, detail, error=form.error)
         writer.embedding(table, form.quantised)
     else:
         rw.skip(table, "its table is also read by a linear that stays in float")

@@ -249,7 +249,7 @@ def _metadata(proto: onnx.ModelProto) -> dict[str, str]:
 def compressed(subject: Subject) -> Model:
     """The export after every pass: one linear factored, a quarter pruned, the rest quantised."""
     model = subject.load()
-    factored = Kron(ratio=0.2, layers=glob.escape(linears(subject.simplified())[0].name))
+    factored = Kron(ratio=0.2, only=glob.escape(linears(subject.simplified())[0].name))
     passes: list[Pass] = [Simplify(), factored, Prune(ffn=RATIO, heads=RATIO), Int8()]
     ctx = Context(subject.samples, Cpu().capabilities)
     Pipeline(passes).run(model, ctx, allow=[step.name for step in passes])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import hypothesis.strategies as st
 import pytest
@@ -26,7 +26,10 @@ class Sample(Pass):
 
     name: ClassVar[str] = "sample"
     contract: ClassVar[Contract] = Exact()
-    layers: str = option("*", "names")
+    only: str = option("*", "names", aliases={"layers": None})
+    error: float = option(
+        0.1, "size of the error", minimum=0.0, aliases={"keep_db": lambda db: 10 ** (-db / 20)}
+    )
     rank: int = option(1, "terms", minimum=1, maximum=9)
     ratio: float | None = option(None, "share", minimum=0.0, maximum=1.0)
     label: str | None = option(None, "text")
@@ -136,3 +139,47 @@ def test_unknown_names_come_with_the_nearest() -> None:
 def test_targets_are_named_once_each(text: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         parse_target(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "step", "note"),
+    [
+        ("sample{layers=a*}", Sample(only="a*"), "the option layers is deprecated: write only=a*"),
+        ("sample{keep_db=40}", Sample(error=0.01), "the option keep_db is deprecated: write error=0.01"),
+    ],
+)
+def test_a_deprecated_name_means_the_same_and_says_so(text: str, step: Sample, note: str) -> None:
+    made = parse(text)
+    assert made == step
+    assert made.deprecated == (note,)
+    assert (str(made), parse(str(made)).deprecated) == (str(step), ())
+    assert step.deprecated == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sample{layers=a only=b}", "layers is the deprecated name of only"),
+        ("sample{keep_db=a}", "must be a number"),
+        ("sample{keep_db=-1e9}", "does not make a value of error, which keep_db is called now"),
+    ],
+)
+def test_a_deprecated_name_is_refused_like_its_successor(text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        parse(text)
+
+
+def test_the_constructor_takes_deprecated_names_too() -> None:
+    old: dict[str, Any] = {"layers": "a*", "keep_db": 40}
+    assert Sample(**old) == Sample(only="a*", error=0.01)
+
+
+def test_a_wrong_type_under_a_deprecated_name_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="does not make a value of error"):
+        Sample(**{"keep_db": "loud"})  # type: ignore[arg-type]
+
+
+def test_a_deprecated_name_of_a_pass_is_noted_in_its_record(tiny_bert: Model) -> None:
+    (record,) = Pipeline.parse("kron{layers=nothing*}").run(tiny_bert, Context())
+    assert record.text == "kron{only=nothing*}"
+    assert record.notes[0] == "the option layers is deprecated: write only=nothing*"

@@ -154,5 +154,5 @@ def _require(expected: Collection[str], found: Sequence[str], layers: Sequence[L
     seen = "; ".join(f"{name}: {made.get(name, 'no layer')}" for name in missing[:_SHOWN])
     raise UnsupportedModelError(
         f"TensorRT built {compute} with {len(found)} of {len(expected)} Int8 products ({seen}); "
-        "leave these layers in float with int8{layers=…}, or compile for another compute capability"
+        "leave these layers in float with int8{only=…}, or compile for another compute capability"
     )

@@ -240,7 +240,7 @@ def test_samples_bring_the_output_closer(tiny_bert, tiny_samples, tiny_bert_path
     moments = {}
     for ctx in (blind, fitted):
         model = Model.load(tiny_bert_path)
-        record = Kron(layers=name, shape="16x32,2x2").run(model, ctx)
+        record = Kron(only=name, shape="16x32,2x2").run(model, ctx)
         moments[id(ctx)] = linears(model, name)[0].dense()
     [linear] = linears(tiny_bert, name)
     with Runner(tiny_bert, [linear.input]) as runner:
@@ -395,7 +395,7 @@ def test_embeddings_can_be_left_out(tiny_bert):
 
 
 def test_layers_select_by_name(tiny_bert):
-    record = run(tiny_bert, ratio=0.5, layers="*layer.1.attention*")
+    record = run(tiny_bert, ratio=0.5, only="*layer.1.attention*")
     assert len(record.touched) == 4
     assert all("layer.1.attention" in item.name for item in record.touched)
 

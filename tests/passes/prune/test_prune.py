@@ -484,7 +484,7 @@ def test_a_reader_without_a_bias_gets_one(tmp_path, tiny_samples):
 def factored_path(tiny_bert_path, tmp_path_factory):
     """The tiny model whose FFN and attention weights are Kronecker sums; do not change it."""
     model = Model.load(tiny_bert_path)
-    Kron(layers="encoder.*", ratio=0.5, embeddings=False).run(model, Context())
+    Kron(only="encoder.*", ratio=0.5, embeddings=False).run(model, Context())
     return model.save(tmp_path_factory.mktemp("factored") / "model.onnx")
 
 

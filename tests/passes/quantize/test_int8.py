@@ -20,7 +20,7 @@ from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner
 from graphcompress.measure.verify import batch_invariance
-from graphcompress.numerics.metrics import sqnr_db
+from graphcompress.numerics.metrics import error_at, sqnr_db
 from graphcompress.numerics.quantise import Affine, affine, quantise_weight
 from graphcompress.passes.quantize.equalise import Equalisable, divide, equalisable
 from graphcompress.passes.quantize.int8 import Int8
@@ -166,7 +166,7 @@ def test_signed_activations_have_zero_points_of_zero(one_linear):
 def test_every_linear_of_a_bert_becomes_one_integer_kernel(tiny_bert, tiny_samples, tmp_path, scheme):
     count = len(linears(tiny_bert))
     inputs = len({linear.input for linear in linears(tiny_bert)})
-    record = run(Int8(scheme=scheme, min_sqnr_db=-200), tiny_bert, tiny_samples)
+    record = run(Int8(scheme=scheme, max_error=1e10), tiny_bert, tiny_samples)
     assert sum("embeddings" not in item.name for item in record.touched) == count
     assert ops(tiny_bert)["QuantizeLinear"] + ops(tiny_bert)["DynamicQuantizeLinear"] == inputs
     fused = fused_ops(tiny_bert, tmp_path)
@@ -191,7 +191,7 @@ def test_the_contract_holds_and_attention_is_listed(tiny_bert, tiny_samples):
     (record,) = Pipeline([Int8()]).run(tiny_bert, ctx)
     assert record.broken is None
     assert any("products of two activations" in note for note in record.notes)
-    assert all(item.figures["sqnr_db"] > 20 for item in record.touched)
+    assert all(item.figures["error"] < 0.1 for item in record.touched)
     assert record.size.bytes_on_disk < Model.load(tiny_bert.path).weight_bytes
 
 
@@ -226,11 +226,11 @@ def test_narrow_linears_stay(one_linear):
     ]
 
 
-def test_a_linear_below_the_wanted_sqnr_stays_and_says_its_figure(one_linear):
+def test_a_linear_above_the_wanted_error_stays_and_says_its_figure(one_linear):
     model = one_linear(weight(32, 32))
-    (skipped,) = run(Int8(min_sqnr_db=90), model, floats()).skipped
-    assert "90 dB" in skipped.reason
-    assert 20 < skipped.figures["sqnr_db"] < 90
+    (skipped,) = run(Int8(max_error=3e-5), model, floats()).skipped
+    assert skipped.reason == "its own error in int8 is above max_error 3e-05"
+    assert 3e-5 < skipped.figures["error"] < 0.1
     assert ops(model) == {"MatMul": 1, "Add": 1}
 
 
@@ -239,14 +239,14 @@ def test_a_linear_that_no_sample_reaches_stays(tiny_bert, tiny_samples):
         {**feed, "attention_mask": np.zeros_like(feed["attention_mask"])} for feed in tiny_samples.feeds
     ]
     with np.errstate(invalid="ignore"):
-        record = run(Int8(embeddings=False, keep_db=0), tiny_bert, Samples(masked))
+        record = run(Int8(embeddings=False, max_model_error=None), tiny_bert, Samples(masked))
     assert record.touched == ()
     assert len(record.skipped) == 12
     assert all("range is unknown" in item.reason for item in record.skipped)
 
 
 def test_layers_are_chosen_by_name(tiny_bert, tiny_samples):
-    record = run(Int8(layers="*query*", embeddings=False), tiny_bert, tiny_samples)
+    record = run(Int8(only="*query*", embeddings=False), tiny_bert, tiny_samples)
     assert len(record.touched) == 2
     assert all("query" in item.name for item in record.touched)
 
@@ -313,8 +313,8 @@ def test_embeddings_are_gathered_in_int8(tmp_path, spread):
         (rows,) = runner(feed).values()
     expected = table[feed["x"].astype(int)]
     assert touched.detail == ("one scale per row" if spread > 1 else "one scale per column")
-    assert sqnr_db(expected, rows) == pytest.approx(touched.figures["sqnr_db"], abs=2)
-    assert touched.figures["sqnr_db"] > 36
+    assert error_at(sqnr_db(expected, rows)) == pytest.approx(touched.figures["error"], rel=0.2)
+    assert touched.figures["error"] < 0.016
     assert model.weight_bytes < table.nbytes / 3
 
 

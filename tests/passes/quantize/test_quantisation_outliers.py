@@ -99,7 +99,9 @@ def ops(model: Model) -> Counter[str]:
 @pytest.mark.parametrize("scheme", ["static", "dynamic"])
 def test_outlier_features_do_not_cost_the_outputs(outliers, samples, scheme):
     model = outliers(100.0)
-    plain, _ = quantised_db(model.clone(), Int8(scheme=scheme, keep_db=0, min_sqnr_db=-200), samples, samples)
+    plain, _ = quantised_db(
+        model.clone(), Int8(scheme=scheme, max_model_error=None, max_error=1e10), samples, samples
+    )
     kept, record = quantised_db(model, Int8(scheme=scheme), samples, samples)
     assert plain < 12
     assert kept > 20
@@ -108,9 +110,9 @@ def test_outlier_features_do_not_cost_the_outputs(outliers, samples, scheme):
 
 
 def test_what_an_outlier_alone_keeps_from_int8_is_not_left_in_float(outliers, samples):
-    _, plain = quantised_db(outliers(100.0), Int8(keep_db=0), samples, samples)
-    _, kept = quantised_db(outliers(100.0), Int8(keep_db=5), samples, samples)
-    assert any("its own SQNR" in item.reason for item in plain.skipped)
+    _, plain = quantised_db(outliers(100.0), Int8(max_model_error=None), samples, samples)
+    _, kept = quantised_db(outliers(100.0), Int8(max_model_error=0.56), samples, samples)
+    assert any("its own error" in item.reason for item in plain.skipped)
     assert kept.skipped == ()
 
 
@@ -142,7 +144,7 @@ def test_an_expression_takes_the_factors_too(outliers, samples):
     model = outliers(100.0)
     Pipeline.parse("kron{rank=32 max_error=1}").run(model, Context(samples=samples), allow=["kron"])
     assert any(linear.weight.const_value is None for linear in linears(model))
-    kept, record = quantised_db(model, Int8(keep_db=18), samples, samples)
+    kept, record = quantised_db(model, Int8(max_model_error=0.126), samples, samples)
     assert kept > 17  # judged on other samples
     assert any("grown" in (value.name or "") for node in model.graph for value in node.outputs)
     assert len(record.touched) >= 2 * BLOCKS - 1
@@ -154,11 +156,11 @@ def test_an_expression_takes_the_factors_too(outliers, samples):
 
 def test_what_the_outputs_cannot_bear_stays_in_float_with_the_figure(outliers, samples):
     model = outliers(100.0)
-    kept, record = quantised_db(model, Int8(keep_db=40), samples, samples)
-    left = [item for item in record.skipped if "outputs would fall below 40 dB" in item.reason]
+    kept, record = quantised_db(model, Int8(max_model_error=0.01), samples, samples)
+    left = [item for item in record.skipped if "above max_model_error 0.01" in item.reason]
     assert kept > 37  # judged on other samples
     assert 0 < len(left) < 2 * BLOCKS
-    assert all(item.figures["sqnr_db"] < 60 for item in left)
+    assert all(item.figures["error"] > 1e-3 for item in left)
     assert len(left) + len(record.touched) == 2 * BLOCKS
     assert ops(model)["QuantizeLinear"] == len(record.touched)
 
@@ -178,7 +180,7 @@ def test_dividing_is_decided_for_the_activations_that_need_it(outliers, samples)
     plain, divided = (plan_of(outliers, samples, cap) for cap in (False, True))
     assert [form.weight.factors is not None for form in divided] == [True, False] * BLOCKS
     for before, after in zip(plain, divided, strict=True):
-        assert after.row_db >= before.row_db
+        assert after.row_error <= before.row_error
 
 
 @pytest.mark.parametrize("guilty", [(0,), (3,), (0, 7), (2, 3, 4), tuple(range(8)), ()])
@@ -187,9 +189,9 @@ def test_the_search_leaves_out_the_guilty_and_few_others(outliers, samples, guil
     blamed = {plan.linears[index].linear.node for index in guilty}
 
     def measure(tried: Plan) -> float:
-        return 10.0 if blamed & {form.linear.node for form in tried.linears} else 20.0
+        return 0.3 if blamed & {form.linear.node for form in tried.linears} else 0.1
 
-    choice = fewest_in_float(plan, 15.0, measure)
+    choice = fewest_in_float(plan, 0.2, measure)
     left = {form.linear.node for form in choice.left}
     assert blamed <= left
     assert len(left) == len(blamed)

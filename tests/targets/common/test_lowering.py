@@ -328,7 +328,7 @@ def test_what_smoothing_moved_into_factors_goes_back(tmp_path, gain_takes_it):
 
 def test_a_table_in_int8_blocks_is_looked_up_row_by_row(tiny_bert):
     Simplify().run(tiny_bert, Context())
-    Kron(shape="100x16,1x2", layers="*word*").run(tiny_bert, Context())
+    Kron(shape="100x16,1x2", only="*word*").run(tiny_bert, Context())
     Int8(scheme="dynamic").run(tiny_bert, Context())
     before = answers(tiny_bert)
     with Rewriter(tiny_bert, Context()) as rw:
