@@ -25,13 +25,12 @@ import numpy as np
 from graphcompress.data.load import load_samples, synthetic_samples
 from graphcompress.errors import MissingExtraError, UsageError
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Feed, session_of
+from graphcompress.graph.runtime import Feed, runner_of, session_of
 from graphcompress.measure.timing import interleaved
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context
 from graphcompress.targets.cpu.cpu import Cpu
-from graphcompress.targets.cpu.openvino import open_session
-from graphcompress.targets.cpu.provider import outputs_of
+from graphcompress.targets.openvino.provider import open_session
 
 SHAPES = ((1, 16), (1, 128), (8, 128))
 PASSES = {"fp32": "simplify", "int8": "simplify,int8"}
@@ -118,7 +117,7 @@ def _on_openvino(path: Path, work: Path, further: Mapping[str, Path]) -> dict[st
     passed = {name: work / f"{name}.{PASSED}.onnx" for name in PASSES}
     runs: dict[str, Callable[[Feed], object]] = {}
     try:
-        runs |= {f"provider {name}": outputs_of(open_session(file)) for name, file in passed.items()}
+        runs |= {f"provider {name}": runner_of(open_session(file)) for name, file in passed.items()}
     except (MissingExtraError, UsageError) as error:
         print(f"OpenVINO's provider is not timed: {error}")
     if importlib.util.find_spec("openvino") is not None:

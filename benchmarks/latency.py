@@ -27,8 +27,8 @@ from graphcompress.measure.verify import Run
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context
 from graphcompress.rules.legal import legalise
-from graphcompress.targets.common.choice import choose_forms
 from graphcompress.targets.common.family import UNCHANGED
+from graphcompress.targets.common.form_choice import choose_forms
 from graphcompress.targets.cpu.cpu import Cpu, families, parse_shapes
 
 CALIBRATION_PAIRS = 150

@@ -114,7 +114,7 @@ FOR_PLUGINS = {"errors", *PLAN} - {"build", "cli"}
 """Rooms that a pass, a target or a task may import."""
 
 PASSES = ("simplify", "kron", "prune", "quantize", "distill")
-TARGETS = ("common", "cpu", "nvidia", "mobile")
+TARGETS = ("common", "cpu", "nvidia", "mobile", "openvino")
 TASKS = ("feature_extraction", "text_classification", "token_classification")
 PLUGINS = {
     **{f"passes.{name}": set[str]() for name in PASSES},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,19 @@ _WEIGHTS = "session.model_external_initializers_file_folder_path"
 
 _FATAL_ONLY = 4
 """Errors are raised with the same text that the runtime would also log."""
+
+
+@functools.cache
+def runtime_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises when it refuses to make a session, or to run one, and ``others``.
+
+    For the ``except`` around such a call. Its own exceptions share no base class; a RuntimeError is of its
+    binding, a ValueError of its Python part: an input is missing.
+    """
+    from onnxruntime.capi import onnxruntime_pybind11_state as binding
+
+    found = [cls for cls in vars(binding).values() if isinstance(cls, type) and issubclass(cls, Exception)]
+    return (*found, RuntimeError, ValueError, *others)
 
 
 def session_of(
@@ -68,14 +82,14 @@ def session_of(
     source = model if isinstance(model, bytes) else os.fspath(model)
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no base class
+    except runtime_errors() as error:
         if "INVALID_PROTOBUF" in str(error):
             name = "the model" if isinstance(model, bytes) else model
             raise InvalidModelError(
                 f"{name}: not an ONNX file, or it is truncated; copy or export it again"
             ) from error
         raise UnsupportedModelError(
-            f"ONNX Runtime refuses the model: {_first_line(error)}; "
+            f"ONNX Runtime refuses the model: {first_line(error)}; "
             "it must run there before it can be compressed and checked"
         ) from error
 
@@ -101,8 +115,8 @@ def provider_session(
         session = onnxruntime.InferenceSession(
             os.fspath(model), options, providers=named, enable_fallback=False
         )
-    except Exception as error:  # onnxruntime's exceptions share no base class
-        raise UnsupportedModelError(f"{named[0][0]} refuses {model}: {_first_line(error)}") from error
+    except runtime_errors() as error:
+        raise UnsupportedModelError(f"{named[0][0]} refuses {model}: {first_line(error)}") from error
     if named[0][0] not in session.get_providers():
         raise UnsupportedModelError(
             f"{named[0][0]} did not come up, ONNX Runtime uses {', '.join(session.get_providers())}; "
@@ -136,7 +150,8 @@ def is_runtime_operator(domain: str, name: str, opset: int) -> bool:
     return True
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an exception of the runtime says, without its trace."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:400].rstrip(". ")
 
 
@@ -174,10 +189,10 @@ class Runner:
         """
         try:
             results = self._session.run(self.outputs, dict(feed), self._options)
-        except Exception as error:  # onnxruntime's exceptions share no base class
+        except runtime_errors() as error:
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
             raise DataError(
-                f"ONNX Runtime cannot run the model on samples of {shapes}: {_first_line(error)}; "
+                f"ONNX Runtime cannot run the model on samples of {shapes}: {first_line(error)}; "
                 "give samples that fit its inputs: ids in the vocabulary, texts no longer than it takes"
             ) from error
         return dict(zip(self.outputs, results, strict=True))

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from graphcompress.data.load import Samples
-from graphcompress.errors import UsageError
+from graphcompress.errors import GraphCompressError, UsageError
+from graphcompress.graph.runtime import first_line, runtime_errors
 from graphcompress.measure.timing import Ratio, Timing, interleaved
 from graphcompress.measure.verify import Run
 from graphcompress.plugin.base import Progress, no_progress
@@ -122,6 +123,6 @@ def _first_runs(contenders: Mapping[str, Run], feed: Mapping[str, np.ndarray]) -
     for name, run in contenders.items():
         try:
             run(feed)
-        except Exception as error:  # the runtime's exceptions share no base class
-            return 0.0, f"{name} does not run at this shape ({str(error).splitlines()[0][:200]})"
+        except runtime_errors(GraphCompressError) as error:
+            return 0.0, f"{name} does not run at this shape ({first_line(error)})"
     return time.perf_counter() - start, ""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.reading.hashes import sha256
-from graphcompress.graph.runtime import session_of
+from graphcompress.graph.runtime import runner_of, session_of
 from graphcompress.measure.cache import MeasurementCache, Measurements, Times, cpu_flags
 from graphcompress.measure.profile import Profile, Recorder, read_profile
 from graphcompress.measure.shapes import DEFAULT_SHAPES, Shape, format_shapes, parse_shapes
@@ -26,34 +26,37 @@ from graphcompress.targets.common.gelu import Gelu
 from graphcompress.targets.common.integer import IntegerLinear
 from graphcompress.targets.common.unsigned import unsigned_activations
 from graphcompress.targets.cpu.dequantised import DequantisedRows
-from graphcompress.targets.cpu.guard import is_slower
-from graphcompress.targets.cpu.kronecker import Kronecker, KroneckerTable
-from graphcompress.targets.cpu.linear import Packed
-from graphcompress.targets.cpu.normalisation import Residual
-from graphcompress.targets.cpu.openvino import (
-    SESSION_FILE,
-    is_for_openvino,
-    open_session,
-    package,
-    write_session_file,
-)
-from graphcompress.targets.cpu.padding_choice import AUTO, KEEP, REMOVE, choose_padding
-from graphcompress.targets.cpu.provider import PROVIDERS, Decision, choose_provider, outputs_of
-from graphcompress.targets.cpu.record import forms_text, notes_on
-from graphcompress.targets.cpu.storage import store_floats_as_fp16
-from graphcompress.targets.cpu.whole import (
+from graphcompress.targets.cpu.file_comparison import is_slower
+from graphcompress.targets.cpu.formed_model import (
     ARTIFACT,
     INPUT,
-    Lowered,
-    lower,
+    FormedModel,
+    give_forms,
     refuse_slower,
     take_back,
     times_against_input,
 )
+from graphcompress.targets.cpu.kronecker import Kronecker, KroneckerTable
+from graphcompress.targets.cpu.linear import Packed
+from graphcompress.targets.cpu.normalisation import Residual
+from graphcompress.targets.cpu.notes import forms_text, notes_on
+from graphcompress.targets.cpu.padding_choice import AUTO, KEEP, REMOVE, choose_padding
+from graphcompress.targets.cpu.provider_choice import (
+    OPENVINO,
+    PROVIDERS,
+    SESSION_FILE,
+    ProviderChoice,
+    choose_provider,
+    openvino,
+)
+from graphcompress.targets.cpu.storage import store_floats_as_fp16
 
-MODEL_FILE = "model.onnx"
 NOTHING_MEASURED = "nothing was measured (measure=false): default forms, speed not compared with the input"
 
+_NEWER_RUNTIME = (
+    f"attention is an operator of opset {OPERATOR_OPSET}, which ONNX Runtime reads since 1.23; "
+    f"cpu{{newest_opset={NEWEST_OPSET}}} does without"
+)
 _VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
@@ -152,8 +155,8 @@ class Cpu(Target):
         """
         if self.profile is not None:
             self._shapes_of(read_profile(self.profile))
-        if self.provider == "openvino":
-            package()
+        if self.provider == OPENVINO:
+            openvino().check()
 
     @property
     def tuned_at(self) -> list[Shape]:
@@ -180,9 +183,9 @@ class Cpu(Target):
             asked = f"forms as measured on {profile.name}; speed not compared with the input on this machine"
             about["profile"] = {"machine": profile.name, "sha256": sha256(Path(self.profile))}
         lowered = self._lowered(legal, shapes, ctx, profile)
-        artifact = lowered.model.save(folder / MODEL_FILE)
-        chosen = choose_provider(self.provider, artifact, legal, shapes, ctx, None)
-        return self._finished(_record(_written(lowered, chosen, legal, folder), chosen, asked), about)
+        artifact = lowered.model.save(folder / self.model_file)
+        provider = choose_provider(self.provider, artifact, legal, shapes, ctx, None)
+        return self._finished(_lowering(lowered, provider, asked), about)
 
     def _finished(self, found: Lowering, about: dict[str, Any]) -> Lowering:
         """``found`` with what was done before any form was chosen; of that, what to know is a note, too."""
@@ -204,8 +207,8 @@ class Cpu(Target):
 
     def _lowered(
         self, legal: Model, shapes: Sequence[Shape], ctx: Context, cache: Measurements | None
-    ) -> Lowered:
-        lowered = lower(legal, self._families(legal), shapes, ctx, cache)
+    ) -> FormedModel:
+        lowered = give_forms(legal, self._families(legal), shapes, ctx, cache)
         model, note = choose_padding(lowered.model, self.padding, ctx, cache)
         return replace(lowered, model=model, notes=(*lowered.notes, note)) if note else lowered
 
@@ -225,18 +228,16 @@ class Cpu(Target):
     def _lower_by_measuring(self, legal: Model, source: Path | None, folder: Path, ctx: Context) -> Lowering:
         cache, shapes = MeasurementCache(), parse_shapes(self.shapes)
         lowered = self._lowered(legal, shapes, ctx, cache)
-        artifact = lowered.model.save(folder / MODEL_FILE)
-        chosen = choose_provider(self.provider, artifact, legal, shapes, ctx, cache)
-        lowered = _written(lowered, chosen, legal, folder)
+        artifact = lowered.model.save(folder / self.model_file)
+        provider = choose_provider(self.provider, artifact, legal, shapes, ctx, cache)
         if source is None or not source.is_file():
-            asked = "speed not compared with the input, which is not a file"
-            return _record(lowered, chosen, asked)
+            return _lowering(lowered, provider, "speed not compared with the input, which is not a file")
 
         def against_input() -> tuple[Times, str]:
-            return times_against_input(source, artifact, legal, shapes, ctx, cache, opener=chosen.opener)
+            return times_against_input(source, artifact, legal, shapes, ctx, cache, opener=provider.opener)
 
         times, reason = against_input()
-        if times and is_slower(times, ARTIFACT, INPUT) and not chosen.openvino:
+        if times and is_slower(times, ARTIFACT, INPUT) and provider.lowering is None:
             lowered = take_back(legal, lowered, self._families(legal), shapes, ctx, cache)
             lowered.model.save(artifact)
             times, reason = against_input()
@@ -246,14 +247,14 @@ class Cpu(Target):
         asked = f"speed not compared with the input: {reason}" if reason else ""
         asked = "slower than the input, which allow_slower=true accepts" if slower else asked
         speed = {"slower_than_input": slower, "compared": bool(times), "whole_ms": times}
-        found = _record(lowered, chosen, asked)
+        found = _lowering(lowered, provider, asked)
         return replace(found, details={**found.details, "speed": speed})
 
     def tune(self, model: Model, ctx: Context) -> Mapping[str, Mapping[str, Sequence[float]]]:
         """Times of every form of every site that :meth:`lower` would meet in ``model``, measured here."""
         seen = Recorder(MeasurementCache())
         legal, _ = self._legal(model, ctx)
-        lower(legal, self._families(legal), parse_shapes(self.shapes), ctx, seen)
+        give_forms(legal, self._families(legal), parse_shapes(self.shapes), ctx, seen)
         return seen.times
 
     def session(self, folder: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
@@ -262,8 +263,9 @@ class Cpu(Target):
         Raises:
             MissingExtraError, UsageError: that is OpenVINO's, and it cannot be used here.
         """
-        path = folder / MODEL_FILE
-        return outputs_of(open_session(path) if is_for_openvino(folder) else session_of(path))
+        if not self.runs_on_cpu_provider(folder):
+            return openvino().session(folder)
+        return runner_of(session_of(folder / self.model_file))
 
 
 def families(*, attention_operator: bool = False) -> tuple[Family, ...]:
@@ -280,35 +282,15 @@ def families(*, attention_operator: bool = False) -> tuple[Family, ...]:
     )
 
 
-def _written(lowered: Lowered, chosen: Decision, legal: Model, folder: Path) -> Lowered:
-    """What lies in ``folder``: ``lowered``, or the model in standard operators where OpenVINO runs it."""
-    if not chosen.openvino:
-        return lowered
-    legal.save(folder / MODEL_FILE)
-    write_session_file(folder)
-    return Lowered(legal, ())
-
-
-def _record(lowered: Lowered, chosen: Decision, asked: str) -> Lowering:
-    details: dict[str, Any] = {
-        "forms": [asdict(choice) for choice in lowered.choices],
-        "opset": lowered.model.opset,
-        "provider": chosen.record(),
-    }
-    if chosen.times_ms is not None:
-        details["provider_ms"] = chosen.times_ms
-    notes = notes_on(lowered, families(), asked)
-    if chosen.noted:
-        name = "provider: OpenVINO" if chosen.openvino else "OpenVINO's provider"
-        notes.insert(0, f"{name}: {chosen.why}")
-    if any(choice.form == OPERATOR for choice in lowered.choices):
-        notes.append(
-            f"attention is an operator of opset {OPERATOR_OPSET}, which ONNX Runtime reads since 1.23; "
-            f"cpu{{newest_opset={NEWEST_OPSET}}} does without"
-        )
-    if chosen.openvino:
-        notes.append("load it with graphcompress.session(folder), or as session.json says")
-    return Lowering(tuple(notes), forms=forms_text(lowered.choices), details=details)
+def _lowering(lowered: FormedModel, provider: ProviderChoice, asked: str) -> Lowering:
+    """What lies in the artifact: the model in its forms, or what another provider runs in place of it."""
+    if provider.lowering is not None:
+        lowered = FormedModel(lowered.model, ())
+    choices = lowered.choices
+    operator = any(choice.form == OPERATOR for choice in choices)
+    notes = [*provider.notes, *notes_on(lowered, families(), asked), *([_NEWER_RUNTIME] if operator else [])]
+    details = {"forms": [each.record for each in choices], "opset": lowered.model.opset, **provider.details}
+    return Lowering(tuple(notes), forms=forms_text(choices), details=details)
 
 
 def detected_isa() -> str:

@@ -10,7 +10,7 @@ from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed
 from graphcompress.measure.cache import Measurements
 from graphcompress.plugin.base import Context
-from graphcompress.targets.cpu.guard import Timer, compare_files, is_slower, timed
+from graphcompress.targets.cpu.file_comparison import Timer, compare_files, is_slower, timed
 from graphcompress.targets.cpu.padding import remove_padding
 
 KEEP, REMOVE, AUTO = "keep", "remove", "auto"

@@ -21,7 +21,7 @@ from graphcompress.rules.cleanup import fuse_normalizations
 from graphcompress.rules.legal import legalise
 from graphcompress.rules.opset import raise_opset
 from graphcompress.targets.common.attention import FusedAttention
-from graphcompress.targets.common.choice import choose_forms
+from graphcompress.targets.common.form_choice import choose_forms
 from graphcompress.targets.nvidia.engines.provider_options import checked_options, parse_options
 from graphcompress.targets.nvidia.half import clip_constants, to_half
 from graphcompress.targets.nvidia.profile import check_profile, profile_shapes

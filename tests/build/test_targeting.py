@@ -24,7 +24,6 @@ from graphcompress.plugin.base import Capabilities, Context, Lowering, Pass, Rec
 from graphcompress.plugin.schemes import INT8, UINT8, integer_products
 from graphcompress.plugin.targeting import common_capabilities, parse_target, parse_targets
 from graphcompress.targets.cpu.cpu import NOTHING_MEASURED, Cpu
-from graphcompress.targets.cpu.openvino import SESSION_FILE
 
 
 @dataclass(frozen=True)
@@ -147,12 +146,13 @@ def test_bench_does_not_time_a_stand_in(built):
     assert "name the model's file in it" in str(alone.exception)
 
 
-def test_only_what_the_cpu_provider_runs_has_a_roofline(built):
+def test_only_what_the_cpu_provider_runs_has_a_roofline(built, monkeypatch):
     cpu = built.output / "cpu"
     arguments = ["bench", str(cpu), "--shapes", "1x4", "--rounds", "1", "--json"]
     assert list(json.loads(CliRunner().invoke(app, arguments).stdout)["roofline"]) == ["cpu"]
     assert "no roofline" not in CliRunner().invoke(app, arguments[:-1]).stdout
-    (cpu / SESSION_FILE).write_text('{"provider": "another"}')
+    monkeypatch.setattr(Cpu, "runs_on_cpu_provider", lambda self, folder: False)
+    monkeypatch.setattr(Cpu, "session", Symmetric.session)
     assert json.loads(CliRunner().invoke(app, arguments).stdout)["roofline"] == {}
     assert "no roofline: cpu, only ONNX models" in CliRunner().invoke(app, arguments[:-1]).stdout
 

@@ -27,8 +27,8 @@ def no_measuring(monkeypatch):
         def refuse(*_, **__):
             raise AssertionError("measured although a profile is given")
 
-        monkeypatch.setattr("graphcompress.targets.common.choice.turns", refuse)
-        monkeypatch.setattr("graphcompress.targets.cpu.guard.interleaved", refuse)
+        monkeypatch.setattr("graphcompress.targets.common.form_choice.turns", refuse)
+        monkeypatch.setattr("graphcompress.targets.cpu.file_comparison.interleaved", refuse)
 
     return forbid
 

@@ -9,14 +9,22 @@ import pytest
 
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner
+from graphcompress.measure.cache import MeasurementCache
 from graphcompress.numerics.kronecker import Factors, Split
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.kronecker import write_expression
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.legal import legalise
 from graphcompress.targets.common.attention import FusedAttention
-from graphcompress.targets.common.choice import LEAST_ROUNDS, ROUNDS, fastest, measure_forms, same_outputs
 from graphcompress.targets.common.family import UNCHANGED
+from graphcompress.targets.common.form_choice import (
+    LEAST_ROUNDS,
+    ROUNDS,
+    choose_forms,
+    fastest,
+    measure_forms,
+    same_outputs,
+)
 from graphcompress.targets.common.gelu import Gelu
 from graphcompress.targets.common.integer import IntegerLinear
 from graphcompress.targets.common.unsigned import unsigned_activations
@@ -525,7 +533,7 @@ def test_a_guard_after_the_softmax_or_another_axis_is_not_matched():
 # ---- choice
 
 
-def test_a_form_that_computes_something_else_is_not_taken(caplog):
+def test_a_form_that_computes_something_else_is_not_taken():
     class Wrong(Residual):
         @property
         def forms(self):
@@ -536,9 +544,9 @@ def test_a_form_that_computes_something_else_is_not_taken(caplog):
             return {"max": as_maximum, **super().forms}
 
     model = model_of(RESIDUAL.format(op="Add"), norm_weights())
-    times = measure_forms(model, Wrong(), [{"x": random(2, 3, 8), "y": random(2, 3, 8, seed=2)}])
+    times, refused = measure_forms(model, Wrong(), [{"x": random(2, 3, 8), "y": random(2, 3, 8, seed=2)}])
     assert set(times) == {UNCHANGED, "sum"}
-    assert "gives other outputs" in caplog.text
+    assert refused == {"max": "it gives other outputs"}
 
 
 def test_a_form_that_the_runtime_refuses_is_not_taken():
@@ -552,8 +560,39 @@ def test_a_form_that_the_runtime_refuses_is_not_taken():
             return {"unknown": as_nothing_known}
 
     model = model_of(RESIDUAL.format(op="Add"), norm_weights())
-    times = measure_forms(model, Refused(), [{"x": random(2, 3, 8), "y": random(2, 3, 8, seed=2)}])
+    times, refused = measure_forms(model, Refused(), [{"x": random(2, 3, 8), "y": random(2, 3, 8, seed=2)}])
     assert set(times) == {UNCHANGED}
+    assert refused["unknown"].startswith("ONNX Runtime refuses the model")
+
+
+def test_a_mistake_in_a_form_is_an_error_and_no_reason_to_leave_it_out():
+    class Broken(Residual):
+        @property
+        def forms(self):
+            return {"broken": lambda rw, site: site.nothing}
+
+    model = model_of(RESIDUAL.format(op="Add"), norm_weights())
+    with pytest.raises(AttributeError, match="nothing"):
+        measure_forms(model, Broken(), [{"x": random(2, 3, 8), "y": random(2, 3, 8, seed=2)}])
+
+
+def test_a_refused_form_is_recorded_with_its_reason_also_where_times_are_kept(tmp_path):
+    class Half(Residual):
+        @property
+        def forms(self):
+            def as_nothing_known(rw, site):
+                rw.replace(site.nodes[0].outputs[0], rw.node("NoSuchOperator", before=site.nodes[0]))
+
+            return {"unknown": as_nothing_known, **super().forms}
+
+    model = model_of(RESIDUAL.format(op="Add"), norm_weights())
+    cache = MeasurementCache(tmp_path)
+    records = []
+    for _ in range(2):
+        (choice,) = choose_forms(model.clone(), [Half()], [(2, 3)], Context(), cache=cache)
+        assert choice.refused["unknown"].startswith("ONNX Runtime refuses the model")
+        records.append(choice.record)
+    assert records[0] == records[1]
 
 
 def rounds_of(times, taken=None):
@@ -575,7 +614,7 @@ def rounds_of(times, taken=None):
 def test_a_clear_choice_takes_few_rounds(own, rounds, monkeypatch):
     taken = []
     times = {UNCHANGED: [1.0] * 7, "sum": own}
-    monkeypatch.setattr("graphcompress.targets.common.choice.turns", rounds_of(times, taken))
+    monkeypatch.setattr("graphcompress.targets.common.form_choice.turns", rounds_of(times, taken))
     model = model_of(RESIDUAL.format(op="Add"), norm_weights())
     measure_forms(model, Residual(), [{"x": random(2, 3, 8), "y": random(2, 3, 8, seed=2)}])
     assert len(taken) == rounds
@@ -583,12 +622,12 @@ def test_a_clear_choice_takes_few_rounds(own, rounds, monkeypatch):
 
 def test_rounds_slowed_by_other_work_do_not_count_against_a_form(monkeypatch):
     rounds = {UNCHANGED: [1.0] * 10, "sum": [0.8] * 3 + [5.0] * 7}
-    monkeypatch.setattr("graphcompress.targets.common.choice.turns", rounds_of(rounds))
+    monkeypatch.setattr("graphcompress.targets.common.form_choice.turns", rounds_of(rounds))
     model = model_of(RESIDUAL.format(op="Add"), norm_weights())
     feeds = [{"x": random(2, 3, 8), "y": random(2, 3, 8, seed=2)}]
-    assert fastest(measure_forms(model, Residual(), feeds), UNCHANGED) == "sum"
+    assert fastest(measure_forms(model, Residual(), feeds)[0], UNCHANGED) == "sum"
     rounds["sum"] = [1.5] * 10
-    assert fastest(measure_forms(model, Residual(), feeds), "sum") == UNCHANGED
+    assert fastest(measure_forms(model, Residual(), feeds)[0], "sum") == UNCHANGED
 
 
 def test_outputs_that_are_not_a_number_are_different():

@@ -21,7 +21,7 @@ from graphcompress.measure.verify import interface
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context
 from graphcompress.targets.common.attention import OPERATOR
-from graphcompress.targets.common.choice import FLOOR, MARGIN, fastest
+from graphcompress.targets.common.form_choice import FLOOR, MARGIN, fastest
 from graphcompress.targets.cpu.cpu import Cpu, detected_isa
 
 pytestmark = pytest.mark.usefixtures("quick_measurements")
@@ -126,7 +126,7 @@ def test_attention_is_an_operator_where_it_is_fastest_and_its_opset_may_be_writt
     def operator_wins(times, default):
         return OPERATOR if OPERATOR in times else default
 
-    monkeypatch.setattr("graphcompress.targets.common.choice.fastest", operator_wins)
+    monkeypatch.setattr("graphcompress.targets.common.form_choice.fastest", operator_wins)
     simplified.save(tmp_path / "before.onnx")
     record = lower(simplified, tmp_path / "out", newest_opset=newest)
     written = onnx.load(tmp_path / "out" / "model.onnx")
@@ -166,7 +166,7 @@ def test_second_lowering_writes_the_same_bytes_and_record(simplified, tmp_path, 
     def no_measuring(*_, **__):
         raise AssertionError("measured although it is in the cache")
 
-    monkeypatch.setattr("graphcompress.targets.common.choice.turns", no_measuring)
+    monkeypatch.setattr("graphcompress.targets.common.form_choice.turns", no_measuring)
     second = lower(simplified, tmp_path / "second")
     assert json.dumps(first, sort_keys=True) == json.dumps(second, sort_keys=True)
     assert (tmp_path / "first/model.onnx").read_bytes() == (tmp_path / "second/model.onnx").read_bytes()

@@ -1,22 +1,23 @@
-"""The promise about speed: what is lowered is timed as a whole, against the file that came in."""
+"""Which of two models in files is faster on this machine, as wholes."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from graphcompress.data.samples import padding_mask
+from graphcompress.errors import DataError
+from graphcompress.graph.model import Model
 from graphcompress.graph.reading.hashes import sha256
-from graphcompress.graph.runtime import Feed
+from graphcompress.graph.runtime import Feed, Runner, first_line, runner_of, runtime_errors, session_of
 from graphcompress.measure.cache import Measurements, Times
 from graphcompress.measure.timing import Measurement, interleaved
-from graphcompress.targets.common.contenders import Opener, first_run, on_cpu, run_on
-from graphcompress.targets.cpu.apart import timed_apart
 
 SLOWER = 0.97
 """A model that is less than this many times as fast as another, over all shapes, is slower than it …"""
@@ -38,10 +39,34 @@ _SECONDS = 4.0
 LARGE_BYTES = 100_000_000
 """From here on two files are not in memory at once where that can be avoided."""
 
+CLEARLY = 1.1
+"""How many times as fast, at every shape, is believed of models that did not take turns, when the other was
+timed before and after …"""
+
+CLEARLY_AT_ONCE = 1.5
+"""… and when it was timed before only."""
+
+APART_ROUNDS = 2
+
+LONG_SECONDS = 0.1
+"""A run that takes longer is not repeated: what its first time costs more is little then."""
+
+SPIN_US = 1000
+"""Threads that wait longer go to sleep, and another session can be timed at once."""
+
 _METHOD = 3
 """Part of the cache's keys; raise it when times are taken in another way."""
 
+Run = Callable[[Feed], object]
+Opener = Callable[[Path], Run]
+"""Makes a function that runs the model in a file."""
+
 Timer = Callable[[Mapping[str, Callable[[], object]], int], Measurement]
+
+
+def on_cpu(file: Path) -> Run:
+    """Opens a file on the CPU provider; its threads go to sleep soon, so that others can be timed."""
+    return runner_of(session_of(file, spin_us=SPIN_US))
 
 
 def timed(runs: Mapping[str, Callable[[], object]], rounds: int) -> Measurement:
@@ -90,12 +115,12 @@ def compare_files(
     if apart and large and all(opener is on_cpu for opener in openers.values()):
         times = timed_apart(files, feeds, subject=subject, than=than)
     if times is None:
-        times = _repeated(lambda: _times(_opened(files, openers), feeds, timer), subject, than)
+        times = _repeated(lambda: _in_turns(_opened(files, openers), feeds, timer), subject, than)
     cache.put(key, times)
     return times
 
 
-def _opened(files: Mapping[str, Path], openers: Mapping[str, Opener]) -> dict[str, Any]:
+def _opened(files: Mapping[str, Path], openers: Mapping[str, Opener]) -> dict[str, Run]:
     return {name: openers[name](path) for name, path in files.items()}
 
 
@@ -114,13 +139,13 @@ def _repeated(measure: Callable[[], Times], subject: str, than: str) -> Times:
     return mildest
 
 
-def _times(sessions: Mapping[str, object], feeds: Sequence[Feed], timer: Timer) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in sessions}
+def _in_turns(models: Mapping[str, Run], feeds: Sequence[Feed], timer: Timer) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in models}
     for feed in feeds:
-        runs = {name: run_on(session, feed) for name, session in sessions.items()}
+        runs = {name: functools.partial(run, feed) for name, run in models.items()}
         begun = time.perf_counter()
         for name, run in runs.items():
-            first_run(name, run)
+            _first_run(name, run)
         once = time.perf_counter() - begun
         rounds = max(1, min(ROUNDS, int(_SECONDS / once)))
         for name, timing in timer(runs, rounds).timings.items():
@@ -137,3 +162,76 @@ def _key(files: Mapping[str, Path], feeds: Sequence[Feed]) -> str:
     masks = [mask for feed in feeds if (mask := padding_mask(feed)) is not None and not mask.all()]
     real = "".join(f" {int(mask.sum())} real" for mask in masks)
     return f"{_METHOD} files {digest.hexdigest()[:24]} {shapes}{real}"
+
+
+# ---- one after the other
+
+
+def timed_apart(files: Mapping[str, Path], feeds: Sequence[Feed], *, subject: str, than: str) -> Times | None:
+    """Milliseconds of both models for each of ``feeds``; None unless ``subject`` is clearly the faster one.
+
+    The other model is timed before and, unless that leaves no doubt, after it, and counts as fast as it was
+    in the faster of the two: a neighbour that slows down one of them does not help the subject.
+
+    Raises:
+        DataError: one of the models does not run on one of the feeds.
+    """
+    with _mapped(files[than]) as run:
+        before = _timed_alone(than, run, feeds)
+    with _mapped(files[subject]) as run:
+        own = _timed_alone(subject, run, feeds)
+    if not _is_clearly_faster(own, before, CLEARLY):
+        return None
+    if _is_clearly_faster(own, before, CLEARLY_AT_ONCE):
+        return {subject: own, than: before}
+    short = [index for index, ms in enumerate(before) if ms < 1000 * LONG_SECONDS] or [0]
+    with _mapped(files[than]) as run:
+        after = _timed_alone(than, run, [feeds[index] for index in short])
+    change = min(1.0, *(again / before[index] for index, again in zip(short, after, strict=True)))
+    if not _is_clearly_faster(own, [ms * change for ms in before], CLEARLY):
+        return None
+    again = dict(zip(short, after, strict=True))
+    return {subject: own, than: [min(ms, again.get(index, ms)) for index, ms in enumerate(before)]}
+
+
+def _is_clearly_faster(own: Sequence[float], other: Sequence[float], times: float) -> bool:
+    return all(ms * times < before for ms, before in zip(own, other, strict=True))
+
+
+@contextlib.contextmanager
+def _mapped(path: Path) -> Iterator[Runner]:
+    """The model in a file, its weights mapped: inside an ONNX file they are held twice by a session."""
+    with Runner(Model.load(path), prepack=True, spin_us=SPIN_US) as runner:
+        yield runner
+
+
+def _timed_alone(name: str, run: Callable[[Feed], object], feeds: Sequence[Feed]) -> list[float]:
+    """Milliseconds of one model for each of ``feeds``, the largest first: it warms up for the others."""
+    times = {}
+    for index, feed in sorted(enumerate(feeds), key=lambda item: _entries(item[1]), reverse=True):
+        once = functools.partial(run, feed)
+        begun = time.perf_counter()
+        _first_run(name, once)
+        seconds = time.perf_counter() - begun
+        if seconds < LONG_SECONDS:
+            seconds = interleaved({name: once}, rounds=APART_ROUNDS, warmup=0).timings[name].low_ms / 1000
+        times[index] = round(1000 * seconds, 5)
+    return [times[index] for index in range(len(feeds))]
+
+
+def _entries(feed: Feed) -> int:
+    return max(array.size for array in feed.values())
+
+
+def _first_run(name: str, run: Callable[[], object]) -> None:
+    """Run once.
+
+    Raises:
+        DataError: the model called ``name`` does not run.
+    """
+    try:
+        run()
+    except runtime_errors() as error:
+        raise DataError(
+            f"the {name} does not run at a shape that is measured ({first_line(error)})"
+        ) from error

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from graphcompress.data.load import synthetic_samples
-from graphcompress.errors import DataError
+from graphcompress.errors import DataError, UnsupportedModelError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed, Runner
 from graphcompress.measure.cache import Measurements, Times
@@ -46,7 +47,7 @@ _METHOD = 5
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenForm:
     """The form that the sites of one signature were given.
 
     Attributes:
@@ -55,6 +56,7 @@ class Choice:
         sites: how many.
         times_ms: form → milliseconds at every shape; empty when nothing was measured.
         unmeasured: why there are no times although they were asked for, or an empty text.
+        refused: form → why it was not taken: the runtime refuses it, or it gives other outputs.
     """
 
     family: str
@@ -62,6 +64,13 @@ class Choice:
     sites: int
     times_ms: Times
     unmeasured: str = ""
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """As plain data, for the manifest."""
+        known = asdict(self)
+        return known if self.refused else {name: it for name, it in known.items() if name != "refused"}
 
 
 def choose_forms(
@@ -72,7 +81,7 @@ def choose_forms(
     *,
     cache: Measurements | None,
     progress: Progress = no_progress,
-) -> list[Choice]:
+) -> list[ChosenForm]:
     """Give every site of ``model`` the form that is fastest here, family after family.
 
     Without ``cache`` nothing is measured, and the default forms are taken; so they are where a ``cache`` that
@@ -90,16 +99,18 @@ def choose_forms(
 
 def _choose_family(
     model: Model, family: Family, feeds: Sequence[Feed], ctx: Context, cache: Measurements | None
-) -> list[Choice]:
+) -> list[ChosenForm]:
     groups: dict[str, list[Site]] = {}
     for site in family.sites(model):
         groups.setdefault(site.signature(), []).append(site)
     choices = []
     chosen: list[tuple[Site, str]] = []
     for sites in groups.values():
-        times, unmeasured = ({}, "") if cache is None else _times(model, family, sites[0], feeds, cache)
+        times, refused, unmeasured = (
+            ({}, {}, "") if cache is None else _times(model, family, sites[0], feeds, cache)
+        )
         form = fastest(times, family.default)
-        choices.append(Choice(family.name, form, len(sites), times, unmeasured))
+        choices.append(ChosenForm(family.name, form, len(sites), times, unmeasured, refused))
         chosen.extend((site, form) for site in sites)
     with Rewriter(model, ctx) as rw:
         for site, form in chosen:
@@ -128,22 +139,27 @@ def fastest(times_ms: Times, default: str) -> str:
 
 def _times(
     model: Model, family: Family, site: Site, feeds: Sequence[Feed], cache: Measurements
-) -> tuple[Times, str]:
-    """Times of the forms of ``site``, and why there are none, or an empty text."""
+) -> tuple[Times, Mapping[str, str], str]:
+    """Times of the forms of ``site``, why a form has none, and why all have none.
+
+    The cache keeps no reasons: where a form has no times there, it is tried again, and nothing is measured.
+    """
     shapes = ",".join("x".join(map(str, next(iter(feed.values())).shape)) for feed in feeds)
     key = f"{_METHOD} {family.name}: {' '.join(family.forms)} {site.signature()} {shapes}"
     kept = cache.get(key)
-    if kept is not None and _fits(kept, family, len(feeds)):
-        return kept, ""
+    if kept is not None and not _fits(kept, family, len(feeds)):
+        kept = None
     if cache.complete:
-        return {}, "not in the profile"
+        return ({}, {}, "not in the profile") if kept is None else (kept, {}, "")
+    if kept is not None and kept.keys() >= family.forms.keys():
+        return kept, {}, ""
     try:
-        times = measure_forms(site.extract(model), family, _read_by(site, model, feeds))
+        times, refused = measure_forms(site.extract(model), family, _read_by(site, model, feeds), kept)
     except DataError as error:
         _LOG.warning("forms of %s are not measured: %s", family.name, error)
-        return {}, "the model does not run at these shapes"
+        return {}, {}, "the model does not run at these shapes"
     cache.put(key, times)
-    return times, ""
+    return times, refused, ""
 
 
 def _read_by(site: Site, model: Model, feeds: Sequence[Feed]) -> list[Feed]:
@@ -167,28 +183,31 @@ def _fits(times: Times, family: Family, shapes: int) -> bool:
     return UNCHANGED in times and set(times) <= known and all(len(row) == shapes for row in times.values())
 
 
-def measure_forms(alone: Model, family: Family, feeds: Sequence[Feed]) -> dict[str, list[float]]:
+def measure_forms(
+    alone: Model, family: Family, feeds: Sequence[Feed], kept: Times | None = None
+) -> tuple[Times, dict[str, str]]:
     """Milliseconds, for each of ``feeds``, of every form of the site that is the whole of ``alone``.
 
-    Forms that are refused by the runtime or give other outputs are left out.
+    Forms that the runtime refuses, or that give other outputs, have no times: the second result says why.
+    With times that were ``kept`` nothing is measured.
     """
     with contextlib.ExitStack() as stack:
         unchanged = stack.enter_context(Runner(alone, prepack=True, spin_us=_SPIN_US))
         expected = [unchanged(feed) for feed in feeds]
-        candidates = {UNCHANGED: unchanged}
+        runners, refused = {UNCHANGED: unchanged}, {}
         for form in family.forms:
+            twin = _rewritten(alone, family, form)
             try:
-                twin = _rewritten(alone, family, form)
                 runner = stack.enter_context(Runner(twin, prepack=True, spin_us=_SPIN_US))
                 seen = [runner(feed) for feed in feeds]
-            except Exception as error:  # onnxruntime's exceptions share no base class
-                _LOG.info("form %s of %s is refused by the runtime: %s", form, family.name, error)
+            except (UnsupportedModelError, DataError) as error:  # of the runtime, as a Runner tells them
+                refused[form] = str(error)
                 continue
             if same_outputs(expected, seen):
-                candidates[form] = runner
+                runners[form] = runner
             else:
-                _LOG.warning("form %s of %s gives other outputs and is not taken", form, family.name)
-        return _times_ms(candidates, feeds, family.default)
+                refused[form] = "it gives other outputs"
+        return kept or _times_ms(runners, feeds, family.default), refused
 
 
 def _rewritten(alone: Model, family: Family, form: str) -> Model:

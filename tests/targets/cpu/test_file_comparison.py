@@ -9,11 +9,11 @@ from graphcompress.graph.model import Model
 from graphcompress.measure.cache import MeasurementCache
 from graphcompress.measure.timing import Measurement
 from graphcompress.plugin.base import Context
-from graphcompress.targets.common.choice import shaped_feeds
-from graphcompress.targets.cpu import apart, guard
+from graphcompress.targets.common.form_choice import shaped_feeds
+from graphcompress.targets.cpu import file_comparison
 from graphcompress.targets.cpu.cpu import Cpu, families
-from graphcompress.targets.cpu.guard import REPETITIONS, compare_files, is_slower
-from graphcompress.targets.cpu.whole import lower, refuse_slower, take_back, times_against_input
+from graphcompress.targets.cpu.file_comparison import REPETITIONS, compare_files, is_slower
+from graphcompress.targets.cpu.formed_model import give_forms, refuse_slower, take_back, times_against_input
 
 SHAPES = [(1, 4), (2, 8)]
 
@@ -106,8 +106,8 @@ def test_noise_between_measurements_convicts_nobody(files, tiny_bert, cache):
 )
 def test_large_files_are_timed_apart(before, own, after, expected, files, tiny_bert, cache, monkeypatch):
     script = [row for row in (before, own, after) if row]
-    monkeypatch.setattr(apart, "_timed", lambda name, run, feeds: script.pop(0)[: len(feeds)])
-    monkeypatch.setattr(guard, "LARGE_BYTES", 0)
+    monkeypatch.setattr(file_comparison, "_timed_alone", lambda name, run, feeds: script.pop(0)[: len(feeds)])
+    monkeypatch.setattr(file_comparison, "LARGE_BYTES", 0)
     feeds, clock = shaped_feeds(tiny_bert, SHAPES, 0), Clock({"input": 1.0, "artifact": 1.0})
     times = compare_files(files, feeds, cache, subject="artifact", than="input", timer=clock, apart=True)
     assert times == (
@@ -119,7 +119,7 @@ def test_large_files_are_timed_apart(before, own, after, expected, files, tiny_b
 def test_a_model_timed_alone_runs_at_every_shape(tiny_bert, tiny_bert_path):
     feeds = shaped_feeds(tiny_bert, SHAPES, 0)
     files = {"slow": tiny_bert_path, "fast": tiny_bert_path}
-    times = apart.timed_apart(files, feeds, subject="fast", than="slow")
+    times = file_comparison.timed_apart(files, feeds, subject="fast", than="slow")
     assert times is None or all(len(row) == len(SHAPES) and min(row) > 0 for row in times.values())
 
 
@@ -147,7 +147,7 @@ def test_an_input_that_does_not_run_at_a_shape_is_said(tiny_bert, tiny_bert_path
 
 
 def test_families_that_slow_the_model_down_are_taken_back(tiny_bert, cache):
-    first = lower(tiny_bert, families(), SHAPES, Context(), None)
+    first = give_forms(tiny_bert, families(), SHAPES, Context(), None)
     used = [choice.family for choice in first.choices if choice.form != "unchanged"]
 
     class Residuals(Clock):
@@ -167,7 +167,7 @@ def test_families_that_slow_the_model_down_are_taken_back(tiny_bert, cache):
 
 
 def test_nothing_is_taken_back_that_does_not_slow_down(tiny_bert, cache):
-    first = lower(tiny_bert, families(), SHAPES, Context(), None)
+    first = give_forms(tiny_bert, families(), SHAPES, Context(), None)
     clock = Clock({"with": 10.0, "without": 10.0})
     assert take_back(tiny_bert, first, families(), SHAPES, Context(), cache, timer=clock) is first
 
@@ -208,7 +208,7 @@ def test_without_measuring_the_record_says_so(tiny_bert, tmp_path):
 def test_a_model_without_a_file_is_not_compared(tiny_bert_proto, tmp_path, monkeypatch):
     from onnx_ir import from_proto
 
-    monkeypatch.setattr("graphcompress.targets.common.choice.ROUNDS", 1)
+    monkeypatch.setattr("graphcompress.targets.common.form_choice.ROUNDS", 1)
     model = Model(from_proto(tiny_bert_proto))
     record = Cpu(shapes="1x4").lower(model, tmp_path, Context()).record
     assert any("not a file" in note for note in record["notes"])

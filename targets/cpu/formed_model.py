@@ -1,4 +1,4 @@
-"""Lowers a model and keeps the promise about speed: forms that slow the whole model down are taken back."""
+"""A model in its forms, and the promise about speed: forms that slow the whole down are taken back."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from graphcompress.graph.model import Model
 from graphcompress.measure.cache import Measurements, Times
 from graphcompress.measure.shapes import Shape
 from graphcompress.plugin.base import Context
-from graphcompress.targets.common.choice import Choice, choose_forms, shaped_feeds
-from graphcompress.targets.common.contenders import Opener, on_cpu
 from graphcompress.targets.common.family import UNCHANGED, Family
-from graphcompress.targets.cpu.guard import Timer, compare_files, is_slower, timed
+from graphcompress.targets.common.form_choice import ChosenForm, choose_forms, shaped_feeds
+from graphcompress.targets.cpu.file_comparison import Opener, Timer, compare_files, is_slower, on_cpu, timed
 
 INPUT, ARTIFACT = "input", "artifact"
 
 
 @dataclass(frozen=True)
-class Lowered:
+class FormedModel:
     """A model in its forms.
 
     Attributes:
@@ -32,36 +31,36 @@ class Lowered:
     """
 
     model: Model
-    choices: tuple[Choice, ...]
+    choices: tuple[ChosenForm, ...]
     taken_back: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
-def lower(
+def give_forms(
     legal: Model,
     families: Sequence[Family],
     shapes: Sequence[Shape],
     ctx: Context,
     cache: Measurements | None,
     taken_back: tuple[str, ...] = (),
-) -> Lowered:
+) -> FormedModel:
     """A copy of ``legal`` in the forms of ``families``, without those of the families ``taken_back``."""
     model = legal.clone()
     chosen = [family for family in families if family.name not in taken_back]
     choices = choose_forms(model, chosen, shapes, ctx, cache=cache, progress=ctx.progress)
-    return Lowered(model, tuple(choices), taken_back)
+    return FormedModel(model, tuple(choices), taken_back)
 
 
 def take_back(
     legal: Model,
-    first: Lowered,
+    first: FormedModel,
     families: Sequence[Family],
     shapes: Sequence[Shape],
     ctx: Context,
     cache: Measurements,
     *,
     timer: Timer = timed,
-) -> Lowered:
+) -> FormedModel:
     """``first`` without the families of forms that make the whole model slower, the last chosen first."""
     used = {choice.family for choice in first.choices if choice.form != UNCHANGED}
     feeds = shaped_feeds(legal, shapes, ctx.seed)
@@ -69,7 +68,7 @@ def take_back(
     with tempfile.TemporaryDirectory(prefix="graphcompress-") as name:
         files = {"with": Path(name) / "with.onnx", "without": Path(name) / "without.onnx"}
         for family in reversed([family.name for family in families if family.name in used]):
-            without = lower(legal, families, shapes, ctx, cache, (*kept.taken_back, family))
+            without = give_forms(legal, families, shapes, ctx, cache, (*kept.taken_back, family))
             kept.model.save(files["with"])
             without.model.save(files["without"])
             times = compare_files(files, feeds, cache, subject="with", than="without", timer=timer)

@@ -1,16 +1,16 @@
-"""What a lowering records: the forms, and in sentences what a reader of the report should know."""
+"""The forms of a model in words, and what a reader of the report should know of them."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from graphcompress.targets.common.choice import Choice
 from graphcompress.targets.common.family import Family
-from graphcompress.targets.cpu.whole import Lowered
+from graphcompress.targets.common.form_choice import ChosenForm
+from graphcompress.targets.cpu.formed_model import FormedModel
 
 
-def notes_on(lowered: Lowered, families: Sequence[Family], asked: str) -> list[str]:
+def notes_on(lowered: FormedModel, families: Sequence[Family], asked: str) -> list[str]:
     """Notes on the forms of ``lowered``; ``asked`` says which were asked for by name, or nothing."""
     notes = [*([asked] if asked else []), *lowered.notes]
     notes += [
@@ -20,7 +20,7 @@ def notes_on(lowered: Lowered, families: Sequence[Family], asked: str) -> list[s
     return [*notes, *_notes(lowered.choices, families)]
 
 
-def forms_text(choices: Sequence[Choice]) -> str:
+def forms_text(choices: Sequence[ChosenForm]) -> str:
     """``residual 12 × sum, gelu 6 × gelu``."""
     counts: Counter[tuple[str, str]] = Counter()
     for choice in choices:
@@ -28,11 +28,14 @@ def forms_text(choices: Sequence[Choice]) -> str:
     return ", ".join(f"{family} {sites} × {form}" for (family, form), sites in counts.items())
 
 
-def _notes(choices: Sequence[Choice], families: Sequence[Family]) -> Iterator[str]:
+def _notes(choices: Sequence[ChosenForm], families: Sequence[Family]) -> Iterator[str]:
     defaults = {family.name: family.default for family in families}
     missing: Counter[tuple[str, str, str]] = Counter()
     slower: Counter[tuple[str, str, str]] = Counter()
+    refused: Counter[tuple[str, str, str]] = Counter()
     for choice in choices:
+        for form, reason in choice.refused.items():
+            refused[choice.family, form, reason] += choice.sites
         default = defaults[choice.family]
         if choice.unmeasured:
             missing[choice.family, choice.form, choice.unmeasured] += choice.sites
@@ -42,6 +45,8 @@ def _notes(choices: Sequence[Choice], families: Sequence[Family]) -> Iterator[st
         yield f"{family}, {_counted(sites)}: {reason}; they have the default form, {form}"
     for (family, default, form), sites in slower.items():
         yield f"{family}, {_counted(sites)}: {default} measured slower than {form} and is not taken"
+    for (family, form, reason), sites in refused.items():
+        yield f"{family}, {_counted(sites)}: {form} is not taken: {reason}"
 
 
 def _counted(sites: int) -> str:

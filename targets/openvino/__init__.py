@@ -1,0 +1,1 @@
+"""openvino: OpenVINO as a provider of ONNX Runtime."""
