@@ -20,16 +20,17 @@ def token_values(model: Model, names: Iterable[str] | None = None) -> frozenset[
     if mask is None:
         return frozenset()
     if names is None:
-        return frozenset(it.name or "" for it in model.graph.outputs if _follows(it, mask))
-    wanted = set(names)
-    found = (value for node in model.graph for value in node.outputs if value.name in wanted)
-    return frozenset(value.name or "" for value in found if _follows(value, mask))
+        found = list(model.graph.outputs)
+    else:
+        wanted = set(names)
+        found = [value for node in model.graph for value in node.outputs if value.name in wanted]
+    return frozenset(value.name or "" for value in found if _follows(model.declared.of(value), mask.shape))
 
 
-def _follows(value: ir.Value, mask: ir.Value) -> bool:
-    if value.shape is None or mask.shape is None:
+def _follows(shape: ir.Shape | None, mask: ir.Shape | None) -> bool:
+    if shape is None or mask is None:
         return True
-    if len(value.shape) < 2:
+    if len(shape) < 2:
         return False
-    own, length = value.shape[1], mask.shape[1]
+    own, length = shape[1], mask[1]
     return not isinstance(own, int) or own == length

@@ -7,11 +7,11 @@ comes out is known.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import onnx_ir as ir
-from onnx_shape_inference import ShapeInferenceContext, registry
+from onnx_shape_inference import ShapeInferenceContext, _broadcast, registry
 
 _SINCE = 13
 """The lowest opset that is read; the library's own rules are registered for earlier ones."""
@@ -21,9 +21,6 @@ _LONGEST = 64
 
 _FAR = 2**31 - 1
 """An end of a Slice from here on means the end of the axis, however long."""
-
-_NAMES = re.compile(r"[A-Za-z_][\w.]*")
-"""Names in the expression of a size."""
 
 _CONTRIB = "com.microsoft"
 
@@ -110,16 +107,16 @@ def _quotient(dividend: Dim, divisor: Dim) -> Dim | None:
 def _slice(ctx: ShapeInferenceContext, node: ir.Node) -> None:
     """As the library's, which takes every constant end on a variable size for one within it.
 
-    A size that the caller of the model chooses may be smaller than the end: fewer elements are left then.
+    A variable size may be smaller than the end, whoever chose or computed it: fewer elements are left then.
     """
     _LIBRARY["Slice"](ctx, node)
     data, out = node.inputs[0], node.outputs[0]
-    if data is None or data.shape is None or out.shape is None or out.is_graph_output():
+    if data is None or data.shape is None or out.shape is None:
         return
     dims, rank = list(out.shape), len(data.shape)
     for axis, bounds in _sliced(ctx, node).items():
         old, new = data.shape[axis % rank], dims[axis % rank]
-        if isinstance(old, ir.SymbolicDim) and isinstance(new, int) and _is_chosen(ctx, old):
+        if isinstance(old, ir.SymbolicDim) and isinstance(new, int):
             dims[axis % rank] = _remaining(ctx, old, bounds)
     out.shape = ir.Shape(dims)
 
@@ -133,12 +130,6 @@ def _sliced(ctx: ShapeInferenceContext, node: ir.Node) -> dict[int, tuple[Dim, .
     axes = axes or [*range(len(starts))]
     bounds = zip(starts, ends, steps or [1] * len(starts), strict=True)
     return {axis: found for axis, found in zip(axes, bounds, strict=True) if isinstance(axis, int)}
-
-
-def _is_chosen(ctx: ShapeInferenceContext, dim: ir.SymbolicDim) -> bool:
-    """Whether a size is made of the names of the model alone, of none that inference made."""
-    names = _NAMES.findall(dim.value or "")
-    return bool(names) and not any(ctx.is_generated_symbol(name) for name in names)
 
 
 def _remaining(ctx: ShapeInferenceContext, old: ir.SymbolicDim, bounds: tuple[Dim, ...]) -> Dim:
@@ -166,6 +157,29 @@ def _concat(ctx: ShapeInferenceContext, node: ir.Node) -> None:
         (value.dtype for value in node.inputs if value is not None and value.dtype is not None), None
     )
     ctx.set_shape_and_dtype(node.outputs[0], ir.Shape([length]), dtype)
+
+
+def _loop(ctx: ShapeInferenceContext, node: ir.Node) -> None:
+    """Types alone: the library asks for a condition, and takes the first turn's shapes for those of all."""
+    body = node.attributes["body"].as_graph()
+    for output, made in zip(node.outputs, body.outputs[1:], strict=False):
+        if isinstance(made.type, ir.TensorType):
+            ctx.set_dtype(output, made.type.dtype)
+        elif made.type is not None:
+            ctx.set_type(output, made.type)
+
+
+def _either_size(left: Dim, right: Dim) -> Dim | None:
+    """The size of an axis that two sizes broadcast to; None where they do not.
+
+    The library takes the first of two variable sizes, which is wrong wherever that one is 1.
+    """
+    if not (isinstance(left, ir.SymbolicDim) and isinstance(right, ir.SymbolicDim)):
+        return _LIBRARY_BROADCAST(left, right)
+    if left.value is None or right.value is None or left == right:
+        return left if right.value is not None else right
+    larger: Dim = ir.SymbolicDim(f"Max({left.value}, {right.value})").simplify()
+    return larger
 
 
 def _fused_matmul(ctx: ShapeInferenceContext, node: ir.Node) -> None:
@@ -202,6 +216,7 @@ _RULES: dict[str, Rule] = {
     "ConstantOfShape": _constant_of_shape,
     "Div": _div,
     "Expand": _expand,
+    "Loop": _loop,
     "Slice": _slice,
     "Where": _where,
 }
@@ -214,3 +229,24 @@ for _op_type, _rule in _RULES.items():
     registry.register("", _op_type, since_version=_SINCE)(_rule)
 for _op_type, _rule in _CONTRIB_RULES.items():
     registry.register(_CONTRIB, _op_type, since_version=1)(_rule)
+_LIBRARY_BROADCAST = _broadcast._broadcast_dim
+_broadcast._broadcast_dim = _either_size
+
+
+def inferable(model: ir.Model, node: ir.Node) -> bool:
+    """Whether shapes of the outputs of ``node`` are inferred rather than believed."""
+    version = model.opset_imports.get(node.domain, 1)
+    return not node.domain or registry.get(node.domain, node.op_type, version) is not None
+
+
+@contextlib.contextmanager
+def overridable(graph: ir.Graph) -> Iterator[None]:
+    """Libraries see inputs with a default as inputs: they would take the default for a constant."""
+    defaults = [(value, value.const_value) for value in graph.initializers.values() if value.is_graph_input()]
+    try:
+        for value, _ in defaults:
+            value.const_value = None
+        yield
+    finally:
+        for value, tensor in defaults:
+            value.const_value = tensor

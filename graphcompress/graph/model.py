@@ -14,8 +14,9 @@ import numpy as np
 import onnx_ir as ir
 import onnx_shape_inference
 
-import graphcompress.graph.inference  # noqa: F401 (adds its rules to those of the library)
 from graphcompress.errors import InvalidModelError
+from graphcompress.graph.declared import Declared
+from graphcompress.graph.inference import inferable, overridable
 from graphcompress.graph.reading.model_file import read_model
 from graphcompress.graph.scratch import Scratch
 from graphcompress.graph.stored import IN_MEMORY_BYTES, StoredTensor
@@ -45,6 +46,7 @@ class Model:
     Attributes:
         ir: the ``onnx_ir`` model; edit it through :class:`graphcompress.rewrite.rewriter.Rewriter` only.
         files: that it came from: the ONNX file, and those of its external data.
+        declared: what the file says about the shapes of inputs and outputs.
         kept: provenance of narrowed values: name → axis → the indices of the original that were kept.
     """
 
@@ -53,9 +55,7 @@ class Model:
         self.files = tuple(files)
         self.kept: dict[str, dict[int, np.ndarray]] = {}
         self._scratch = Scratch()
-        self._declared = {
-            value.name: None if value.shape is None else value.shape.copy() for value in model.graph.outputs
-        }
+        self.declared = Declared(model)
         self.infer_shapes()
 
     @classmethod
@@ -94,6 +94,7 @@ class Model:
     def clone(self) -> Model:
         """A copy with its own graph; weights are shared, not copied."""
         twin = Model(self.ir.clone(), self.files)
+        twin.declared = self.declared.copy()
         twin.kept = {name: dict(axes) for name, axes in self.kept.items()}
         twin._scratch = self._scratch
         return twin
@@ -144,38 +145,29 @@ class Model:
     def infer_shapes(self) -> None:
         """Infer symbolic shapes of every value anew, from the inputs and the weights alone.
 
-        Shapes written in the file are not trusted: after a pass they are stale. Two are kept: of the graph's
-        outputs, a promise to the caller, and of custom operators' outputs, which cannot be inferred.
+        Shapes written in the file are not trusted: after a pass they are stale, and before it they are a
+        promise that nobody checked. Those of custom operators' outputs are kept, which cannot be inferred.
         """
-        outputs = set(self.graph.outputs)
-        for node in self.graph:
-            for value in node.outputs:
-                if value not in outputs and not node.domain:
-                    value.shape = None
-                if node.op_type != "Constant":
-                    value.const_value = None
-        with _quiet("onnx_shape_inference"):
-            onnx_shape_inference.infer_symbolic_shapes(self.ir, policy="refine", warn_on_missing=False)
+        for graph in self.ir.graphs():
+            for node in graph:
+                for value in node.outputs:
+                    value.shape = None if inferable(self.ir, node) else value.shape
+                    value.const_value = value.const_value if node.op_type == "Constant" else None
+        with _quiet("onnx_shape_inference"), overridable(self.graph):
+            onnx_shape_inference.infer_symbolic_shapes(
+                self.ir, policy="refine", warn_on_missing=False, adopt_declared_symbols=False
+            )
         self._drop_notes_of_inference()
         for node in self.graph:
             for value in node.outputs:
                 _evaluate_fixed_sizes(value)
-        for value in self.graph.outputs:
-            declared = self._declared.get(value.name)
-            if declared is not None:
-                value.shape = declared.copy()
 
     def fix_sizes(self, sizes: Mapping[str, int]) -> None:
         """Give variable sizes of inputs and outputs (by name) these numbers, and infer shapes anew.
 
         A size of an output that is computed from them becomes what inference finds.
         """
-        for value in (*self.graph.inputs, *self.graph.outputs):
-            if value.shape is not None:
-                value.shape = ir.Shape([_fixed(dim, sizes) for dim in value.shape])
-        for value in self.graph.outputs:
-            whole = value.shape is not None and value.shape.is_static()
-            self._declared[value.name] = value.shape.copy() if whole and value.shape is not None else None
+        self.declared.fix(self.graph, sizes)
         self.infer_shapes()
 
     def _drop_notes_of_inference(self) -> None:
@@ -232,7 +224,8 @@ class Model:
         try:
             for value, tensor in stored.items():
                 value.const_value = tensor.below(root)
-            proto = ir.to_proto(self.ir).SerializeToString()
+            with self.declared.shown(self.graph):
+                proto = ir.to_proto(self.ir).SerializeToString()
         finally:
             for value, tensor in stored.items():
                 value.const_value = tensor
@@ -240,14 +233,11 @@ class Model:
 
     def write(self, path: Path, external: str | None = None) -> None:
         """Write the model straight to ``path``; ``external`` names a file beside it for the weights."""
-        if external is None:
-            ir.save(self.ir, path)
-        else:
-            ir.save(self.ir, path, external_data=external, size_threshold_bytes=1024)
-
-
-def _fixed(dim: int | ir.SymbolicDim, sizes: Mapping[str, int]) -> int | ir.SymbolicDim:
-    return dim if isinstance(dim, int) else sizes.get(str(dim.value), dim)
+        with self.declared.shown(self.graph):
+            if external is None:
+                ir.save(self.ir, path)
+            else:
+                ir.save(self.ir, path, external_data=external, size_threshold_bytes=1024)
 
 
 def is_weight(value: ir.Value) -> bool:

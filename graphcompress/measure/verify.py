@@ -357,8 +357,8 @@ def check_structure(model: Model, before: Mapping[str, tuple[str, ...]]) -> None
 def interface(model: Model) -> dict[str, tuple[str, ...]]:
     """Inputs and outputs with their types and shapes, as text."""
     return {
-        "inputs": tuple(f"{value.name}: {value.dtype} {value.shape}" for value in model.graph.inputs),
-        "outputs": tuple(f"{value.name}: {value.dtype} {value.shape}" for value in model.graph.outputs),
+        kind: tuple(f"{value.name}: {value.dtype} {model.declared.of(value)}" for value in values)
+        for kind, values in (("inputs", model.graph.inputs), ("outputs", model.graph.outputs))
     }
 
 

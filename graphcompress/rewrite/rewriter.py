@@ -9,6 +9,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from graphcompress.analysis.linears import NAME_KEY, Embedding, Linear
+from graphcompress.graph.inference import overridable
 from graphcompress.graph.model import Model
 from graphcompress.plugin.base import Context, Record, Skipped, Touched
 from graphcompress.rewrite.builder import AttributeValue, Builder
@@ -200,7 +201,8 @@ class Rewriter:
 
     def apply(self, step: Callable[[ir.Model], ir.passes.PassResult]) -> bool:
         """Run a pass of a library over the whole model in place; whether it modified anything."""
-        modified = bool(step(self.model.ir).modified)
+        with overridable(self.model.graph):
+            modified = bool(step(self.model.ir).modified)
         if modified:
             self.modified = True
             self._names = set()

@@ -1,10 +1,10 @@
-"""What the libraries clean up: constants, identities, common subexpressions, dead code, normalisations."""
+"""What the libraries clean up: constants, identities, common subexpressions, dead code."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
@@ -24,7 +24,7 @@ def clean_up(rw: Rewriter) -> bool:
     """Run the libraries' passes; whether anything was modified."""
     from onnxscript.optimizer._constant_folding import FoldConstantsPass  # takes a second to import
 
-    steps = [
+    steps: list[Callable[[ir.Model], ir.passes.PassResult]] = [
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         FoldConstantsPass(
             shape_inference=False,
@@ -32,34 +32,47 @@ def clean_up(rw: Rewriter) -> bool:
             output_size_limit=FOLDED_ELEMENTS,
             should_fold=_may_fold,
         ),
-        common.IdentityEliminationPass(),
-        common.CommonSubexpressionEliminationPass(),
+        _IdentityElimination(),
+        _merge_equal_nodes,
         common.RemoveUnusedNodesPass(),
     ]
     return sum(rw.apply(step) for step in steps) > 0
 
 
-def fuse_normalizations(rw: Rewriter) -> int:
-    """Decomposed LayerNormalization (opset 17) and RMSNormalization (23) become one node each; how many."""
-    from onnxscript.rewriter.rules.fusion import _layer_norm, _rms_normalization
+class _IdentityElimination(common.IdentityEliminationPass):
+    """The library's, which lets one value stand for two outputs, and for the output of a branch of an If.
 
-    rules = []
-    if rw.model.opset >= 17:
-        rules.append(_layer_norm.layer_normalization_ruleset)
-    if rw.model.opset >= 23:
-        rules.append(_rms_normalization.rms_normalization_ruleset)
-    fused = 0
-    for ruleset in rules:
-        count = 0
+    One of the two names vanished from the model, and the branch had an output that no node of it computes.
+    """
 
-        def step(model: ir.Model, ruleset: object = ruleset) -> ir.passes.PassResult:
-            nonlocal count
-            count = ruleset.apply_to_model(model)  # type: ignore[attr-defined]
-            return ir.passes.PassResult(model, count > 0)
+    def _try_eliminate_identity_node(self, node: ir.Node) -> bool:
+        source = node.inputs[0] if node.op_type == "Identity" else None
+        if source is None:
+            return False
+        shared = source.is_graph_output() or source.graph is not node.graph
+        if shared and node.outputs[0].is_graph_output():
+            return False
+        return super()._try_eliminate_identity_node(node)
 
-        rw.apply(step)
-        fused += count
-    return fused
+
+def _merge_equal_nodes(model: ir.Model) -> ir.passes.PassResult:
+    """The library's elimination of common subexpressions; nodes that give outputs of the graph are unlike.
+
+    Of two equal ones the library makes one and an Identity, again and again.
+    """
+    outputs = [value.producer() for value in model.graph.outputs]
+    givers = [node for node in dict.fromkeys(outputs) if node is not None]
+    tagged = givers if len(givers) > 1 else []
+    for number, node in enumerate(tagged):
+        node.attributes[_TAG] = ir.AttrInt64(_TAG, number)
+    try:
+        return common.CommonSubexpressionEliminationPass()(model)
+    finally:
+        for node in tagged:
+            node.attributes.pop(_TAG, None)
+
+
+_TAG = "graphcompress.output"
 
 
 def merge_duplicates(rw: Rewriter) -> int:

@@ -10,7 +10,17 @@ import onnx_ir as ir
 from graphcompress.analysis.bounds import Bounds
 from graphcompress.graph.expressions import Constants
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules import arithmetic, cleanup, convolutions, guards, heads, linears, masks, shapes
+from graphcompress.rules import (
+    arithmetic,
+    cleanup,
+    convolutions,
+    guards,
+    heads,
+    linears,
+    masks,
+    normalisations,
+    shapes,
+)
 from graphcompress.rules.base import Rule
 
 MAX_ROUNDS = 20
@@ -32,7 +42,7 @@ def simplify(
     for _ in range(MAX_ROUNDS):
         changed = cleanup.clean_up(rw)
         removed["duplicate initializer"] += (merged := cleanup.merge_duplicates(rw))
-        removed["decomposed normalization"] += (fused := cleanup.fuse_normalizations(rw))
+        removed["decomposed normalization"] += (fused := normalisations.fuse_normalizations(rw))
         if changed or merged or fused:
             rw.clean()
         found = _sweep(rw, largest_input, assume_visible)

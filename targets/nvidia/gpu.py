@@ -17,8 +17,8 @@ from graphcompress.plugin.base import Capabilities, Context, Lowering, Target
 from graphcompress.plugin.options import option
 from graphcompress.plugin.schemes import INT8, UINT8, integer_products
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.cleanup import fuse_normalizations
 from graphcompress.rules.legal import legalise
+from graphcompress.rules.normalisations import fuse_normalizations
 from graphcompress.rules.opset import raise_opset
 from graphcompress.targets.common.attention import FusedAttention
 from graphcompress.targets.common.form_choice import choose_forms

@@ -13,9 +13,9 @@ from graphcompress.graph.model import Model
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.kronecker import read_expression
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.cleanup import fuse_normalizations
 from graphcompress.rules.definitions import spell_out
 from graphcompress.rules.legal import legalise
+from graphcompress.rules.normalisations import fuse_normalizations
 from graphcompress.rules.opset import raise_opset
 from graphcompress.targets.common.factors import multiply_factors
 from graphcompress.targets.nvidia.half import clip_constants, to_half

@@ -843,7 +843,7 @@ def test_custom_operators_and_subgraphs_stay_and_are_passed_around() -> None:
     (branch,) = [node for node in model.graph if node.op_type == "If"]
     assert [node.op_type for node in branch.attributes["then_branch"].as_graph()] == ["Neg", "Neg"]
     assert [value.name for value in model.graph.outputs] == ["y", "z"]
-    onnx.checker.check_model(ir.to_proto(model.ir))
+    onnx.checker.check_model(onnx.load_from_string(model.in_place().proto))
 
 
 # ---- the whole

@@ -1,0 +1,1 @@
+"""Random models against the library: a generator, oracles, and a reducer of what fails."""

@@ -1,0 +1,252 @@
+"""What has to hold for every model: each oracle says how it does not, or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from cutting import narrowed, some_of, zeroed
+from onnx import numpy_helper
+
+from fuzz.graph import Part
+from fuzz.models import Case, Feed
+from graphcompress.analysis.couplings import couplings
+from graphcompress.errors import ContractError, GraphCompressError
+from graphcompress.graph.model import Model
+from graphcompress.passes.prune.prune import Prune
+from graphcompress.passes.simplify import Simplify
+from graphcompress.pipeline.pipeline import Pipeline
+from graphcompress.plugin.base import Context
+from graphcompress.targets.cpu.cpu import Cpu
+
+TOLERANCE = 1e-4
+"""Of the range of an output: what an exact pass promises."""
+
+Outputs = dict[str, np.ndarray]
+
+
+class OracleError(Exception):
+    """A model on which something does not hold; the first word says which kind of thing it is."""
+
+
+Oracle = Callable[[Case], None]
+
+
+# ---- running
+
+
+class Original:
+    """Outputs of a file as it is, none of the library's code in between."""
+
+    def __init__(self, source: bytes | Path) -> None:
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 4
+        options.intra_op_num_threads = 1
+        given = source if isinstance(source, bytes) else str(source)
+        self._session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, feed: Feed) -> Outputs:
+        """Outputs by name; a name that comes twice has its last value."""
+        names = [output.name for output in self._session.get_outputs()]
+        return dict(zip(names, self._session.run(None, feed), strict=True))
+
+
+def difference(expected: Outputs, actual: Outputs) -> str | None:
+    """How outputs differ by more than the order of additions, or None."""
+    for name, a in expected.items():
+        b = actual.get(name)
+        if b is None or a.shape != b.shape or a.dtype != b.dtype:
+            return f"{name}: {a.shape} {a.dtype} became {None if b is None else (b.shape, b.dtype)}"
+        if a.dtype.kind != "f":
+            wrong = float(np.mean(a != b)) if a.size else 0.0
+            if wrong:
+                return f"{name}: {wrong:.1%} of the entries differ"
+            continue
+        finite = np.isfinite(a)
+        if not np.array_equal(finite, np.isfinite(b)):
+            return f"{name}: other entries are not finite"
+        peak = float(np.max(np.abs(a[finite]), initial=0.0))
+        error = float(np.max(np.abs(a[finite] - b[finite]), initial=0.0))
+        if error > TOLERANCE * peak:
+            return f"{name}: error {error / max(peak, 1e-30):.1e} of its range"
+    return None
+
+
+def same(before: bytes, after: Path, feeds: Sequence[Feed]) -> None:
+    """Raise where the file ``after`` answers otherwise than ``before``, or has another interface.
+
+    Raises:
+        OracleError: a mismatch, or a file that does not run.
+    """
+    original = Original(before)
+    try:
+        result = Original(after)
+    except Exception as error:
+        raise OracleError(f"unrunnable: {error}") from error
+    for feed in feeds:
+        expected = original(feed)
+        sizes = {name: array.shape for name, array in feed.items()}
+        try:
+            found = difference(expected, result(feed))
+        except Exception as error:
+            raise OracleError(f"unrunnable on {sizes}: {error}") from error
+        if found is not None:
+            raise OracleError(f"mismatch on {sizes}: {found}")
+    old, new = onnx.load_from_string(before), onnx.load(after)
+    for side in ("input", "output"):
+        names = [[v.name for v in getattr(m.graph, side)] for m in (old, new)]
+        if names[0] != names[1]:
+            raise OracleError(f"interface: {side}s {names[0]} became {names[1]}")
+
+
+@contextlib.contextmanager
+def _library() -> Iterator[None]:
+    """Whatever the library says about a valid model is a failure.
+
+    Raises:
+        OracleError: a refusal, or an error that is none of the documented ones.
+    """
+    try:
+        yield
+    except ContractError as error:
+        raise OracleError(f"contract: {error}") from error
+    except GraphCompressError as error:
+        raise OracleError(f"refused: {type(error).__name__}: {error}") from error
+    except (OracleError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise OracleError(f"error: {type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def _loaded(model: onnx.ModelProto) -> Iterator[tuple[Model, Path]]:
+    """The model as the library reads it, and a folder to write to."""
+    logging.getLogger("graphcompress").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
+        folder = Path(name)
+        onnx.save(model, folder / "model.onnx")
+        with _library():
+            yield Model.load(folder / "model.onnx"), folder
+
+
+# ---- oracles
+
+
+def exact(case: Case) -> None:
+    """``simplify`` changes no answer, at any size; a second one changes nothing."""
+    with _loaded(case.model) as (model, folder):
+        Pipeline([Simplify()]).run(model, Context())
+        model.save(folder / "once.onnx")
+        same(case.model.SerializeToString(), folder / "once.onnx", case.feeds)
+        again = Model.load(folder / "once.onnx")
+        record = Simplify().run(again, Context())
+        again.save(folder / "twice.onnx")
+        same(case.model.SerializeToString(), folder / "twice.onnx", case.feeds[:2])
+        if "nothing to simplify" not in record.notes:
+            raise OracleError(f"twice: a second simplify did {record.notes}")
+
+
+def lowered(case: Case) -> None:
+    """The file of the target ``cpu`` answers as the model does."""
+    with _loaded(case.model) as (model, folder):
+        Pipeline([Simplify()]).run(model, Context())
+        (folder / "artifact").mkdir()
+        target = Cpu(measure=False)
+        target.lower(model, folder / "artifact", Context())
+        same(case.model.SerializeToString(), folder / "artifact" / "model.onnx", case.feeds)
+
+
+def dead_units(case: Case) -> None:
+    """Heads and FFN nodes that do nothing are cut, and nothing else changes."""
+    rng = np.random.default_rng(case.seed)
+    for units in case.units:
+        for where in ("reader", "producers", "both"):
+            gone = np.sort(rng.choice(units.size, max(1, units.size // 3), replace=False))
+            parts = {"reader": units.readers, "producers": units.producers}
+            model = _silenced(case.model, parts.get(where, (*units.readers, *units.producers)), gone)
+            count = _pruned(model, case.feeds)
+            if units.plain and where != "producers" and count == 0:
+                raise OracleError(
+                    f"missed: {len(gone)} dead {units.kind} units ({where}) are all still there"
+                )
+
+
+def _silenced(model: onnx.ModelProto, parts: Sequence[Part], gone: np.ndarray) -> onnx.ModelProto:
+    """A copy in which the weights of some units are zero."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    stored = {tensor.name: tensor for tensor in copy.graph.initializer}
+    for part in parts:
+        tensor = stored[part.name]
+        array = numpy_helper.to_array(tensor).copy()
+        np.moveaxis(array, part.axis, 0)[part.indices[gone].ravel()] = 0
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    return copy
+
+
+def _pruned(model: onnx.ModelProto, feeds: Sequence[Feed]) -> int:
+    """Prune without samples, which must change no answer; how many linears were cut."""
+    with _loaded(model) as (loaded, folder):
+        with _library():
+            Pipeline([Simplify()]).run(loaded, Context())
+            record = Prune().run(loaded, Context())
+        loaded.save(folder / "pruned.onnx")
+        same(model.SerializeToString(), folder / "pruned.onnx", feeds)
+        return len([item for item in record.touched if "removed" in item.detail])
+
+
+def cut(case: Case) -> None:
+    """For every group that is exact, the model with zeroed units is the model without them."""
+    with _loaded(case.model) as (model, folder):
+        groups = [group for group in couplings(model) if group.exact]
+        for number, group in enumerate(groups):
+            keeps = some_of([group], case.seed + number)
+            zeroed(model, keeps).save(folder / "zeroed.onnx")
+            narrowed(model, keeps).save(folder / "narrowed.onnx")
+            try:
+                same((folder / "zeroed.onnx").read_bytes(), folder / "narrowed.onnx", case.feeds)
+            except OracleError as failure:
+                raise OracleError(
+                    f"{str(failure).split()[0]} group {group.name} ({group.kind}): {failure}"
+                ) from failure
+
+
+ORDERS = (
+    "simplify,kron,int8",
+    "kron,simplify,prune{ffn=0.5 heads=0.5},int8",
+    "prune{ffn=0.25},kron,int8",
+    "int8",
+)
+
+
+def passes(case: Case) -> None:
+    """Every order of passes gives a file that runs and is as far from the input as the record says."""
+    order = ORDERS[case.seed % len(ORDERS)]
+    with _loaded(case.model) as (model, folder):
+        pipeline = Pipeline.parse(order)
+        allow = [step.name for step in pipeline.passes if step.name != "simplify"]
+        pipeline.run(model, Context(), allow=allow)
+        model.save(folder / "passed.onnx")
+        result = Original(folder / "passed.onnx")
+        original = Original(case.model.SerializeToString())
+        for feed in case.feeds:
+            expected, actual = original(feed), result(feed)
+            for name, array in expected.items():
+                if name not in actual or actual[name].shape != array.shape:
+                    raise OracleError(f"shape of {name} after {order}: {array.shape} became another")
+
+
+ORACLES: Mapping[str, Oracle] = {
+    "exact": exact,
+    "lowered": lowered,
+    "dead": dead_units,
+    "cut": cut,
+    "passes": passes,
+}
