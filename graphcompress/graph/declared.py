@@ -70,9 +70,13 @@ class Declared:
         twin._shapes, twin._taken, twin._legible = dict(self._shapes), self._taken, self._legible
         return twin
 
+    def said(self, value: ir.Value) -> ir.Shape | None:
+        """The shape of an input or output as the file has it; None where it has none."""
+        return self._shapes.get(value.name)
+
     def of(self, value: ir.Value) -> ir.Shape | None:
         """The shape of an input or output: as the file has it, or as it was inferred where it has none."""
-        declared = self._shapes.get(value.name)
+        declared = self.said(value)
         return value.shape if declared is None else declared
 
     def fix(self, graph: ir.Graph, sizes: Mapping[str, int]) -> None:

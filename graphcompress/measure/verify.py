@@ -357,7 +357,7 @@ def check_structure(model: Model, before: Mapping[str, tuple[str, ...]]) -> None
 def interface(model: Model) -> dict[str, tuple[str, ...]]:
     """Inputs and outputs with their types and shapes, as text."""
     return {
-        kind: tuple(f"{value.name}: {value.dtype} {model.declared.of(value)}" for value in values)
+        kind: tuple(f"{value.name}: {value.dtype} {model.declared.said(value)}" for value in values)
         for kind, values in (("inputs", model.graph.inputs), ("outputs", model.graph.outputs))
     }
 

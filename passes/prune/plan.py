@@ -123,7 +123,9 @@ class Planner:
             return self._by_weights(blocks)
         witness = Witness(self.model, self.ctx.samples, self.ctx.progress)
         if self.request.ratios is None:
-            return [self._within_error(block, evidence) for block, evidence in witness.stream(blocks)]
+            exact = [block for block in blocks if block.group.exact]
+            found = {block: self._within_error(block, evidence) for block, evidence in witness.stream(exact)}
+            return [found.get(block) or _none(block) for block in blocks]
         rankings = {block: self._rank(block, evidence) for block, evidence in witness.stream(blocks)}
         counts = self._counts(rankings)
         return [
@@ -135,7 +137,7 @@ class Planner:
 
     def _by_weights(self, blocks: Sequence[Block]) -> list[Plan]:
         if self.request.ratios is None:
-            return [self._dead(block) for block in blocks]
+            return [self._dead(block) if block.group.exact else _none(block) for block in blocks]
         rankings = {block: self._rank(block, None) for block in blocks}
         counts = self._counts(rankings)
         return [Plan(block, rankings[block].order[: counts[block]]) for block in blocks]
@@ -232,14 +234,22 @@ class Planner:
         return list(range(self._deepest(block), 0, -step))[::-1]
 
     def _fitted(self, plan: Plan, evidence: Evidence) -> Plan:
-        """Add the refit, and the error that the block has with it on held-out tokens."""
-        if not len(plan.removed):
+        """Add the refit, and the error that the block has with it on held-out tokens.
+
+        Where something runs over the units, those that stay change with each that goes: what samples show of
+        the whole block says neither.
+        """
+        if not len(plan.removed) or not plan.block.group.exact:
             return plan
         trial = _Trial(plan.block, evidence, refit=self.request.refit)
         strength = trial.strength(plan.rows)
         plan.error = trial.error(plan.rows, strength)
         plan.fit = trial.final(plan.rows, strength) if self.request.refit else None
         return plan
+
+
+def _none(block: Block) -> Plan:
+    return Plan(block, np.arange(0))
 
 
 class _Trial:

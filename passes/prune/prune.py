@@ -152,6 +152,10 @@ class Prune(Pass):
         kind = KINDS[plan.block.group.kind]
         if self.asks:
             return f"no {kind} can go at this ratio (rounding, or the rule finds none)"
+        if not plan.block.group.exact:
+            return (
+                f"a mean or a norm runs over its {kind}: what removing some costs is not known; give a ratio"
+            )
         if ctx.samples is None:
             return f"no {kind} are dead, and without samples the error of removing others is not known"
         return f"removing {kind} costs more than max_error"
@@ -247,7 +251,7 @@ def _stronger(plans: Sequence[Plan], max_error: float) -> str:
     parts = []
     for kind, noun in KINDS.items():
         option_name = "ffn" if kind == FFN else "heads"
-        mine = [plan for plan in plans if plan.block.group.kind == kind]
+        mine = [plan for plan in plans if plan.block.group.kind == kind and plan.outlook]
         if not mine:
             continue
         gone, total = sum(len(plan.removed) for plan in mine), sum(plan.block.size for plan in mine)

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 
 from fuzz.models import case
-from fuzz.oracles import ORACLES, OracleError
+from fuzz.oracles import COUNTED, ORACLES, OracleError
 from fuzz.reduce import reduced
 
 
@@ -47,7 +47,7 @@ def main() -> int:
 def _failure(seed: int, oracle: str) -> str | None:
     """How ``oracle`` fails on the model of ``seed``, or None."""
     try:
-        ORACLES[oracle](case(seed))
+        (ORACLES | COUNTED)[oracle](case(seed))
     except OracleError as failure:
         return str(failure)
     return None
@@ -55,7 +55,7 @@ def _failure(seed: int, oracle: str) -> str | None:
 
 def _keep(seed: int, oracle: str, text: str, folder: Path, *, as_found: bool) -> None:
     """Write the smallest model that still fails in the same way, and the failure."""
-    small = case(seed) if as_found else reduced(case(seed), ORACLES[oracle])
+    small = case(seed) if as_found else reduced(case(seed), (ORACLES | COUNTED)[oracle])
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f"{oracle}-{seed}"
     onnx.save(small.model, f"{stem}.onnx")

@@ -19,15 +19,75 @@ def reduced(case: Case, oracle: Oracle, limit_s: float = LIMIT_S) -> Case:
     """The smallest model found that fails as ``case`` does; ``case`` itself where nothing can go."""
     kind = _kind(case, oracle)
     end = time.perf_counter() + limit_s
-    progress = kind is not None
-    while progress:
-        progress = False
-        for smaller in _smaller(case):
-            if time.perf_counter() > end:
-                return case
-            if _runs(smaller) and _kind(smaller, oracle) == kind:
-                case, progress = smaller, True
-                break
+
+    def fails(smaller: Case) -> bool:
+        return time.perf_counter() < end and _runs(smaller) and _kind(smaller, oracle) == kind
+
+    if kind is None:
+        return case
+    for step in (_one_feed, _one_block, _one_output):
+        case = next(filter(fails, step(case)), case)
+    case = _begun(case, fails)
+    before = len(case.model.graph.node) + 1
+    while len(case.model.graph.node) < before:
+        before = len(case.model.graph.node)
+        case = _thinned(case, fails)
+    return case
+
+
+def _one_feed(case: Case) -> Iterator[Case]:
+    for feed in case.feeds:
+        yield dataclasses.replace(case, feeds=(feed,))
+
+
+def _one_block(case: Case) -> Iterator[Case]:
+    for units in case.units:
+        yield dataclasses.replace(case, units=(units,))
+
+
+def _one_output(case: Case) -> Iterator[Case]:
+    for value in case.model.graph.output:
+        yield _ending(case, value)
+
+
+def _begun(case: Case, fails: Callable[[Case], bool]) -> Case:
+    """The shortest beginning of the graph that fails, found by halving."""
+    values = [node.output[0] for node in case.model.graph.node if node.output[0]]
+    low, high, best = 0, len(values), case
+    while low < high:
+        middle = (low + high) // 2
+        info = onnx.helper.make_tensor_value_info(values[middle], onnx.TensorProto.FLOAT, None)
+        shorter = _ending(case, info)
+        if fails(shorter):
+            best, high = shorter, middle
+        else:
+            low = middle + 1
+    return best
+
+
+def _ending(case: Case, value: onnx.ValueInfoProto) -> Case:
+    """The case with ``value`` as its only output."""
+
+    def edit(graph: onnx.GraphProto) -> None:
+        kept = onnx.ValueInfoProto()
+        kept.CopyFrom(value)
+        del graph.output[:]
+        graph.output.append(kept)
+
+    return _edited(case, edit)
+
+
+def _thinned(case: Case, fails: Callable[[Case], bool]) -> Case:
+    """The case without the nodes that can be passed by, from the end to the beginning."""
+    index = len(case.model.graph.node) - 1
+    while index >= 0:
+        node = case.model.graph.node[index]
+        operands = list(node.input) if len(node.output) == 1 and node.op_type != "Identity" else []
+        shorter = (
+            _edited(case, lambda graph, i=index, name=name: _bypass(graph, i, name)) for name in operands
+        )
+        case = next(filter(fails, shorter), case)
+        index = min(index, len(case.model.graph.node)) - 1
     return case
 
 
@@ -50,36 +110,6 @@ def _runs(case: Case) -> bool:
     except Exception:  # the runtime's exceptions share no base class
         return False
     return bool(case.feeds)
-
-
-def _smaller(case: Case) -> Iterator[Case]:
-    """Models with less in them, the largest steps first."""
-    if len(case.feeds) > 1:
-        for feed in case.feeds:
-            yield dataclasses.replace(case, feeds=(feed,))
-    if len(case.units) > 1:
-        for units in case.units:
-            yield dataclasses.replace(case, units=(units,))
-    outputs = len(case.model.graph.output)
-    for index in range(outputs if outputs > 1 else 0):
-        yield _edited(case, lambda graph, index=index: graph.output.pop(index))
-    for index in reversed(range(len(case.model.graph.node))):
-        node = case.model.graph.node[index]
-        for operand in node.input if len(node.output) == 1 else ():
-            yield _edited(case, lambda graph, i=index, name=operand: _bypass(graph, i, name))
-    for index in range(len(case.model.graph.output)):
-        yield from _earlier_output(case, index)
-
-
-def _earlier_output(case: Case, index: int) -> Iterator[Case]:
-    """The output is an operand of what makes it."""
-    graph = case.model.graph
-    wanted = graph.output[index].name
-    for node in graph.node:
-        for operand in node.input if wanted in node.output else ():
-            info = onnx.helper.make_tensor_value_info(operand, onnx.TensorProto.FLOAT, None)
-            if operand and not any(tensor.name == operand for tensor in graph.initializer):
-                yield _edited(case, lambda g, info=info: g.output[index].CopyFrom(info))
 
 
 def _bypass(graph: onnx.GraphProto, index: int, name: str) -> None:

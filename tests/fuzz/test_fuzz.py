@@ -1,0 +1,33 @@
+"""Some seeds of the campaign; ``make fuzz`` runs any number."""
+
+import pytest
+
+from fuzz.models import case
+from fuzz.oracles import ORACLES, OracleError
+from fuzz.reduce import reduced
+
+SEEDS = {"exact": 60, "lowered": 20, "dead": 12, "cut": 40, "passes": 30}
+"""How many each oracle sees here: together as many seconds as a test may take."""
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("oracle", ORACLES)
+def test_oracle(oracle):
+    failed = {}
+    for seed in range(SEEDS[oracle]):
+        try:
+            ORACLES[oracle](case(seed))
+        except OracleError as error:
+            failed[seed] = str(error)
+    assert failed == {}
+
+
+def test_a_failure_is_reduced():
+    def oracle(case):
+        if any(node.op_type == "Softmax" for node in case.model.graph.node):
+            raise OracleError("mismatch: there is a Softmax")
+
+    whole = next(case(seed) for seed in range(99) if len(case(seed).units) > 1)
+    small = reduced(whole, oracle)
+    assert any(node.op_type == "Softmax" for node in small.model.graph.node)
+    assert len(small.model.graph.node) < len(whole.model.graph.node) / 3
