@@ -175,7 +175,8 @@ def _either_size(left: Dim, right: Dim) -> Dim | None:
     The library takes the first of two variable sizes, which is wrong wherever that one is 1.
     """
     if not (isinstance(left, ir.SymbolicDim) and isinstance(right, ir.SymbolicDim)):
-        return _LIBRARY_BROADCAST(left, right)
+        known: Dim | None = _LIBRARY_BROADCAST(left, right)
+        return known
     if left.value is None or right.value is None or left == right:
         return left if right.value is not None else right
     larger: Dim = ir.SymbolicDim(f"Max({left.value}, {right.value})").simplify()

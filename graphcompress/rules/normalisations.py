@@ -1,4 +1,7 @@
-"""Normalisations that are spelled out become one node: the rules of onnxscript, where they hold."""
+"""Normalisations that are spelled out become one node: the rules of onnxscript, where they hold.
+
+Classes of onnxscript have no types, which mypy is told where they are extended.
+"""
 
 from __future__ import annotations
 
@@ -28,20 +31,21 @@ def _rules(opset: int) -> list[object]:
     from onnxscript.rewriter import pattern
     from onnxscript.rewriter.rules.fusion import _layer_norm, _rms_normalization
 
-    class Layer(_layer_norm.LayerNormFusion):
+    class Layer(_layer_norm.LayerNormFusion):  # type: ignore[misc]
         def check(self, context: object, x: ir.Value, scale: ir.Value, **others: ir.Value) -> object:
             found = super().check(context, x, scale=scale, **others)
             return found if _is_row(scale, x) else found.fail("the scale is no vector over the last axis")
 
-    class Bias(_layer_norm.LayerNormBiasFusion):
+    class Bias(_layer_norm.LayerNormBiasFusion):  # type: ignore[misc]
         def check(
             self, context: object, x: ir.Value, bias: ir.Value, normalized: ir.Value, **others: ir.Value
         ) -> object:
             found = pattern.MatchResult()
-            whole = len(normalized.producer().inputs) == 2
+            node = normalized.producer()
+            whole = node is not None and len(node.inputs) == 2
             return found if whole and _is_row(bias, x) else found.fail("what is added is no bias")
 
-    class Rms(_rms_normalization.RmsNormFusion):
+    class Rms(_rms_normalization.RmsNormFusion):  # type: ignore[misc]
         def check(self, op: object, x: ir.Value, scale: ir.Value, **others: ir.Value) -> object:
             found = super().check(op, x, scale, **others)
             return found if _is_row(scale, x) else found.fail("the scale is no vector over the last axis")
