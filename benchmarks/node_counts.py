@@ -19,7 +19,7 @@ from rich.table import Table
 
 from graphcompress.data.load import synthetic_samples
 from graphcompress.graph.model import Model
-from graphcompress.passes.simplify import Simplify
+from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.plugin.base import Context
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

@@ -120,7 +120,7 @@ def _open(request: Request) -> _Opened:
     teacher = _teacher(request)
     recipe = request.recipe
     hashes = input_hashes(recipe, model, teacher, request.targets)
-    refuse_unsupported(model)
+    refuse_unsupported(model, request.pipeline.passes)
     for target in request.targets:
         target.check_model(model)
     model.check_weights_are_finite()

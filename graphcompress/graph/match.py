@@ -63,6 +63,11 @@ def operand_beside(node: ir.Node | None, value: ir.Value | None) -> ir.Value | N
     return operand(node, 1 if node.inputs[0] is value else 0)
 
 
+def node_name(node: ir.Node) -> str:
+    """What to call a node: its name, or that of its output."""
+    return node.name or node.outputs[0].name or node.op_type
+
+
 @functools.cache
 def input_names(op_type: str) -> tuple[str, ...]:
     """Names of the inputs of a standard operator, as in its last definition."""

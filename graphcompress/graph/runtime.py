@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 Feed = Mapping[str, np.ndarray]
 
+CONTRIB = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
+
 _WEIGHTS = "session.model_external_initializers_file_folder_path"
 
 _FATAL_ONLY = 4

@@ -271,6 +271,9 @@ class Pass(Named, abc.ABC):
         """
         return None
 
+    def check_model(self, model: Model) -> None:
+        """Refuse a model that this pass can do nothing with; called before any work."""
+
     def check(self, model: Model, ctx: Context) -> None:
         """Refuse what :meth:`run` would fail on; called before the first pass that is not exact works."""
 

@@ -127,14 +127,14 @@ class Rewriter:
 
         A node that makes ``new`` from ``old`` goes on reading ``old``, so that a value can be wrapped. With
         ``take_name``, ``new`` was made to be ``old``: it takes over its name and its metadata. Type and shape
-        go with the name where nothing infers them: at an output, and behind an operator of another domain.
+        go with the name where nothing infers them: at an output, and where an operator of another domain
+        makes either value.
         """
         is_output = old.is_graph_output()
         if is_output or take_name:
             new = self._nameable(new)
             new.name, old.name = old.name, self.fresh_name(f"{old.name}.before")
-            made_by = new.producer()
-            if is_output or (made_by is not None and made_by.domain):
+            if is_output or any(node and node.domain for node in (old.producer(), new.producer())):
                 new.type, new.shape = old.type, None if old.shape is None else old.shape.copy()
         if take_name:
             new.metadata_props.update(old.metadata_props)

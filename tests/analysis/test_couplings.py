@@ -19,7 +19,7 @@ from graphcompress.analysis.reshape import reshape_target
 from graphcompress.analysis.sizes import Size, size_of
 from graphcompress.graph.model import Model
 from graphcompress.passes.prune.cut import cut
-from graphcompress.passes.simplify import Simplify
+from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter
 

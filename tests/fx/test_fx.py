@@ -19,7 +19,7 @@ from graphcompress.graph.runtime import Runner
 from graphcompress.passes.kron.kron import Kron
 from graphcompress.passes.prune.prune import Prune
 from graphcompress.passes.quantize.int8 import Int8
-from graphcompress.passes.simplify import Simplify
+from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter
 

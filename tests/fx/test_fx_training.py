@@ -20,7 +20,7 @@ from graphcompress.fx import checkpointed, to_fx
 from graphcompress.fx.functional import fake_quantise, quantise
 from graphcompress.graph.model import Model
 from graphcompress.passes.quantize.int8 import Int8
-from graphcompress.passes.simplify import Simplify
+from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.plugin.base import Context
 
 OUTPUT = "last_hidden_state"

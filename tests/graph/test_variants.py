@@ -21,7 +21,7 @@ from graphcompress.errors import UnsupportedModelError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner, session_of
 from graphcompress.passes.prune.prune import Prune
-from graphcompress.passes.simplify import Simplify
+from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.pipeline.contract_check import rounding
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context, Exact
@@ -286,7 +286,7 @@ def real(model: Model, count: int = 24) -> Samples:
 def test_simplify_keeps_the_outputs(name, tmp_path) -> None:
     proto = VARIANTS[name]()
     model = load(proto, tmp_path)
-    refuse_unsupported(model)
+    refuse_unsupported(model, [Simplify()])
     feeds = list(real(model).batches(4))
     Simplify().run(model, Context())
     session = session_of(tmp_path / "model.onnx")
@@ -351,12 +351,12 @@ def test_weights_that_a_caller_may_override_are_refused_by_name(tmp_path) -> Non
     with pytest.raises(
         UnsupportedModelError, match=r"'embeddings\.word_embeddings\.weight' and others are inputs"
     ):
-        refuse_unsupported(load(weights_as_inputs(8), tmp_path))
+        refuse_unsupported(load(weights_as_inputs(8), tmp_path), [Simplify()])
 
 
 def test_a_model_that_computes_in_bfloat16_is_refused_by_name(tmp_path) -> None:
     with pytest.raises(UnsupportedModelError, match=r"computes in bfloat16 .linear 'encoder\.layer\.0"):
-        refuse_unsupported(load(half(TensorProto.BFLOAT16), tmp_path))
+        refuse_unsupported(load(half(TensorProto.BFLOAT16), tmp_path), [Simplify()])
 
 
 def test_weights_in_bfloat16_can_be_folded(tmp_path) -> None:
@@ -404,7 +404,7 @@ def test_linears_inside_subgraphs_are_named(tmp_path) -> None:
 
 def test_a_model_whose_linears_are_all_inside_subgraphs_is_refused_by_name(tmp_path) -> None:
     with pytest.raises(UnsupportedModelError, match=r"inside subgraphs .of node 'if', If"):
-        refuse_unsupported(load(merged(), tmp_path))
+        refuse_unsupported(load(merged(), tmp_path), [Simplify()])
 
 
 def test_what_a_branch_reads_is_not_cut(tmp_path) -> None:

@@ -24,7 +24,7 @@ from graphcompress.numerics.kronecker import nearest, splits
 from graphcompress.passes.kron.kron import Kron
 from graphcompress.passes.prune.prune import Prune
 from graphcompress.passes.quantize.int8 import Int8
-from graphcompress.passes.simplify import Simplify
+from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context, Pass, Skipped
 from graphcompress.rewrite.kronecker import write_expression

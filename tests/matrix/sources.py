@@ -14,7 +14,7 @@ import test_imports
 
 from matrix import subject, tools
 
-SIMPLIFY = "graphcompress.passes.simplify"
+SIMPLIFY = "graphcompress.passes.simplify.simplify"
 INT8, PRUNE = "graphcompress.passes.quantize.int8", "graphcompress.passes.prune.prune"
 PIPELINE, BUILD = "graphcompress.pipeline.pipeline", "graphcompress.build.optimize"
 CPU = "graphcompress.targets.cpu.cpu"

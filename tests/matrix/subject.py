@@ -14,11 +14,10 @@ from graphcompress.data.load import synthetic_samples
 from graphcompress.data.samples import Samples
 from graphcompress.errors import DataError, UnsupportedModelError
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner
-from graphcompress.passes.simplify import Simplify
+from graphcompress.graph.runtime import CONTRIB, Runner
+from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.pipeline.pipeline import rounding
 from graphcompress.plugin.base import Context
-from graphcompress.rules.fused.operators import FUSED_DOMAIN
 from matrix.exports import Export
 
 SIZES = (
@@ -52,7 +51,7 @@ class Subject:
     def analysed(self) -> list[Model]:
         """The models in which everything is to be found: what is inside fused operators only simplified."""
         raw = self.load()
-        fused = any(node.domain == FUSED_DOMAIN for node in raw.graph)
+        fused = any(node.domain == CONTRIB for node in raw.graph)
         return [self.simplified()] if fused else [raw, self.simplified()]
 
     def simplified(self) -> Model:
@@ -101,7 +100,7 @@ class Subject:
     def refusal(self) -> str:
         """Why the library refuses the model by name; empty when it does not."""
         try:
-            refuse_unsupported(self.load())
+            refuse_unsupported(self.load(), [Simplify()])
         except UnsupportedModelError as error:
             return f"refused: {str(error).replace(str(self.export.path), 'the model')}"
         return ""

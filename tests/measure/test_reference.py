@@ -13,7 +13,7 @@ from graphcompress.errors import UnsupportedModelError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner, is_runtime_operator
 from graphcompress.measure.reference import check_repeats, random_nodes
-from graphcompress.passes.simplify import Simplify
+from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context
 

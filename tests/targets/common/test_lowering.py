@@ -12,7 +12,7 @@ from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner
 from graphcompress.passes.kron.kron import Kron
 from graphcompress.passes.quantize.int8 import Int8
-from graphcompress.passes.simplify import Simplify
+from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.plugin.base import Capabilities, Context
 from graphcompress.plugin.schemes import UINT8, integer_products
 from graphcompress.rewrite.rewriter import Rewriter

@@ -17,7 +17,7 @@ from graphcompress.graph.runtime import Runner, session_of
 from graphcompress.measure.verify import compare
 from graphcompress.passes.kron.kron import Kron
 from graphcompress.passes.quantize.int8 import Int8
-from graphcompress.passes.simplify import Simplify
+from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.targets.common.fixed import fix_shapes

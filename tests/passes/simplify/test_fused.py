@@ -16,10 +16,10 @@ from graphcompress.build.unsupported import refuse_unsupported
 from graphcompress.errors import UnsupportedModelError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import session_of
-from graphcompress.passes.simplify import Simplify
+from graphcompress.passes.simplify.fused.operators import standardise
+from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.fused.operators import standardise
 
 BATCH, LENGTH, PAST, HIDDEN, HEADS = 7, 5, 6, 12, 3
 SIZE = HIDDEN // HEADS
@@ -415,7 +415,7 @@ def test_weights_that_stay_hidden_are_refused_by_name(mask, attributes, words, t
     inputs = {"x": random(BATCH, LENGTH, HIDDEN), "mask": mask}
     model = load(tmp_path, attention_node(**attributes), inputs, {"weight": random(HIDDEN, 3 * HIDDEN)})
     with pytest.raises(UnsupportedModelError, match=f"'deep' .a Attention.*{words}"):
-        refuse_unsupported(model)
+        refuse_unsupported(model, [Simplify()])
 
 
 @pytest.mark.parametrize(
@@ -426,7 +426,7 @@ def test_operators_that_only_a_gpu_runs_are_refused_by_name(op_type, tmp_path) -
     inputs = {"x": random(BATCH, LENGTH, 2 * HIDDEN)}
     model = load(tmp_path, node, inputs, {"bias": random(2 * HIDDEN)})
     with pytest.raises(UnsupportedModelError, match=f"'on_gpu' is a {op_type}, which does not run on a CPU"):
-        refuse_unsupported(model)
+        refuse_unsupported(model, [Simplify()])
 
 
 def test_grouped_query_attention_is_passed_around(tmp_path) -> None:
@@ -464,7 +464,7 @@ def test_grouped_query_attention_is_passed_around(tmp_path) -> None:
     proto.graph.output[0].name = "out"
     onnx.save(proto, tmp_path / "model.onnx")
     model = Model.load(tmp_path / "model.onnx")
-    refuse_unsupported(model)
+    refuse_unsupported(model, [Simplify()])
     record = Simplify().run(model, Context())
     assert [item.reason for item in record.skipped] == [
         "GroupQueryAttention of ONNX Runtime is kept: its cache has texts of unequal lengths, "
@@ -522,7 +522,7 @@ def test_heads_can_be_found_and_cut(tmp_path) -> None:
     proto.graph.output[0].name = "y"
     onnx.save(proto, tmp_path / "model.onnx")
     model = Model.load(tmp_path / "model.onnx")
-    refuse_unsupported(model)
+    refuse_unsupported(model, [Simplify()])
     Simplify().run(model, Context())
     assert [(group.kind, group.size) for group in couplings(model) if group.kind == "head"] == [
         ("head", HEADS)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphcompress.rules.fused.base import Operator, Writer, input_of, rank_of, width_of
+from graphcompress.graph.match import fixed_size, operand, rank_of
+from graphcompress.passes.simplify.fused.base import Operator, Writer
 
 
 def rotary(w: Writer) -> None:
     """Split heads off where the input has none, turn the pairs, merge the heads again."""
     x, cos = w.required(0), w.required(2)
     flat = rank_of(x) == 3
-    turned = w.integer("rotary_embedding_dim") or 2 * (width_of(cos) or 0)
+    turned = w.integer("rotary_embedding_dim") or 2 * (fixed_size(cos, -1) or 0)
     if flat:
-        heads = w.integer("num_heads") or (width_of(x) or 0) // turned
-        x = w.op("Reshape", x, w.integers(0, 0, heads, (width_of(x) or 0) // heads))
+        heads = w.integer("num_heads") or (fixed_size(x, -1) or 0) // turned
+        x = w.op("Reshape", x, w.integers(0, 0, heads, (fixed_size(x, -1) or 0) // heads))
     angles = [_at_positions(w, w.required(index), heads_axis=2 if flat else 1) for index in (2, 3)]
-    size = width_of(w.required(0)) or 0
+    size = fixed_size(w.required(0), -1) or 0
     size = size // heads if flat else size
     out = _turn(w, _part(w, x, 0, turned, size), turned, *angles)
     if turned < size:
@@ -62,9 +63,9 @@ def _obstacle(node: ir.Node) -> str | None:
         return "its scale is not 1"
     if node.attributes.get_int("is_packed_batching", 0):
         return "its batches are packed (is_packed_batching)"
-    if rank_of(input_of(node, 0)) not in (3, 4) or width_of(input_of(node, 0)) is None:
+    if rank_of(operand(node, 0)) not in (3, 4) or fixed_size(operand(node, 0), -1) is None:
         return "the shape of its input is not known"
-    if rank_of(input_of(node, 1)) is None or width_of(input_of(node, 2)) is None:
+    if rank_of(operand(node, 1)) is None or fixed_size(operand(node, 2), -1) is None:
         return "the shape of its position_ids or cos_cache is not known"
     return None
 

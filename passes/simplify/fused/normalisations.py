@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.rules.fused.base import Operator, Writer, input_of, is_read, rank_of, reads_outputs
+from graphcompress.graph.match import operand, producer, rank_of
+from graphcompress.passes.simplify.fused.base import Operator, Writer, reads_outputs
 
 _SKIP_EPSILON = 1e-12
 _EPSILON = 1e-5
@@ -41,11 +42,10 @@ def embeddings(w: Writer) -> None:
     total = w.op("Gather", words, ids, axis=0)
     total = w.op("Add", total, w.op("Gather", places, w.input(8) or _positions(w, ids), axis=0))
     segments, table = w.input(1), w.input(4)
-    if segments is not None and table is not None:
+    if segments and table:
         total = w.op("Add", total, w.op("Gather", table, segments, axis=0))
     normed = layer_norm(w, total, w.required(5), w.input(6), w.number("epsilon", _SKIP_EPSILON))
-    read = len(w.node.outputs) > 1 and is_read(w.node.outputs[1])
-    w.stand_in(normed, _lengths(w, ids) if read else None, total)
+    w.stand_in(normed, _lengths(w, ids) if reads_outputs(w.fused, (1,)) else None, total)
 
 
 def layer_norm(w: Writer, x: ir.Value, scale: ir.Value, bias: ir.Value | None, epsilon: float) -> ir.Value:
@@ -81,14 +81,9 @@ def _residual(w: Writer, bias: ir.Value | None) -> ir.Value:
     x, skip = w.required(0), w.required(1)
     if bias is None:
         return w.op("Add", x, skip)
-    if _is_product(skip) and not _is_product(x):
+    if producer(skip, "MatMul") and not producer(x, "MatMul"):
         return w.op("Add", x, w.op("Add", skip, bias))
     return w.op("Add", w.op("Add", x, bias), skip)
-
-
-def _is_product(value: ir.Value) -> bool:
-    node = value.producer()
-    return node is not None and not node.domain and node.op_type == "MatMul"
 
 
 def _positions(w: Writer, ids: ir.Value) -> ir.Value:
@@ -100,9 +95,8 @@ def _lengths(w: Writer, ids: ir.Value) -> ir.Value:
     """[batch] int32: how many elements of each row of the mask are 1; zeros without a mask."""
     mask = w.input(7)
     if mask is None:
-        zero = w.rw.constant(np.array(0, np.int32), f"{w.name}.length")
-        return w.op("Expand", zero, w.size(ids, 0))
-    one = w.rw.constant(np.array(1, np.int32), f"{w.name}.one")
+        return w.op("Expand", w.constant(np.array(0, np.int32), "length"), w.size(ids, 0))
+    one = w.constant(np.array(1, np.int32), "one")
     ones = w.op("Cast", w.op("Equal", mask, one), to=int(ir.DataType.INT32))
     return w.op("ReduceSum", ones, w.integers(1), keepdims=0)
 
@@ -118,8 +112,8 @@ def _trains(node: ir.Node) -> str | None:
 def _statistics_or_axis(node: ir.Node) -> str | None:
     if reads_outputs(node, (1, 2)):
         return "its outputs of statistics are read"
-    axis, rank = node.attributes.get_int("axis", -1), rank_of(input_of(node, 0))
-    if axis == -1 or (rank is not None and axis == rank - 1):
+    axis, rank = node.attributes.get_int("axis", -1), rank_of(operand(node, 0))
+    if axis == -1 or axis + 1 == rank:
         return None
     return f"its axis is {axis}, only the last one is handled"
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphcompress.rules.fused.base import Operator, Writer, input_of, rank_of
+from graphcompress.graph.match import operand, rank_of
+from graphcompress.passes.simplify.fused.base import Operator, Writer
 
 _PLAIN_ACTIVATIONS = ("Relu", "Sigmoid", "Tanh")
 _LEAKY_ALPHA = 0.01
@@ -21,25 +22,30 @@ def matmul(w: Writer) -> None:
 
 def gemm(w: Writer) -> None:
     """Gemm, then the activation."""
-    numbers = {name: w.number(name, 1.0) for name in ("alpha", "beta")}
-    swaps = {name: w.integer(name) for name in ("transA", "transB")}
-    out = w.op("Gemm", *(w.input(index) for index in range(len(w.node.inputs))), **numbers, **swaps)
+    out = w.op(
+        "Gemm",
+        *w.fused.inputs,
+        alpha=w.number("alpha", 1.0),
+        beta=w.number("beta", 1.0),
+        transA=w.integer("transA"),
+        transB=w.integer("transB"),
+    )
     w.stand_in(_activated(w, out, w.number("activation_alpha", _LEAKY_ALPHA)))
 
 
 def conv(w: Writer) -> None:
     """Conv, the addition of Z if there is one, then the activation."""
     kept = ("group", "pads", "strides", "dilations", "kernel_shape", "auto_pad")
-    attributes = {name: w.node.attributes[name].value for name in kept if name in w.node.attributes}
-    out = w.op("Conv", *(w.input(index) for index in range(min(3, len(w.node.inputs)))), **attributes)
+    attributes = {name: w.fused.attributes[name].value for name in kept if name in w.fused.attributes}
+    out = w.op("Conv", *w.fused.inputs[:3], **attributes)
     rest = w.input(3)
     out = out if rest is None else w.op("Add", out, rest)
-    alpha = next(iter(w.node.attributes.get_floats("activation_params", [])), _LEAKY_ALPHA)
+    alpha = next(iter(w.fused.attributes.get_floats("activation_params", [])), _LEAKY_ALPHA)
     w.stand_in(_activated(w, out, alpha))
 
 
 def _activated(w: Writer, x: ir.Value, alpha: float) -> ir.Value:
-    activation = w.node.attributes.get_string("activation", "")
+    activation = w.fused.attributes.get_string("activation", "")
     if not activation:
         return x
     return w.op(activation, x, alpha=alpha) if activation == "LeakyRelu" else w.op(activation, x)
@@ -62,7 +68,7 @@ def _turned(w: Writer, x: ir.Value, *, swap: int, batch: int) -> ir.Value:
 def _unknown_rank(node: ir.Node) -> str | None:
     for index, names in ((0, ("transA", "transBatchA")), (1, ("transB", "transBatchB"))):
         turned = any(node.attributes.get_int(name, 0) for name in names)
-        if turned and rank_of(input_of(node, index)) is None:
+        if turned and rank_of(operand(node, index)) is None:
             return f"input {index} is transposed and its number of axes is not known"
     return None
 

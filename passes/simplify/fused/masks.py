@@ -6,7 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.sizes import size_of
-from graphcompress.rules.fused.base import Writer, dtype_of, rank_of
+from graphcompress.graph.match import dtype_of, rank_of, shape_of
+from graphcompress.passes.simplify.fused.base import Writer
 
 _FILTER = -10000.0
 """What a masked score gets, where the attribute mask_filter_value does not say."""
@@ -50,7 +51,7 @@ def _of_mask(w: Writer, scores: ir.Value, mask: ir.Value, query: ir.Value) -> ir
     if axes is None:
         visible = _within_lengths(w, scores, mask, _lengths_per_sample(mask, query) or 1)
     else:
-        zero = w.rw.constant(np.array(0, dtype_of(mask).numpy()), f"{w.name}.zero", dtype_of(mask))
+        zero = w.constant(0, "zero", like=mask)
         visible = w.op("Greater", w.op("Unsqueeze", mask, w.integers(*axes)), zero)
     hidden = w.scalar(w.number("mask_filter_value", _FILTER), scores)
     return w.op("Where", visible, w.scalar(0.0, scores), hidden)
@@ -60,16 +61,12 @@ def _within_lengths(w: Writer, scores: ir.Value, lengths: ir.Value, per_sample: 
     """[batch, 1, 1, keys]: from the start on, if there is one, and before the end."""
     wide = w.op("Cast", lengths, to=int(ir.DataType.INT64))
     table = w.op("Reshape", wide, w.integers(per_sample, -1, 1, 1, 1))
-    end, start = (w.op("Gather", table, _index(w, index), axis=0) for index in (0, per_sample - 1))
+    end, start = (w.op("Gather", table, w.constant(index, "index"), axis=0) for index in (0, per_sample - 1))
     keys = w.count(w.size(scores, 3))
     visible = w.op("Less", keys, end)
     if per_sample == 1:
         return visible
     return w.op("And", visible, w.op("GreaterOrEqual", keys, start))
-
-
-def _index(w: Writer, index: int) -> ir.Value:
-    return w.rw.constant(np.array(index, np.int64), f"{w.name}.index")
 
 
 def _causal(w: Writer, scores: ir.Value) -> ir.Value:
@@ -81,7 +78,8 @@ def _causal(w: Writer, scores: ir.Value) -> ir.Value:
 
 def _lengths_per_sample(mask: ir.Value, query: ir.Value | None) -> int | None:
     """1 for a mask [batch], 2 for [2·batch]; None when neither can be told."""
-    if mask.shape is None or query is None or query.shape is None:
+    lengths, batches = shape_of(mask), shape_of(query)
+    if lengths is None or batches is None:
         return None
-    times = size_of(mask.shape[0]).over(size_of(query.shape[0]))
-    return times.number if times is not None and times.fixed and times.number in (1, 2) else None
+    times = size_of(lengths[0]).over(size_of(batches[0]))
+    return times.number if times and times.fixed and times.number in (1, 2) else None

@@ -15,11 +15,11 @@ from onnx import numpy_helper
 from graphcompress.analysis.linears import linears
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner
-from graphcompress.passes.simplify import Simplify
+from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.plugin.base import Context, Record
 from graphcompress.rules.guards import LARGEST_SCORE
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 TOLERANCE = 1e-6
 LOWEST = float(np.finfo(np.float32).min)
 

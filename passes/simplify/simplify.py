@@ -7,13 +7,14 @@ from typing import ClassVar
 
 from graphcompress.analysis.linears import inner_linears, overridable_weights
 from graphcompress.graph.expressions import Constants
+from graphcompress.graph.match import is_standard, node_name
 from graphcompress.graph.model import Model, is_weight
+from graphcompress.passes.simplify.fused.operators import refuse_hidden, standardise
 from graphcompress.plugin.base import Context, Contract, Exact, Pass, Record
 from graphcompress.plugin.options import option
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules import convolutions, linears
 from graphcompress.rules.everything import simplify
-from graphcompress.rules.fused.operators import standardise
 
 LARGEST_INPUT = 1e6
 
@@ -45,6 +46,10 @@ class Simplify(Pass):
         default=False, help="float inputs are finite and at most 1e6; drops guards that only act on others"
     )
 
+    def check_model(self, model: Model) -> None:
+        """Refuse fused operators that no CPU runs, or whose weights would stay hidden."""
+        refuse_hidden(model)
+
     def run(self, model: Model, ctx: Context) -> Record:
         """Apply every rule until none matches; report what was removed and what stays."""
         before = len(model.graph)
@@ -67,27 +72,22 @@ class Simplify(Pass):
 def _report_what_stays(rw: Rewriter) -> None:
     """Tell which weights and which guards were kept, and why."""
     for node in rw.model.graph:
-        if node.op_type == "Conv" and not node.domain and node.inputs[1] is not None:
+        if is_standard(node, "Conv") and node.inputs[1]:
             reason = convolutions.why_not(node) or "its neighbours are in channel order"
             rw.skip(node.inputs[1].name or "", f"a convolution: {reason}; no pass compresses it")
     for value in overridable_weights(rw.model):
         rw.skip(value.name or "", "it is an input, too: a caller may override it")
     for node, inner in inner_linears(rw.model):
-        rw.skip(
-            inner.name or inner.outputs[0].name or "",
-            f"inside a subgraph of {node.op_type}, where no pass looks",
-        )
+        rw.skip(node_name(inner), f"inside a subgraph of {node.op_type}, where no pass looks")
     constant = Constants()
     for node in rw.model.graph:
         value = node.outputs[0]
         if not linears.is_whole_expression(value, constant):
             continue
         unfolded = linears.why_not_fold(value)
-        if unfolded is not None and is_weight(value):
+        if unfolded and is_weight(value):
             rw.skip(linears.weight_name(value), unfolded)
-    guards = [node for node in rw.model.graph if node.op_type == "IsNaN" and not node.domain]
-    for node in guards:
-        rw.skip(
-            node.outputs[0].name or "",
-            "a guard against NaN whose input is not provably finite (see assume_visible, finite_inputs)",
-        )
+    reason = "a guard against NaN whose input is not provably finite (see assume_visible, finite_inputs)"
+    for node in rw.model.graph:
+        if is_standard(node, "IsNaN"):
+            rw.skip(node.outputs[0].name or "", reason)

@@ -6,13 +6,16 @@ from collections import Counter
 
 import onnx_ir as ir
 
+from graphcompress.errors import UnsupportedModelError
+from graphcompress.graph.expressions import is_constant
+from graphcompress.graph.match import node_name, rank_of
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import CONTRIB
+from graphcompress.passes.simplify.fused import activations, attention, normalisations, products, rotary
+from graphcompress.passes.simplify.fused.base import Operator, Writer
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.fused import activations, attention, normalisations, products, rotary
-from graphcompress.rules.fused.base import Operator, Writer
 
-FUSED_DOMAIN = "com.microsoft"
-
-_CONTRIB: dict[str, Operator] = {
+_OPERATORS: dict[str, Operator] = {
     **activations.OPERATORS,
     **attention.OPERATORS,
     **normalisations.OPERATORS,
@@ -48,7 +51,7 @@ def standardise(rw: Rewriter) -> Counter[str]:
     for node in list(rw.model.graph):
         operator = _operator(node, rw.model.opset)
         if operator is None:
-            if node.domain == FUSED_DOMAIN:
+            if node.domain == CONTRIB:
                 rw.skip(node_name(node), f"{node.op_type} of ONNX Runtime is kept: {_why_kept(node)}")
             continue
         reason = operator.obstacle(node)
@@ -62,26 +65,46 @@ def standardise(rw: Rewriter) -> Counter[str]:
     return done
 
 
-def obstacle(node: ir.Node) -> str | None:
-    """Why a fused ``node`` cannot be written in standard operators, or None."""
-    operator = _operator(node, None)
-    return _why_kept(node) if operator is None else operator.obstacle(node)
+def refuse_hidden(model: Model) -> None:
+    """Refuse a model with fused operators that a CPU cannot run, or that would hide weights from every pass.
+
+    Raises:
+        UnsupportedModelError: it has such a node; the message names it.
+    """
+    where = model.path or "the model"
+    for node in model.graph:
+        if node.domain != CONTRIB:
+            continue
+        if node.op_type in GPU_ONLY:
+            raise UnsupportedModelError(
+                f"{where} was fused by ONNX Runtime for a GPU: its node {node_name(node)!r} is a "
+                f"{node.op_type}, which does not run on a CPU; start from the model before it was optimised"
+            )
+        operator = _operator(node, None)
+        reason = _why_kept(node) if operator is None else operator.obstacle(node)
+        if reason is not None and any(map(_is_matrix, node.inputs)):
+            raise UnsupportedModelError(
+                f"{where} was fused by ONNX Runtime, and its node {node_name(node)!r} (a {node.op_type}) "
+                f"holds weights that no pass can see: {reason}; start from the model before it was optimised"
+            )
+
+
+def _is_matrix(value: ir.Value | None) -> bool:
+    """Whether ``value`` is a weight of two or more dimensions."""
+    rank = rank_of(value)
+    if value is None or rank is None or value.dtype is None or not is_constant(value):
+        return False
+    return value.dtype.is_floating_point() and rank >= 2
 
 
 def _why_kept(node: ir.Node) -> str:
     return _KEPT.get(node.op_type, "it has no form in standard operators here")
 
 
-def node_name(node: ir.Node) -> str:
-    """What to call a node: its name, or that of its output."""
-    return node.name or node.outputs[0].name or node.op_type
-
-
 def _operator(node: ir.Node, opset: int | None) -> Operator | None:
-    if node.domain == FUSED_DOMAIN:
-        return _CONTRIB.get(node.op_type)
+    if node.domain == CONTRIB:
+        return _OPERATORS.get(node.op_type)
     if node.domain:
         return None
-    if opset is not None and opset < _LAYER_NORM_OPSET and node.op_type in normalisations.EARLY_OPERATORS:
-        return normalisations.EARLY_OPERATORS[node.op_type]
-    return normalisations.STANDARD_OPERATORS.get(node.op_type)
+    early = normalisations.EARLY_OPERATORS if opset and opset < _LAYER_NORM_OPSET else {}
+    return {**normalisations.STANDARD_OPERATORS, **early}.get(node.op_type)

@@ -6,7 +6,7 @@ import math
 
 import onnx_ir as ir
 
-from graphcompress.rules.fused.base import Operator, Writer
+from graphcompress.passes.simplify.fused.base import Operator, Writer
 
 _TANH_INNER = 0.044715
 """Of the approximation 0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))."""

@@ -1,0 +1,1 @@
+"""simplify: the same function with fewer nodes."""
