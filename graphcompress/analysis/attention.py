@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import is_standard, only_reader
 from graphcompress.analysis.linears import Linear, linears
 from graphcompress.analysis.relations.uses import Use
 from graphcompress.analysis.sizes import ONE, size_of
 from graphcompress.graph.expressions import Constants, evaluate
+from graphcompress.graph.match import is_standard, only_reader
 from graphcompress.graph.model import Model
 
 _MASK = 3

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import constant_integers, slice_ranges
+from graphcompress.analysis.arguments import slice_ranges
 from graphcompress.analysis.relations.rules import Elements, Relations
+from graphcompress.graph.match import fixed_size, integers_of, operand
 
 _SAME = frozenset({"Identity", "Squeeze", "Unsqueeze", "Reshape", "Cast"})
 _MIXED = frozenset(
@@ -61,10 +62,9 @@ def _shape(relations: Relations, node: ir.Node) -> Elements | None:
 def _joined(node: ir.Node, operands: list[Elements | None]) -> Elements:
     """The elements of a Concat; an operand that measures nothing has as many as its shape says."""
     elements: Elements = []
-    for value, operand in zip(node.inputs, operands, strict=True):
-        length = value.shape[0] if value is not None and value.shape is not None and len(value.shape) else 1
-        filler: Elements = [frozenset()] * (length if isinstance(length, int) else 1)
-        elements.extend(filler if operand is None else operand)
+    for value, part in zip(node.inputs, operands, strict=True):
+        filler: Elements = [frozenset()] * (fixed_size(value, 0) or 1)
+        elements.extend(filler if part is None else part)
     return elements
 
 
@@ -76,7 +76,7 @@ def _picked(node: ir.Node, elements: Elements) -> Elements | None:
         return everything if bounds is None else elements[slice(*bounds)]
     if node.op_type != "Gather":
         return None
-    positions = constant_integers(node, 1)
+    positions = integers_of(operand(node, 1))
     if positions is None or not all(-len(elements) <= position < len(elements) for position in positions):
         return everything
     return [elements[position] for position in positions]

@@ -13,10 +13,10 @@ import torch
 from torch import fx
 from torch.nn import functional
 
-from graphcompress.analysis.arguments import is_standard, operand_beside, scalar
 from graphcompress.analysis.attention import Attention, Operand, Step, attentions
 from graphcompress.fx.builder import Builder
 from graphcompress.fx.ops.shape import permuted
+from graphcompress.graph.match import is_standard, operand_beside, scalar
 from graphcompress.graph.model import Model
 
 Written = tuple[tuple[ir.Node, ...], Callable[[Builder], fx.Node]]

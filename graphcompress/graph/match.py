@@ -189,7 +189,12 @@ class Pattern(abc.ABC):
     For trees alone. What is a chain of unknown length or joins again, such as attention, is followed with the
     functions above. onnxscript's patterns are not used: they match a whole model at once, know no value that
     others may read, too, and need a rule for every order of operands.
+
+    Attributes:
+        shared: others may read the value, too; its node is then no part of the match where they do.
     """
+
+    shared = False
 
     @abc.abstractmethod
     def ways(self, value: ir.Value | None, found: Match) -> Iterator[Match]:
@@ -240,6 +245,7 @@ class OneOf(Pattern):
 
     def __init__(self, *patterns: Pattern) -> None:
         self.patterns = patterns
+        self.shared = any(pattern.shared for pattern in patterns)
 
     def ways(self, value: ir.Value | None, found: Match) -> Iterator[Match]:
         """The ways of each."""
@@ -283,5 +289,5 @@ def _inside(pattern: Pattern, value: ir.Value | None, found: Match) -> Iterator[
     for match in pattern.ways(value, found):
         if alone or len(match.nodes) == len(found.nodes):
             yield match
-        elif isinstance(pattern, Op) and pattern.shared:
+        elif pattern.shared:
             yield Match(match.values, found.nodes)

@@ -6,7 +6,7 @@ import onnx
 import onnx.inliner
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import is_standard
+from graphcompress.graph.match import is_standard
 from graphcompress.graph.model import Model
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter

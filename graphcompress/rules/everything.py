@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from graphcompress.analysis.bounds import Bounds
 from graphcompress.graph.expressions import Constants
+from graphcompress.ranges.bounds import Bounds
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules import (
     arithmetic,

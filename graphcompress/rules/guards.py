@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.bounds import Bounds
 from graphcompress.graph.match import (
     array_of,
     dtype_of,
@@ -26,6 +25,7 @@ from graphcompress.graph.match import (
     rank_of,
     scalar,
 )
+from graphcompress.ranges.bounds import Bounds
 from graphcompress.rewrite.rewriter import Rewriter
 
 LARGEST_SCORE = {ir.DataType.FLOAT: 1e30, ir.DataType.FLOAT16: 15.0}

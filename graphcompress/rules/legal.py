@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 import onnx
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import is_standard
+from graphcompress.graph.match import is_standard
 from graphcompress.graph.model import Model
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter

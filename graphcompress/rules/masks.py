@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.bounds import Bounds
-from graphcompress.analysis.coordinates import coordinate
-from graphcompress.analysis.intervals.interval import FALSE, TRUE
 from graphcompress.graph.match import array_of, fixed_shape, operand, producer, rank_of, shape_of
+from graphcompress.ranges.bounds import Bounds
+from graphcompress.ranges.coordinates import coordinate
+from graphcompress.ranges.interval import FALSE, TRUE
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.base import Rule, replaceable, same_dim, tolerates
 

@@ -10,8 +10,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import is_standard, only_reader, operand_beside
 from graphcompress.analysis.attention import Attention, attentions
+from graphcompress.graph.match import is_standard, only_reader, operand_beside
 from graphcompress.graph.model import Model
 from graphcompress.rewrite.rewriter import Rewriter, put_in_place
 from graphcompress.rules.opset import raise_opset

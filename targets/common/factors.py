@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import is_standard
 from graphcompress.analysis.linears import Embedding, embeddings, linears
 from graphcompress.graph.expressions import Constants, evaluate, leaves
+from graphcompress.graph.match import is_standard
 from graphcompress.graph.model import number_of_parameters
 from graphcompress.numerics.kronecker import Split
 from graphcompress.rewrite.kronecker import KroneckerWeight, read_expression, write_products

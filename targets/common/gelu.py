@@ -9,8 +9,8 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from graphcompress.analysis.activations import GELU, Activation, activations
-from graphcompress.analysis.arguments import is_standard
 from graphcompress.graph.expressions import is_constant
+from graphcompress.graph.match import is_standard
 from graphcompress.graph.model import Model
 from graphcompress.rewrite.rewriter import Rewriter, put_in_place
 from graphcompress.targets.common.family import CONTRIB, Family, Rewrite, Site, disjoint

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import is_standard
+from graphcompress.graph.match import is_standard
 from graphcompress.rewrite.kronecker import KroneckerWeight, read_expression
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.targets.common.integer import IntegerSite

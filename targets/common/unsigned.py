@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import is_standard
 from graphcompress.graph.expressions import evaluate, is_constant
+from graphcompress.graph.match import is_standard
 from graphcompress.graph.model import Model
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter

@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import is_standard
 from graphcompress.graph.expressions import evaluate, is_constant
+from graphcompress.graph.match import is_standard
 from graphcompress.graph.model import Model
 from graphcompress.rewrite.rewriter import Rewriter, put_in_place
 from graphcompress.targets.common.family import Family, Rewrite, Site, disjoint

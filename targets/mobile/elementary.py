@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.activations import GELU, activations
-from graphcompress.analysis.arguments import is_standard
 from graphcompress.graph.expressions import is_constant
+from graphcompress.graph.match import is_standard
 from graphcompress.rewrite.rewriter import Rewriter
 
 _P = 0.3275911

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import is_standard, scalar
-from graphcompress.analysis.bounds import Bounds
+from graphcompress.graph.match import is_standard, scalar
+from graphcompress.ranges.bounds import Bounds
 from graphcompress.rewrite.rewriter import Rewriter
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)

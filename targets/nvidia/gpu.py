@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import is_standard
+from graphcompress.graph.match import is_standard
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import provider_session, runner_of, session_of
 from graphcompress.plugin.base import Capabilities, Context, Lowering, Target

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import is_standard
+from graphcompress.graph.match import is_standard
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.targets.common.family import CONTRIB
 from graphcompress.targets.nvidia.range import LARGEST, critical_nodes, overflows_half

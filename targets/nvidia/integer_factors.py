@@ -10,9 +10,9 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import scalar
 from graphcompress.data.load import Samples
 from graphcompress.graph.expressions import evaluate
+from graphcompress.graph.match import scalar
 from graphcompress.measure.calibrate import observe
 from graphcompress.numerics.metrics import row_sqnr_db
 from graphcompress.numerics.observers import Activation, RowSample, quantisation

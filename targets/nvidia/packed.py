@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import constant_integers, is_standard, only_reader
+from graphcompress.graph.match import integers_of, is_standard, only_reader, operand
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.targets.nvidia.refusals import is_integer_product
 
@@ -118,7 +118,7 @@ def _biased(product: ir.Value) -> tuple[ir.Value, ir.Value | None]:
 
 def _divided(reshape: ir.Node, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The first ``rank`` sizes that a Reshape is given, and the others as numbers; none where not known."""
-    wanted, shape = constant_integers(reshape, 1), reshape.outputs[0].shape
+    wanted, shape = integers_of(operand(reshape, 1)), reshape.outputs[0].shape
     if (
         wanted is None
         or shape is None
@@ -153,7 +153,7 @@ def _cut(node: ir.Node, axis: int, size: int) -> Iterator[_Part]:
             start = int(index) % size
             yield _Part(node.outputs[0], start, start + 1, dropped=True)
     elif is_standard(node, "Slice"):
-        starts, ends, along, steps = (constant_integers(node, index) for index in (1, 2, 3, 4))
+        starts, ends, along, steps = (integers_of(operand(node, index)) for index in (1, 2, 3, 4))
         if starts and ends and along in [[it] for it in axes] and steps in (None, [1]):
             start, stop, _ = slice(starts[0], ends[0]).indices(size)
             yield from [_Part(node.outputs[0], start, stop)] if stop > start else []
@@ -162,7 +162,7 @@ def _cut(node: ir.Node, axis: int, size: int) -> Iterator[_Part]:
 def _split_sizes(split: ir.Node, size: int) -> list[int]:
     """Sizes of the outputs; none where they are computed, or not the same without being given."""
     if len(split.inputs) > 1 and split.inputs[1] is not None:
-        return constant_integers(split, 1) or []
+        return integers_of(operand(split, 1)) or []
     count = len(split.outputs)
     return [size // count] * count if size % count == 0 else []
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import is_standard
 from graphcompress.errors import UnsupportedModelError
 from graphcompress.graph.expressions import is_constant
+from graphcompress.graph.match import is_standard
 from graphcompress.graph.model import Model
 
 SHOWN = 5

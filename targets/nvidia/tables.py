@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import is_standard, only_reader
+from graphcompress.graph.match import is_standard, only_reader
 from graphcompress.rewrite.rewriter import Rewriter
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import axis_of, constant_integers
+from graphcompress.analysis.arguments import axis_of
 from graphcompress.analysis.relations.rules import AVERAGED, Relations
+from graphcompress.graph.match import integers_of, operand
 
 _MEAN_LIKE = ("ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2")
 _MIXING = ("ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp", "ArgMax", "ArgMin")
@@ -52,7 +53,7 @@ def cumsum(relations: Relations, node: ir.Node) -> None:
     """A running sum mixes its axis."""
     source = relations.operand(node, 0)
     relations.unify(source, relations.output(node))
-    axis = constant_integers(node, 1)
+    axis = integers_of(operand(node, 1))
     mixed = source if axis is None else [(source or [])[axis[0]]]
     relations.block(mixed, "CumSum mixes it")
 
@@ -101,7 +102,7 @@ def _reduced_axes(node: ir.Node, rank: int) -> list[int] | None:
     if node.op_type in ("ArgMax", "ArgMin"):
         return [node.attributes.get_int("axis", 0) % rank]
     if len(node.inputs) > 1 and node.inputs[1] is not None:
-        axes = constant_integers(node, 1)
+        axes = integers_of(operand(node, 1))
     else:
         axes = list(node.attributes.get_ints("axes", []))
         if not axes and node.attributes.get_int("noop_with_empty_axes", 0) == 1:

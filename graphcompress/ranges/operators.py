@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from graphcompress.analysis.intervals import arithmetic, logic, products
-from graphcompress.analysis.intervals.interval import SLACK, Transfer, hull
+from graphcompress.ranges import arithmetic, logic, products
+from graphcompress.ranges.interval import SLACK, Transfer, hull
 
 _SAME_RANGE = (
     *("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Tile"),

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import scalar
-from graphcompress.analysis.intervals.arithmetic import corners
-from graphcompress.analysis.intervals.interval import FALSE, LARGEST_CONSTANT, SLACK, Interval, Operands
 from graphcompress.graph.expressions import is_constant
+from graphcompress.graph.match import scalar
+from graphcompress.ranges.arithmetic import corners
+from graphcompress.ranges.interval import FALSE, LARGEST_CONSTANT, SLACK, Interval, Operands
 
 
 def matmul(node: ir.Node, operands: Operands) -> Interval | None:

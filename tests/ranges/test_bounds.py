@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphcompress.analysis.bounds import Bounds
-from graphcompress.analysis.intervals.interval import FALSE, TRUE
 from graphcompress.data.load import Samples
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner
+from graphcompress.ranges.bounds import Bounds
+from graphcompress.ranges.interval import FALSE, TRUE
 
 
 def test_every_value_of_a_model_lies_in_its_range(tiny_bert: Model, tiny_samples: Samples) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import scalar
-from graphcompress.analysis.intervals.interval import FALSE, SLACK, TRUE, UNIT, Interval, Operands, Transfer
+from graphcompress.graph.match import scalar
+from graphcompress.ranges.interval import FALSE, SLACK, TRUE, UNIT, Interval, Operands, Transfer
 
 
 def first(node: ir.Node, operands: Operands) -> Interval | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from graphcompress.analysis.intervals.interval import FALSE, TRUE, UNIT, Interval, Operands, Transfer, hull
+from graphcompress.ranges.interval import FALSE, TRUE, UNIT, Interval, Operands, Transfer, hull
 
 
 def where(node: ir.Node, operands: Operands) -> Interval | None:

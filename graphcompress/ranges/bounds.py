@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphcompress.analysis.intervals.interval import Interval, fit, of_array, of_type
-from graphcompress.analysis.intervals.operators import TRANSFER
+from graphcompress.ranges.interval import Interval, fit, of_array, of_type
+from graphcompress.ranges.operators import TRANSFER
 
 
 class Bounds:

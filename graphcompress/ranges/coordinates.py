@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import scalar
+from graphcompress.graph.match import scalar
 
 Dim = int | ir.SymbolicDim
 
