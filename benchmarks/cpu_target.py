@@ -22,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from graphcompress.data.load import load_samples, synthetic_samples
+from graphcompress.data.load import load_samples
+from graphcompress.data.made_up import synthetic_samples
 from graphcompress.errors import MissingExtraError, UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed, runner_of, session_of

@@ -17,7 +17,7 @@ import onnx
 from rich.console import Console
 from rich.table import Table
 
-from graphcompress.data.load import synthetic_samples
+from graphcompress.data.made_up import synthetic_samples
 from graphcompress.graph.model import Model
 from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.plugin.base import Context

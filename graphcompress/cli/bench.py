@@ -67,7 +67,7 @@ def bench(
 
     with progress_bars() as progress:
         first = described(models[0])
-        samples = samples_for(first, data, tokenizer or _tokenizer_beside(models), seed)
+        samples = samples_for(first, data, tokenizer or _tokenizer_beside(models), seed, timed=True)
         names = dict(zip(_names(models), models, strict=True))
         timed = {name: path for name, path in names.items() if is_timed_here(path)}
         untimed = [name for name in names if name not in timed]

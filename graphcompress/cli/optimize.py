@@ -157,16 +157,18 @@ def _silent(record: PassRecord) -> None:
 
 def _bench(build: Build, progress: Progress) -> list[ShapeResult]:
     from graphcompress.build.opening import session
+    from graphcompress.data.made_up import synthetic_samples
     from graphcompress.measure.bench import bench
 
     read = build.model.path if build.model else None
     timed = [lowered for lowered in build.lowered if lowered.timed]
-    if not timed or not read:
+    if not timed or not read or build.model is None:
         return []
     contenders = {"before": session(read)}
     for lowered in timed:
         contenders["after" if len(build.lowered) == 1 else lowered.name] = session(lowered.folder)
-    return bench(contenders, build.samples, seconds=BENCH_SECONDS, progress=progress)
+    samples = synthetic_samples(build.model) if build.samples.synthetic else build.samples
+    return bench(contenders, samples, seconds=BENCH_SECONDS, progress=progress)
 
 
 def _print_record(record: PassRecord) -> None:

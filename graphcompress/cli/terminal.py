@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from graphcompress.data.load import Samples
     from graphcompress.graph.model import Model
     from graphcompress.plugin.base import Progress
-    from graphcompress.plugin.task import Pair
 
 
 def as_option(name: str) -> typer.models.OptionInfo:
@@ -99,14 +98,15 @@ def progress_bars() -> Iterator[Progress]:
 
 
 def samples_for(
-    model: Model, data: Path | None, tokenizer: Path | None, seed: int, *, pair: Pair = "joint"
+    model: Model, data: Path | None, tokenizer: Path | None, seed: int, *, timed: bool = False
 ) -> Samples:
-    """The samples of ``data``, or made-up ones that fit the inputs."""
-    from graphcompress.data.load import load_samples, synthetic_samples
+    """The samples of ``data``, or made-up ones that fit; of similar sizes where they are ``timed``."""
+    from graphcompress.data.load import load_samples
+    from graphcompress.data.made_up import synthetic_samples, varied_samples
 
     if data is None:
-        return synthetic_samples(model, count=16, seed=seed)
-    return load_samples(data, model, tokenizer=tokenizer, pair=pair)
+        return (synthetic_samples if timed else varied_samples)(model, count=16, seed=seed)
+    return load_samples(data, model, tokenizer=tokenizer)
 
 
 def origin(samples: Samples) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import onnx_ir as ir
 
 from graphcompress.graph.expressions import evaluate, is_constant
@@ -9,6 +11,12 @@ from graphcompress.graph.model import Model
 
 _SAME_COUNT = frozenset({"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Slice", "Add"})
 """Operators through which position numbers reach a table, by their first input (Add: by either)."""
+
+_BOUNDING = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Min", "Max", "Clip"})
+"""Operators that compare sizes and positions with constants."""
+
+_FEW = 16
+"""Constants of more numbers are tables, not bounds."""
 
 
 def longest_sample(model: Model) -> int | None:
@@ -36,6 +44,56 @@ def total_length(model: Model) -> ir.SymbolicDim | None:
             total = ir.SymbolicDim(" + ".join(f"({part})" for part in parts)).simplify()
             found[str(total)] = total
     return next(iter(found.values())) if len(found) == 1 else None
+
+
+def lengths_of_one_mask(model: Model) -> list[str]:
+    """Symbols of lengths that one mask has and no other input: the name an exporter gave to past and new."""
+    found: dict[str, list[str]] = {}
+    for value in model.graph.inputs:
+        for dim in value.shape or ():
+            if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
+                found.setdefault(str(dim), []).append((value.name or "").lower())
+    return [symbol for symbol, names in found.items() if len(names) == 1 and "mask" in names[0]]
+
+
+def largest_bound(model: Model, limit: int) -> int:
+    """Largest whole number up to ``limit`` with which the graph compares or cuts something of variable size.
+
+    Such are the end of a slice, the width of a window, the last bucket of relative positions: above it the
+    model may behave in another way. 0 where there is none.
+    """
+    found = [0]
+    for graph in model.ir.graphs():
+        for node in graph:
+            if node.op_type == "Slice" and not node.domain:
+                found += _ends(node)
+            elif node.op_type in _BOUNDING and not node.domain:
+                found += [number for value in node.inputs for number in _few_numbers(value)]
+    return max(number for number in found if number <= limit)
+
+
+def _ends(node: ir.Node) -> list[int]:
+    """Where a Slice cuts axes of variable size."""
+    data, starts, ends = node.inputs[0], _few_numbers(node.inputs[1]), _few_numbers(node.inputs[2])
+    axes = _few_numbers(node.inputs[3]) if len(node.inputs) > 3 else list(range(len(ends)))
+    if data is None or data.shape is None:
+        return starts + ends
+    shape = data.shape
+    return [
+        number
+        for numbers in (starts, ends)
+        for number, axis in zip(numbers, axes, strict=False)
+        if not isinstance(shape[axis], int)
+    ]
+
+
+def _few_numbers(value: ir.Value | None) -> list[int]:
+    """What a small constant of whole numbers holds."""
+    if value is None or value.dtype is None or not value.dtype.is_integer() or not is_constant(value):
+        return []
+    if value.shape is None or not value.shape.is_static() or math.prod(value.shape.numpy()) > _FEW:
+        return []
+    return [int(number) for number in evaluate(value).flat]
 
 
 def _is_input(value: ir.Value | None) -> bool:

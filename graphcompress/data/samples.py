@@ -26,6 +26,7 @@ class Samples:
         synthetic: made up from the model's inputs, not a user's data.
         fixed: input name → its sizes, the batch in front; None where the model does not fix one, empty for an
             input of no axes.
+        axes: input name → axis of a feed on which the batch lies, where that is not the first.
     """
 
     feeds: Sequence[Sample]
@@ -34,6 +35,7 @@ class Samples:
     per_row: int = 1
     synthetic: bool = False
     fixed: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
+    axes: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.feeds)
@@ -99,7 +101,11 @@ class Samples:
         return {
             name: np.asarray(chosen[0][name])
             if self.fixed.get(name) == ()
-            else _stack([sample[name] for sample in chosen], self.pad.get(name, 0), self.fixed.get(name, ()))
+            else np.moveaxis(
+                _stack([sample[name] for sample in chosen], self.pad.get(name, 0), self.fixed.get(name, ())),
+                0,
+                self.axes.get(name, 0),
+            )
             for name in chosen[0]
         }
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import tokenizers
 
 from graphcompress.analysis.linears import embeddings
+from graphcompress.data.inputs import source_of
 from graphcompress.data.lengths import longest_sample
 from graphcompress.data.samples import Samples
 from graphcompress.errors import DataError
@@ -141,23 +142,11 @@ def _check_vocabulary(tokenizer: tokenizers.Tokenizer, model: Model, inputs: Map
     size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
     ids = {value for name, value in inputs.items() if _kind(name) == "ids"}
     for embedding in embeddings(model):
-        if _source(embedding.indices) in ids and size > embedding.rows:
+        if source_of(embedding.indices) in ids and size > embedding.rows:
             raise DataError(
                 f"the tokenizer has {size:,} tokens, the embedding {embedding.name!r} only "
                 f"{embedding.rows:,} rows, so it is another model's; give the right one with --tokenizer"
             )
-
-
-def _source(value: ir.Value) -> ir.Value:
-    """The value before casts and reshapes, which change no index."""
-    node = value.producer()
-    while node is not None and node.op_type in _SAME_NUMBERS and node.inputs and node.inputs[0] is not None:
-        value = node.inputs[0]
-        node = value.producer()
-    return value
-
-
-_SAME_NUMBERS = frozenset({"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze"})
 
 
 def _longest(model: Model, inputs: Mapping[str, ir.Value], max_length: int) -> int:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphcompress.analysis.tokens import token_values
-from graphcompress.data.load import Samples, synthetic_samples
+from graphcompress.data.load import Samples
+from graphcompress.data.made_up import varied_samples
 from graphcompress.errors import ContractError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed, Runner
@@ -40,7 +41,7 @@ def check_samples(model: Model, ctx: Context) -> Samples:
     """
     if ctx.training is not None:
         return ctx.training.divided()[1].spread(TRAINED_CHECK_SAMPLES)
-    return ctx.samples.first(CHECK_SAMPLES) if ctx.samples else synthetic_samples(model, seed=ctx.seed)
+    return ctx.samples.first(CHECK_SAMPLES) if ctx.samples else varied_samples(model, seed=ctx.seed)
 
 
 class Checker:

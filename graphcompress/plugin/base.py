@@ -42,10 +42,10 @@ class Exact:
         allowed = max(self.atol, ROUNDINGS * epsilon)
         if difference.max_relative_error <= allowed:
             return None
-        worst = max(difference.outputs, key=lambda output: output.max_relative_error)
+        worst = _worst(difference.outputs, lambda output: -output.max_relative_error)
         return (
-            f"largest error {difference.max_relative_error:.2e} of the output range"
-            f"{_of(worst, difference)}, promised {allowed:.0e}"
+            f"largest error {difference.max_relative_error:.2e} of the output range{worst}, "
+            f"promised {allowed:.0e}"
         )
 
     def __str__(self) -> str:
@@ -62,18 +62,16 @@ class Lossy:
         """Why ``difference`` breaks this contract, or None."""
         if difference.sqnr_db >= self.min_sqnr_db:
             return None
-        return (
-            f"SQNR {difference.sqnr_db:.1f} dB{_of(difference.worst, difference)}, "
-            f"promised at least {self.min_sqnr_db:.0f} dB"
-        )
+        worst = _worst(difference.outputs, lambda output: output.sqnr_db)
+        return f"SQNR {difference.sqnr_db:.1f} dB{worst}, promised at least {self.min_sqnr_db:.0f} dB"
 
     def __str__(self) -> str:
         return f"lossy (SQNR at least {self.min_sqnr_db:.0f} dB)"
 
 
-def _of(worst: OutputDifference, difference: Difference) -> str:
+def _worst(outputs: Sequence[OutputDifference], goodness: Callable[[OutputDifference], float]) -> str:
     """Which of several outputs a figure is of."""
-    return f" (output {worst.name!r})" if len(difference.outputs) > 1 else ""
+    return f" (output {min(outputs, key=goodness).name!r})" if len(outputs) > 1 else ""
 
 
 Contract = Exact | Lossy

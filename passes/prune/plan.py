@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from graphcompress.analysis.couplings import FFN, HEAD
-from graphcompress.data.load import synthetic_samples
+from graphcompress.data.made_up import varied_samples
 from graphcompress.graph.model import Model
 from graphcompress.passes.prune.blocks import Block, Evidence, Witness, bias_of
 from graphcompress.passes.prune.importance import contribution, eliminate, rarely_active
@@ -149,7 +149,7 @@ class Planner:
         removed = np.flatnonzero(unread | unfed)[: block.size - 1]
         if not unfed.any() or not len(removed):
             return Plan(block, removed)
-        witness = Witness(self.model, synthetic_samples(self.model, seed=self.ctx.seed), self.ctx.progress)
+        witness = Witness(self.model, varied_samples(self.model, seed=self.ctx.seed), self.ctx.progress)
         plan = Plan(block, removed)
         ((_, evidence),) = witness.stream([block])
         plan.fit = _Trial(block, evidence, refit=True).final(plan.rows, np.inf)

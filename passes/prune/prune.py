@@ -12,7 +12,8 @@ import onnx_ir as ir
 
 from graphcompress.analysis.couplings import FFN, HEAD, Group, couplings, fixed_heads, relate
 from graphcompress.analysis.layers import Layer, layers
-from graphcompress.data.load import Samples, synthetic_samples
+from graphcompress.data.load import Samples
+from graphcompress.data.made_up import varied_samples
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner
@@ -182,7 +183,7 @@ def _remove_layers(rw: Rewriter, count: int) -> None:
         rw.skip("layers", f"{count} layers are to go, the model has {len(found)} and one must stay")
     if allowed < 1:
         return
-    samples = rw.ctx.samples or synthetic_samples(rw.model, seed=rw.ctx.seed)
+    samples = rw.ctx.samples or varied_samples(rw.model, seed=rw.ctx.seed)
     changes = layer_changes(rw.model, found, samples)
     stands_for: dict[ir.Value, ir.Value] = {}
     chosen = sorted(np.argsort(changes, kind="stable")[:allowed].tolist())

@@ -10,7 +10,8 @@ import onnx_ir as ir
 
 from graphcompress.analysis.linears import Embedding, Linear, embeddings, linears
 from graphcompress.analysis.tokens import token_values
-from graphcompress.data.load import Samples, synthetic_samples
+from graphcompress.data.load import Samples
+from graphcompress.data.made_up import varied_samples
 from graphcompress.errors import UsageError
 from graphcompress.graph.expressions import is_constant
 from graphcompress.graph.model import Model
@@ -145,7 +146,7 @@ class Int8(Pass):
         """
         samples = self._samples(ctx)
         rounding = self._rounding(ctx, static=samples is not None)
-        calibrating, judging = split(samples or ctx.samples or synthetic_samples(model, seed=ctx.seed))
+        calibrating, judging = split(samples or ctx.samples or varied_samples(model, seed=ctx.seed))
         with Rewriter(model, ctx) as rw:
             chosen = self._admissible(rw)
             limit = self.max_model_error

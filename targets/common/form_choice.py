@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.data.load import synthetic_samples
+from graphcompress.data.made_up import synthetic_samples
 from graphcompress.errors import DataError, UnsupportedModelError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed, Runner

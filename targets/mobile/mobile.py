@@ -10,7 +10,8 @@ from pathlib import Path
 from platform import machine as processor
 from typing import Any, ClassVar
 
-from graphcompress.data.load import Samples, synthetic_samples
+from graphcompress.data.load import Samples
+from graphcompress.data.made_up import synthetic_samples
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import runner_of, session_of
 from graphcompress.plugin.base import Capabilities, Context, Lowering, Target

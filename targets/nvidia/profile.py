@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from graphcompress.data.lengths import longest_sample, total_length
-from graphcompress.data.load import lengths_of_one_mask
+from graphcompress.data.lengths import lengths_of_one_mask, longest_sample, total_length
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.targets.common.fixed import parse_shape, sizes_of, variable_sizes

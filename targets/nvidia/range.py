@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.data.load import synthetic_samples
+from graphcompress.data.made_up import varied_samples
 from graphcompress.graph.expressions import is_constant
 from graphcompress.graph.model import Model
 from graphcompress.measure.calibrate import observe
@@ -58,7 +58,7 @@ class _Peak:
 
 def wide_values(model: Model, ctx: Context) -> set[ir.Value]:
     """Values that samples (synthetic ones, where the user gave none) drive near the end of float16."""
-    samples = (ctx.samples or synthetic_samples(model, seed=ctx.seed)).spread(OBSERVED_SAMPLES)
+    samples = (ctx.samples or varied_samples(model, seed=ctx.seed)).spread(OBSERVED_SAMPLES)
     peaks = {
         value: _Peak()
         for node in model.graph

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphcompress.analysis.linears import embeddings
-from graphcompress.data.load import synthetic_samples
+from graphcompress.data.made_up import varied_samples
 from graphcompress.graph.expressions import evaluate
 from graphcompress.graph.model import Model
 from graphcompress.plugin.base import Context
@@ -61,7 +61,7 @@ def strongly_typed(model: Model, ctx: Context, *, half: bool) -> Typed:
     typed = model.clone()
     spelt_out = spell_out(typed, ctx, NEWEST_OPSET)
     reason = legalise(typed, ctx, NEWEST_OPSET)
-    samples = (ctx.samples or synthetic_samples(model, seed=ctx.seed)).spread(CALIBRATION_SAMPLES)
+    samples = (ctx.samples or varied_samples(model, seed=ctx.seed)).spread(CALIBRATION_SAMPLES)
     with Rewriter(typed, ctx) as rw:
         factored, expanded = multiply_int8_factors(rw, samples)
         rw.clean()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from graphcompress.data.lengths import longest_sample
-from graphcompress.data.load import synthetic_samples
+from graphcompress.data.made_up import synthetic_samples
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed, runner_of, session_of
 from graphcompress.numerics.metrics import sqnr_db

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from texts import model_of
 
 from graphcompress.data.lengths import longest_sample
-from graphcompress.data.load import Samples, load_samples, synthetic_samples
+from graphcompress.data.load import Samples, load_samples
+from graphcompress.data.made_up import synthetic_samples
 from graphcompress.data.tables import read_columns
 from graphcompress.errors import DataError
 from graphcompress.graph.model import Model

@@ -16,7 +16,8 @@ from graphcompress.analysis.cost import macs
 from graphcompress.analysis.couplings import couplings
 from graphcompress.analysis.linears import linears
 from graphcompress.build.unsupported import refuse_unsupported
-from graphcompress.data.load import Samples, synthetic_samples
+from graphcompress.data.load import Samples
+from graphcompress.data.made_up import synthetic_samples
 from graphcompress.errors import UnsupportedModelError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner, session_of
@@ -324,6 +325,7 @@ def test_half_precision_may_round_by_more_than_single(tmp_path) -> None:
 
     class Moved:
         max_relative_error = 1e-3
+        outputs = ()
 
     assert Exact().broken_by(Moved(), rounding(model)) is None  # type: ignore[arg-type]
     assert "promised 1e-04" in (Exact().broken_by(Moved(), 2.0**-23) or "")  # type: ignore[arg-type]

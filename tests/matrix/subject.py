@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from graphcompress.build.unsupported import refuse_unsupported
-from graphcompress.data.load import synthetic_samples
+from graphcompress.data.made_up import synthetic_samples
 from graphcompress.data.samples import Samples
 from graphcompress.errors import DataError, UnsupportedModelError
 from graphcompress.graph.model import Model

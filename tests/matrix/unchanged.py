@@ -22,7 +22,8 @@ from typing import Any
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import graphcompress
-from graphcompress.data.load import Samples, synthetic_samples
+from graphcompress.data.load import Samples
+from graphcompress.data.made_up import synthetic_samples
 from graphcompress.errors import GraphCompressError
 from matrix.architectures import ARCHITECTURES
 from matrix.exports import ExportError, export

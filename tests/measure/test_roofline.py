@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from graphcompress.analysis.cost import macs
 from graphcompress.cli import app
-from graphcompress.data.load import synthetic_samples
+from graphcompress.data.made_up import synthetic_samples
 from graphcompress.graph.model import Model
 from graphcompress.measure.roofline import operator_shares, roofline, roofline_line, times_of_operators
 from graphcompress.measure.timing import Measurement

@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from strategies import instances
 
 from graphcompress.analysis.linears import linears
-from graphcompress.data.load import Samples, synthetic_samples
+from graphcompress.data.load import Samples
+from graphcompress.data.made_up import synthetic_samples
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner

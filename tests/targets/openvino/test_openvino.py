@@ -7,7 +7,7 @@ import pytest
 
 import graphcompress
 from graphcompress.build.optimize import optimize
-from graphcompress.data.load import synthetic_samples
+from graphcompress.data.made_up import synthetic_samples
 from graphcompress.errors import DataError, MissingExtraError, UnsupportedModelError, UsageError
 from graphcompress.graph.runtime import runner_of, session_of
 from graphcompress.plugin.base import Context

@@ -1,0 +1,68 @@
+"""What a caller gives a model: its inputs, their sizes, and on which axis of each the batch lies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from graphcompress.graph.model import Model
+
+_SAME_NUMBERS = frozenset({"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze"})
+
+_BATCH_NAMES = frozenset({"batch", "batch_size", "bs", "n"})
+
+Dim = int | ir.SymbolicDim
+
+
+def inputs_of(model: Model) -> dict[str, ir.Value]:
+    """Inputs that a caller must give, by name; one that has an initializer need not be given."""
+    return {
+        value.name or "": value for value in model.graph.inputs if value.name not in model.graph.initializers
+    }
+
+
+def batch_axis(value: ir.Value) -> int:
+    """The first axis, or the one that is named batch where the first has another name: time-major inputs."""
+    names = [
+        str(dim).lower() if isinstance(dim, ir.SymbolicDim) and dim.value else "" for dim in _dims(value)
+    ]
+    named = [axis for axis, name in enumerate(names) if name in _BATCH_NAMES]
+    return named[0] if named and names[0] else 0
+
+
+def batch_axes(inputs: Mapping[str, ir.Value]) -> dict[str, int]:
+    """Input name → :func:`batch_axis`, of those where it is not the first."""
+    return {name: axis for name, value in inputs.items() if (axis := batch_axis(value))}
+
+
+def batch_first(value: ir.Value) -> list[Dim]:
+    """Sizes of an input, the batch in front; none where its shape is unknown or it has no axes."""
+    dims, axis = _dims(value), batch_axis(value)
+    return [dims[axis], *dims[:axis], *dims[axis + 1 :]] if dims else []
+
+
+def fixed_sizes(inputs: Mapping[str, ir.Value]) -> dict[str, tuple[int | None, ...]]:
+    """Input name → its sizes, the batch in front, None where one is not fixed.
+
+    Of inputs that fix any, and of those without axes.
+    """
+    sizes = {
+        name: tuple(dim if isinstance(dim, int) else None for dim in batch_first(value))
+        for name, value in inputs.items()
+        if value.shape is not None
+    }
+    return {name: shape for name, shape in sizes.items() if any(shape) or not shape}
+
+
+def source_of(value: ir.Value) -> ir.Value:
+    """The value before casts and reshapes, which change no number."""
+    node = value.producer()
+    while node is not None and node.op_type in _SAME_NUMBERS and node.inputs and node.inputs[0] is not None:
+        value = node.inputs[0]
+        node = value.producer()
+    return value
+
+
+def _dims(value: ir.Value) -> list[Dim]:
+    return list(value.shape) if value.shape is not None else []
