@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from graphcompress.pipeline.pipeline import Pipeline
     from graphcompress.plugin.base import Capabilities, Context, Exact, Lossy, Pass, Target
     from graphcompress.plugin.options import option
+    from graphcompress.plugin.task import Figure, Metric, Task
     from graphcompress.rewrite.rewriter import Rewriter
 
 __version__ = "0.1.0"
@@ -29,7 +30,9 @@ _HOME = {
     "Capabilities": "plugin.base",
     "Context": "plugin.base",
     "Exact": "plugin.base",
+    "Figure": "plugin.task",
     "Lossy": "plugin.base",
+    "Metric": "plugin.task",
     "Model": "graph.model",
     "Pass": "plugin.base",
     "Pipeline": "pipeline.pipeline",
@@ -37,6 +40,7 @@ _HOME = {
     "Rewriter": "rewrite.rewriter",
     "Samples": "data.samples",
     "Target": "plugin.base",
+    "Task": "plugin.task",
     "capture": "capturing.module",
     "export": "capturing.checkpoint",
     "load_samples": "data.load",
@@ -52,7 +56,9 @@ __all__ = [  # noqa: RUF022 - the two verbs first
     "Capabilities",
     "Context",
     "Exact",
+    "Figure",
     "Lossy",
+    "Metric",
     "Model",
     "Pass",
     "Pipeline",
@@ -60,6 +66,7 @@ __all__ = [  # noqa: RUF022 - the two verbs first
     "Rewriter",
     "Samples",
     "Target",
+    "Task",
     "capture",
     "export",
     "load_samples",

@@ -64,6 +64,12 @@ class DataError(GraphCompressError, ValueError):
     exit_code = 6
 
 
+class MetricError(GraphCompressError):
+    """A metric of the user's own that fails, or finds no number."""
+
+    exit_code = 9
+
+
 class TrainingError(GraphCompressError):
     """A training that cannot go on: the loss is no number, or memory ran out."""
 

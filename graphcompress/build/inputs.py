@@ -11,12 +11,16 @@ from graphcompress.data.tokenizer_files import TOKENIZER_FILES
 from graphcompress.graph.model import Model
 from graphcompress.graph.reading.hashes import sha256
 from graphcompress.plugin.base import Target
+from graphcompress.plugin.task import Metric
 
 
 def input_hashes(
-    recipe: Mapping[str, Any], model: Model, teacher: Model | None = None, targets: Iterable[Target] = ()
+    recipe: Mapping[str, Any],
+    model: Model,
+    teacher: Model | None = None,
+    readers: Iterable[Target | Metric] = (),
 ) -> dict[str, str]:
-    """Hashes of every file that the build reads, by the path as it was given."""
+    """Hashes of every file that the build or one of ``readers`` reads, by the path as it was given."""
     paths = [Path(path) for path in (recipe["data"], recipe["eval_data"], recipe["train"]) if path]
     paths += _model_files(recipe["model"], model)
     paths += _model_files(recipe["teacher"], teacher)
@@ -25,8 +29,8 @@ def input_hashes(
         paths += [given, *(given / name for name in TOKENIZER_FILES)]
     if recipe["model"]:
         paths += [Path(recipe["model"]).parent / name for name in TOKENIZER_FILES]
-    for target in targets:
-        paths += map(Path, target.files_read)
+    for reader in readers:
+        paths += map(Path, reader.files_read)
     return {path.as_posix(): sha256(path) for path in paths if path.is_file()}
 
 

@@ -119,12 +119,12 @@ def _open(request: Request) -> _Opened:
     model = given if isinstance(given, Model) else open_model(given or "", task=request.task)
     teacher = _teacher(request)
     recipe = request.recipe
-    hashes = input_hashes(recipe, model, teacher, request.targets)
+    metric = request.scored_by
+    hashes = input_hashes(recipe, model, teacher, [*request.targets, *filter(None, [metric])])
     refuse_unsupported(model, request.pipeline.passes)
     for target in request.targets:
         target.check_model(model)
     model.check_weights_are_finite()
-    metric = metrics.metric(request.metric) if request.metric else None
     samples, evaluated, learnt = (
         _samples(wanted, request, model, metric)
         for wanted in (request.data, request.eval_data, request.train)

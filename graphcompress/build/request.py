@@ -13,10 +13,12 @@ from graphcompress.errors import UsageError
 from graphcompress.plugin.base import Pass, Progress, Target, no_progress
 from graphcompress.plugin.registry import PASSES
 from graphcompress.plugin.targeting import common_capabilities, distinct, parse_targets
+from graphcompress.plugin.task import Metric
 
 if TYPE_CHECKING:
     from graphcompress.data.samples import Samples
     from graphcompress.graph.model import Model
+    from graphcompress.measure.own_metric import Function
     from graphcompress.pipeline.pipeline import PassRecord, Pipeline
 
 
@@ -72,8 +74,10 @@ class Request:
     tokenizer: str | Path | None = asked(
         None, "tokenizer.json or its folder, for samples that are texts.", unset="beside the model"
     )
-    metric: str | None = asked(
-        None, "Task metric, before and after, such as accuracy; see graphcompress metrics.", unset="none"
+    metric: str | Metric | Function | None = asked(
+        None,
+        "Task metric, before and after, such as accuracy (graphcompress metrics), or my_file.py:function.",
+        unset="none",
     )
     eval_data: Samples | str | Path | None = asked(
         None, "Samples for the metric.", unset="those of --data, or held out of --train"
@@ -146,6 +150,18 @@ class Request:
             return parse_targets(self.target)
         return (self.target,) if isinstance(self.target, Target) else distinct(tuple(self.target))
 
+    @cached_property
+    def scored_by(self) -> Metric | None:
+        """The metric.
+
+        Raises:
+            UsageError: an unknown metric or option, or a function that is none.
+            MetricError: the file of the function fails.
+        """
+        from graphcompress.measure.metrics import metric
+
+        return metric(self.metric) if self.metric else None
+
     @property
     def folder(self) -> Path:
         """Where the artifact goes, or a folder of artifacts for several targets."""
@@ -162,10 +178,19 @@ class Request:
             "passes": str(self.pipeline),
             "target": ",".join(map(str, self.targets)),
             "allow": sorted(self.allow),
+            "metric": self._metric_text,
         }
         values = {field.name: getattr(self, field.name) for field in deciding()}
         paths = {field.name: path_text(values[field.name]) for field in deciding() if kind(field) is Path}
         return {**values, **paths, **texts}
+
+    @property
+    def _metric_text(self) -> str | None:
+        """The metric as a user types it, None for a function that no file has by its name."""
+        if isinstance(self.metric, str) or self.scored_by is None:
+            return self.metric if isinstance(self.metric, str) else None
+        named = isinstance(self.metric, Metric) or self.scored_by.files_read
+        return str(self.scored_by) if named else None
 
     def check(self) -> None:
         """Refuse what can be refused before any file is read.
@@ -188,15 +213,14 @@ class Request:
         self._check_training()
 
     def _check_metric(self) -> None:
-        from graphcompress.measure.metrics import metric
-
         if self.metric is None and self.eval_data is not None:
             raise UsageError("--eval-data is read by a metric only; name one with --metric")
-        if self.metric is None:
+        if self.scored_by is None:
             return
-        metric(self.metric)
         if self.eval_data is None and self.data is None and self.train is None:
-            raise UsageError(f"metric {self.metric!r} needs samples; give them with --eval-data or --data")
+            raise UsageError(
+                f"metric {str(self.scored_by)!r} needs samples; give them with --eval-data or --data"
+            )
 
     def _check_training(self) -> None:
         if self.pipeline.trains and self.train is None:

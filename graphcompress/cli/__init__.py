@@ -15,7 +15,7 @@ from graphcompress.cli import bench, export, inspect, listing, optimize, tune, v
 EXIT_CODES = """\
 Exit codes: 0 done · 1 unexpected error · 2 usage · 3 contract, coverage or speed broken ·
 4 model not supported · 5 invalid model file · 6 data · 7 output · 8 training ·
-130 interrupted · 143 terminated
+9 a metric of your own · 130 interrupted · 143 terminated
 """
 INTERRUPTED, TERMINATED = 130, 143
 STOPPED: Mapping[object, str] = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}

@@ -141,14 +141,20 @@ def _merged(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
 
 def _kept_hashes(base: Mapping[str, Any], merged: Mapping[str, Any]) -> dict[str, str]:
     """Hashes of ``base`` that still hold for ``merged``; what lies beside a model goes with that model."""
-    names = [field.name for field in deciding() if kind(field) is Path]
-    before, after = (
-        {Path(recipe[name]).as_posix() for name in names if recipe.get(name)} for recipe in (base, merged)
-    )
+    before, after = _files(base), _files(merged)
     hashes = base.get("sha256", {})
     if merged.get("model") != base.get("model"):
         return {path: digest for path, digest in hashes.items() if path in after}
     return {path: digest for path, digest in hashes.items() if path not in before - after}
+
+
+def _files(recipe: Mapping[str, Any]) -> set[str]:
+    """Paths that a recipe names."""
+    from graphcompress.plugin.task import own_metric
+
+    paths = [recipe.get(field.name) for field in deciding() if kind(field) is Path]
+    paths.append(own_metric(recipe.get("metric") or "")[0])
+    return {Path(path).as_posix() for path in paths if path}
 
 
 def _silent(record: PassRecord) -> None:

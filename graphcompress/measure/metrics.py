@@ -14,11 +14,12 @@ from graphcompress.data.samples import Samples
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed
+from graphcompress.measure.own_metric import Function, of_object, read
 from graphcompress.measure.verify import Run
 from graphcompress.plugin.base import Progress, no_progress
 from graphcompress.plugin.options import build, split_calls
 from graphcompress.plugin.registry import METRICS, TASKS
-from graphcompress.plugin.task import Metric, Pair, Task
+from graphcompress.plugin.task import Metric, Pair, Task, own_metric
 
 BATCH = 16
 
@@ -37,12 +38,19 @@ class Score:
         return f"{self.label} {self.value:.4f} on {self.count:,} {self.noun}"
 
 
-def metric(given: str) -> Metric:
-    """The metric that a user types, with its options.
+def metric(given: str | Metric | Function) -> Metric:
+    """The metric that a user types, with its options, or as ``my_file.py:function``; or that of a function.
 
     Raises:
         UsageError: there is none, or not exactly one.
+        MetricError: the file of the function fails.
     """
+    if isinstance(given, Metric):
+        return given
+    if not isinstance(given, str):
+        return of_object(given)
+    if own_metric(given)[0]:
+        return read(given)
     calls = split_calls(given)
     if len(calls) != 1:
         raise UsageError(f"expected one metric, got {given!r}; known: {', '.join(METRICS.names())}")
@@ -56,6 +64,8 @@ def pair_for(chosen: Metric, model: Model) -> Pair:
     Raises:
         UsageError: as :func:`task_of`.
     """
+    if chosen.given == "run" and not chosen.tasks:
+        return "joint"
     pairs = {task.pair for task in _tasks(chosen)}
     if len(pairs) == 1:
         return pairs.pop()
@@ -77,10 +87,10 @@ def task_of(chosen: Metric, ranks: Mapping[str, int]) -> Task:
     for found in (suiting, named):
         if len(found) == 1:
             return found[0]
-    names = ", ".join(task.name for task in suiting or tasks)
+    names = [task.name for task in suiting or tasks]
     raise UsageError(
         f"metric {chosen}: the outputs {sorted(ranks)} could be of {'several' if suiting else 'none'} of the "
-        f"tasks {names}; a metric of your own says which one it is for"
+        f"tasks {', '.join(names)}; a function says which one it is for: score.task = {names[0]!r}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from graphcompress.data.rows import Rows
 
+_OWN = re.compile(r"(.+\.py):(\w+)")
 Pair = Literal["joint", "separate"]
 """How the two texts of a row are fed: as one sample, or as two."""
 
@@ -115,3 +117,9 @@ class Metric(Named, abc.ABC):
         Raises:
             DataError: the rows or the answers are not what this metric takes.
         """
+
+
+def own_metric(text: str) -> tuple[str, str]:
+    """File and function of a metric that is typed as ``my_file.py:function``; two empty texts for another."""
+    match = _OWN.fullmatch(text)
+    return (match[1], match[2]) if match else ("", "")

@@ -221,11 +221,13 @@ def test_training_nothing_is_refused() -> None:
 
 def test_whatever_has_a_score_is_better_than_no_number(tiny_bert: Model) -> None:
     evaluation = object.__new__(Evaluation)
-    for chosen in (None, metric("spearman")):
+    error = type("Error", (type(metric("spearman")),), {"higher_is_better": False})()
+    for chosen in (None, metric("spearman"), error):
         evaluation._metric = chosen
         assert evaluation.is_better(0.3, math.nan)
         assert not evaluation.is_better(math.nan, 0.3)
         assert not evaluation.is_better(math.nan, math.nan)
+        assert evaluation.is_better(0.5, 0.3) == (chosen is not None and chosen.higher_is_better)
 
 
 def test_bfloat16_comes_close(tiny_bert: Model) -> None:
