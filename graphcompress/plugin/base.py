@@ -5,9 +5,10 @@ from __future__ import annotations
 import abc
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from graphcompress.errors import UsageError
 from graphcompress.plugin.options import check_options, format_call, renamed
 from graphcompress.plugin.schemes import INT8, UINT8, Scheme, common_schemes, described, integer_products
 
@@ -228,6 +229,16 @@ class Named(metaclass=_Renaming):
 
     def __str__(self) -> str:
         return format_call(self.name, self)
+
+    def refuse_idle(self, names: str, why: str) -> None:
+        """Refuse the options of ``names`` that are not at their defaults, where they would change nothing.
+
+        Raises:
+            UsageError: one is not; it says ``why`` it would change nothing.
+        """
+        for each in fields(self):
+            if each.name in names.split() and getattr(self, each.name) != each.default:
+                raise UsageError(f"{self}: {each.name} would change nothing, because {why}")
 
     @classmethod
     def summary(cls) -> str:

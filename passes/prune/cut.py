@@ -15,7 +15,7 @@ from graphcompress.analysis.relations.uses import repeated_axes
 from graphcompress.analysis.reshape import Dim, reshape_target
 from graphcompress.analysis.sizes import ONE
 from graphcompress.graph.model import Model
-from graphcompress.passes.prune.left import Left
+from graphcompress.passes.prune.remaining import Remaining
 from graphcompress.rewrite.rewriter import Rewriter
 
 
@@ -58,7 +58,7 @@ class _Cut:
         self.rw = rw
         self.cuts = cuts
         self.relations: Relations = next(iter(cuts)).relations
-        self.left = Left(self.relations, {group.leaf: keep for group, keep in cuts.items()})
+        self.remaining = Remaining(self.relations, {group.leaf: keep for group, keep in cuts.items()})
         self._copies: dict[tuple[object, ...], ir.Value] = {}
 
     def run(self) -> None:
@@ -77,7 +77,7 @@ class _Cut:
     def _touches(self, node: ir.Node) -> bool:
         operands = (self.relations.operand(node, index) for index in range(len(node.inputs)))
         results = (self.relations.output(node, index) for index in range(len(node.outputs)))
-        return any(self.left.changes(axes) for axes in (*operands, *results))
+        return any(self.remaining.changes(axes) for axes in (*operands, *results))
 
     # ---- edits of nodes
 
@@ -86,8 +86,8 @@ class _Cut:
         source, target = node.inputs[0], node.outputs[0]
         if source is None or source.shape is None or target.shape is None:
             return
-        before = self.left.shape(self.relations.operand(node, 0), source.shape)
-        after = self.left.shape(self.relations.output(node), target.shape)
+        before = self.remaining.shape(self.relations.operand(node, 0), source.shape)
+        after = self.remaining.shape(self.relations.output(node), target.shape)
         numbers = reshape_target(before, after)
         if numbers is None:
             self._patch(node, self.relations.output(node) or [], after)
@@ -99,15 +99,15 @@ class _Cut:
         """Put the new sizes into the target."""
         target, axes = node.outputs[0], self.relations.output(node) or []
         if target.shape is not None:
-            self._patch(node, axes, self.left.shape(axes, target.shape))
+            self._patch(node, axes, self.remaining.shape(axes, target.shape))
 
     def split(self, node: ir.Node) -> None:
         """Write the sizes of the parts."""
         axis = node.attributes.get_int("axis", 0)
         parts = [self.relations.output(node, index) or [] for index in range(len(node.outputs))]
-        if not self.left.changes([part[axis] for part in parts]):
+        if not self.remaining.changes([part[axis] for part in parts]):
             return
-        sizes = self._numbers([self.left.after(part[axis]) for part in parts], node)
+        sizes = self._numbers([self.remaining.after(part[axis]) for part in parts], node)
         self.rw.set_attribute(node, "num_outputs", None)
         self.rw.set_input(node, 1, sizes)
 
@@ -115,7 +115,7 @@ class _Cut:
         """Move the bounds to where they are after the cut."""
         source = self.relations.operand(node, 0) or []
         ranges = slice_ranges(node) or {}
-        if not self.left.changes([source[axis] for axis in ranges]):
+        if not self.remaining.changes([source[axis] for axis in ranges]):
             return
         moved = {axis: self._moved(source[axis], bounds) for axis, bounds in ranges.items()}
         last = np.iinfo(np.int64).max
@@ -126,7 +126,7 @@ class _Cut:
             self.rw.set_input(node, index, self._numbers(numbers, node))
 
     def _moved(self, atom: int | None, bounds: tuple[int, int | None, int]) -> tuple[int, int | None, int]:
-        index = None if atom is None else self.left.index(atom)
+        index = None if atom is None else self.remaining.index(atom)
         if atom is None or index is None:
             return bounds
         start, stop, step = slice(*bounds).indices(self.relations.atoms.size(atom).number)
@@ -142,7 +142,7 @@ class _Cut:
 
     def _heads_after(self, width: int, heads: int) -> int:
         """Heads of which anything is left, in an axis of ``heads`` equal parts."""
-        index = self.left.index(width)
+        index = self.remaining.index(width)
         size = self.relations.atoms.size(width).number // heads
         return heads if index is None else len(np.unique(index // size))
 
@@ -155,11 +155,11 @@ class _Cut:
         producer = None if value is None else value.producer()
         if producer is not None and producer.op_type == "Expand" and repeated_axes(producer):
             measured = [atom for axis in own for atom in self._measured(producer.inputs[1], axis)]
-            if self.left.changes([*own.values(), *measured]):
+            if self.remaining.changes([*own.values(), *measured]):
                 self.rw.set_input(node, index, self._expanded(producer, axes))
             return
         for axis, atom in own.items():
-            kept = None if atom is None else self.left.index(atom)
+            kept = None if atom is None else self.remaining.index(atom)
             if kept is not None and value is not None:
                 numbers = self._numbers(kept.tolist(), node)
                 value = self.rw.node(
@@ -170,7 +170,7 @@ class _Cut:
     def _expanded(self, node: ir.Node, axes: Axes) -> ir.Value:
         """What an Expand gives, in the size that the reader wants; readers of the same size share it."""
         value = node.outputs[0]
-        after = self.left.shape(axes, value.shape or ())
+        after = self.remaining.shape(axes, value.shape or ())
         key = (value, *(str(dim) for dim in after))
         if key not in self._copies:
             self._copies[key] = self.rw.node("Expand", *node.inputs, before=node, name=value.name or "")
@@ -209,11 +209,11 @@ class _Cut:
         atoms = self.relations.atoms
         if atom is None or atoms.size(atom).fixed:
             return 1, 1
-        wanted = self.left.size(atom).number
+        wanted = self.remaining.size(atom).number
         parts = self._measured(target, axis)
         if math.prod((atoms.size(part) for part in parts), start=ONE) == atoms.size(atom):
-            return math.prod((self.left.size(part) for part in parts), start=ONE).number, wanted
-        return (1, 1) if self.left.changes(parts) else (atoms.size(atom).number, wanted)
+            return math.prod((self.remaining.size(part) for part in parts), start=ONE).number, wanted
+        return (1, 1) if self.remaining.changes(parts) else (atoms.size(atom).number, wanted)
 
     def _measured(self, target: ir.Value | None, axis: int) -> list[int]:
         """Atoms from whose sizes the graph computes an element of a target."""
@@ -267,7 +267,9 @@ class _Cut:
         for node in nodes:
             for value in node.outputs:
                 axes = self.relations.axes(value) or []
-                found = {axis: self.left.index(atom) for axis, atom in enumerate(axes) if atom is not None}
+                found = {
+                    axis: self.remaining.index(atom) for axis, atom in enumerate(axes) if atom is not None
+                }
                 kept = {axis: index for axis, index in found.items() if index is not None and len(index)}
                 _compose(self.rw.model, value, kept)
 

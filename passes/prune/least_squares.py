@@ -110,7 +110,7 @@ class GatheredRows:
 
 
 @dataclass(frozen=True)
-class Fit:
+class LinearMap:
     """A linear map: ``y ≈ x·weight + bias``.
 
     Attributes:
@@ -122,14 +122,14 @@ class Fit:
     bias: np.ndarray
 
 
-def mean_squared_error(fit: Fit, moments: JointMoments) -> float:
+def mean_squared_error(fit: LinearMap, moments: JointMoments) -> float:
     """E|x·weight + bias - y|² over the rows that ``moments`` has seen."""
     full = np.concatenate([fit.weight, fit.bias[None]]).astype(np.float64)
     total = float(np.sum(full * (moments.xx @ full - 2.0 * moments.xy))) + moments.yy
     return max(total, 0.0) / max(moments.count, 1)
 
 
-def ridge(moments: JointMoments, prior: np.ndarray, strength: float) -> Fit:
+def ridge(moments: JointMoments, prior: np.ndarray, strength: float) -> LinearMap:
     """The W, b of least E|x·W + b - y|² + strength · v · |W - prior|², v the mean variance of the features.
 
     It explains the rows at least as well as ``prior`` with its best bias does; features that never vary keep
@@ -146,7 +146,7 @@ def ridge(moments: JointMoments, prior: np.ndarray, strength: float) -> Fit:
         weight = prior + _solve(system, cross - covariance @ prior)
     else:
         weight = prior
-    return Fit(weight, target_mean - mean @ weight)
+    return LinearMap(weight, target_mean - mean @ weight)
 
 
 def best_ridge(fit_on: JointMoments, held_out: JointMoments, prior: np.ndarray) -> float:

@@ -21,8 +21,8 @@ from graphcompress.measure.calibrate import BATCH, real_tokens
 from graphcompress.numerics.metrics import cosine
 from graphcompress.passes.prune.blocks import Block, blocks_of
 from graphcompress.passes.prune.cut import cut
-from graphcompress.passes.prune.least_squares import Fit
-from graphcompress.passes.prune.plan import KINDS, Plan, Planner, Request
+from graphcompress.passes.prune.least_squares import LinearMap
+from graphcompress.passes.prune.planner import KINDS, OUTLOOK, Goal, Planner, Removal
 from graphcompress.passes.prune.refit import write_bias, write_fit
 from graphcompress.plugin.base import Context, Contract, Lossy, Pass, Record
 from graphcompress.plugin.options import option
@@ -75,23 +75,54 @@ class Prune(Pass):
     z: float = option(0.025, "of importance xmax", unit="standard deviations", minimum=0.0)
     only: str = option("*", "glob over weight names")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.importance != "xmax":
+            self.refuse_idle("z", "it is the threshold of importance=xmax")
+        elif self.heads:
+            raise UsageError(f"{self}: importance=xmax is a rule for FFN nodes; leave out heads")
+        if self.asks:
+            self.refuse_idle("max_error", "a ratio says how many go; leave out one of the two")
+        if not self.ffn and not self.heads:
+            self.refuse_idle("scope", "there is no ratio to share out; give ffn or heads")
+        if self.asks and not self.ffn:
+            self.refuse_idle("round_to", "it counts FFN nodes; give ffn")
+        if self.asks and not self.ffn and not self.heads:
+            self.refuse_idle("importance refit", "no heads or FFN nodes are removed; give ffn or heads")
+
+    def check(self, model: Model, ctx: Context) -> None:
+        """Refuse what needs samples where there are none.
+
+        Raises:
+            UsageError: names the option.
+        """
+        if ctx.samples is not None:
+            return
+        if self.importance in ("activation", "obs", "xmax"):
+            raise UsageError(f"{self}: importance {self.importance} needs samples; give them with --data")
+        if not self.asks:
+            why = "without samples only dead units go; give samples with --data"
+            self.refuse_idle("importance max_error refit", why)
+
     def run(self, model: Model, ctx: Context) -> Record:
         """Remove layers, choose units, refit, cut.
 
         Raises:
             UsageError: an importance that needs samples, and there are none.
         """
-        if ctx.samples is None and self.importance in ("activation", "obs", "xmax"):
-            raise UsageError(f"{self}: importance {self.importance} needs samples; give them with --data")
+        self.check(model, ctx)
         with Rewriter(model, ctx) as rw:
             if self.layers:
-                _remove_layers(rw, self.layers)
+                _remove_layers(rw, self.layers, self.only)
             groups = couplings(model)
             blocks = [block for block in blocks_of(rw, groups, self.only) if self._wants(rw, block)]
             self._name_fixed_heads(rw, groups)
-            plans = Planner(model, ctx, self._request(ctx)).plans(blocks)
-            self._tell(rw, plans)
-            chosen = [plan for plan in plans if len(plan.removed)]
+            planner = Planner(model, ctx, self._goal(ctx))
+            removals = planner.removals(blocks)
+            self._tell(rw, removals)
+            if shortfall := planner.shortfall(removals):
+                rw.note(shortfall)
+            chosen = [removal for removal in removals if len(removal.removed)]
             _carry_out(rw, chosen)
         return rw.record
 
@@ -100,10 +131,10 @@ class Prune(Pass):
         """Whether anything particular was asked for."""
         return self.ffn is not None or self.heads is not None or self.layers > 0
 
-    def _request(self, ctx: Context) -> Request:
+    def _goal(self, ctx: Context) -> Goal:
         by_samples = "obs" if self.refit else "activation"
         auto = by_samples if ctx.samples else "magnitude"
-        return Request(
+        return Goal(
             ratios={FFN: self.ffn or 0.0, HEAD: self.heads or 0.0} if self.asks else None,
             importance=auto if self.importance == "auto" else self.importance,
             pooled=self.scope == "global",
@@ -135,11 +166,11 @@ class Prune(Pass):
             if fnmatch.fnmatchcase(name, self.only):
                 rw.skip(name, f"the axis of its heads is fixed: {reason}")
 
-    def _tell(self, rw: Rewriter, plans: Sequence[Plan]) -> None:
-        for plan in plans:
-            if not len(plan.removed):
-                rw.skip(plan.block.name, self._why_nothing(plan, rw.ctx), **_outlook(plan))
-        fixed = [plan for plan in plans if len(plan.removed) and not plan.block.can_refit]
+    def _tell(self, rw: Rewriter, removals: Sequence[Removal]) -> None:
+        for removal in removals:
+            if not len(removal.removed):
+                rw.skip(removal.block.name, removal.reason, **removal.figures)
+        fixed = [removal for removal in removals if len(removal.removed) and not removal.block.can_refit]
         if fixed and self.refit and rw.ctx.samples:
             rw.note(
                 f"{len(fixed)} blocks are cut without a refit: the weight that reads them is an expression"
@@ -147,19 +178,7 @@ class Prune(Pass):
         if rw.ctx.samples is None:
             rw.note(self._without_samples())
         elif not self.asks:
-            rw.note(_stronger(plans, self.max_error))
-
-    def _why_nothing(self, plan: Plan, ctx: Context) -> str:
-        kind = KINDS[plan.block.group.kind]
-        if self.asks:
-            return f"no {kind} can go at this ratio (rounding, or the rule finds none)"
-        if not plan.block.group.exact:
-            return (
-                f"a mean or a norm runs over its {kind}: what removing some costs is not known; give a ratio"
-            )
-        if ctx.samples is None:
-            return f"no {kind} are dead, and without samples the error of removing others is not known"
-        return f"removing {kind} costs more than max_error"
+            rw.note(_stronger(removals, self.max_error))
 
     def _without_samples(self) -> str:
         if not self.asks:
@@ -175,12 +194,14 @@ class Prune(Pass):
 # ---- whole layers
 
 
-def _remove_layers(rw: Rewriter, count: int) -> None:
-    """Let the residual stream pass by the layers that change it least."""
-    found = layers(rw.model)
-    allowed = min(count, len(found) - 1)
+def _remove_layers(rw: Rewriter, count: int, only: str) -> None:
+    """Let the residual stream pass by the layers that change it least, of those with a weight in ``only``."""
+    every = layers(rw.model)
+    found = [layer for layer in every if any(fnmatch.fnmatchcase(each.name, only) for each in layer.linears)]
+    allowed = min(count, len(found), len(every) - 1)
     if allowed < count:
-        rw.skip("layers", f"{count} layers are to go, the model has {len(found)} and one must stay")
+        matching = f", of which {len(found)} match only={only}," if len(found) < len(every) else ""
+        rw.skip("layers", f"{count} layers are to go, the model has {len(every)}{matching} and one must stay")
     if allowed < 1:
         return
     samples = rw.ctx.samples or varied_samples(rw.model, seed=rw.ctx.seed)
@@ -224,41 +245,43 @@ def _is_cut(model: Model, block: Block) -> bool:
     return axis in model.kept.get(block.reader.weight.name or "", {})
 
 
-def _carry_out(rw: Rewriter, plans: Sequence[Plan]) -> None:
-    for plan in plans:
-        _record(rw, plan)
-        if plan.fit is not None and plan.block.can_refit:
-            dense = plan.block.reader.dense().astype(np.float64)
-            dense[plan.rows] = plan.fit.weight
-            write_fit(rw, plan.block.readers, Fit(dense, plan.fit.bias))
-        elif plan.fit is not None:
-            write_bias(rw, plan.block.readers, plan.fit.bias)
-    cut(rw, {plan.block.group: plan.keep for plan in plans})
+def _carry_out(rw: Rewriter, removals: Sequence[Removal]) -> None:
+    for removal in removals:
+        _record(rw, removal)
+        if removal.fit is not None and removal.block.can_refit:
+            dense = removal.block.reader.dense().astype(np.float64)
+            dense[removal.rows] = removal.fit.weight
+            write_fit(rw, removal.block.readers, LinearMap(dense, removal.fit.bias))
+        elif removal.fit is not None:
+            write_bias(rw, removal.block.readers, removal.fit.bias)
+    cut(rw, {removal.block.group: removal.keep for removal in removals})
 
 
-def _record(rw: Rewriter, plan: Plan) -> None:
-    detail = f"{len(plan.removed):,} of {plan.block.size:,} {KINDS[plan.block.group.kind]} removed"
-    figures = {} if plan.error is None else {"error": plan.error}
-    for linear in plan.block.linears:
+def _record(rw: Rewriter, removal: Removal) -> None:
+    detail = f"{len(removal.removed):,} of {removal.block.size:,} {KINDS[removal.block.group.kind]} removed"
+    figures = {} if removal.error is None else {"error": removal.error}
+    for linear in removal.block.linears:
         rw.touch(linear, detail, **figures)
 
 
-def _outlook(plan: Plan) -> dict[str, float]:
-    return {f"error_at_{ratio}": error for ratio, error in plan.outlook.items()}
-
-
-def _stronger(plans: Sequence[Plan], max_error: float) -> str:
+def _stronger(removals: Sequence[Removal], max_error: float) -> str:
     """What was done without a ratio, and what ratios would cost."""
     parts = []
     for kind, noun in KINDS.items():
         option_name = "ffn" if kind == FFN else "heads"
-        mine = [plan for plan in plans if plan.block.group.kind == kind and plan.outlook]
+        mine = [each for each in removals if each.block.group.kind == kind and each.block.group.exact]
         if not mine:
             continue
-        gone, total = sum(len(plan.removed) for plan in mine), sum(plan.block.size for plan in mine)
+        gone, total = (
+            sum(len(removal.removed) for removal in mine),
+            sum(removal.block.size for removal in mine),
+        )
         part = f"{gone:,} of {total:,} {noun} go within max_error={max_error:g}"
-        for ratio in (0.25, 0.5):
-            errors = [plan.outlook[ratio] for plan in mine]
+        for ratio in OUTLOOK:
+            figure = f"error_at_{ratio}"
+            errors = [each.figures[figure] for each in mine if figure in each.figures]
+            if len(errors) < len(mine):
+                continue
             part += (
                 f"; {option_name}={ratio:g} would leave block errors of {min(errors):.2f}-{max(errors):.2f}"
             )

@@ -8,11 +8,11 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.linears import Linear
-from graphcompress.passes.prune.least_squares import Fit
+from graphcompress.passes.prune.least_squares import LinearMap
 from graphcompress.rewrite.rewriter import Rewriter
 
 
-def write_fit(rw: Rewriter, readers: Sequence[Linear], fit: Fit) -> None:
+def write_fit(rw: Rewriter, readers: Sequence[Linear], fit: LinearMap) -> None:
     """Store another weight [in, out] and bias for linears that share both; the weight is an initializer."""
     first = readers[0]
     rw.overwrite(first.weight, fit.weight.T if first.transposed else fit.weight)

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from graphcompress.passes.prune.least_squares import (
     RIDGES,
-    Fit,
     JointMoments,
+    LinearMap,
     best_ridge,
     mean_squared_error,
     ridge,
@@ -52,14 +52,14 @@ def test_a_refit_is_never_worse_than_the_prior_on_the_rows_it_saw(seed, strength
     x, y = sample(seed, tokens=8 + seed % 60)
     weight = np.linalg.lstsq(x, y, rcond=None)[0]
     seen = moments(x, y).of(np.arange(kept))
-    before = Fit(weight[:kept], y.mean(0) - x[:, :kept].mean(0) @ weight[:kept])
+    before = LinearMap(weight[:kept], y.mean(0) - x[:, :kept].mean(0) @ weight[:kept])
     after = ridge(seen, weight[:kept], strength)
     assert mean_squared_error(after, seen) <= mean_squared_error(before, seen) * (1 + 1e-9)
 
 
 def test_the_error_is_that_of_the_explicit_rows():
     x, y = sample()
-    fit = Fit(np.ones((12, 5)), np.arange(5.0))
+    fit = LinearMap(np.ones((12, 5)), np.arange(5.0))
     expected = np.mean(np.sum((x @ fit.weight + fit.bias - y) ** 2, axis=1))
     assert mean_squared_error(fit, moments(x, y)) == pytest.approx(expected)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx
 import pytest
@@ -18,7 +20,7 @@ from graphcompress.graph.runtime import Runner
 from graphcompress.passes.kron.kron import Kron
 from graphcompress.passes.prune.blocks import Witness, bias_of, blocks_of
 from graphcompress.passes.prune.least_squares import RIDGES
-from graphcompress.passes.prune.plan import removable
+from graphcompress.passes.prune.planner import removable
 from graphcompress.passes.prune.prune import Prune, layer_changes
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context
@@ -188,8 +190,11 @@ def test_a_ratio_below_the_rounding_removes_nothing_and_says_so(tiny_bert, tiny_
     assert sizes(tiny_bert, "ffn") == [64, 64]
     assert not record.touched
     assert {item.reason for item in record.skipped} == {
-        "no FFN nodes can go at this ratio (rounding, or the rule finds none)"
+        "ffn=0.1 is fewer FFN nodes than the 16 that go at once"
     }
+    needed = record.skipped[0].figures["needs_ffn"]
+    assert len(pruned(tiny_bert, tiny_samples, ffn=needed, round_to=16).touched) == 4
+    assert sizes(tiny_bert, "ffn") == [48, 48]
 
 
 def test_only_what_matches_the_glob_is_touched(tiny_bert, tiny_samples):
@@ -210,11 +215,72 @@ def test_xmax_removes_what_is_never_active_and_differs_between_layers(tiny_bert,
         edit(tiny_bert, FFN_IN.format(layer) + ".weight_t", columns)
         edit(tiny_bert, FFN_IN.format(layer) + ".bias", bias)
     before = outputs(tiny_bert, tiny_samples)
-    record = pruned(tiny_bert, tiny_samples, ffn=0.9, heads=0.5, importance="xmax")
+    record = pruned(tiny_bert, tiny_samples, ffn=0.9, importance="xmax")
     assert sizes(tiny_bert, "ffn") == [56, 40]
     assert sizes(tiny_bert, "head") == [4, 4]
     assert distance(before, outputs(tiny_bert, tiny_samples)) < 1e-3
-    assert "importance xmax is a rule for FFN nodes" in {item.reason for item in record.skipped}
+    (note,) = record.notes
+    assert note.startswith("32 of the 112 FFN nodes go that the ratio asks for: ")
+
+
+def test_the_z_that_is_told_lets_all_go(tiny_bert_path, tiny_samples):
+    record = pruned(Model.load(tiny_bert_path), tiny_samples, ffn=0.5, importance="xmax")
+    assert record.touched == ()
+    assert {item.reason for item in record.skipped} == {
+        "fewer than the 8 FFN nodes that go at once peak below z=0.025"
+    }
+    needed = max(item.figures["needs_z"] for item in record.skipped)
+    model = Model.load(tiny_bert_path)
+    record = pruned(model, tiny_samples, ffn=0.5, importance="xmax", z=needed)
+    assert max(sizes(model, "ffn")) == 56
+    (note,) = record.notes
+    model = Model.load(tiny_bert_path)
+    enough = float(re.search(r"; z=([\d.]+) lets them go", note)[1])
+    record = pruned(model, tiny_samples, ffn=0.5, importance="xmax", z=enough)
+    assert sizes(model, "ffn") == [32, 32]
+    assert record.notes == ()
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "activation", "obs", "xmax"])
+def test_without_a_ratio_units_go_by_the_importance(tiny_bert_path, tiny_samples, importance):
+    model = Model.load(tiny_bert_path)
+    z = {"z": 10.0} if importance == "xmax" else {}
+    record = pruned(model, tiny_samples, max_error=0.4, importance=importance, only="encoder.layer.0.*", **z)
+    kept = model.kept[weight(model, FFN_OUT.format(0)).weight.name][0]
+    asked = Model.load(tiny_bert_path)
+    ratio = 1 - len(kept) / 64
+    pruned(asked, tiny_samples, ffn=ratio, importance=importance, only="encoder.layer.0.*", **z)
+    np.testing.assert_array_equal(asked.kept[weight(asked, FFN_OUT.format(0)).weight.name][0], kept)
+    assert all(item.figures["error"] <= 0.45 for item in record.touched)
+
+
+def test_the_max_error_that_is_told_lets_some_go(tiny_bert_path, tiny_samples):
+    record = pruned(Model.load(tiny_bert_path), tiny_samples, max_error=0.001)
+    assert {item.reason for item in record.skipped} == {
+        "removing FFN nodes costs more than max_error",
+        "removing heads costs more than max_error",
+    }
+    needed = max(item.figures["needs_max_error"] for item in record.skipped)
+    assert pruned(Model.load(tiny_bert_path), tiny_samples, max_error=needed).skipped == ()
+
+
+def test_dead_nodes_that_rounding_keeps_are_told(tiny_bert, tiny_samples):
+    rows = stored(tiny_bert, FFN_OUT.format(0) + ".weight_t")
+    rows[3:6] = 0.0
+    edit(tiny_bert, FFN_OUT.format(0) + ".weight_t", rows)
+    reasons = {item.reason for item in pruned(tiny_bert).skipped}
+    assert "3 FFN nodes are dead, fewer than round_to=8 lets go at once; round_to=1 removes them" in reasons
+    pruned(tiny_bert, round_to=1)
+    assert sizes(tiny_bert, "ffn") == [61, 64]
+
+
+def test_layers_go_where_a_weight_matches(tmp_path):
+    record = pruned(bert(tmp_path, layers=3), random_samples(8), layers=2, only="encoder.layer.1.*")
+    assert {item.name.split(".")[2] for item in record.touched} == {"1"}
+    (skipped,) = record.skipped
+    assert skipped.reason == (
+        "2 layers are to go, the model has 3, of which 1 match only=encoder.layer.1.*, and one must stay"
+    )
 
 
 @pytest.mark.parametrize("importance", ["activation", "obs", "xmax"])
@@ -447,7 +513,12 @@ def test_the_pipeline_checks_and_records_it(tiny_bert, tiny_samples):
     st.integers(1, 64),
 )
 def test_the_text_of_the_pass_makes_it_again(ffn, heads, count, importance, refit, round_to):
-    step = Prune(ffn=ffn, heads=heads, layers=count, importance=importance, refit=refit, round_to=round_to)
+    try:
+        step = Prune(
+            ffn=ffn, heads=heads, layers=count, importance=importance, refit=refit, round_to=round_to
+        )
+    except UsageError:  # options that contradict each other
+        return
     assert Pipeline.parse(str(step)).passes == (step,)
 
 

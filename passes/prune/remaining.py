@@ -11,7 +11,7 @@ from graphcompress.analysis.reshape import Dim
 from graphcompress.analysis.sizes import Size
 
 
-class Left:
+class Remaining:
     """Axes after a cut: ``keep`` says for the leaf of every group which of its units stay."""
 
     def __init__(self, relations: Relations, keep: Mapping[int, np.ndarray]) -> None:

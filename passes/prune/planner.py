@@ -1,0 +1,402 @@
+"""Which units of which blocks are removed, and how what remains is refitted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from graphcompress.analysis.couplings import FFN, HEAD
+from graphcompress.data.made_up import varied_samples
+from graphcompress.graph.model import Model
+from graphcompress.passes.prune.blocks import Block, Evidence, Witness, bias_of
+from graphcompress.passes.prune.importance import contribution, eliminate, rarely_active
+from graphcompress.passes.prune.least_squares import (
+    JointMoments,
+    LinearMap,
+    best_ridge,
+    mean_squared_error,
+    ridge,
+)
+from graphcompress.plugin.base import Context
+
+KINDS = {FFN: "FFN nodes", HEAD: "heads"}
+
+RIDGE = 0.3
+"""Strength while units are being chosen; the fit that is written takes what held-out tokens like best."""
+
+DEAD = 1e-6
+"""A unit whose weights are below this share of the largest of its block contributes nothing to see."""
+
+CHOICES = 32
+"""Without a ratio, sizes of a block that are considered."""
+
+DEEPEST = 0.75
+"""Without a ratio, at most this share of a block is removed."""
+
+OUTLOOK = (0.25, 0.5)
+"""Without a ratio, shares of a block of which it is told what their loss would cost."""
+
+_TINY = float(np.finfo(np.float64).tiny)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is wanted; the fields are the options of the pass.
+
+    Attributes:
+        ratios: kind of block → share to remove; None where the error decides.
+        importance: ``magnitude``, ``activation``, ``obs`` or ``xmax``.
+        pooled: a ratio holds for all blocks of a kind together.
+        round_to: FFN nodes that stay are a multiple of it.
+        refit: refit what remains.
+        max_error: limit on a block's error where the error decides.
+        z: of ``xmax``.
+    """
+
+    ratios: Mapping[str, float] | None
+    importance: str
+    pooled: bool
+    round_to: int
+    refit: bool
+    max_error: float
+    z: float
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """Units in the order in which they would go.
+
+    Attributes:
+        order: [at most size] units.
+        costs: of each, as a share of the energy that the block gives in all; comparable between blocks.
+        peaks: of ``xmax``: the largest activations of all units that could go, ascending, in standard
+            deviations; those of ``order`` come first.
+    """
+
+    order: np.ndarray
+    costs: np.ndarray
+    peaks: np.ndarray | None = None
+
+    def error(self, count: int) -> float:
+        """Error of the block once the first ``count`` units went, where costs are those of ``obs``."""
+        return float(np.sqrt(np.sum(self.costs[:count])))
+
+
+@dataclass(eq=False)
+class Removal:
+    """What happens to one block.
+
+    Attributes:
+        block: the block.
+        removed: units that go.
+        fit: of the reader's remaining rows, and its bias; None leaves both as they are.
+        error: of the block's output on held-out tokens, as a share of its spread (standard deviation).
+        figures: what removing a quarter or half of the units would cost, and what would let some go.
+        reason: why nothing goes.
+        peaks: those of the ranking.
+    """
+
+    block: Block
+    removed: np.ndarray
+    fit: LinearMap | None = None
+    error: float | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
+    peaks: np.ndarray | None = None
+
+    @property
+    def keep(self) -> np.ndarray:
+        """[units] mask of what stays."""
+        keep = np.ones(self.block.size, bool)
+        keep[self.removed] = False
+        return keep
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Input features of the reader that stay."""
+        return self.block.kept_rows(self.keep)
+
+
+def removable(size: int, ratio: float, round_to: int = 1) -> int:
+    """How many of ``size`` units may go: at most the ratio; one stays, and what stays divides by it."""
+    kept = max(1, size - int(np.floor(size * ratio + 1e-9)))
+    return max(0, size - -(-kept // round_to) * round_to)
+
+
+class Planner:
+    """Makes the removals of one run of the pass."""
+
+    def __init__(self, model: Model, ctx: Context, goal: Goal) -> None:
+        self.model = model
+        self.goal = goal
+        self.ctx = ctx
+
+    def removals(self, blocks: Sequence[Block]) -> list[Removal]:
+        """One removal for each block."""
+        if self.ctx.samples is None:
+            return self._by_weights(blocks)
+        witness = Witness(self.model, self.ctx.samples, self.ctx.progress)
+        if self.goal.ratios is None:
+            exact = [block for block in blocks if block.group.exact]
+            found = {block: self._within_error(block, evidence) for block, evidence in witness.stream(exact)}
+            return [found.get(block) or _unknown(block) for block in blocks]
+        rankings = {block: self._rank(block, evidence) for block, evidence in witness.stream(blocks)}
+        chosen = self._at_ratio(rankings)
+        return [self._fitted(chosen[block], evidence) for block, evidence in witness.stream(blocks)]
+
+    def shortfall(self, removals: Sequence[Removal]) -> str:
+        """What ``xmax`` kept from going, and the z that would let it go; nothing where all went."""
+        asked, reach = 0, 0.0
+        for removal in removals:
+            most, peaks = self._deepest(removal.block), removal.peaks
+            asked += most
+            if peaks is not None and most > 0 and len(removal.removed) < most:
+                reach = max(reach, float(peaks[most - 1]))
+        gone = sum(len(removal.removed) for removal in removals)
+        if not reach:
+            return ""
+        return (
+            f"{gone:,} of the {asked:,} FFN nodes go that the ratio asks for: the largest activations of the "
+            f"others are not below z={self.goal.z:g} standard deviations; z={_above(reach):g} lets them go"
+        )
+
+    # ---- without samples
+
+    def _by_weights(self, blocks: Sequence[Block]) -> list[Removal]:
+        if self.goal.ratios is None:
+            return [self._dead(block) if block.group.exact else _unknown(block) for block in blocks]
+        return list(self._at_ratio({block: self._rank(block, None) for block in blocks}).values())
+
+    def _at_ratio(self, rankings: Mapping[Block, Ranking]) -> dict[Block, Removal]:
+        """The units that go at the ratio that was asked for; where none does, why."""
+        removals = {}
+        for block, count in self._counts(rankings).items():
+            ranking = rankings[block]
+            removal = Removal(
+                block, ranking.order[: self._most(block, count / block.size)], peaks=ranking.peaks
+            )
+            if not len(removal.removed):
+                self._why_nothing(removal, ranking, count)
+            removals[block] = removal
+        return removals
+
+    def _why_nothing(self, removal: Removal, ranking: Ranking, count: int) -> None:
+        """Say why no unit goes where ``count`` could by their ranks, and the value at which some would."""
+        block, least = removal.block, self._least(removal.block)
+        noun, name = KINDS[block.group.kind], "ffn" if block.group.kind == FFN else "heads"
+        if least >= block.size:
+            removal.reason = f"it has {block.size} {noun}, and {self._round_to(block)} must stay"
+        elif self.goal.pooled and count < least:
+            removal.reason = f"{noun} of other blocks cost less (scope=global); scope=layer cuts here, too"
+        elif ranking.peaks is not None and len(ranking.order) < least:
+            self._too_active(removal, ranking.peaks)
+        else:
+            removal.reason = f"{name}={self._ratio(block):g} is fewer {noun} than the {least} that go at once"
+            removal.figures[f"needs_{name}"] = _above(least / block.size)
+
+    def _too_active(self, removal: Removal, peaks: np.ndarray) -> None:
+        least = self._least(removal.block)
+        removal.reason = f"fewer than the {least} FFN nodes that go at once peak below z={self.goal.z:g}"
+        removal.figures["needs_z"] = _above(float(peaks[least - 1]))
+
+    def _dead(self, block: Block) -> Removal:
+        """Units that the reader does not listen to, and FFN nodes without input: those give a constant."""
+        unread = _negligible(block.norms([block.reader]))
+        unfed = _negligible(block.norms(block.group.producers)) & (block.group.kind == FFN)
+        removed = np.flatnonzero(unread | unfed)[: block.size - 1]
+        dead = len(removed)
+        removed = removed[: self._most(block, dead / block.size)]
+        if not len(removed):
+            return Removal(block, removed, reason=self._why_none_is_dead(block, dead))
+        if not unfed.any():
+            return Removal(block, removed)
+        witness = Witness(self.model, varied_samples(self.model, seed=self.ctx.seed), self.ctx.progress)
+        removal = Removal(block, removed)
+        ((_, evidence),) = witness.stream([block])
+        removal.fit = _Trial(block, evidence, refit=True).final(removal.rows, np.inf)
+        return removal
+
+    def _why_none_is_dead(self, block: Block, dead: int) -> str:
+        noun = KINDS[block.group.kind]
+        if not dead:
+            return f"no {noun} are dead, and without samples the error of removing others is not known"
+        step = self._round_to(block)
+        return f"{dead} {noun} are dead, fewer than round_to={step} lets go at once; round_to=1 removes them"
+
+    # ---- how many
+
+    def _least(self, block: Block) -> int:
+        """The fewest units that can go at once, so that what stays is a multiple of ``round_to``."""
+        step = self._round_to(block)
+        return block.size % step or step
+
+    def _round_to(self, block: Block) -> int:
+        return self.goal.round_to if block.group.kind == FFN else 1
+
+    def _most(self, block: Block, ratio: float) -> int:
+        return removable(block.size, ratio, self._round_to(block))
+
+    def _ratio(self, block: Block) -> float:
+        return (self.goal.ratios or {}).get(block.group.kind, 0.0)
+
+    def _deepest(self, block: Block) -> int:
+        """The most that this block may lose."""
+        if self.goal.ratios is None:
+            return self._most(block, DEEPEST)
+        return block.size - 1 if self.goal.pooled else self._most(block, self._ratio(block))
+
+    def _counts(self, rankings: Mapping[Block, Ranking]) -> dict[Block, int]:
+        """How many units of every block may go, before rounding."""
+        if not self.goal.pooled:
+            return {block: min(len(r.order), self._deepest(block)) for block, r in rankings.items()}
+        counts: dict[Block, int] = {}
+        for kind in KINDS:
+            counts |= self._shared_out({b: r for b, r in rankings.items() if b.group.kind == kind})
+        return counts
+
+    def _shared_out(self, rankings: Mapping[Block, Ranking]) -> dict[Block, int]:
+        """The cheapest removals of all blocks together; in a block a unit goes only after those before it."""
+        budget = int(np.floor(sum(block.size * self._ratio(block) for block in rankings) + 1e-9))
+        offers = sorted(
+            (cost, number)
+            for number, ranking in enumerate(rankings.values())
+            for cost in np.maximum.accumulate(ranking.costs)
+        )[:budget]
+        counts = np.bincount(np.array([number for _, number in offers], np.int64), minlength=len(rankings))
+        return {block: int(count) for block, count in zip(rankings, counts, strict=True)}
+
+    # ---- which
+
+    def _rank(self, block: Block, evidence: Evidence | None) -> Ranking:
+        measure = self.goal.importance
+        if evidence is None or measure == "magnitude":
+            scores = (block.norms(block.group.producers) * block.norms([block.reader])) ** 2
+        elif measure == "obs":
+            return _eliminated(block, evidence, self._deepest(block))
+        elif measure == "xmax":
+            scores = evidence.peaks[block.rows].max(axis=1)
+        else:
+            moments = evidence.all
+            second = moments.xx[:-1, :-1] / max(moments.count, 1)
+            scores = contribution(second, block.reader.dense(), block.units, block.size)
+        order, peaks = np.argsort(scores, kind="stable")[: block.size - 1], None
+        if measure == "xmax":
+            peaks = scores[order] / max(float(np.std(scores)), _TINY)
+            order = order[rarely_active(scores, self.goal.z)[order]]
+        return Ranking(order, scores[order] / max(float(scores.sum()), _TINY), peaks)
+
+    def _within_error(self, block: Block, evidence: Evidence) -> Removal:
+        """As many units as keep the error on held-out tokens below the limit."""
+        ranking = self._rank(block, evidence)
+        counts = [count for count in self._choices(block) if count <= len(ranking.order)]
+        trial = _Trial(block, evidence, refit=self.goal.refit)
+        low, high = 0, len(counts)
+        while low < high:
+            middle = (low + high) // 2
+            if trial.error_without(ranking.order[: counts[middle]]) <= self.goal.max_error:
+                low = middle + 1
+            else:
+                high = middle
+        removal = self._fitted(Removal(block, ranking.order[: counts[low - 1] if low else 0]), evidence)
+        counted = {ratio: self._most(block, ratio) for ratio in OUTLOOK}
+        for ratio, count in counted.items():
+            if self.goal.importance == "obs":
+                removal.figures[f"error_at_{ratio}"] = ranking.error(count)
+            elif count <= len(ranking.order):
+                removal.figures[f"error_at_{ratio}"] = trial.error_without(ranking.order[:count])
+        if not len(removal.removed):
+            self._why_all_stay(removal, ranking, trial, counts)
+        return removal
+
+    def _why_all_stay(self, removal: Removal, ranking: Ranking, trial: _Trial, counts: Sequence[int]) -> None:
+        """Say why no number of units in ``counts`` goes, and the value at which the fewest would."""
+        block, noun = removal.block, KINDS[removal.block.group.kind]
+        if counts:
+            removal.reason = f"removing {noun} costs more than max_error"
+            removal.figures["needs_max_error"] = _above(trial.error_without(ranking.order[: counts[0]]))
+        elif ranking.peaks is not None and self._deepest(block):
+            self._too_active(removal, ranking.peaks)
+        else:
+            removal.reason = f"it has {block.size} {noun}, too few to lose {self._least(block)} at once"
+
+    def _choices(self, block: Block) -> list[int]:
+        """Numbers of units that are tried."""
+        step = self._round_to(block)
+        step *= max(1, block.size // (CHOICES * step))
+        return list(range(self._deepest(block), 0, -step))[::-1]
+
+    def _fitted(self, removal: Removal, evidence: Evidence) -> Removal:
+        """Add the refit, and the error that the block has with it on held-out tokens.
+
+        Where something runs over the units, those that stay change with each that goes: what samples show of
+        the whole block says neither.
+        """
+        if not len(removal.removed) or not removal.block.group.exact:
+            return removal
+        trial = _Trial(removal.block, evidence, refit=self.goal.refit)
+        strength = trial.strength(removal.rows)
+        removal.error = trial.error(removal.rows, strength)
+        removal.fit = trial.final(removal.rows, strength) if self.goal.refit else None
+        return removal
+
+
+def _unknown(block: Block) -> Removal:
+    kind = KINDS[block.group.kind]
+    reason = f"a mean or a norm runs over its {kind}: what removing some costs is not known; give a ratio"
+    return Removal(block, np.arange(0), reason=reason)
+
+
+class _Trial:
+    """Fits of one block's reader to what it gave before anything was cut."""
+
+    def __init__(self, block: Block, evidence: Evidence, *, refit: bool) -> None:
+        self.block = block
+        self.weight, self.bias = block.reader.dense().astype(np.float64), bias_of(block.reader)
+        self.refit = refit
+        self.can_refit = block.can_refit
+        self.fit_on = evidence.fit.aimed_at(self.weight, self.bias)
+        self.held_out = evidence.held_out.aimed_at(self.weight, self.bias)
+
+    def strength(self, rows: np.ndarray) -> float:
+        """The ridge that held-out tokens like best; infinite where only the bias can be corrected."""
+        if not (self.refit and self.can_refit):
+            return np.inf
+        return best_ridge(self.fit_on.of(rows), self.held_out.of(rows), self.weight[rows])
+
+    def error(self, rows: np.ndarray, strength: float) -> float:
+        """Error on held-out tokens, as a share of the spread of the block's output."""
+        fit = self._fit(self.fit_on, rows, strength)
+        energy = max(self.held_out.energy, _TINY)
+        return float(np.sqrt(mean_squared_error(fit, self.held_out.of(rows)) / energy))
+
+    def error_without(self, removed: np.ndarray) -> float:
+        """Error on held-out tokens once the units ``removed`` are gone, at the strength of all trials."""
+        return self.error(Removal(self.block, removed).rows, RIDGE)
+
+    def final(self, rows: np.ndarray, strength: float) -> LinearMap:
+        """The fit to all tokens."""
+        return self._fit(self.fit_on + self.held_out, rows, strength)
+
+    def _fit(self, moments: JointMoments, rows: np.ndarray, strength: float) -> LinearMap:
+        if not self.refit:
+            return LinearMap(self.weight[rows], self.bias)
+        return ridge(moments.of(rows), self.weight[rows], strength if self.can_refit else np.inf)
+
+
+def _eliminated(block: Block, evidence: Evidence, count: int) -> Ranking:
+    moments, weight = evidence.all, block.reader.dense()
+    done = eliminate(moments.covariance, weight, block.rows, count, RIDGE)
+    energy = max(moments.aimed_at(weight, bias_of(block.reader)).energy, _TINY)
+    return Ranking(done.order, np.diff(done.errors, prepend=0.0) / energy)
+
+
+def _negligible(norms: np.ndarray) -> np.ndarray:
+    negligible: np.ndarray = norms <= DEAD * norms.max(initial=0.0)
+    return negligible
+
+
+def _above(value: float) -> float:
+    """The next number of three decimals above ``value``: as an option it includes it."""
+    return float(np.floor(value * 1000) + 1) / 1000
