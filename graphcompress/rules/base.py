@@ -66,15 +66,25 @@ def tolerates(value: ir.Value, shape: Sizes | None) -> bool:
     True when the sizes that get lost come back by broadcasting against another operand before anything but an
     elementwise operator sees them.
     """
-    if same_shape(shape, value.shape):
-        return True
-    if shape is None or value.is_graph_output():
-        return False
-    return all(_tolerates(use.node, value, shape) for use in value.uses())
+    pending: list[tuple[ir.Value, Sizes | None]] = [(value, shape)]
+    seen: set[tuple[ir.Value, str]] = set()  # a value is reached along as many paths as there are
+    while pending:
+        value, shape = pending.pop()
+        if same_shape(shape, value.shape) or (value, str(shape)) in seen:
+            continue
+        if shape is None or value.is_graph_output():
+            return False
+        seen.add((value, str(shape)))
+        for use in value.uses():
+            narrow = _narrow(use.node, value, shape)
+            if narrow is None:
+                return False
+            pending.append((use.node.outputs[0], narrow))
+    return True
 
 
-def _tolerates(node: ir.Node, value: ir.Value, shape: Sizes) -> bool:
+def _narrow(node: ir.Node, value: ir.Value, shape: Sizes) -> list[Dim] | None:
+    """The shape of what ``node`` makes when ``value`` has ``shape``; None where that matters to it."""
     if node.domain or node.op_type not in BROADCASTING | ELEMENTWISE or value.graph is not node.graph:
-        return False
-    shapes = [shape if operand is value else shape_of(operand) for operand in node.inputs]
-    return tolerates(node.outputs[0], broadcast(shapes))
+        return None
+    return broadcast([shape if operand is value else shape_of(operand) for operand in node.inputs])

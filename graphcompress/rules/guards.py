@@ -53,7 +53,7 @@ def row_flag(rw: Rewriter, node: ir.Node, bounds: Bounds) -> str | None:
     _hide_with_lowest(rw, guard)
     rw.set_input(guard.product, 0, guard.softmax.outputs[0])
     readers = list(attended.uses())
-    shown = rw.at(readers[0].node, attended.name).op("Mul", attended, visible, name="shown")
+    shown = rw.at(guard.product, attended.name).op("Mul", attended, visible, name="shown")
     for reader in readers:
         rw.set_input(reader.node, reader.idx, shown)
     return "guard against NaN became a flag per row"
@@ -93,7 +93,7 @@ def _mask_of(scores: ir.Value | None, bounds: Bounds) -> tuple[ir.Node, int] | N
     for mask in added.inputs if added else [scores]:
         where = producer(mask, "Where")
         index = next((i for i in (1, 2) if scalar(operand(where, i)) == -np.inf), None)
-        if where is None or index is None:
+        if where is None or index is None or not rank_of(where.inputs[0]):  # one flag for all, not for a row
             continue
         kept = [where.inputs[3 - index], *([operand_beside(added, mask)] if added else [])]
         limit = LARGEST_SCORE.get(dtype_of(scores), 0.0)
