@@ -27,6 +27,7 @@ from graphcompress.graph.match import (
 )
 from graphcompress.ranges.bounds import Bounds
 from graphcompress.rewrite.rewriter import Rewriter
+from graphcompress.rules.opsets.versions import AXES_AS_INPUT
 
 LARGEST_SCORE = {ir.DataType.FLOAT: 1e30, ir.DataType.FLOAT16: 15.0}
 """Below this a score added to the lowest number leaves it finite, as less than half a step of the format, and
@@ -108,7 +109,7 @@ def _visible(rw: Rewriter, guard: _Guard) -> ir.Value:
     if guard.hidden_index == 1:
         condition = b.op("Not", condition, name="visible")
     number = b.op("Cast", condition, name="visible.number", to=dtype_of(guard.product.outputs[0]))
-    if rw.model.opset < 18:
+    if rw.model.opset < AXES_AS_INPUT:
         return b.op("ReduceMax", number, name="row.visible", axes=[-1], keepdims=1)
     return b.op("ReduceMax", number, b.constant([-1], "row.axis"), name="row.visible", keepdims=1)
 

@@ -14,7 +14,7 @@ from graphcompress.analysis.attention import Attention, attentions
 from graphcompress.graph.match import is_standard, only_reader, operand_beside
 from graphcompress.graph.model import Model
 from graphcompress.rewrite.rewriter import Rewriter, put_in_place
-from graphcompress.rules.opset import raise_opset
+from graphcompress.rules.opsets.raising import raise_opset
 from graphcompress.targets.common.attention_mask import above_lowest, sum_of_masks, with_rows
 from graphcompress.targets.common.family import CONTRIB, Family, Rewrite, Site, disjoint
 

@@ -18,8 +18,9 @@ from graphcompress.measure.shapes import DEFAULT_SHAPES, Shape, format_shapes, p
 from graphcompress.plugin.base import Capabilities, Context, Lowering, Target
 from graphcompress.plugin.options import option
 from graphcompress.plugin.schemes import INT8, UINT8, integer_products
-from graphcompress.rules.legal import NEWEST_OPSET, legalise
-from graphcompress.rules.opset import why_not_raised
+from graphcompress.rules.opsets.lowering import legalise
+from graphcompress.rules.opsets.raising import why_not_raised
+from graphcompress.rules.opsets.versions import NEWEST_OPSET
 from graphcompress.targets.common.attention import OPERATOR, OPERATOR_OPSET, FusedAttention
 from graphcompress.targets.common.family import Family
 from graphcompress.targets.common.gelu import Gelu

@@ -19,7 +19,7 @@ from graphcompress.plugin.options import option
 from graphcompress.plugin.schemes import INT8, UINT8, integer_products
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.everything import simplify
-from graphcompress.rules.legal import legalise
+from graphcompress.rules.opsets.lowering import legalise
 from graphcompress.targets.common.factors import multiply_factors
 from graphcompress.targets.common.fixed import fix_shapes, is_fixed, parse_shape, sizes_of
 from graphcompress.targets.common.form_choice import choose_forms

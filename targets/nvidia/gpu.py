@@ -17,9 +17,9 @@ from graphcompress.plugin.base import Capabilities, Context, Lowering, Target
 from graphcompress.plugin.options import option
 from graphcompress.plugin.schemes import INT8, UINT8, integer_products
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.legal import legalise
 from graphcompress.rules.normalisations import fuse_normalizations
-from graphcompress.rules.opset import raise_opset
+from graphcompress.rules.opsets.lowering import legalise
+from graphcompress.rules.opsets.raising import raise_opset
 from graphcompress.targets.common.attention import FusedAttention
 from graphcompress.targets.common.form_choice import choose_forms
 from graphcompress.targets.nvidia.engines.provider_options import checked_options, parse_options

@@ -13,10 +13,10 @@ from graphcompress.graph.model import Model
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.kronecker import read_expression
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.definitions import spell_out
-from graphcompress.rules.legal import legalise
 from graphcompress.rules.normalisations import fuse_normalizations
-from graphcompress.rules.opset import raise_opset
+from graphcompress.rules.opsets.definitions import spell_out
+from graphcompress.rules.opsets.lowering import legalise
+from graphcompress.rules.opsets.raising import raise_opset
 from graphcompress.targets.common.factors import multiply_factors
 from graphcompress.targets.nvidia.half import clip_constants, to_half
 from graphcompress.targets.nvidia.integer_factors import multiply_int8_factors

@@ -13,7 +13,7 @@ from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed, first_line, runner_of, runtime_errors
 from graphcompress.plugin.base import Capabilities, Context, Lowering, Target
 from graphcompress.plugin.schemes import INT8, UINT8, integer_products
-from graphcompress.rules.legal import legalise
+from graphcompress.rules.opsets.lowering import legalise
 from graphcompress.targets.common.unsigned import unsigned_activations
 from graphcompress.targets.openvino.agreement import LENGTHS, disagreement
 from graphcompress.targets.openvino.provider import PLUGIN, PROVIDER, open_session, package

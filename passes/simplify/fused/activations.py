@@ -38,7 +38,7 @@ def quick_gelu(w: Writer) -> None:
 
 def exact(w: Writer, x: ir.Value) -> ir.Value:
     """0.5·x·(1 + erf(x/√2))."""
-    if w.opset >= 20:
+    if w.has("Gelu"):
         return w.op("Gelu", x)
     return _half_of(w, x, w.op("Erf", w.op("Div", x, w.scalar(math.sqrt(2.0), x))))
 

@@ -10,6 +10,10 @@ import onnx_ir as ir
 from graphcompress.graph.match import node_name, operand
 from graphcompress.rewrite.builder import Builder
 from graphcompress.rewrite.rewriter import Rewriter
+from graphcompress.rules.opsets.versions import definition
+
+_SHAPE_HAS_BOUNDS = 15
+"""Since this opset Shape can be asked for a part of the sizes."""
 
 
 def no_obstacle(node: ir.Node) -> str | None:
@@ -58,10 +62,9 @@ class Writer(Builder):
         """An attribute."""
         return self.fused.attributes.get_float(name, default)
 
-    @property
-    def opset(self) -> int:
-        """Version of the standard operators of the model."""
-        return self.rw.model.opset
+    def has(self, op_type: str) -> bool:
+        """Whether the opset of the model has an operator."""
+        return definition(op_type, self.rw.model.opset) is not None
 
     # ---- writing
 
@@ -75,7 +78,7 @@ class Writer(Builder):
 
     def size(self, value: ir.Value, axis: int) -> ir.Value:
         """The size of ``value`` along ``axis``, as a vector of one element."""
-        if self.opset >= 15:
+        if self.rw.model.opset >= _SHAPE_HAS_BOUNDS:
             return self.op("Shape", value, start=axis, end=axis + 1)
         return self.op("Gather", self.op("Shape", value), self.integers(axis), axis=0)
 

@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from graphcompress.graph.match import operand, producer, rank_of
 from graphcompress.passes.simplify.fused.base import Operator, Writer, reads_outputs
+from graphcompress.rules.opsets.versions import AXES_AS_INPUT
 
 _SKIP_EPSILON = 1e-12
 _EPSILON = 1e-5
@@ -50,7 +51,7 @@ def embeddings(w: Writer) -> None:
 
 def layer_norm(w: Writer, x: ir.Value, scale: ir.Value, bias: ir.Value | None, epsilon: float) -> ir.Value:
     """LayerNormalization along the last axis, spelt out where the opset has none."""
-    if w.opset >= 17:
+    if w.has("LayerNormalization"):
         return w.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=epsilon)
     centred = w.op("Sub", x, _mean(w, x))
     normed = w.op("Mul", _divided_by_root(w, centred, centred, epsilon), scale)
@@ -59,7 +60,7 @@ def layer_norm(w: Writer, x: ir.Value, scale: ir.Value, bias: ir.Value | None, e
 
 def rms_norm(w: Writer, x: ir.Value, scale: ir.Value, epsilon: float) -> ir.Value:
     """RMSNormalization along the last axis, spelt out where the opset has none."""
-    if w.opset >= 23:
+    if w.has("RMSNormalization"):
         return w.op("RMSNormalization", x, scale, axis=-1, epsilon=epsilon)
     return w.op("Mul", _divided_by_root(w, x, x, epsilon), scale)
 
@@ -71,7 +72,7 @@ def _divided_by_root(w: Writer, x: ir.Value, spread: ir.Value, epsilon: float) -
 
 
 def _mean(w: Writer, x: ir.Value) -> ir.Value:
-    if w.opset >= 18:
+    if w.rw.model.opset >= AXES_AS_INPUT:
         return w.op("ReduceMean", x, w.integers(-1), keepdims=1)
     return w.op("ReduceMean", x, axes=[-1], keepdims=1)
 
@@ -125,8 +126,8 @@ OPERATORS = {
 }
 """Of com.microsoft."""
 
-STANDARD_OPERATORS = {"SimplifiedLayerNormalization": Operator(simplified, _statistics_or_axis)}
-"""That ONNX Runtime adds to the standard domain."""
-
-EARLY_OPERATORS = {"LayerNormalization": Operator(early_layer_norm, _statistics_or_axis)}
-"""That ONNX Runtime writes into models of opsets that lack them."""
+STANDARD_OPERATORS = {
+    "LayerNormalization": Operator(early_layer_norm, _statistics_or_axis),
+    "SimplifiedLayerNormalization": Operator(simplified, _statistics_or_axis),
+}
+"""That ONNX Runtime writes as standard ones into models of opsets that lack them."""

@@ -14,6 +14,7 @@ from graphcompress.graph.runtime import CONTRIB
 from graphcompress.passes.simplify.fused import activations, attention, normalisations, products, rotary
 from graphcompress.passes.simplify.fused.base import Operator, Writer
 from graphcompress.rewrite.rewriter import Rewriter
+from graphcompress.rules.opsets.versions import definition
 
 _OPERATORS: dict[str, Operator] = {
     **activations.OPERATORS,
@@ -37,9 +38,6 @@ _KEPT = {
     "GroupQueryAttention": "its cache has texts of unequal lengths, so its heads are not cut",
 }
 """Operators that are passed around as they are, and why."""
-
-_LAYER_NORM_OPSET = 17
-"""The opset that LayerNormalization came with; ONNX Runtime writes it into models of earlier ones too."""
 
 
 def standardise(rw: Rewriter) -> Counter[str]:
@@ -80,7 +78,7 @@ def refuse_hidden(model: Model) -> None:
                 f"{where} was fused by ONNX Runtime for a GPU: its node {node_name(node)!r} is a "
                 f"{node.op_type}, which does not run on a CPU; start from the model before it was optimised"
             )
-        operator = _operator(node, None)
+        operator = _OPERATORS.get(node.op_type)
         reason = _why_kept(node) if operator is None else operator.obstacle(node)
         if reason is not None and any(map(_is_matrix, node.inputs)):
             raise UnsupportedModelError(
@@ -101,10 +99,9 @@ def _why_kept(node: ir.Node) -> str:
     return _KEPT.get(node.op_type, "it has no form in standard operators here")
 
 
-def _operator(node: ir.Node, opset: int | None) -> Operator | None:
+def _operator(node: ir.Node, opset: int) -> Operator | None:
     if node.domain == CONTRIB:
         return _OPERATORS.get(node.op_type)
-    if node.domain:
+    if node.domain or definition(node.op_type, opset) is not None:
         return None
-    early = normalisations.EARLY_OPERATORS if opset and opset < _LAYER_NORM_OPSET else {}
-    return {**normalisations.STANDARD_OPERATORS, **early}.get(node.op_type)
+    return normalisations.STANDARD_OPERATORS.get(node.op_type)

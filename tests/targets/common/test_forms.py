@@ -14,7 +14,7 @@ from graphcompress.numerics.kronecker import Factors, Split
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.kronecker import write_expression
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.legal import legalise
+from graphcompress.rules.opsets.lowering import legalise
 from graphcompress.targets.common.attention import FusedAttention
 from graphcompress.targets.common.family import UNCHANGED
 from graphcompress.targets.common.form_choice import (

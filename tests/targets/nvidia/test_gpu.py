@@ -15,7 +15,7 @@ from graphcompress.numerics.metrics import sqnr_db
 from graphcompress.plugin.base import Context
 from graphcompress.plugin.targeting import parse_target
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.opset import raise_opset
+from graphcompress.rules.opsets.raising import raise_opset
 from graphcompress.targets.nvidia.half import clip_constants, to_half
 from graphcompress.targets.nvidia.range import wide_values
 

@@ -15,7 +15,7 @@ from graphcompress.plugin.base import Context
 from graphcompress.plugin.schemes import INT8, integer_products
 from graphcompress.plugin.targeting import parse_target
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.opset import raise_opset
+from graphcompress.rules.opsets.raising import raise_opset
 from graphcompress.targets.nvidia import tensorrt
 from graphcompress.targets.nvidia.engines import builder, execute, worker
 from graphcompress.targets.nvidia.engines.builder import build_engine, is_installed

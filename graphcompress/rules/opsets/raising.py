@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
+from graphcompress.graph.match import operand
 from graphcompress.graph.model import Model
 from graphcompress.rewrite.rewriter import Rewriter
-
-AXES_AS_INPUT = 18
-"""Since this opset every reduction reads its axes from an input, and Split says how many parts it makes."""
+from graphcompress.rules.opsets.versions import AXES_AS_INPUT, definition
 
 _ANOTHER_MEANING = {"GroupNormalization": 21, "RoiAlign": 16}
 """Operators that mean something else since that opset, which their definitions' names and types do not tell:
@@ -57,32 +55,27 @@ def _convertible(node: ir.Node) -> bool:
 
 
 def _convert(rw: Rewriter, node: ir.Node) -> None:
-    if node.op_type == "Split" and (len(node.inputs) < 2 or node.inputs[1] is None):
+    if node.op_type == "Split" and operand(node, "split") is None:
         rw.set_attribute(node, "num_outputs", len(node.outputs))
     if node.op_type.startswith("Reduce") and "axes" in node.attributes:
-        axes = list(node.attributes.get_ints("axes", ()))
-        rw.set_attribute(
-            node, "keepdims", node.attributes.get_int("keepdims", 1)
-        )  # patterns want it spelt out
+        axes, keepdims = node.attributes.get_ints("axes", ()), node.attributes.get_int("keepdims", 1)
+        rw.set_attribute(node, "keepdims", keepdims)  # patterns want it spelt out
         rw.set_attribute(node, "axes", None)
-        rw.set_input(node, 1, rw.constant(np.array(axes, np.int64), f"{node.outputs[0].name}.axes"))
+        rw.set_input(node, 1, rw.at(node).constant(list(axes), "axes"))
 
 
 def _extends(node: ir.Node, opset: int, version: int) -> bool:
     """Whether the newer definition of ``node`` only adds to the one it was written for."""
     if opset < _ANOTHER_MEANING.get(node.op_type, 0) <= version:
         return False
-    try:
-        used = onnx.defs.get_schema(node.op_type, opset, "")
-        newer = onnx.defs.get_schema(node.op_type, version, "")
-    except onnx.defs.SchemaError:
+    used, newer = definition(node.op_type, opset), definition(node.op_type, version)
+    if used is None or newer is None or used.attributes.keys() - newer.attributes.keys():
         return False
-    if newer.deprecated or used.attributes.keys() - newer.attributes.keys():
-        return False
-    if any(newer.attributes[name].default_value != it.default_value for name, it in used.attributes.items()):
-        return False
-    if any(it.required for name, it in newer.attributes.items() if name not in used.attributes):
-        return False
+    for name, attribute in newer.attributes.items():
+        if name not in used.attributes and attribute.required:
+            return False
+        if name in used.attributes and attribute.default_value != used.attributes[name].default_value:
+            return False
     for old, new in ((used.inputs, newer.inputs), (used.outputs, newer.outputs)):
         if [item.name for item in new[: len(old)]] != [item.name for item in old]:
             return False

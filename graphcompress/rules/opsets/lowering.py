@@ -11,13 +11,8 @@ from graphcompress.graph.match import is_standard
 from graphcompress.graph.model import Model
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.attention_operator import decompose_attention
-
-NEWEST_OPSET = 21
-"""Opsets above this are read, and written as this one where nothing in the graph needs more."""
-
-NEWEST_IR_VERSION = 10
-"""File format of opset 21; read by ONNX Runtime 1.18 and later."""
+from graphcompress.rules.opsets.attention import decompose_attention
+from graphcompress.rules.opsets.versions import NEWEST_IR_VERSION, NEWEST_OPSET, definition
 
 
 def legalise(model: Model, ctx: Context, newest: int = NEWEST_OPSET) -> str | None:
@@ -48,19 +43,15 @@ def _lower_opset(model: Model, newest: int) -> str | None:
 
 def _needs_newer_types(model: Model) -> bool:
     newer = {"FLOAT4E2M1", "FLOAT8E8M0", "INT2", "UINT2"}
-    return any(value.dtype is not None and value.dtype.name in newer for value in model.initializers())
+    return any(value.dtype and value.dtype.name in newer for value in model.initializers())
 
 
 def _unchanged(node: ir.Node, opset: int, newest: int) -> bool:
     """Whether the definition of ``node`` in the older opset means the same; no attribute added may be set."""
-    try:
-        used = onnx.defs.get_schema(node.op_type, opset, "")
-        older = onnx.defs.get_schema(node.op_type, newest, "")
-    except onnx.defs.SchemaError:
+    used, older = definition(node.op_type, opset), definition(node.op_type, newest)
+    if used is None or older is None:  # as GroupNormalization before opset 21, which reads other scales
         return False
     added = used.attributes.keys() - older.attributes.keys()
-    if older.deprecated:  # GroupNormalization before opset 21 reads other scales
-        return False
     if any(name in node.attributes for name in added):
         return False
     return _interface(used, added) == _interface(older, frozenset())

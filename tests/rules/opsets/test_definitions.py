@@ -6,8 +6,8 @@ from graphcompress.graph.runtime import Runner
 from graphcompress.numerics.metrics import sqnr_db
 from graphcompress.plugin.base import Context
 from graphcompress.plugin.targeting import parse_target
-from graphcompress.rules.definitions import spell_out
-from graphcompress.rules.legal import legalise
+from graphcompress.rules.opsets.definitions import spell_out
+from graphcompress.rules.opsets.lowering import legalise
 from graphcompress.targets.nvidia.engines.builder import RTX, is_installed
 
 GRAPH = """

@@ -6,12 +6,13 @@ import onnx
 import onnx.inliner
 import onnx_ir as ir
 
-from graphcompress.graph.match import is_standard
+from graphcompress.graph.match import is_standard, node_name
 from graphcompress.graph.model import Model
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.attention_operator import decompose_attention
 from graphcompress.rules.everything import simplify
+from graphcompress.rules.opsets.attention import decompose_attention
+from graphcompress.rules.opsets.versions import definition
 
 
 def spell_out(model: Model, ctx: Context, newest: int) -> list[str]:
@@ -23,8 +24,8 @@ def spell_out(model: Model, ctx: Context, newest: int) -> list[str]:
     done: list[str] = []
     with Rewriter(model, ctx) as rw:
         for node in list(model.graph):
-            if not node.domain and _is_newer(node, newest):
-                name = node.name or node.outputs[0].name or node.op_type
+            if not node.domain and definition(node.op_type, newest) is None:
+                name = node_name(node)
                 plain = is_standard(node, "Attention") and decompose_attention(rw, node)
                 if plain or _define(rw, node):
                     done.append(name)
@@ -34,30 +35,22 @@ def spell_out(model: Model, ctx: Context, newest: int) -> list[str]:
     return done
 
 
-def _is_newer(node: ir.Node, newest: int) -> bool:
-    try:
-        known = onnx.defs.get_schema(node.op_type, newest, "")
-    except onnx.defs.SchemaError:
-        return True
-    return bool(known.deprecated)  # its name means something else since
-
-
 def _define(rw: Rewriter, node: ir.Node) -> bool:
     """Put the definition of ``node`` in its place; whether there is one."""
-    values = [value for value in (*node.inputs, *node.outputs) if value is not None and value.name]
+    values = [value for value in (*node.inputs, *node.outputs) if value and value.name]
     if any(value.type is None for value in values):
         return False
     alone = onnx.helper.make_graph(
         [_with_defaults(node, rw.model.opset)],
         "definition",
-        [ir.to_proto(value) for value in dict.fromkeys(it for it in node.inputs if it is not None)],
+        [ir.to_proto(value) for value in dict.fromkeys(filter(None, node.inputs))],
         [ir.to_proto(value) for value in node.outputs if value.name],
     )
     whole = onnx.helper.make_model(alone, opset_imports=[onnx.helper.make_opsetid("", rw.model.opset)])
     defined = onnx.inliner.inline_selected_functions(
         whole, [("", node.op_type)], inline_schema_functions=True
     )
-    if any(it.op_type == node.op_type for it in defined.graph.node):
+    if any(step.op_type == node.op_type for step in defined.graph.node):
         return False
     _insert(rw, node, ir.from_proto(defined).graph)
     return True
@@ -72,30 +65,25 @@ def _with_defaults(node: ir.Node, opset: int) -> onnx.NodeProto:
     return proto
 
 
-def _insert(rw: Rewriter, node: ir.Node, definition: ir.Graph) -> None:
+def _insert(rw: Rewriter, node: ir.Node, steps: ir.Graph) -> None:
     """The steps of a definition in front of ``node``; its outputs take the place of the node's."""
-    known: dict[str | None, ir.Value] = {it.name: it for it in node.inputs if it is not None}
-    for step in definition:
-        name = f"{node.outputs[0].name}.{step.outputs[0].name}"
+    b = rw.at(node)
+    known: dict[str | None, ir.Value | None] = {value.name: value for value in node.inputs if value}
+    for step in steps:
+        name = step.outputs[0].name or ""
         stored = ir.convenience.get_const_tensor(step.outputs[0])
         if stored is not None:
-            known[step.outputs[0].name] = rw.constant(stored.numpy(), name, stored.dtype)
+            known[name] = rw.constant(stored.numpy(), f"{b.name}.{name}", stored.dtype)
             continue
-        inputs = [None if it is None else known[it.name] for it in step.inputs]
-        first = _step(rw, step, inputs, node, name)
-        made = first.producer()
-        known |= dict(zip((it.name for it in step.outputs), made.outputs if made else (), strict=True))
-    for output in node.outputs:
-        if output.name in known:
-            rw.supersede(output, known[output.name])
-
-
-def _step(rw: Rewriter, step: ir.Node, inputs: list[ir.Value | None], before: ir.Node, name: str) -> ir.Value:
-    like = inputs[1].dtype if step.op_type == "CastLike" and inputs[1] is not None else None
-    if like is not None:
-        return rw.node("Cast", inputs[0], before=before, name=name, to=int(like))
-    value = rw.node(step.op_type, *inputs, before=before, name=name, outputs=len(step.outputs))
-    made = value.producer()
-    if made is not None:
+        operands = [known[value.name] if value else None for value in step.inputs]
+        like = operands[1].dtype if step.op_type == "CastLike" and operands[1] else None
+        if like is not None:
+            known[name] = b.op("Cast", operands[0], name=name, to=like)
+            continue
+        made = b.node(step.op_type, *operands, name=name, outputs=len(step.outputs))
         made.attributes.update(step.attributes)
-    return value
+        known |= {old.name: new for old, new in zip(step.outputs, made.outputs, strict=True)}
+    for output in node.outputs:
+        value = known.get(output.name)
+        if value is not None:
+            rw.replace(output, value, take_name=True)

@@ -9,7 +9,7 @@ from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.opset import raise_opset, why_not_raised
+from graphcompress.rules.opsets.raising import raise_opset, why_not_raised
 
 NEWEST = 23
 
