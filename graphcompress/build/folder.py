@@ -6,50 +6,73 @@ import contextlib
 import errno
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from graphcompress.build.exchange import Rename, exchange, renameat2
 from graphcompress.errors import GraphCompressError, OutputError, UsageError
 from graphcompress.graph.reading.hashes import sha256
+from graphcompress.graph.temporary import Temporary, sweep
 
-MANIFEST = "graphcompress.json"
+MANIFEST, REPORT = "graphcompress.json", "report.md"
+
+SHOWN = 5
+"""Files that are named in a refusal; the others are counted."""
 
 
 @contextlib.contextmanager
-def staged(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def staged(output: Path, *, overwrite: bool = False, rename: Rename | None = None) -> Iterator[Path]:
     """A folder to write into; it becomes ``output`` when the block ends well, and is gone otherwise.
 
+    What killed builds left beside it is swept. An artifact that it replaces is there until it is exchanged in
+    one step (by ``rename``, where given, else by :func:`renameat2`), and only then deleted: only files that a
+    build wrote, and that are as they were written.
+
     Raises:
-        UsageError: ``output`` exists and is not to be overwritten.
+        UsageError: ``output`` exists and is not to be overwritten, or holds files that no build wrote.
         OutputError: the disk is full or not writable.
     """
     refuse_existing(output, overwrite=overwrite)
-    missing = [parent for parent in output.parents if not parent.exists()]
+    place = Path(os.path.realpath(output))  # the artifact goes where a link points to
+    missing = [parent for parent in place.parents if not parent.exists()]
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (place.parent, Path(tempfile.gettempdir())):
+            sweep(folder, may_go=_is_left_over)
+        stage = Temporary(place.parent)
     except OSError as error:
         _remove_empty(missing)
         raise OutputError(
             f"{output}: cannot be written ({error.strerror}); choose another folder with -o"
         ) from error
     try:
-        yield folder
-        folder.chmod(0o755)
-        _swap(folder, output)
+        yield stage.path
+        with write_errors(output):
+            stage.path.chmod(0o755)
+            _put(stage.path, place, output, overwrite, rename or renameat2())
+    finally:
+        stage.remove()
+        _remove_empty(missing)
+
+
+@contextlib.contextmanager
+def write_errors(output: Path) -> Iterator[None]:
+    """Say in one sentence that ``output`` cannot be written.
+
+    Raises:
+        OutputError: the disk is full or not writable.
+    """
+    try:
+        yield
     except OSError as error:
-        if isinstance(error, OutputError):
+        if isinstance(error, GraphCompressError):
             raise
         raise OutputError(
             f"{output}: could not be written ({error.strerror or error}), nothing was left there; "
             "free some space or choose another folder with -o"
         ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        _remove_empty(missing)
 
 
 @contextlib.contextmanager
@@ -74,28 +97,86 @@ def refuse_existing(output: Path, *, overwrite: bool) -> None:
     """Raise when ``output`` holds anything that must not be replaced; call it before the work starts.
 
     Raises:
-        UsageError: ``output`` exists; with ``overwrite``, only when it is not an artifact.
-        OutputError: the folder that is to hold it is not writable.
+        UsageError: ``output`` exists; with ``overwrite``, only when it is not an artifact, or one that holds
+            files that no build wrote.
+        OutputError: the folder that is to hold it is not writable, or its name is none that a file can have.
     """
     _check_writable(output)
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    if not output.exists() or _is_empty(output):
         return
     if not overwrite:
         raise UsageError(f"{output} exists; choose another folder with -o, or replace it with --overwrite")
-    if not (output / MANIFEST).is_file():
-        raise UsageError(
-            f"{output} exists and is not an artifact, so it is not replaced; choose another folder with -o"
-        )
+    _refuse_foreign(output, output)
 
 
 def _check_writable(output: Path) -> None:
-    parent = next(parent for parent in output.absolute().parents if parent.exists())
+    try:
+        parent = next(parent for parent in Path(os.path.realpath(output)).parents if parent.exists())
+        output.exists()
+    except (OSError, ValueError) as error:  # too long for the file system, or a character that it cannot hold
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{output}: cannot be written ({reason}); choose another folder with -o") from error
     if not parent.is_dir():
         raise OutputError(f"{output}: cannot be written ({parent} is a file); choose another folder with -o")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(
             f"{output}: cannot be written ({parent} is read-only); choose another folder with -o"
         )
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
+
+
+def _refuse_foreign(folder: Path, output: Path) -> None:
+    """Raise unless all of ``folder``, which is or was ``output``, can be replaced."""
+    if not (folder / MANIFEST).is_file():
+        raise UsageError(
+            f"{output} exists and is not an artifact, so it is not replaced; choose another folder with -o"
+        )
+    names = [path.relative_to(folder).as_posix() for path in foreign(folder)]
+    if names:
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        raise UsageError(
+            f"{output} holds files that no build wrote, or that were changed since: "
+            f"{', '.join(names[:SHOWN])}{more}; move them away, or choose another folder with -o"
+        )
+
+
+def foreign(artifact: Path) -> list[Path]:
+    """Files and links in an artifact that are not in its manifest, or are not as they were written.
+
+    Raises:
+        UsageError: the manifest is damaged.
+    """
+    made = _made(artifact)
+    return [path for path in _contents(artifact) if not _is_as_made(path, made)]
+
+
+def _contents(artifact: Path) -> list[Path]:
+    """All that lies in an artifact but its folders; what a link points to does not lie in it."""
+    return sorted(path for path in artifact.rglob("*") if path.is_symlink() or not path.is_dir())
+
+
+def _is_as_made(path: Path, made: Mapping[Path, str | None]) -> bool:
+    if path not in made or path.is_symlink() or not path.is_file():
+        return False
+    return made[path] in (None, sha256(path))
+
+
+def _made(artifact: Path) -> dict[Path, str | None]:
+    """Files that a build wrote → their hash; None for those that hold hashes themselves, or join several."""
+    manifest = read_manifest(artifact)
+    hashes, artifacts = manifest.get("files"), manifest.get("artifacts")
+    made: dict[Path, str | None] = {artifact / MANIFEST: None}
+    if isinstance(hashes, dict):
+        made |= {artifact / name: str(digest) for name, digest in hashes.items()}
+    if isinstance(artifacts, list):
+        made[artifact / REPORT] = None
+        for folder in artifact.iterdir():
+            if folder.name in artifacts and (folder / MANIFEST).is_file() and not folder.is_symlink():
+                made |= _made(folder)
+    return made
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:
@@ -105,21 +186,45 @@ def _remove_empty(folders: Iterable[Path]) -> None:
             folder.rmdir()
 
 
-def _swap(folder: Path, output: Path) -> None:
-    if not output.exists():
-        folder.rename(output)
+def _put(stage: Path, place: Path, output: Path, overwrite: bool, rename: Rename | None) -> None:
+    """Move the finished folder to its place."""
+    if not overwrite or not place.exists() or _is_empty(place):
+        try:
+            stage.rename(place)
+        except OSError as error:
+            if not place.exists():
+                raise
+            raise UsageError(f"{output} appeared during the build; choose another folder with -o") from error
         return
-    aside = Path(tempfile.mkdtemp(prefix=f".{output.name}-old-", dir=output.parent))
-    old = aside / output.name
-    try:
-        output.rename(old)
-        folder.rename(output)
-    except BaseException:  # also an interruption between the two: what was there comes back
-        if old.exists() and not output.exists():
-            old.rename(output)
+    exchange(stage, place, rename)
+    try:  # what came out is judged now, when nobody can put anything into it by its name any more
+        _refuse_foreign(stage, output)
+    except BaseException:
+        exchange(stage, place, rename)
         raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    # The new artifact is in place: what of the old one cannot be deleted is swept by the next build.
+    with contextlib.suppress(OSError):
+        _remove_made(stage)
+
+
+def _remove_made(artifact: Path) -> None:
+    """Delete what a build wrote, the manifest last: as long as it is there, the rest can be told apart."""
+    manifest, made = artifact / MANIFEST, _made(artifact)
+    for path in sorted(_contents(artifact), key=lambda path: path.name == MANIFEST):
+        if path in made and path != manifest:
+            path.unlink()
+    _remove_empty(sorted((path for path in artifact.rglob("*") if path.is_dir()), reverse=True))
+    if list(artifact.iterdir()) == [manifest]:
+        manifest.unlink()
+        artifact.rmdir()
+
+
+def _is_left_over(folder: Path) -> bool:
+    """Whether all in a folder of a killed build is from a build: it may be an artifact that was replaced."""
+    try:
+        return not (folder / MANIFEST).exists() or not foreign(folder)
+    except UsageError:
+        return False
 
 
 def file_hashes(folder: Path) -> dict[str, str]:

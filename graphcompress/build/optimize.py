@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, overload
@@ -13,7 +13,14 @@ from typing import Any, ParamSpec, Protocol, overload
 from graphcompress.analysis.cost import macs
 from graphcompress.build import report
 from graphcompress.build.baseline import Baseline
-from graphcompress.build.folder import disk_errors, file_hashes, refuse_existing, staged, write_manifest
+from graphcompress.build.folder import (
+    REPORT,
+    disk_errors,
+    file_hashes,
+    staged,
+    write_errors,
+    write_manifest,
+)
 from graphcompress.build.inputs import folder_bytes, input_hashes
 from graphcompress.build.manifest import manifest
 from graphcompress.build.recipe import RECIPE, check_inputs, recipe_text
@@ -33,6 +40,7 @@ from graphcompress.pipeline.contract_check import ModelSize
 from graphcompress.plugin.base import Context, Target, Training
 from graphcompress.plugin.targeting import artifact_folders, common_capabilities
 from graphcompress.plugin.task import Metric
+from graphcompress.training.checkpoint_folder import refuse_other_files, remove_checkpoints
 from graphcompress.training.processes import rank
 
 CALIBRATION_ROWS = 512
@@ -80,20 +88,40 @@ def optimize(request: Request) -> Build:
         GraphCompressError: one of its kinds for every way in which this can fail; nothing is written then.
     """
     request.check()
-    refuse_existing(request.folder, overwrite=request.overwrite)
-    check_inputs(request.sha256)
-    with disk_errors():
-        opened = _open(request)
-        file = None if isinstance(request.model, Model) else opened.model.path
-        baseline = Baseline(opened.model, opened.ctx, opened.scoring, file)
-        build = _run(request, opened, baseline)
-        if rank() > 0:  # nothing measures beside the first, which lowers alone
+    with _stage(request) as stage:
+        checkpoints = _checkpoints(request)
+        check_inputs(request.sha256)
+        with disk_errors():
+            opened = _open(request)
+            file = None if isinstance(request.model, Model) else opened.model.path
+            baseline = Baseline(opened.model, opened.ctx, opened.scoring, file)
+            build = _run(request, opened, baseline)
+        if stage is None:
             return build
-        with staged(request.folder, overwrite=request.overwrite) as stage:
+        with write_errors(request.folder):
             build = replace(build, lowered=_lower(request, opened, baseline, stage))
             _write(build, artifact_folders(stage, request.targets))
-        shutil.rmtree(_checkpoints(request), ignore_errors=True)
+    if checkpoints is not None:
+        remove_checkpoints(checkpoints)
     return build
+
+
+def _stage(request: Request) -> AbstractContextManager[Path | None]:
+    """A folder to write into; None for all processes but the first, which lowers and measures alone."""
+    return nullcontext() if rank() > 0 else staged(request.folder, overwrite=request.overwrite)
+
+
+def _checkpoints(request: Request) -> Path | None:
+    """Where a pass that trains keeps what an interrupted build goes on from; None where none trains.
+
+    Raises:
+        GraphCompressError: the folder cannot be written, or holds something else.
+    """
+    if not request.pipeline.trains:
+        return None
+    folder = request.folder.with_name(f"{request.folder.name}.training")
+    refuse_other_files(folder)
+    return folder
 
 
 @dataclass(frozen=True)
@@ -159,11 +187,6 @@ def _samples(
     return load_samples(given, model, tokenizer=request.tokenizer, pair=pair)
 
 
-def _checkpoints(request: Request) -> Path:
-    """Where a pass that trains keeps what an interrupted build goes on from."""
-    return request.folder.with_name(f"{request.folder.name}.training")
-
-
 def _run(request: Request, opened: _Opened, baseline: Baseline) -> Build:
     """Run the passes; nothing is lowered yet."""
     records = request.pipeline.run(
@@ -223,10 +246,10 @@ def _write(build: Build, stages: dict[str, Path]) -> None:
     for artifact in build.lowered:
         stage, alone = stages[artifact.name], replace(build, lowered=(artifact,))
         (stage / RECIPE).write_text(recipe_text(build.recipe), encoding="utf-8")
-        (stage / report.REPORT).write_text(report.markdown(alone), encoding="utf-8")
+        (stage / REPORT).write_text(report.markdown(alone), encoding="utf-8")
         write_manifest(stage, manifest(alone, file_hashes(stage)))
     if len(stages) == 1:
         return
     whole = next(iter(stages.values())).parent
-    (whole / report.REPORT).write_text(report.markdown(build), encoding="utf-8")
+    (whole / REPORT).write_text(report.markdown(build), encoding="utf-8")
     write_manifest(whole, {"artifacts": list(stages)})

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from graphcompress.measure.verify import Difference, Invariance
     from graphcompress.pipeline.pipeline import PassRecord
 
-REPORT = "report.md"
-
 SHOWN_OUTPUTS = 4
 """Outputs that have a line of their own on the screen; the report on disk tells all."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import filecmp
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from graphcompress.capturing.module import DEFAULT_OPSET, translate
 from graphcompress.capturing.traceable import Traceable, default_axes
 from graphcompress.data.tokenizer_files import TOKENIZER_FILES, copy_tokenizer
 from graphcompress.errors import InvalidModelError, UnsupportedModelError, UsageError, nearest
+from graphcompress.graph.temporary import Temporary
 from graphcompress.plugin.extras import needs_torch
 
 if TYPE_CHECKING:
@@ -71,12 +71,12 @@ def export(
             str(source),
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".graphcompress-", dir=path.parent) as folder:
-            unchecked = Path(folder) / path.name
+        with Temporary(path.parent) as folder:
+            unchecked = folder / path.name
             _translated(what, unchecked, opset)
             _refuse_random(source, missing, unchecked)
-            _copy_tokenizer(source, Path(folder))
-            _put(Path(folder), path, overwrite=overwrite)
+            _copy_tokenizer(source, folder)
+            _put(folder, path, overwrite=overwrite)
     return path
 
 

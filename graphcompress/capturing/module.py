@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from graphcompress.capturing.comparison import check
 from graphcompress.capturing.traceable import Axes, Traceable, default_axes, run, tensors_of
 from graphcompress.errors import UnsupportedModelError, UsageError
 from graphcompress.graph.model import Model
+from graphcompress.graph.temporary import Temporary
 from graphcompress.plugin.extras import needs_torch
 
 if TYPE_CHECKING:
@@ -52,13 +51,13 @@ def capture(
     needs_torch("capture of a PyTorch module")
     feed = _two_rows(_by_name(module, example_inputs))
     axes = default_axes(feed) if dynamic_axes is None else dynamic_axes
-    folder = Path(tempfile.mkdtemp(prefix="graphcompress-"))
+    folder = Temporary()
     try:
         with evaluating(module):
-            translate(Traceable(module, feed, axes, outputs), folder / "model.onnx", opset)
-        model = Model.load(folder / "model.onnx")
+            translate(Traceable(module, feed, axes, outputs), folder.path / "model.onnx", opset)
+        model = Model.load(folder.path / "model.onnx")
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        folder.remove()
         raise
     model.own(folder)
     return model

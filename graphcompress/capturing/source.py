@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 from pathlib import Path
 
 from graphcompress.capturing.checkpoint import export, is_checkpoint
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
+from graphcompress.graph.temporary import Temporary
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -30,11 +29,11 @@ def open_model(source: str | Path, *, task: str | None = None) -> Model:
                 f"--task {task} is for checkpoints; {source} is not one, its task is in its graph"
             )
         return Model.load(source)
-    folder = Path(tempfile.mkdtemp(prefix="graphcompress-"))
+    folder = Temporary()
     try:
-        model = Model.load(export(source, folder / "model.onnx", task=task))
+        model = Model.load(export(source, folder.path / "model.onnx", task=task))
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        folder.remove()
         raise
     model.own(folder)
     return model

@@ -20,6 +20,7 @@ from graphcompress.graph.inference import inferable, overridable
 from graphcompress.graph.reading.model_file import read_model
 from graphcompress.graph.scratch import Scratch
 from graphcompress.graph.stored import IN_MEMORY_BYTES, StoredTensor
+from graphcompress.graph.temporary import Temporary
 
 EXTERNAL_DATA_LIMIT_BYTES = 1_500_000_000
 """Above this a model is saved with its weights beside it: protobuf ends at 2 GB."""
@@ -136,7 +137,7 @@ class Model:
         """A tensor of ``array``, kept in scratch on disk (small ones in memory)."""
         return self._scratch.store(array, dtype)
 
-    def own(self, folder: Path) -> None:
+    def own(self, folder: Temporary) -> None:
         """Delete ``folder``, where weights of this model may lie, when it and its copies are gone."""
         self._scratch.own(folder)
 
@@ -190,9 +191,9 @@ class Model:
         path = Path(path)
         self._hold({path.resolve(), path.with_name(f"{path.name}.data").resolve()})
         external = f"{path.name}.data" if self.weight_bytes > EXTERNAL_DATA_LIMIT_BYTES else None
-        with tempfile.TemporaryDirectory(prefix=".graphcompress-", dir=path.parent) as folder:
-            self.write(Path(folder) / path.name, external)
-            for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
+        with Temporary(path.parent) as folder:
+            self.write(folder / path.name, external)
+            for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
                 file.replace(path.parent / file.name)
         return path
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import shutil
 import tempfile
 import weakref
 from pathlib import Path
@@ -13,13 +12,14 @@ import onnx_ir as ir
 
 from graphcompress.errors import OutputError
 from graphcompress.graph.stored import IN_MEMORY_BYTES, StoredTensor
+from graphcompress.graph.temporary import Temporary
 
 
 class Scratch:
     """A temporary folder that lives as long as a model that uses it; copies of a model share one."""
 
     def __init__(self) -> None:
-        self._folder: Path | None = None
+        self._folder: Temporary | None = None
         self._stored = 0
 
     def store(self, array: np.ndarray, dtype: ir.DataType | None = None) -> ir.TensorProtocol:
@@ -53,15 +53,15 @@ class Scratch:
             )
         )
 
-    def own(self, folder: Path) -> None:
+    def own(self, folder: Temporary) -> None:
         """Delete ``folder`` when the last model that uses this scratch is gone."""
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        weakref.finalize(self, folder.remove)
 
     def _made(self) -> Path:
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="graphcompress-"))
+            self._folder = Temporary()
             self.own(self._folder)
-        return self._folder
+        return self._folder.path
 
 
 def no_room(error: OSError, size_bytes: int) -> OutputError:

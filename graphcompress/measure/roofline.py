@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import itertools
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import onnx
 from graphcompress.analysis.cost import NodeCost, node_costs, product_sizes
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed, session_of
+from graphcompress.graph.temporary import Temporary
 from graphcompress.measure.timing import Measurement, turns
 
 ROUNDS = 8
@@ -134,8 +134,8 @@ def _product(kind: str, sizes: Sizes) -> Callable[[], object]:
 
 def operator_shares(path: Path, feed: Feed) -> dict[str, float]:
     """Operator → share (0-1) of the time of all, in the fastest of several runs that are profiled."""
-    with tempfile.TemporaryDirectory(prefix="graphcompress-") as folder:
-        session = session_of(path, profile=Path(folder) / "profile")
+    with Temporary() as folder:
+        session = session_of(path, profile=folder / "profile")
         for _ in range(1 + _PROFILED_RUNS):
             session.run(None, dict(feed))
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from graphcompress.errors import OutputError
+from graphcompress.training.checkpoint_folder import PART, checkpoint_name
 
 SECONDS = 60.0
 """How often the state is written."""
@@ -21,7 +22,7 @@ class Checkpoints:
     """One file in ``folder``, named after what decides the run: another run finds nothing there."""
 
     def __init__(self, folder: Path | None, identity: str) -> None:
-        self.path = None if folder is None else folder / f"{identity[:16]}.pt"
+        self.path = None if folder is None else folder / checkpoint_name(identity)
         self._written = time.monotonic()
 
     def read(self) -> dict[str, Any] | None:
@@ -46,7 +47,7 @@ class Checkpoints:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            part = self.path.with_suffix(".part")
+            part = self.path.with_suffix(PART)
             torch.save(state, part)
             part.replace(self.path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from graphcompress.errors import DataError, SpeedError
 from graphcompress.graph.model import Model
+from graphcompress.graph.temporary import Temporary
 from graphcompress.measure.cache import Measurements, Times
 from graphcompress.measure.shapes import Shape
 from graphcompress.plugin.base import Context
@@ -65,8 +65,8 @@ def take_back(
     used = {choice.family for choice in first.choices if choice.form != UNCHANGED}
     feeds = shaped_feeds(legal, shapes, ctx.seed)
     kept = first
-    with tempfile.TemporaryDirectory(prefix="graphcompress-") as name:
-        files = {"with": Path(name) / "with.onnx", "without": Path(name) / "without.onnx"}
+    with Temporary() as scratch:
+        files = {"with": scratch / "with.onnx", "without": scratch / "without.onnx"}
         for family in reversed([family.name for family in families if family.name in used]):
             without = give_forms(legal, families, shapes, ctx, cache, (*kept.taken_back, family))
             kept.model.save(files["with"])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 from graphcompress.data.samples import Samples, padding_mask
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed
+from graphcompress.graph.temporary import Temporary
 from graphcompress.measure.cache import Measurements
 from graphcompress.plugin.base import Context
 from graphcompress.targets.cpu.file_comparison import Timer, compare_files, is_slower, timed
@@ -54,8 +52,8 @@ def _padded_batch(samples: Samples | None) -> Feed | None:
 
 
 def _faster(kept: Model, removed: Model, feed: Feed, cache: Measurements, timer: Timer) -> tuple[Model, str]:
-    with tempfile.TemporaryDirectory(prefix="graphcompress-") as name:
-        files = {KEEP: Path(name) / "keep.onnx", REMOVE: Path(name) / "remove.onnx"}
+    with Temporary() as scratch:
+        files = {KEEP: scratch / "keep.onnx", REMOVE: scratch / "remove.onnx"}
         kept.save(files[KEEP])
         removed.save(files[REMOVE])
         times = compare_files(files, [feed], cache, subject=KEEP, than=REMOVE, timer=timer)

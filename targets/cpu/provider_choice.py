@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from graphcompress.errors import DataError, MissingExtraError, UnsupportedModelError, UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed
+from graphcompress.graph.temporary import Temporary
 from graphcompress.measure.cache import Measurements, Times
 from graphcompress.measure.shapes import Shape
 from graphcompress.plugin.base import Context, Lowering, Target
@@ -97,13 +97,13 @@ def choose_provider(
         return ProviderChoice(str(error), noted=True)
     if asked == AUTO and cache is None:
         return ProviderChoice("nothing was measured")
-    with tempfile.TemporaryDirectory(prefix="graphcompress-") as name:
+    with Temporary() as scratch:
         try:
-            lowering = other.lower(legal, Path(name), ctx)
+            lowering = other.lower(legal, scratch, ctx)
             times = None
             if asked == AUTO and cache is not None:
                 feeds = shaped_feeds(legal, shapes, ctx.seed)
-                files = {CPU: artifact, _runtime(lowering): Path(name, other.model_file)}
+                files = {CPU: artifact, _runtime(lowering): scratch / other.model_file}
                 times = _times(files, feeds, cache, _opener(other), timer)
         except (DataError, UnsupportedModelError) as error:
             if asked == OPENVINO:
@@ -112,7 +112,7 @@ def choose_provider(
         if times is not None and not is_slower(times, CPU, _runtime(lowering)):
             why = "measured, and not faster than the CPU provider"
             return ProviderChoice(why, noted=True, times_ms=times)
-        shutil.copytree(name, artifact.parent, dirs_exist_ok=True)
+        shutil.copytree(scratch, artifact.parent, dirs_exist_ok=True)
     faster = [] if times is None else ["measured faster"]
     return ProviderChoice("; ".join([*faster, *lowering.notes]), True, times, lowering, _opener(other))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from graphcompress.data.load import Samples
 from graphcompress.data.made_up import synthetic_samples
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import runner_of, session_of
+from graphcompress.graph.temporary import Temporary
 from graphcompress.plugin.base import Capabilities, Context, Lowering, Target
 from graphcompress.plugin.options import option
 from graphcompress.plugin.schemes import INT8, UINT8, integer_products
@@ -124,8 +124,8 @@ class Mobile(Target):
         after = partitions(lowered)
         samples = ctx.samples or synthetic_samples(model, length=_length(interface), seed=ctx.seed)
         interface.write(folder)
-        with tempfile.TemporaryDirectory(prefix="graphcompress-") as scratch:
-            source = lowered.save(Path(scratch) / "model.onnx")
+        with Temporary() as scratch:
+            source = lowered.save(scratch / "model.onnx")
             same_bytes = convert(source, folder / MODEL_FILE, arm=self.platform == "arm")
             feeds = [samples.batch([index]) for index in range(min(2, len(samples)))]
             reloaded = compare_converted(source, folder / MODEL_FILE, interface, feeds)

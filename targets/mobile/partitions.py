@@ -11,7 +11,6 @@ DequantizeLinear restores.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import onnx
 
 from graphcompress.graph.model import Model
+from graphcompress.graph.temporary import Temporary
 
 PARTITIONS_FILE = "partitions.json"
 _FLOAT = onnx.TensorProto.FLOAT
@@ -178,7 +178,7 @@ class _Xnnpack:
 
 def _without_weights(model: Model) -> onnx.ModelProto:
     """The graph as a message, its weights left in a file: none of the rules reads them."""
-    with tempfile.TemporaryDirectory(prefix="graphcompress-") as folder:
-        path = Path(folder) / "model.onnx"
+    with Temporary() as folder:
+        path = folder / "model.onnx"
         model.write(path, external="model.data")
         return onnx.load(path, load_external_data=False)

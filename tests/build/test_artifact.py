@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from graphcompress.build.exchange import Rename, renameat2
 from graphcompress.build.folder import (
     MANIFEST,
     file_hashes,
@@ -15,6 +21,7 @@ from graphcompress.build.folder import (
     refuse_existing,
     sha256,
     staged,
+    write_errors,
     write_manifest,
 )
 from graphcompress.errors import OutputError, UsageError
@@ -55,31 +62,225 @@ def test_a_disk_error_is_an_output_error(tmp_path) -> None:
     with (
         pytest.raises(OutputError, match=r"out: could not be written \(No space left"),
         staged(tmp_path / "out"),
+        write_errors(tmp_path / "out"),
     ):
         raise OSError(28, "No space left on device")
     assert files(tmp_path) == []
 
 
-def artifact(folder: Path, text: str) -> Path:
-    with staged(folder, overwrite=True) as stage:
-        (stage / "file").write_text(text)
-        write_manifest(stage, {"text": text})
+def fill(stage: Path, text: str) -> None:
+    (stage / "file").write_text(text)
+    write_manifest(stage, {"text": text, "files": file_hashes(stage)})
+
+
+def artifact(folder: Path, text: str, rename: Rename | None = None) -> Path:
+    with staged(folder, overwrite=True, rename=rename) as stage:
+        fill(stage, text)
     return folder
 
 
-def test_an_artifact_is_replaced_as_a_whole(tmp_path) -> None:
+def no_such_call(*given: object) -> int:
+    """What the exchange of names is on a file system that has none."""
+    return -1
+
+
+@pytest.mark.parametrize("rename", [None, no_such_call], ids=["in one step", "in three"])
+def test_an_artifact_is_replaced_as_a_whole(rename, tmp_path) -> None:
     out = artifact(tmp_path / "out", "one")
-    (out / "stray").write_text("old")
-    artifact(out, "two")
+    artifact(out, "two", rename)
     assert files(tmp_path) == ["out", "out/file", f"out/{MANIFEST}"]
-    assert read_manifest(out) == {"text": "two"}
+    assert read_manifest(out)["text"] == "two"
+
+
+@pytest.mark.skipif(renameat2() is None, reason="the system exchanges no names")
+def test_there_is_an_artifact_at_every_moment(tmp_path) -> None:
+    out = artifact(tmp_path / "out", "0")
+    done, seen = threading.Event(), set()
+
+    def watch() -> None:
+        while not done.is_set():
+            seen.add(read_manifest(out)["text"])
+
+    with ThreadPoolExecutor() as pool:
+        watching = pool.submit(watch)
+        for number in range(100):
+            artifact(out, str(number))
+        done.set()
+        watching.result()
+    assert len(seen) > 1
+
+
+# ---- files of the user's
+
+
+def add_file(out: Path) -> str:
+    (out / "notes.md").write_text("mine")
+    return "notes.md"
+
+
+def add_below(out: Path) -> str:
+    (out / "plots").mkdir()
+    (out / "plots" / "a.png").write_text("mine")
+    return "plots/a.png"
+
+
+def change_file(out: Path) -> str:
+    (out / "file").write_text("mine")
+    return "file"
+
+
+def link_elsewhere(out: Path) -> str:
+    (out / "data").symlink_to(out.parent)
+    return "data"
+
+
+def replace_by_link(out: Path) -> str:
+    (out / "file").rename(out.parent / "kept")
+    (out / "file").symlink_to(out.parent / "kept")
+    return "file"
+
+
+CHANGES = (add_file, add_below, change_file, link_elsewhere, replace_by_link)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_no_build_wrote_is_named_before_the_work(change, tmp_path) -> None:
+    out = artifact(tmp_path / "out", "one")
+    name = change(out)
+    before = files(tmp_path)
+    with pytest.raises(UsageError, match=f"holds files that no build wrote.*: {name}; move them away"):
+        refuse_existing(out, overwrite=True)
+    with pytest.raises(UsageError, match=name):
+        artifact(out, "two")
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("rename", [None, no_such_call], ids=["in one step", "in three"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_comes_during_the_build_is_there_afterwards(change, rename, tmp_path) -> None:
+    out = artifact(tmp_path / "out", "one")
+
+    def build() -> None:
+        with staged(out, overwrite=True, rename=rename) as stage:
+            fill(stage, "two")
+            change(out)
+
+    with pytest.raises(UsageError, match="no build wrote"):
+        build()
+    assert read_manifest(out)["text"] == "one"
+    expected = artifact(tmp_path / "twin" / "out", "one")
+    change(expected)
+    assert files(out) == files(expected)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["out", "twin", *(["kept"] if change is replace_by_link else [])]
+    )
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_folder_that_comes_during_the_build_stays(overwrite, tmp_path) -> None:
+    out = tmp_path / "out"
+
+    def build() -> None:
+        with staged(out, overwrite=overwrite) as stage:
+            fill(stage, "two")
+            out.mkdir()
+            (out / "thesis.txt").write_text("mine")
+
+    with pytest.raises(UsageError, match=r"appeared during the build|is not an artifact"):
+        build()
+    assert files(tmp_path) == ["out", "out/thesis.txt"]
+
+
+def test_many_files_of_the_user_are_counted(tmp_path) -> None:
+    out = artifact(tmp_path / "out", "one")
+    for number in range(7):
+        (out / f"n{number}").touch()
+    with pytest.raises(UsageError, match=r"n0, n1, n2, n3, n4 and 2 more; "):
+        refuse_existing(out, overwrite=True)
+
+
+def test_artifacts_of_several_targets_are_one(tmp_path) -> None:
+    def build(text: str) -> None:
+        with staged(tmp_path / "out", overwrite=True) as stage:
+            for name in ("a", "b"):
+                (stage / name).mkdir()
+                fill(stage / name, text)
+            (stage / "report.md").write_text(text)
+            write_manifest(stage, {"artifacts": ["a", "b"]})
+
+    build("one")
+    build("two")
+    assert read_manifest(tmp_path / "out" / "b")["text"] == "two"
+    assert len(files(tmp_path)) == 9
+    (tmp_path / "out" / "b" / "mine").touch()
+    with pytest.raises(UsageError, match=": b/mine; "):
+        build("three")
+
+
+@pytest.mark.parametrize("manifest", ['{"files": {"../mine": "0"}}', '{"files": 1}', '{"artifacts": 3}'])
+def test_a_manifest_that_names_other_files_deletes_none_of_them(manifest, tmp_path) -> None:
+    out = artifact(tmp_path / "out", "one")
+    (tmp_path / "mine").write_text("mine")
+    (out / "file").unlink()
+    (out / MANIFEST).write_text(manifest)
+    artifact(out, "two")
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert read_manifest(out)["text"] == "two"
+
+
+def test_an_artifact_goes_where_a_link_points_to(tmp_path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    for text in ("one", "two"):
+        artifact(tmp_path / "out", text)
+    assert (tmp_path / "out").is_symlink()
+    assert files(tmp_path / "disk") == ["file", MANIFEST]
+
+
+# ---- killed builds
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from graphcompress.build import folder
+from graphcompress.build.exchange import renameat2
+
+def exchange_and_die(*names):
+    renameat2()(*names)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+with folder.staged(Path(sys.argv[1]), overwrite=True, rename=exchange_and_die) as stage:
+    (stage / "file").write_text("half")
+    if sys.argv[2] == "during":
+        os.kill(os.getpid(), signal.SIGKILL)
+    folder.write_manifest(stage, {"files": folder.file_hashes(stage)})
+"""
+
+
+@pytest.mark.skipif(renameat2() is None, reason="the system exchanges no names")
+@pytest.mark.parametrize("moment", ["during", "after the exchange"])
+def test_what_a_killed_build_left_is_swept_by_the_next(moment, tmp_path) -> None:
+    out = artifact(tmp_path / "out", "one")
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(out), moment], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 2
+    assert (out / "file").read_text() == ("one" if moment == "during" else "half")
+    artifact(tmp_path / "other", "two")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
+
+
+def test_a_replaced_artifact_with_a_file_of_the_user_is_never_swept(tmp_path) -> None:
+    left = artifact(tmp_path / "out", "one").rename(tmp_path / f".graphcompress-{'0' * 16}")
+    add_file(left)
+    artifact(tmp_path / "other", "two")
+    assert files(left) == ["file", MANIFEST, "notes.md"]
 
 
 def test_an_artifact_stays_when_its_replacement_fails(tmp_path) -> None:
     out = artifact(tmp_path / "out", "one")
     with pytest.raises(KeyboardInterrupt):
         fail_half_way(out, KeyboardInterrupt)
-    assert read_manifest(out) == {"text": "one"}
+    assert read_manifest(out)["text"] == "one"
     assert files(tmp_path) == ["out", "out/file", f"out/{MANIFEST}"]
 
 
@@ -95,8 +296,8 @@ def test_an_artifact_stays_when_the_swap_is_interrupted(tmp_path, monkeypatch) -
 
     monkeypatch.setattr(Path, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        artifact(out, "two")
-    assert read_manifest(out) == {"text": "one"}
+        artifact(out, "two", no_such_call)
+    assert read_manifest(out)["text"] == "one"
     assert files(tmp_path) == ["out", "out/file", f"out/{MANIFEST}"]
 
 
@@ -104,7 +305,7 @@ def test_an_empty_folder_may_be_filled(tmp_path) -> None:
     (tmp_path / "out").mkdir()
     assert refuse_existing(tmp_path / "out", overwrite=False) is None
     artifact(tmp_path / "out", "one")
-    assert read_manifest(tmp_path / "out") == {"text": "one"}
+    assert read_manifest(tmp_path / "out")["text"] == "one"
 
 
 def test_what_exists_is_refused(tmp_path) -> None:
@@ -119,6 +320,12 @@ def test_what_exists_is_refused(tmp_path) -> None:
         refuse_existing(tmp_path / "mine" / "file", overwrite=True)
     with pytest.raises(OutputError, match="is a file"):
         refuse_existing(tmp_path / "mine" / "file" / "out", overwrite=False)
+
+
+@pytest.mark.parametrize("name", ["n" * 256, "a\0b", "/".join(["d" * 200] * 30)])
+def test_a_name_that_no_file_can_have_is_refused_before_the_work(name, tmp_path) -> None:
+    with pytest.raises(OutputError, match="cannot be written"):
+        refuse_existing(tmp_path / name, overwrite=False)
 
 
 def test_a_read_only_folder_is_refused_before_the_work(tmp_path, monkeypatch) -> None:

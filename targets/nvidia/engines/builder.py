@@ -6,13 +6,13 @@ import importlib.util
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from graphcompress.errors import MissingExtraError, UnsupportedModelError
+from graphcompress.graph.temporary import Temporary
 from graphcompress.targets.nvidia.engines.log import Layer, int8_products, layers_in
 
 FULL, RTX = "tensorrt", "tensorrt_rtx"
@@ -87,9 +87,9 @@ def build_engine(
         UnsupportedModelError: the compiler refuses the graph, takes longer than ``timeout_s``, ends without a
             word, or builds an engine in which one of the products is not in int8.
     """
-    with tempfile.TemporaryDirectory(prefix="graphcompress-") as folder:
-        log, result = Path(folder) / "log.txt", Path(folder) / "result.json"
-        request = Path(folder) / "request.json"
+    with Temporary() as folder:
+        log, result = folder / "log.txt", folder / "result.json"
+        request = folder / "request.json"
         asked = {
             "module": module,
             "model": str(model),

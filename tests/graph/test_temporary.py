@@ -1,0 +1,98 @@
+"""A folder of a killed process is found and swept; that of a living one, or of a user, is not."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from graphcompress.graph.scratch import Scratch
+from graphcompress.graph.stored import IN_MEMORY_BYTES
+from graphcompress.graph.temporary import Temporary, sweep
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from graphcompress.graph.temporary import Temporary
+folder = Temporary(Path(sys.argv[1]))
+(folder.path / "weights.bin").write_bytes(b"0" * 100)
+print(folder.path, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    yield process  # type: ignore[misc]
+    process.kill()
+    process.communicate()
+
+
+def test_what_a_killed_process_left_is_swept_and_nothing_of_a_living_one(tmp_path, holder) -> None:
+    folder = Path(holder.stdout.readline().strip())
+    assert folder.parent == tmp_path
+    assert sweep(tmp_path) == []
+    assert (folder / "weights.bin").is_file()
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert sweep(tmp_path, may_go=lambda folder: False) == []
+    assert sweep(tmp_path) == [folder]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_of_a_user_stay_whatever_their_name(tmp_path) -> None:
+    names = (
+        "graphcompress-examples",
+        "graphcompress-0123",
+        ".graphcompress-",
+        "graphcompress-0123456789abcdeg",
+    )
+    for name in names:
+        (tmp_path / name).mkdir()
+    (tmp_path / "graphcompress-0123456789abcdef").symlink_to(tmp_path / names[0])
+    (tmp_path / "graphcompress-0123456789abcdee").write_text("a file")
+    assert sweep(tmp_path) == []
+    assert len(list(tmp_path.iterdir())) == len(names) + 2
+
+
+def test_a_place_that_is_not_there_has_nothing_to_sweep(tmp_path) -> None:
+    assert sweep(tmp_path / "nowhere") == []
+
+
+def fail_in(place: Path) -> None:
+    with Temporary(place) as folder:
+        (folder / "file").touch()
+        raise RuntimeError
+
+
+def test_a_folder_is_gone_at_the_end_also_after_an_error(tmp_path) -> None:
+    with pytest.raises(RuntimeError):
+        fail_in(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_took_its_name_stays(tmp_path) -> None:
+    (tmp_path / "at").mkdir()
+    temporary = Temporary(tmp_path / "at")
+    temporary.path.rename(tmp_path / "artifact")
+    temporary.path.mkdir()
+    temporary.remove()
+    assert temporary.path.is_dir()
+    assert (tmp_path / "artifact").is_dir()
+
+
+def test_the_weights_of_a_model_lie_in_such_a_folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    scratch = Scratch()
+    scratch.store(np.zeros(IN_MEMORY_BYTES, np.uint8))
+    (folder,) = tmp_path.iterdir()
+    assert sweep(tmp_path) == []
+    assert folder.is_dir()
+    del scratch
+    assert list(tmp_path.iterdir()) == []
