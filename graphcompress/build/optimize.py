@@ -34,6 +34,7 @@ from graphcompress.data.tokenizer_files import copy_tokenizer
 from graphcompress.errors import DataError
 from graphcompress.graph.model import Model
 from graphcompress.measure import metrics
+from graphcompress.measure.memory import bounded
 from graphcompress.measure.metrics import Scoring
 from graphcompress.measure.verify import batch_invariance, compare
 from graphcompress.pipeline.contract_check import ModelSize
@@ -184,7 +185,7 @@ def _samples(
     if not isinstance(given, (str, Path)):
         return given
     pair = metrics.pair_for(metric, model) if metric else "joint"
-    return load_samples(given, model, tokenizer=request.tokenizer, pair=pair)
+    return bounded(load_samples(given, model, tokenizer=request.tokenizer, pair=pair), model)
 
 
 def _run(request: Request, opened: _Opened, baseline: Baseline) -> Build:

@@ -27,6 +27,7 @@ class Samples:
         fixed: input name → its sizes, the batch in front; None where the model does not fix one, empty for an
             input of no axes.
         axes: input name → axis of a feed on which the batch lies, where that is not the first.
+        together: samples that run in one batch at most, where more would not fit in memory.
     """
 
     feeds: Sequence[Sample]
@@ -36,6 +37,7 @@ class Samples:
     synthetic: bool = False
     fixed: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
     axes: Mapping[str, int] = field(default_factory=dict)
+    together: int | None = None
 
     def __len__(self) -> int:
         return len(self.feeds)
@@ -72,8 +74,8 @@ class Samples:
         return self.rows([row for row in range(total) if row not in held]), self.rows(sorted(held))
 
     def batch_size(self, size: int) -> int:
-        """``size``, or the batch size that the model fixes when that is smaller."""
-        return min([size, *(shape[0] for shape in self.fixed.values() if shape and shape[0])])
+        """``size``, or what the model fixes or the memory holds when that is smaller."""
+        return min([size, self.together or size, *(s[0] for s in self.fixed.values() if s and s[0])])
 
     def filled(self, count: int) -> int:
         """Rows of a batch of ``count`` samples: one that the model fixes is filled up."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import Protocol, TypeVar
@@ -14,13 +13,13 @@ from graphcompress.data.load import Sample, Samples
 from graphcompress.data.samples import padding_mask
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed, Runner
+from graphcompress.measure.memory import MOST, bounded, bytes_of, sizes_of
 from graphcompress.plugin.base import Progress, no_progress
 
 T = TypeVar("T")
 
-BATCH = 8
 MEMORY_BYTES = 256_000_000
-"""Largest size of the values fetched together, for one batch of 128 tokens; more values take more runs."""
+"""Of the values that are fetched together for one batch; more values take more runs."""
 
 
 class Observer(Protocol):
@@ -42,10 +41,13 @@ def observe(
     """Run ``model`` on all ``samples`` and update the observer of every value; padding never counts.
 
     A batch is made of samples of equal length, so nothing is padded here; positions that a mask in the
-    samples marks as padding are left out. Statistics are the same whatever else is observed. Without
+    samples marks as padding are left out. Memory is bounded by one batch, whatever the number of samples and
+    (as long as one sample fits) their length. Statistics are the same whatever else is observed. Without
     ``optimize`` nothing is fused: int8 products are computed in float, so they cannot saturate.
     """
-    runs = list(portions(observers, _bytes_of, MEMORY_BYTES))
+    samples = bounded(samples, model)
+    sizes = sizes_of(model, samples, samples.batch_size(MOST))
+    runs = list(portions(observers, lambda value: bytes_of(value, sizes), MEMORY_BYTES))
     batches = list(equal_batches(samples))
     total = len(runs) * len(batches)
     for number, values in enumerate(runs):
@@ -59,7 +61,7 @@ def observe(
 
 
 def equal_batches(samples: Samples) -> Iterator[list[int]]:
-    """Indices of at most ``BATCH`` samples whose arrays have equal shapes, the shortest first."""
+    """Indices of at most ``MOST`` samples whose arrays have equal shapes, the shortest first."""
 
     def shapes(index: int) -> tuple[tuple[int, ...], ...]:
         return _shapes(samples.feeds[index])
@@ -67,7 +69,7 @@ def equal_batches(samples: Samples) -> Iterator[list[int]]:
     order = sorted(samples.order(by_length=True), key=lambda index: (max(shapes(index)), shapes(index)))
     for _, group in groupby(order, key=shapes):
         indices = list(group)
-        size = samples.batch_size(BATCH)
+        size = samples.batch_size(MOST)
         for start in range(0, len(indices), size):
             yield indices[start : start + size]
 
@@ -106,8 +108,3 @@ def portions(items: Iterable[T], size_bytes: Callable[[T], int], limit_bytes: in
         room -= size
     if portion:
         yield portion
-
-
-def _bytes_of(value: ir.Value) -> int:
-    """Of a value in one batch of 128 tokens."""
-    return BATCH * 128 * 4 * math.prod(dim for dim in value.shape or () if isinstance(dim, int))

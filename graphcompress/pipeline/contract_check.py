@@ -13,6 +13,7 @@ from graphcompress.data.made_up import varied_samples
 from graphcompress.errors import ContractError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed, Runner
+from graphcompress.measure.memory import bounded
 from graphcompress.measure.reference import check_repeats
 from graphcompress.measure.verify import Difference, check_structure, compare, interface
 from graphcompress.plugin.base import Context, Pass, Training
@@ -40,8 +41,10 @@ def check_samples(model: Model, ctx: Context) -> Samples:
     Where a pass trains, they are such as it does not train on.
     """
     if ctx.training is not None:
-        return ctx.training.divided()[1].spread(TRAINED_CHECK_SAMPLES)
-    return ctx.samples.first(CHECK_SAMPLES) if ctx.samples else varied_samples(model, seed=ctx.seed)
+        return bounded(ctx.training.divided()[1].spread(TRAINED_CHECK_SAMPLES), model)
+    if ctx.samples:
+        return bounded(ctx.samples.first(CHECK_SAMPLES), model)
+    return varied_samples(model, seed=ctx.seed)
 
 
 class Checker:

@@ -17,7 +17,8 @@ from graphcompress.data.made_up import varied_samples
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner
-from graphcompress.measure.calibrate import BATCH, real_tokens
+from graphcompress.measure.calibrate import real_tokens
+from graphcompress.measure.memory import MOST, bounded
 from graphcompress.numerics.metrics import cosine
 from graphcompress.passes.prune.blocks import Block, blocks_of
 from graphcompress.passes.prune.cut import cut
@@ -227,7 +228,7 @@ def layer_changes(model: Model, found: Sequence[Layer], samples: Samples) -> lis
     ends = list(dict.fromkeys(value for layer in found for value in (layer.entry, layer.exit)))
     sums, tokens = np.zeros(len(found)), 0
     with Runner(model, ends) as runner:
-        for feed in samples.batches(BATCH, by_length=True):
+        for feed in bounded(samples, model).batches(MOST, by_length=True):
             values = {
                 end: real_tokens(array, feed) for end, array in zip(ends, runner(feed).values(), strict=True)
             }

@@ -17,6 +17,7 @@ from graphcompress.graph.expressions import is_constant
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner
 from graphcompress.measure.calibrate import equal_batches
+from graphcompress.measure.memory import bounded
 from graphcompress.measure.verify import compare
 from graphcompress.numerics.metrics import error_at
 from graphcompress.numerics.observers import Activation, Calibration
@@ -310,7 +311,7 @@ class _Judge:
         self.limit = limit
         self._model = model
         self._ctx = ctx
-        self._feeds = [samples.batch(indices) for indices in equal_batches(samples)]
+        self._feeds = [samples.batch(indices) for indices in equal_batches(bounded(samples, model))]
         self._measured = 0
         with Runner(model) as runner:
             self._expected = [runner(feed) for feed in self._feeds]

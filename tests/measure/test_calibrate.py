@@ -9,7 +9,8 @@ from graphcompress.analysis.linears import linears
 from graphcompress.data.load import Samples
 from graphcompress.graph.model import Model
 from graphcompress.measure import calibrate
-from graphcompress.measure.calibrate import BATCH, equal_batches, observe, real_tokens
+from graphcompress.measure.calibrate import equal_batches, observe, real_tokens
+from graphcompress.measure.memory import MOST
 from graphcompress.numerics.observers import Activation
 
 
@@ -40,12 +41,12 @@ def test_padding_never_changes_a_range(tiny_bert, tiny_samples):
 
 
 def test_batches_hold_equal_shapes_and_every_sample_once():
-    lengths = [5, 3, 5, 9, 3, *([7] * (BATCH + 2))]
+    lengths = [5, 3, 5, 9, 3, *([7] * (MOST + 2))]
     samples = Samples([{"x": np.zeros(length), "y": np.zeros((length, 2))} for length in lengths])
     batches = list(equal_batches(samples))
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     assert all(len({lengths[index] for index in batch}) == 1 for batch in batches)
-    assert max(map(len, batches)) == BATCH
+    assert max(map(len, batches)) == MOST
 
 
 def test_values_are_fetched_in_portions_with_the_same_result(tiny_bert, tiny_samples, monkeypatch):
