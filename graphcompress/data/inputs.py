@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
+from graphcompress.graph.match import operand, producer
 from graphcompress.graph.model import Model
 
 _SAME_NUMBERS = frozenset({"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze"})
@@ -57,12 +58,10 @@ def fixed_sizes(inputs: Mapping[str, ir.Value]) -> dict[str, tuple[int | None, .
 
 def source_of(value: ir.Value) -> ir.Value:
     """The value before casts and reshapes, which change no number."""
-    node = value.producer()
-    while node is not None and node.op_type in _SAME_NUMBERS and node.inputs and node.inputs[0] is not None:
-        value = node.inputs[0]
-        node = value.producer()
+    while before := operand(producer(value, *_SAME_NUMBERS), 0):
+        value = before
     return value
 
 
 def _dims(value: ir.Value) -> list[Dim]:
-    return list(value.shape) if value.shape is not None else []
+    return list(value.shape or ())

@@ -7,6 +7,15 @@ import math
 import onnx_ir as ir
 
 from graphcompress.graph.expressions import evaluate, is_constant
+from graphcompress.graph.match import (
+    fixed_shape,
+    fixed_size,
+    is_standard,
+    operand,
+    producer,
+    rank_of,
+    shape_of,
+)
 from graphcompress.graph.model import Model
 
 _SAME_COUNT = frozenset({"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Slice", "Add"})
@@ -37,7 +46,8 @@ def total_length(model: Model) -> ir.SymbolicDim | None:
     """
     found = {}
     for node in model.graph:
-        if node.op_type != "Concat" or node.domain or not any(_is_input(value) for value in node.inputs):
+        given = any(value and value.is_graph_input() for value in node.inputs)
+        if not given or not is_standard(node, "Concat"):
             continue
         parts = [_dim(value, node.attributes.get_int("axis", 0)) for value in node.inputs]
         if len(parts) > 1 and None not in parts:  # exporters write the Concat of one list, too
@@ -65,20 +75,20 @@ def largest_bound(model: Model, limit: int) -> int:
     found = [0]
     for graph in model.ir.graphs():
         for node in graph:
-            if node.op_type == "Slice" and not node.domain:
+            if is_standard(node, "Slice"):
                 found += _ends(node)
-            elif node.op_type in _BOUNDING and not node.domain:
+            elif is_standard(node, *_BOUNDING):
                 found += [number for value in node.inputs for number in _few_numbers(value)]
     return max(number for number in found if number <= limit)
 
 
 def _ends(node: ir.Node) -> list[int]:
     """Where a Slice cuts axes of variable size."""
-    data, starts, ends = node.inputs[0], _few_numbers(node.inputs[1]), _few_numbers(node.inputs[2])
+    starts, ends = _few_numbers(node.inputs[1]), _few_numbers(node.inputs[2])
     axes = _few_numbers(node.inputs[3]) if len(node.inputs) > 3 else list(range(len(ends)))
-    if data is None or data.shape is None:
+    shape = shape_of(node.inputs[0])
+    if shape is None:
         return starts + ends
-    shape = data.shape
     return [
         number
         for numbers in (starts, ends)
@@ -89,46 +99,40 @@ def _ends(node: ir.Node) -> list[int]:
 
 def _few_numbers(value: ir.Value | None) -> list[int]:
     """What a small constant of whole numbers holds."""
+    shape = fixed_shape(value)
     if value is None or value.dtype is None or not value.dtype.is_integer() or not is_constant(value):
         return []
-    if value.shape is None or not value.shape.is_static() or math.prod(value.shape.numpy()) > _FEW:
+    if shape is None or math.prod(shape) > _FEW:
         return []
     return [int(number) for number in evaluate(value).flat]
 
 
-def _is_input(value: ir.Value | None) -> bool:
-    return value is not None and value.is_graph_input()
-
-
 def _dim(value: ir.Value | None, axis: int) -> str | None:
     """The size along an axis as text, or None when it is not known."""
-    if value is None or value.shape is None:
+    shape = shape_of(value)
+    if shape is None:
         return None
-    dim = value.shape[axis]
+    dim = shape[axis]
     return str(dim) if isinstance(dim, int) or dim.value is not None else None
 
 
 def _limit(lookup: ir.Node) -> int | None:
     """How many positions there are when ``lookup`` reads a table of positions."""
     axis: int = lookup.attributes.get_int("axis", 0)
-    table, indices = lookup.inputs[:2] if lookup.op_type == "Gather" and axis == 0 else (None, None)
-    if table is None or indices is None or not is_constant(table):
+    if not is_standard(lookup, "Gather") or axis != 0 or not is_constant(lookup.inputs[0]):
         return None
-    if table.shape is None or len(table.shape) != 2 or not isinstance(table.shape[0], int):
+    table, value = lookup.inputs
+    rows = fixed_size(table, 0)
+    if rows is None or rank_of(table) != 2:
         return None
-    rows = table.shape[0]
-    node = indices.producer()
-    while node is not None and node.op_type in _SAME_COUNT:
+    while node := producer(value, *_SAME_COUNT):
         value, first = _counted(node)
-        if value is None:
-            return None
         rows -= first
-        if _is_list(value) and value.shape is not None:
-            return min(rows, int(value.shape.numpy()[-1]))
-        node = value.producer()
-    if node is None or node.op_type != "Range":
-        return None
-    return rows - (_number(node.inputs[0]) or 0)
+        listed = fixed_shape(value)
+        if listed and is_constant(value):
+            return min(rows, listed[-1])
+    start = operand(producer(value, "Range"), "start")
+    return None if start is None else rows - (_number(start) or 0)
 
 
 def _counted(node: ir.Node) -> tuple[ir.Value | None, int]:
@@ -149,7 +153,3 @@ def _number(value: ir.Value | None) -> int | None:
         return None
     array = evaluate(value)
     return int(array.item()) if array.size == 1 else None
-
-
-def _is_list(value: ir.Value) -> bool:
-    return is_constant(value) and value.shape is not None and value.shape.is_static() and len(value.shape) > 0

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from graphcompress.errors import UnsupportedModelError
 from graphcompress.graph.expressions import evaluate, is_constant
+from graphcompress.graph.match import operand
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed, Runner
 from graphcompress.measure.verify import Run, compare
@@ -60,7 +61,7 @@ def random_nodes(model: Model) -> list[ir.Node]:
 
 def _trains(node: ir.Node) -> bool:
     """Whether ``node`` is a Dropout that may be in training mode."""
-    mode = node.inputs[2] if node.op_type == "Dropout" and len(node.inputs) > 2 else None
+    mode = operand(node, "training_mode") if node.op_type == "Dropout" else None
     return mode is not None and (not is_constant(mode) or bool(evaluate(mode)))
 
 

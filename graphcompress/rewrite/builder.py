@@ -35,6 +35,10 @@ class Builder:
         self.name = name
         self._before = before
 
+    def named(self, name: str) -> Builder:
+        """Another one at the same place, for names that begin with ``name``."""
+        return Builder(self.rw, self._before, name)
+
     def op(
         self,
         op_type: str,

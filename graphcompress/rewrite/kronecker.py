@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.linears import Linear
 from graphcompress.errors import UnsupportedModelError
 from graphcompress.graph.expressions import is_constant
+from graphcompress.graph.match import fixed_shape, operand, producer, rank_of
 from graphcompress.numerics.kronecker import Factors, Order, Split, plan
+from graphcompress.rewrite.builder import Builder
 from graphcompress.rewrite.rewriter import Rewriter
 
 
@@ -44,38 +45,35 @@ def write_expression(
     A [n1·m1, rank] and B [rank, n2·m2] are stored as ``<name>.kron_a`` and ``<name>.kron_b`` in ``dtype``.
     Steps that would move nothing are left out: low rank is the bare MatMul, an embedding has no Transpose.
     """
-    s = factors.split
-    a = rw.constant(factors.a.astype(dtype.numpy()), f"{name}.kron_a")
-    b = rw.constant(factors.b.astype(dtype.numpy()), f"{name}.kron_b")
-    value = rw.node("MatMul", a, b, before=before, name=f"{name}.kron_arranged")
+    s, b = factors.split, rw.at(before, name)
+    left = rw.constant(factors.a.astype(dtype.numpy()), f"{name}.kron_a")
+    right = rw.constant(factors.b.astype(dtype.numpy()), f"{name}.kron_b")
+    value = b.op("MatMul", left, right, name="kron_arranged")
     shape = [s.n1 * s.m1, s.n2 * s.m2]
     if s.n2 > 1 and s.m1 > 1:
-        shape = [s.n1, s.m1, s.n2, s.m2]
-        value = _reshape(rw, value, shape, f"{name}.kron_terms", before)
-        value = rw.node("Transpose", value, before=before, name=f"{name}.kron_moved", perm=[0, 2, 1, 3])
+        value = _reshape(b, value, [s.n1, s.m1, s.n2, s.m2], "kron_terms")
+        value = b.op("Transpose", value, name="kron_moved", perm=[0, 2, 1, 3])
         shape = [s.n1, s.n2, s.m1, s.m2]
     if shape != [s.in_features, s.out_features]:
-        value = _reshape(rw, value, [s.in_features, s.out_features], f"{name}.kron", before)
+        value = _reshape(b, value, [s.in_features, s.out_features], "kron")
     return value
 
 
 def read_expression(weight: ir.Value) -> KroneckerWeight | None:
     """The factors of a weight that :func:`write_expression` wrote (whatever constants they are), or None."""
-    sizes = _sizes(weight)
-    product: ir.Value | None = weight
     terms: ir.Value | None = None
-    if _is(product, "Reshape"):
-        product = _operand(product, 0)
-    if _is(product, "Transpose"):
-        terms = _operand(product, 0)
-        product = _operand(terms, 0) if _is(terms, "Reshape") else None
-    if sizes is None or len(sizes) != 2 or not _is(product, "MatMul") or not is_constant(product):
+    product: ir.Value | None = operand(producer(weight, "Reshape"), 0) or weight
+    if moved := producer(product, "Transpose"):
+        terms = moved.inputs[0]
+        product = operand(producer(terms, "Reshape"), 0)
+    node = producer(product, "MatMul")
+    a, b = operand(node, 0), operand(node, 1)
+    sizes, left, right = fixed_shape(weight), fixed_shape(a), fixed_shape(b)
+    if a is None or b is None or sizes is None or left is None or right is None or not is_constant(product):
         return None
-    a, b = _operand(product, 0), _operand(product, 1)
-    left, right = (None, None) if a is None or b is None else (_sizes(a), _sizes(b))
-    if a is None or b is None or left is None or right is None or len(left) != 2 or len(right) != 2:
+    if not len(sizes) == len(left) == len(right) == 2:
         return None
-    split = _split_of(sizes, left[0], right[1], None if terms is None else _sizes(terms))
+    split = _split_of(sizes, left[0], right[1], fixed_shape(terms))
     return None if split is None else KroneckerWeight(split, left[1], a, b)
 
 
@@ -91,45 +89,42 @@ def write_products(
     Raises:
         UnsupportedModelError: the rank of the input is not known.
     """
-    if linear.input.shape is None:
+    rank = rank_of(linear.input)
+    if rank is None:
         raise UnsupportedModelError(f"input {linear.input.name!r} of {linear.name!r} has no known rank")
     s = weight.split
     order = order or plan(s, weight.rank).order
-    batch = [0] * (len(linear.input.shape) - 1)
-    name, before = linear.name, linear.node
-    x = _reshape(rw, linear.input, [*batch, s.n1, s.n2], f"{name}.kron_input", before)
+    batch = [0] * (rank - 1)
+    b = rw.at(linear.node, linear.name)
+    x = _reshape(b, linear.input, [*batch, s.n1, s.n2], "kron_input")
     if order == "b_first":
-        right = _arranged(rw, weight.b, [weight.rank, s.n2, s.m2], [1, 0, 2], [s.n2, -1], before)
-        left = _arranged(rw, weight.a, [s.n1, s.m1, weight.rank], [1, 0, 2], [s.m1, -1], before)
-        x = rw.node("MatMul", x, right, before=before, name=f"{name}.kron_b_product")
-        x = _reshape(rw, x, [*batch, s.n1 * weight.rank, s.m2], f"{name}.kron_between", before)
-        x = rw.node("MatMul", left, x, before=before, name=f"{name}.kron_a_product")
+        right = _arranged(b, weight.b, [weight.rank, s.n2, s.m2], [1, 0, 2], [s.n2, -1])
+        left = _arranged(b, weight.a, [s.n1, s.m1, weight.rank], [1, 0, 2], [s.m1, -1])
+        x = b.op("MatMul", x, right, name="kron_b_product")
+        x = _reshape(b, x, [*batch, s.n1 * weight.rank, s.m2], "kron_between")
+        x = b.op("MatMul", left, x, name="kron_a_product")
     else:
-        left = _arranged(rw, weight.a, [s.n1, s.m1, weight.rank], [1, 2, 0], [-1, s.n1], before)
-        right = _reshape(rw, weight.b, [weight.rank * s.n2, s.m2], f"{name}.kron_right", before)
-        x = rw.node("MatMul", left, x, before=before, name=f"{name}.kron_a_product")
-        x = _reshape(rw, x, [*batch, s.m1, weight.rank * s.n2], f"{name}.kron_between", before)
-        x = rw.node("MatMul", x, right, before=before, name=f"{name}.kron_b_product")
-    product = _reshape(rw, x, [*batch, s.out_features], f"{name}.kron_product", before)
+        left = _arranged(b, weight.a, [s.n1, s.m1, weight.rank], [1, 2, 0], [-1, s.n1])
+        right = _reshape(b, weight.b, [weight.rank * s.n2, s.m2], "kron_right")
+        x = b.op("MatMul", left, x, name="kron_a_product")
+        x = _reshape(b, x, [*batch, s.m1, weight.rank * s.n2], "kron_between")
+        x = b.op("MatMul", x, right, name="kron_b_product")
+    product = _reshape(b, x, [*batch, s.out_features], "kron_product")
     rw.replace(linear.node.outputs[0], product)
     return product
 
 
-def _arranged(
-    rw: Rewriter, factor: ir.Value, shape: list[int], perm: list[int], joined: list[int], before: ir.Node
-) -> ir.Value:
-    name = factor.name or "factor"
-    value = _reshape(rw, factor, shape, f"{name}.terms", before)
-    value = rw.node("Transpose", value, before=before, name=f"{name}.moved", perm=perm)
-    return _reshape(rw, value, joined, f"{name}.joined", before)
+def _arranged(b: Builder, factor: ir.Value, shape: list[int], perm: list[int], joined: list[int]) -> ir.Value:
+    b = b.named(factor.name or "factor")
+    moved = b.op("Transpose", _reshape(b, factor, shape, "terms"), name="moved", perm=perm)
+    return _reshape(b, moved, joined, "joined")
 
 
-def _reshape(rw: Rewriter, value: ir.Value, shape: Sequence[int], name: str, before: ir.Node) -> ir.Value:
-    target = rw.constant(np.array(shape, np.int64), f"{name}.shape")
-    return rw.node("Reshape", value, target, before=before, name=name)
+def _reshape(b: Builder, value: ir.Value, shape: Sequence[int], name: str) -> ir.Value:
+    return b.op("Reshape", value, b.constant(shape, f"{name}.shape"), name=name)
 
 
-def _split_of(sizes: list[int], rows: int, columns: int, terms: list[int] | None) -> Split | None:
+def _split_of(sizes: tuple[int, ...], rows: int, columns: int, terms: tuple[int, ...] | None) -> Split | None:
     """The split from the weight's sizes [in, out], the rows of A and the columns of B."""
     if terms is not None:
         split = Split(*terms) if len(terms) == 4 else None
@@ -141,22 +136,6 @@ def _split_of(sizes: list[int], rows: int, columns: int, terms: list[int] | None
         split = Split(rows, 1, sizes[0] // rows, sizes[1])
     else:
         return None
-    if split is None or [split.in_features, split.out_features] != sizes:
+    if split is None or (split.in_features, split.out_features) != sizes:
         return None
     return split if (split.n1 * split.m1, split.n2 * split.m2) == (rows, columns) else None
-
-
-def _is(value: ir.Value | None, op_type: str) -> bool:
-    node = None if value is None else value.producer()
-    return node is not None and not node.domain and node.op_type == op_type
-
-
-def _operand(value: ir.Value | None, index: int) -> ir.Value | None:
-    node = None if value is None else value.producer()
-    return None if node is None else node.inputs[index]
-
-
-def _sizes(value: ir.Value) -> list[int] | None:
-    if value.shape is None or not value.shape.is_static():
-        return None
-    return [int(size) for size in value.shape.numpy()]

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from graphcompress.graph.match import fixed_shape
-from graphcompress.graph.model import is_weight
+from graphcompress.graph.match import fixed_shape, tensor_of
+from graphcompress.graph.model import is_weight, number_of_parameters
 from graphcompress.rewrite.rewriter import Rewriter
 
 FOLDED_ELEMENTS = 1024
 """Integer tables above this size are left alone."""
+
+_Stored = tuple[ir.Value, ir.TensorProtocol]
 
 SAMPLED = 64
 """Elements of a tensor that are compared before all of it is read."""
@@ -87,7 +89,7 @@ def merge_duplicates(rw: Rewriter) -> int:
         first = kept.setdefault(key, value)
         if first is value:
             continue
-        if is_weight(value) and value.const_value is not None and value.const_value.size > 1:
+        if number_of_parameters(value) > 1:
             rw.touch(value.name or "", f"is the same as {first.name}")
         rw.replace(value, first)
         merged += 1
@@ -95,42 +97,35 @@ def merge_duplicates(rw: Rewriter) -> int:
 
 
 def _fingerprints(rw: Rewriter) -> Iterator[tuple[tuple[object, ...], ir.Value]]:
-    groups: dict[tuple[object, ...], list[ir.Value]] = {}
+    groups: dict[tuple[object, ...], list[_Stored]] = {}
     for value in list(rw.model.graph.initializers.values()):
-        tensor = value.const_value
-        if tensor is None or value.is_graph_input() or value.is_graph_output() or not value.uses():
+        tensor = tensor_of(value)
+        if tensor is None or value.is_graph_output() or not value.uses():
             continue
         vector = is_weight(value) and tensor.size > 1 and len(tensor.shape) < 2
         if vector or tensor.dtype == ir.DataType.STRING:
             continue
-        groups.setdefault((tensor.dtype, tuple(tensor.shape.numpy())), []).append(value)
+        groups.setdefault((tensor.dtype, tuple(tensor.shape.numpy())), []).append((value, tensor))
     for group, values in groups.items():
         for alike in _alike(values):
             for value, tensor in alike:
                 yield (*group, hashlib.sha256(tensor.tobytes()).digest()), value
 
 
-def _alike(values: Sequence[ir.Value]) -> Iterator[list[tuple[ir.Value, ir.TensorProtocol]]]:
+def _alike(values: Sequence[_Stored]) -> Iterator[list[_Stored]]:
     """Those of several tensors of one shape that agree in a few elements: only they are read whole."""
-    by_sample: dict[bytes, list[tuple[ir.Value, ir.TensorProtocol]]] = {}
-    for value in values if len(values) > 1 else ():
-        tensor = value.const_value
-        if tensor is not None:
-            elements = tensor.numpy().reshape(-1)
-            sample = elements[:: max(1, elements.size // SAMPLED)].tobytes()
-            by_sample.setdefault(sample, []).append((value, tensor))
+    by_sample: dict[bytes, list[_Stored]] = {}
+    for value, tensor in values if len(values) > 1 else ():
+        elements = tensor.numpy().reshape(-1)
+        sample = elements[:: max(1, elements.size // SAMPLED)].tobytes()
+        by_sample.setdefault(sample, []).append((value, tensor))
     yield from (alike for alike in by_sample.values() if len(alike) > 1)
 
 
 def _may_fold(node: ir.Node) -> bool | None:
     """Weights are folded by :func:`graphcompress.rules.linears.fold_weight`, which keeps their names."""
-    if is_weight(node.outputs[0]) and not _is_single(node.outputs[0]):
+    shape = fixed_shape(node.outputs[0])
+    if is_weight(node.outputs[0]) and (shape is None or math.prod(shape) != 1):
         return False
-    stored = [value.const_value for value in node.inputs if value is not None]
-    large = any(tensor is not None and tensor.size > FOLDED_ELEMENTS for tensor in stored)
-    return False if large else None
-
-
-def _is_single(value: ir.Value) -> bool:
-    shape = fixed_shape(value)
-    return shape is not None and math.prod(shape) == 1
+    stored = filter(None, map(tensor_of, node.inputs))
+    return False if any(tensor.size > FOLDED_ELEMENTS for tensor in stored) else None
