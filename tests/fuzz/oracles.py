@@ -20,7 +20,7 @@ from graphcompress.analysis.couplings import couplings
 from graphcompress.errors import ContractError, GraphCompressError
 from graphcompress.graph.model import Model
 from graphcompress.passes.prune.prune import Prune
-from graphcompress.passes.simplify import Simplify
+from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context
 from graphcompress.targets.cpu.cpu import Cpu

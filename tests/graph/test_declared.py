@@ -7,7 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import runner_of, session_of
-from graphcompress.passes.simplify import Simplify
+from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.plugin.base import Context
 
 WIDTH = 4
