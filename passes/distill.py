@@ -77,6 +77,14 @@ class Distill(Pass):
         if not self.steps and not self.epochs:
             raise UsageError("distill{epochs=0} trains nothing; leave the pass out, or give steps")
 
+    def check_given(self, *, calibrated: bool) -> None:
+        """Refuse to start without PyTorch.
+
+        Raises:
+            MissingExtraError: it is not installed.
+        """
+        needs_torch("distill")
+
     def check(self, model: Model, ctx: Context) -> None:
         """Refuse samples, a teacher or operators that do not fit, before other passes take their time.
 
@@ -85,7 +93,6 @@ class Distill(Pass):
         """
         if ctx.training is None:
             return
-        needs_torch("distill")
         from graphcompress.training.prepare import check
 
         check(model, ctx.training, self.settings())

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from graphcompress.build.result import Build
     from graphcompress.measure.bench import ShapeResult
-    from graphcompress.pipeline.pipeline import PassRecord
 
 TOOLS = ("graphcompress", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "scipy")
 """Packages whose versions may change the bytes of a result."""
@@ -30,35 +29,29 @@ def manifest(build: Build, files: Mapping[str, str]) -> dict[str, Any]:
         "versions": {name: version(name) for name in TOOLS},
         "input": build.recipe["sha256"],
         "files": dict(files),
-        "before": dataclasses.asdict(build.before),
-        "after": dataclasses.asdict(lowered.size),
-        "passes": [record_json(record) for record in build.records],
+        "before": plain(build.before),
+        "after": plain(lowered.size),
+        "passes": plain(build.records),
         "verification": {
-            "artifact": rounded(dataclasses.asdict(lowered.difference)),
-            "batch_invariance": rounded(dataclasses.asdict(lowered.invariance)),
-            "batch_invariance_of_input": rounded(dataclasses.asdict(build.reference_invariance)),
-            "metric": {
-                "before": rounded(dataclasses.asdict(build.score)) if build.score else None,
-                "after": rounded(dataclasses.asdict(lowered.score)) if lowered.score else None,
-            },
+            "artifact": plain(lowered.difference),
+            "batch_invariance": plain(lowered.invariance),
+            "batch_invariance_of_input": plain(build.reference_invariance),
+            "metric": {"before": plain(build.score), "after": plain(lowered.score)},
         },
-        "lowering": without_times(rounded(lowered.record)),
+        "lowering": without_times(plain(lowered.record)),
     }
 
 
-def record_json(record: PassRecord) -> dict[str, Any]:
-    """One pass as plain data; every touched and every skipped thing with its figures."""
-    return rounded(dataclasses.asdict(record))  # type: ignore[no-any-return]
-
-
-def rounded(value: Any) -> Any:  # noqa: ANN401 - plain data
-    """Plain data with floats at five digits: the order of additions may change the last ones."""
+def plain(value: Any) -> Any:  # noqa: ANN401 - any value
+    """Plain data; floats at five digits, since the order of additions may change the last ones."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, Mapping):
-        return {key: rounded(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [rounded(item) for item in value]
+        return [plain(item) for item in value]
     return value
 
 
@@ -77,10 +70,8 @@ def bench_json(results: Sequence[ShapeResult]) -> list[dict[str, Any]]:
         {
             "shape": result.shape,
             "skipped": result.skipped,
-            "times_ms": rounded(
-                {name: dataclasses.asdict(timing) for name, timing in result.timings.items()}
-            ),
-            "ratios": rounded({name: dataclasses.asdict(ratio) for name, ratio in result.ratios.items()}),
+            "times_ms": plain(result.timings),
+            "ratios": plain(result.ratios),
         }
         for result in results
     ]

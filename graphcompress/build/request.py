@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
@@ -205,12 +206,24 @@ class Request:
         for target in self.targets:
             target.check()
             self.pipeline.check_target(target.name, target.capabilities, calibrated=calibrated)
+        self.pipeline.check_given(calibrated=calibrated)
         common_capabilities(self.targets)
         for name in self.allow:
             PASSES.find(name)
         self.pipeline.check_request(self.allow, self.require_coverage)
         self._check_metric()
         self._check_training()
+        self._check_inputs_stay()
+
+    def _check_inputs_stay(self) -> None:
+        """Refuse to replace a folder that holds what the build reads."""
+        folder = os.path.realpath(self.folder)
+        for name, path in self.recipe.items():
+            if _FIELDS[name] is Path and path and os.path.realpath(path).startswith(f"{folder}{os.sep}"):
+                raise UsageError(
+                    f"{path} ({name}) lies in {self.folder}, which would be replaced; "
+                    "choose another folder with -o"
+                )
 
     def _check_metric(self) -> None:
         if self.metric is None and self.eval_data is not None:
@@ -264,6 +277,9 @@ _WORDS: dict[type, str] = {
     tuple: "a list of texts",
     dict: "a table of texts",
 }
+
+
+_FIELDS = {field.name: kind(field) for field in dataclasses.fields(Request)}
 
 
 def _fits(field: dataclasses.Field[Any], value: object) -> bool:

@@ -56,9 +56,7 @@ def bench(
 
     Example: graphcompress bench model.onnx small --data sentences.jsonl --shapes 1x128,8x128
     """
-    from dataclasses import asdict
-
-    from graphcompress.build.manifest import bench_json, rounded
+    from graphcompress.build.manifest import bench_json, plain
     from graphcompress.build.opening import described, is_timed_here, session
     from graphcompress.build.report import bench_lines
     from graphcompress.errors import UsageError
@@ -85,9 +83,7 @@ def bench(
             "models": {name: str(path) for name, path in names.items()},
             "not_measured": untimed,
             "shapes": bench_json(results),
-            "roofline": rounded(
-                {name: {**asdict(item), "share": item.share} for name, item in found.items()}
-            ),
+            "roofline": {name: {**plain(item), "share": plain(item.share)} for name, item in found.items()},
         }
         print_json(document)
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,7 +31,7 @@ def inspect(
 
     Example: graphcompress inspect model.onnx --passes kron,prune
     """
-    from graphcompress.build.manifest import rounded
+    from graphcompress.build.manifest import plain
     from graphcompress.build.opening import model_file
     from graphcompress.capturing.source import open_model
     from graphcompress.data.load import load_samples
@@ -48,7 +47,7 @@ def inspect(
         ctx = Context(samples, common_capabilities(parse_targets(target)), seed, progress)
         found = look(loaded, steps, ctx=ctx, progress=progress)
     if json:
-        print_json(rounded(dataclasses.asdict(found)))
+        print_json(plain(found))
         return
     _print(model, found)
     if found.opportunities and samples is None:

@@ -102,7 +102,7 @@ def optimize(
     from graphcompress.training.processes import rank
 
     if report is not None:
-        check_report_path(report)
+        check_report_path(report, overwrite=given["overwrite"])
     base = read_recipe(recipe) if recipe else {}
     target = given["target"]
     given["target"] = with_options(
@@ -220,12 +220,12 @@ def _print_table(rows: list[list[str]]) -> None:
 def _document(build: Build, benched: list[ShapeResult]) -> dict[str, Any]:
     """The manifest, or those of all targets by name, with what was measured on this machine."""
     from graphcompress.build.folder import read_manifest
-    from graphcompress.build.manifest import bench_json, rounded
+    from graphcompress.build.manifest import bench_json, plain
 
     artifacts = {
         lowered.name: {
             **read_manifest(lowered.folder),
-            "lowering": rounded(lowered.record),
+            "lowering": plain(lowered.record),
             "output": str(lowered.folder),
         }
         for lowered in build.lowered

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,7 +42,7 @@ def verify(
 
     Example: graphcompress verify model.onnx small --data sentences.jsonl --min-sqnr-db 15
     """
-    from graphcompress.build.manifest import rounded
+    from graphcompress.build.manifest import plain
     from graphcompress.build.opening import described
     from graphcompress.build.report import difference_line, invariance_line, output_lines
     from graphcompress.errors import ContractError
@@ -59,10 +58,8 @@ def verify(
         progress("verify", 3, 3)
     if json:
         document = {
-            "difference": rounded(dataclasses.asdict(difference)),
-            "batch_invariance": {
-                key: rounded(dataclasses.asdict(value)) for key, value in invariances.items()
-            },
+            "difference": plain(difference),
+            "batch_invariance": plain(invariances),
             "synthetic_samples": samples.synthetic,
         }
         print_json(document)

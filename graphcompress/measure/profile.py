@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graphcompress.errors import OutputError, UsageError
+from graphcompress.errors import GraphCompressError, OutputError, UsageError
 from graphcompress.measure.cache import Measurements, Times, is_times, machine_facts
 from graphcompress.measure.shapes import Shape
 
@@ -71,13 +71,20 @@ class Recorder:
 
 
 def check_profile_path(path: Path) -> None:
-    """Fail before anything is measured when ``path`` has no folder, or is one.
+    """Fail before anything is measured when ``path`` has no folder, is one, or is a file but no profile.
 
     Raises:
         OutputError: it is so.
     """
     if path.is_dir() or not path.parent.is_dir():
         raise OutputError(f"{path}: the profile cannot be written; name a file in a folder that exists")
+    try:
+        if path.exists():
+            read_profile(path)
+    except GraphCompressError as error:
+        raise OutputError(
+            f"{path} exists and is no profile, so it is not replaced; name another file"
+        ) from error
 
 
 def write_profile(path: Path, shapes: Sequence[Shape], times: Mapping[str, Times]) -> None:

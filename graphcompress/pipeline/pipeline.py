@@ -103,6 +103,7 @@ class Pipeline:
         self.check_request(allow, require_coverage)
         if self.trains and ctx.training is None:
             raise UsageError(f"{self} trains; give samples to train on with --train")
+        self.check_given(calibrated=ctx.samples is not None)
         self.check_target("in use", ctx.capabilities, calibrated=ctx.samples is not None)
         check = Checker(model, ctx, original)
         records = []
@@ -160,6 +161,15 @@ class Pipeline:
                 raise UsageError(
                     f"--allow {name}: the pipeline {self} has no such pass; {nearest(name, known)}"
                 )
+
+    def check_given(self, *, calibrated: bool) -> None:
+        """Fail before any work when a pass lacks samples or a package that its options need.
+
+        Raises:
+            GraphCompressError: as :meth:`Pass.check_given`.
+        """
+        for step in self.passes:
+            step.check_given(calibrated=calibrated)
 
     def check_target(self, name: str, capabilities: Capabilities, *, calibrated: bool) -> None:
         """Fail before any work when a pass is asked for something that the target ``name`` cannot run.

@@ -280,6 +280,12 @@ class Pass(Named, abc.ABC):
         """
         return None
 
+    def check_given(self, *, calibrated: bool) -> None:
+        """Refuse what these options lack: samples of the user, if not ``calibrated``, or a package.
+
+        Called before any file is read.
+        """
+
     def check_model(self, model: Model) -> None:
         """Refuse a model that this pass can do nothing with; called before any work."""
 

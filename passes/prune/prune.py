@@ -91,13 +91,13 @@ class Prune(Pass):
         if self.asks and not self.ffn and not self.heads:
             self.refuse_idle("importance refit", "no heads or FFN nodes are removed; give ffn or heads")
 
-    def check(self, model: Model, ctx: Context) -> None:
+    def check_given(self, *, calibrated: bool) -> None:
         """Refuse what needs samples where there are none.
 
         Raises:
             UsageError: names the option.
         """
-        if ctx.samples is not None:
+        if calibrated:
             return
         if self.importance in ("activation", "obs", "xmax"):
             raise UsageError(f"{self}: importance {self.importance} needs samples; give them with --data")
@@ -111,7 +111,7 @@ class Prune(Pass):
         Raises:
             UsageError: an importance that needs samples, and there are none.
         """
-        self.check(model, ctx)
+        self.check_given(calibrated=ctx.samples is not None)
         with Rewriter(model, ctx) as rw:
             if self.layers:
                 _remove_layers(rw, self.layers, self.only)

@@ -131,13 +131,14 @@ class Int8(Pass):
             return "scales of activations computed at run time; change scheme to static"
         return "scales of activations computed at run time; give samples with --data to calibrate them"
 
-    def check(self, model: Model, ctx: Context) -> None:
-        """Refuse static scales without samples, before other passes take their time.
+    def check_given(self, *, calibrated: bool) -> None:
+        """Refuse static scales without samples.
 
         Raises:
             UsageError: the scheme needs samples that are not there.
         """
-        self._samples(ctx)
+        if self.scheme == "static" and not calibrated:
+            raise UsageError(f"{self}: static scales are calibrated on samples; give some with --data")
 
     def run(self, model: Model, ctx: Context) -> Record:
         """Quantise linears and embeddings in place.
@@ -174,8 +175,7 @@ class Int8(Pass):
     def _samples(self, ctx: Context) -> Samples | None:
         """The calibration samples of a static scheme, None for a dynamic one."""
         given = ctx.samples if ctx.samples is not None and not ctx.samples.synthetic else None
-        if given is None and self.scheme == "static":
-            raise UsageError(f"{self}: static scales are calibrated on samples; give some with --data")
+        self.check_given(calibrated=given is not None)
         if given is not None and self.scheme != "dynamic":
             return given.first(-(-self.samples // given.per_row))
         return None

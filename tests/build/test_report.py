@@ -12,7 +12,7 @@ import pytest
 from graphcompress.build import report
 from graphcompress.build.batch_dependence import FROM_THE_BATCH, why_it_varies
 from graphcompress.build.manifest import bench_json, manifest
-from graphcompress.build.report_file import write_report
+from graphcompress.build.report_file import check_report_path, write_report
 from graphcompress.build.request import Request
 from graphcompress.build.result import Artifact, Build
 from graphcompress.errors import UsageError
@@ -155,9 +155,9 @@ def test_html_is_one_page_and_escapes(build, tmp_path):
     assert not re.search(r"(src|href)=", page)
 
 
-def test_a_report_of_another_kind_is_refused(build, tmp_path):
+def test_a_report_of_another_kind_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"\.md or \.html"):
-        write_report(tmp_path / "r.pdf", build)
+        check_report_path(tmp_path / "r.pdf")
 
 
 def test_bench_lines_give_ratios_with_their_spread():
@@ -186,6 +186,20 @@ def test_shaped_feeds_have_no_padding(tiny_samples, shape, label, size):
 def test_a_shape_that_does_not_read(tiny_samples, shape):
     with pytest.raises(UsageError, match="expected <batch>x<length>"):
         shaped_feed(tiny_samples, shape)
+
+
+def test_a_report_replaces_a_file_only_when_that_is_asked_for(build, tmp_path):
+    path = tmp_path / "notes.md"
+    path.write_text("mine")
+    with pytest.raises(UsageError, match=r"notes\.md exists"):
+        check_report_path(path)
+    (tmp_path / "folder.md").mkdir()
+    with pytest.raises(UsageError, match=r"folder\.md exists"):
+        check_report_path(tmp_path / "folder.md", overwrite=True)
+    check_report_path(path, overwrite=True)
+    write_report(path, build)
+    assert path.read_text(encoding="utf-8").startswith("# m.onnx")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["folder.md", "notes.md"]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.plural)

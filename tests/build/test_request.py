@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import inspect
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from graphcompress import Request, optimize
 from graphcompress.build.recipe import recipe_text
 from graphcompress.build.request import deciding
 from graphcompress.cli import app
-from graphcompress.errors import UsageError
+from graphcompress.errors import MissingExtraError, UsageError
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.targeting import parse_target
 
@@ -132,6 +133,10 @@ def test_a_value_of_another_type_is_refused(values: dict[str, object], message: 
         ({"metric": "beauty", "data": "d.jsonl"}, "beauty"),
         ({"train": "t.jsonl"}, "has none: distill"),
         ({"passes": "distill"}, "give samples to train on"),
+        ({"passes": "prune{importance=xmax ffn=0.1}"}, "needs samples; give them with --data"),
+        ({"passes": "int8{scheme=static}"}, "static scales are calibrated on samples"),
+        ({"model": "out/model.onnx", "output": "out"}, "lies in out, which would be replaced"),
+        ({"data": "./out/a/d.jsonl", "output": "out"}, "lies in out, which would be replaced"),
         ({"passes": "int8{scheme=dynamic}", "target": "tensorrt{build=never}"}, "change scheme to static"),
     ],
 )
@@ -140,6 +145,15 @@ def test_a_request_that_contradicts_itself_is_refused_before_a_file_is_read(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         Request(**{"model": "is-not-there.onnx", **values}).check()  # type: ignore[arg-type]
+
+
+def test_a_missing_package_is_named_before_a_file_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = Request("is-not-there.onnx", "distill", train="neither.jsonl")
+    assert request.targets
+    assert request.pipeline
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"distill needs torch.*pip install 'graphcompress\[torch\]'"):
+        request.check()
 
 
 def test_optimize_takes_a_request_or_its_fields(tiny_bert_path: Path, tmp_path: Path) -> None:

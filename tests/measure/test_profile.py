@@ -10,7 +10,7 @@ from graphcompress.cli import app
 from graphcompress.cli.short import with_options
 from graphcompress.errors import DataError, OutputError, UsageError
 from graphcompress.measure.cache import MeasurementCache
-from graphcompress.measure.profile import Profile, Recorder, read_profile, write_profile
+from graphcompress.measure.profile import Profile, Recorder, check_profile_path, read_profile, write_profile
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context
 from graphcompress.targets.cpu.cpu import Cpu
@@ -68,6 +68,14 @@ def test_what_is_no_profile_is_refused(text, tmp_path):
     (tmp_path / "p.json").write_text(text)
     with pytest.raises(UsageError, match="not a profile"):
         read_profile(tmp_path / "p.json")
+
+
+def test_a_file_that_is_no_profile_is_not_replaced(tmp_path):
+    (tmp_path / "notes.json").write_text('{"mine": 1}')
+    with pytest.raises(OutputError, match=r"notes\.json exists and is no profile"):
+        check_profile_path(tmp_path / "notes.json")
+    write_profile(tmp_path / "p.json", SHAPES, {})
+    check_profile_path(tmp_path / "p.json")
 
 
 def test_a_missing_profile_is_refused(tmp_path):
