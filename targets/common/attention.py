@@ -11,12 +11,12 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from graphcompress.analysis.attention import Attention, attentions
-from graphcompress.graph.match import is_standard, only_reader, operand_beside
+from graphcompress.graph.match import fixed_size, is_standard, only_reader, operand_beside, rank_of
 from graphcompress.graph.model import Model
-from graphcompress.rewrite.rewriter import Rewriter, put_in_place
+from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.opsets.raising import raise_opset
-from graphcompress.targets.common.attention_mask import above_lowest, sum_of_masks, with_rows
-from graphcompress.targets.common.family import CONTRIB, Family, Rewrite, Site, disjoint
+from graphcompress.targets.common.attention_mask import one_mask
+from graphcompress.targets.common.family import CONTRIB, Family, Form, Site, disjoint
 
 OPERATOR = "operator"
 OPERATOR_OPSET = 23
@@ -38,7 +38,7 @@ class AttentionSite(Site):
     scale: float
 
 
-class FusedAttention(Family):
+class FusedAttention(Family[AttentionSite]):
     """Attention of as many key heads as query heads, over whole sequences.
 
     With ``operator``, the standard operator is a form, too: it raises the model to the opset that has it, so
@@ -52,17 +52,17 @@ class FusedAttention(Family):
         self._operator = operator
 
     @property
-    def forms(self) -> Mapping[str, Rewrite]:
+    def forms(self) -> Mapping[str, Form[AttentionSite]]:
         """``multi_head``: MultiHeadAttention of com.microsoft; ``operator``: Attention of opset 23.
 
         Both split and merge the heads themselves.
         """
-        multi_head: dict[str, Rewrite] = {"multi_head": _as_multi_head}
+        multi_head: dict[str, Form[AttentionSite]] = {"multi_head": _as_multi_head}
         return multi_head | {OPERATOR: _as_operator} if self._operator else multi_head
 
-    def sites(self, model: Model) -> list[Site]:
+    def sites(self, model: Model) -> list[AttentionSite]:
         """Every Softmax between two products whose operands are the heads of one value each."""
-        return disjoint(site for found in attentions(model) if (site := _site(found)) is not None)
+        return disjoint(map(_site, attentions(model)))
 
 
 def _site(attention: Attention) -> AttentionSite | None:
@@ -94,50 +94,38 @@ def _site(attention: Attention) -> AttentionSite | None:
 
 def _broadcasts(mask: ir.Value) -> bool:
     """Whether the operator can take the mask: [batch or 1, heads or 1, queries or 1, keys]."""
-    return mask.shape is not None and len(mask.shape) == 4 and mask.shape[3] != 1
+    return rank_of(mask) == 4 and fixed_size(mask, 3) != 1
 
 
 def _is_one_batch(operands: tuple[ir.Value, ...], masks: tuple[ir.Value, ...]) -> bool:
     """Whether nothing with a batch of one (queries that are weights) is repeated, which operators do not."""
-    single = [value.shape is not None and value.shape[0] == 1 for value in operands]
-    if any(single):
-        return all(single) and all(mask.shape is not None and mask.shape[0] == 1 for mask in masks)
-    return True
+    single = [fixed_size(value, 0) == 1 for value in operands]
+    return not any(single) or (all(single) and all(fixed_size(mask, 0) == 1 for mask in masks))
 
 
-def _as_multi_head(rw: Rewriter, site: Site) -> None:
-    if not isinstance(site, AttentionSite):
-        return
-    last = site.nodes[-1]
-    mask = sum_of_masks(rw, site.masks, last)
-    mask = None if mask is None else with_rows(rw, mask, site.q, last)
-    operands = (site.q, site.k, site.v, None, None, mask)
-    value = rw.node(
+def _as_multi_head(rw: Rewriter, site: AttentionSite) -> None:
+    mask = one_mask(rw, site.masks, site.q, site.nodes[-1])
+    masks = [] if mask is None else [None, None, mask]
+    value = site.place(rw).op(
         "MultiHeadAttention",
-        *(operands if mask is not None else operands[:3]),
-        before=last,
-        name=site.name,
+        *(site.q, site.k, site.v, *masks),
+        name="",
         domain=CONTRIB,
         num_heads=site.heads,
         scale=site.scale,
     )
-    put_in_place(rw, last.outputs[0], value)
+    rw.replace(site.output, value, take_name=True)
 
 
-def _as_operator(rw: Rewriter, site: Site) -> None:
-    if not isinstance(site, AttentionSite):
-        return
+def _as_operator(rw: Rewriter, site: AttentionSite) -> None:
     raise_opset(rw, OPERATOR_OPSET)
-    last = site.nodes[-1]
-    mask = sum_of_masks(rw, site.masks, last)
-    masks = () if mask is None else (with_rows(rw, above_lowest(rw, mask, last), site.q, last),)
-    value = rw.node(
+    mask = one_mask(rw, site.masks, site.q, site.nodes[-1], above_lowest=True)
+    value = site.place(rw).op(
         "Attention",
-        *(site.q, site.k, site.v, *masks),
-        before=last,
-        name=site.name,
+        *(site.q, site.k, site.v, *([] if mask is None else [mask])),
+        name="",
         q_num_heads=site.heads,
         kv_num_heads=site.heads,
         scale=site.scale,
     )
-    put_in_place(rw, last.outputs[0], value)
+    rw.replace(site.output, value, take_name=True)

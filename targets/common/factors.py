@@ -10,13 +10,22 @@ import onnx_ir as ir
 
 from graphcompress.analysis.linears import Embedding, embeddings, linears
 from graphcompress.graph.expressions import Constants, evaluate, leaves
-from graphcompress.graph.match import is_standard
+from graphcompress.graph.match import (
+    dtype_of,
+    fixed_shape,
+    fixed_size,
+    is_standard,
+    operand,
+    producer,
+    tensor_of,
+)
 from graphcompress.graph.model import number_of_parameters
 from graphcompress.numerics.kronecker import Split
+from graphcompress.rewrite.builder import Builder
 from graphcompress.rewrite.kronecker import KroneckerWeight, read_expression, write_products
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.linears import is_whole_expression
-from graphcompress.targets.common.integer import IntegerLinear, IntegerSite
+from graphcompress.targets.common.integer import IntegerLinear
 from graphcompress.targets.common.unrounded import Scaler, before_rounding
 
 
@@ -64,16 +73,14 @@ def _without_rounding(rw: Rewriter) -> None:
     """int8 products whose weight is quantised from Kronecker factors become float products."""
     scaler = Scaler(rw)
     for site in IntegerLinear().sites(rw.model):
-        before = before_rounding(site) if isinstance(site, IntegerSite) else None
-        if before is None or not isinstance(site, IntegerSite):
+        before = before_rounding(site)
+        if before is None:
             continue
-        last = site.nodes[-1]
-        x = scaler.scaled(before.x, before.factors, last)
-        value = rw.node("MatMul", x, before.weight, before=last, name=f"{site.name}.product")
+        x = scaler.scaled(before.x, before.factors, site.nodes[-1])
+        value = site.place(rw).op("MatMul", x, before.weight, name="product")
         if site.bias is not None:
-            value = rw.node("Add", value, site.bias, before=last, name=f"{site.name}.sum")
-        value.type, value.shape = last.outputs[0].type, last.outputs[0].shape
-        rw.supersede(last.outputs[0], value)
+            value = site.place(rw).op("Add", value, site.bias, name="sum")
+        rw.replace(site.output, value, take_name=True)
 
 
 # ---- embeddings
@@ -84,129 +91,80 @@ def look_up_factors(rw: Rewriter, embedding: Embedding) -> bool:
     weight, ids = read_expression(embedding.weight), embedding.indices
     if weight is None or ids.shape is None:
         return False
-    s, rank, node = weight.split, weight.rank, embedding.node
-    name, axes = embedding.output.name, [0] * len(ids.shape)
-    upper, lower = _row_numbers(rw, ids, s, node, name or "table")
-    left = _rows(rw, weight, upper, node, f"{name}.a")
-    right = _right_rows(rw, weight, lower, node, f"{name}.b")
-    left = _reshape(rw, left, [*axes, s.m1, rank], node, f"{name}.a_terms")
-    product = rw.node("MatMul", left, right, before=node, name=f"{name}.terms")
-    rw.supersede(embedding.output, _reshape(rw, product, [*axes, s.out_features], node, f"{name}.row"))
+    s, rank, axes = weight.split, weight.rank, [0] * len(ids.shape)
+    place = rw.at(embedding.node)
+    upper, lower = _row_numbers(place, ids, s)
+    left = _rows(rw.at(embedding.node, f"{place.name}.a"), weight, upper)
+    right = _right_rows(rw.at(embedding.node, f"{place.name}.b"), weight, lower)
+    left = _reshape(place, left, [*axes, s.m1, rank], "a_terms")
+    product = place.op("MatMul", left, right, name="terms")
+    row = _reshape(place, product, [*axes, s.out_features], "row")
+    rw.replace(embedding.output, row, take_name=True)
     return True
 
 
-def _row_numbers(
-    rw: Rewriter, ids: ir.Value, s: Split, before: ir.Node, name: str
-) -> tuple[ir.Value, ir.Value | None]:
+def _row_numbers(place: Builder, ids: ir.Value, s: Split) -> tuple[ir.Value, ir.Value | None]:
     """Which row of A and which of B each id asks for; None where B has one."""
     if s.n2 == 1:
         return ids, None
-    dtype = ids.dtype or ir.DataType.INT64
-    size = rw.constant(np.array(s.n2, dtype.numpy()), f"{name}.rows_of_b")
-    upper = rw.node("Div", ids, size, before=before, name=f"{name}.upper")
-    return upper, rw.node("Mod", ids, size, before=before, name=f"{name}.lower")
+    size = place.constant(s.n2, "rows_of_b", like=ids)
+    return place.op("Div", ids, size, name="upper"), place.op("Mod", ids, size, name="lower")
 
 
-def _rows(rw: Rewriter, weight: KroneckerWeight, ids: ir.Value, before: ir.Node, name: str) -> ir.Value:
+def _rows(place: Builder, weight: KroneckerWeight, ids: ir.Value) -> ir.Value:
     """Rows [., m1·rank] of A; low-bit storage is restored for these rows alone."""
-    width = weight.split.m1 * weight.rank
-    blocks = _blocks(weight.a)
-    if blocks is None:
-        stored = weight.a if weight.a.const_value is not None else _half(weight.a)
-        table = _folded(rw, stored or weight.a, [weight.split.n1, width], f"{name}.table")
-        rows = rw.node("Gather", table, ids, before=before, name=f"{name}.rows", axis=0)
-        dtype = weight.a.dtype or ir.DataType.FLOAT
-        if table.dtype != dtype:
-            rows = rw.node("Cast", rows, before=before, name=f"{name}.float", to=int(dtype))
+    width, half = weight.split.m1 * weight.rank, operand(producer(weight.a, "Cast"), 0)
+    stored = half if half is not None and tensor_of(half) is not None else weight.a
+    values, scale = _blocks(weight.a) or (stored, None)
+    table = _folded(place, values, [weight.split.n1, width], "table")
+    rows = place.op("Gather", table, ids, name="rows", axis=0)
+    if table.dtype != dtype_of(weight.a):
+        rows = place.op("Cast", rows, name="float", to=int(dtype_of(weight.a)))
+    if scale is None:
         return rows
-    values, scale = blocks
-    table = _folded(rw, values, [weight.split.n1, width], f"{name}.table")
-    rows = rw.node("Gather", table, ids, before=before, name=f"{name}.rows", axis=0)
-    rows = rw.node("Cast", rows, before=before, name=f"{name}.float", to=int(ir.DataType.FLOAT))
-    steps = rw.node(
-        "Gather",
-        _flat(rw, scale),
-        _block_numbers(rw, ids, width, values, before, name),
-        before=before,
-        name=f"{name}.steps",
-        axis=0,
-    )
-    return rw.node("Mul", rows, steps, before=before, name=f"{name}.restored")
+    steps = place.rw.constant(evaluate(scale).reshape(-1), f"{scale.name}.flat", scale.dtype)
+    numbers = _block_numbers(place, ids, width, fixed_size(values, 1) or 1)
+    return place.op("Mul", rows, place.op("Gather", steps, numbers, name="steps", axis=0), name="restored")
 
 
-def _block_numbers(
-    rw: Rewriter, ids: ir.Value, width: int, values: ir.Value, before: ir.Node, name: str
-) -> ir.Value:
+def _block_numbers(place: Builder, ids: ir.Value, width: int, block: int) -> ir.Value:
     """The block of every entry of the rows: ``(id · width + 0 … width-1) // block``."""
-    dtype = (ids.dtype or ir.DataType.INT64).numpy()
-    block = int(values.shape[1]) if values.shape is not None else 1  # type: ignore[arg-type]
-    last = rw.constant(np.array([-1], np.int64), f"{name}.last")
-    column = rw.node("Unsqueeze", ids, last, before=before, name=f"{name}.column")
-    start = rw.node(
-        "Mul",
-        column,
-        rw.constant(np.array(width, dtype), f"{name}.width"),
-        before=before,
-        name=f"{name}.start",
-    )
-    place = rw.node(
-        "Add",
-        start,
-        rw.constant(np.arange(width, dtype=dtype), f"{name}.offsets"),
-        before=before,
-        name=f"{name}.place",
-    )
-    size = rw.constant(np.array(block, dtype), f"{name}.block")
-    return rw.node("Div", place, size, before=before, name=f"{name}.blocks")
+    column = place.op("Unsqueeze", ids, place.constant([-1], "last"), name="column")
+    start = place.op("Mul", column, place.constant(width, "width", like=ids), name="start")
+    offsets = place.constant(np.arange(width), "offsets", like=ids)
+    entries = place.op("Add", start, offsets, name="place")
+    return place.op("Div", entries, place.constant(block, "block", like=ids), name="blocks")
 
 
-def _right_rows(
-    rw: Rewriter, weight: KroneckerWeight, ids: ir.Value | None, before: ir.Node, name: str
-) -> ir.Value:
+def _right_rows(place: Builder, weight: KroneckerWeight, ids: ir.Value | None) -> ir.Value:
     """B as [rank, m2], or its rows [., rank, m2]."""
     s = weight.split
     b = evaluate(weight.b).reshape(weight.rank, s.n2, s.m2)
     if ids is None:
-        return rw.constant(b[:, 0], f"{name}.table")
-    table = rw.constant(np.ascontiguousarray(b.transpose(1, 0, 2)), f"{name}.table")
-    return rw.node("Gather", table, ids, before=before, name=f"{name}.rows", axis=0)
+        return place.constant(b[:, 0], "table")
+    table = place.constant(np.ascontiguousarray(b.transpose(1, 0, 2)), "table")
+    return place.op("Gather", table, ids, name="rows", axis=0)
 
 
 def _blocks(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
     """The int8 values [blocks, block] and the scales that ``value`` restores, when it is stored so."""
-    node = value.producer()
-    if is_standard(node, "Reshape") and node is not None and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
-    if not is_standard(node, "Mul") or node is None or node.inputs[0] is None:
+    reshape = producer(value, "Reshape")
+    product = producer(value if reshape is None else reshape.inputs[0], "Mul")
+    values, scale = operand(producer(operand(product, 0), "Cast"), 0), operand(product, 1)
+    stored, steps = tensor_of(values), tensor_of(scale)
+    if values is None or scale is None or stored is None or steps is None:
         return None
-    cast, scale = node.inputs[0].producer(), node.inputs[1]
-    if not is_standard(cast, "Cast") or cast is None or scale is None or scale.const_value is None:
-        return None
-    values = cast.inputs[0]
-    stored = values is not None and values.const_value is not None and values.dtype == ir.DataType.INT8
-    one_each = stored and values is not None and scale.const_value.size == values.const_value.shape[0]  # type: ignore[union-attr]
-    return (values, scale) if one_each and values is not None else None
+    one_each = stored.dtype == ir.DataType.INT8 and steps.size == stored.shape[0]
+    return (values, scale) if one_each else None
 
 
-def _half(value: ir.Value) -> ir.Value | None:
-    """What a Cast of a stored tensor reads."""
-    node = value.producer()
-    inner = node.inputs[0] if is_standard(node, "Cast") and node is not None else None
-    return inner if inner is not None and inner.const_value is not None else None
-
-
-def _folded(rw: Rewriter, value: ir.Value, shape: list[int], name: str) -> ir.Value:
+def _folded(place: Builder, value: ir.Value, shape: list[int], name: str) -> ir.Value:
     """A stored tensor with the elements of ``value`` in another shape."""
-    return rw.constant(evaluate(value).reshape(shape), name, value.dtype)
+    return place.constant(evaluate(value).reshape(shape), name, like=value)
 
 
-def _flat(rw: Rewriter, value: ir.Value) -> ir.Value:
-    return _folded(rw, value, [-1], f"{value.name}.flat")
-
-
-def _reshape(rw: Rewriter, value: ir.Value, shape: list[int], before: ir.Node, name: str) -> ir.Value:
-    target = rw.constant(np.array(shape, np.int64), f"{name}.shape")
-    return rw.node("Reshape", value, target, before=before, name=name)
+def _reshape(place: Builder, value: ir.Value, shape: list[int], name: str) -> ir.Value:
+    return place.op("Reshape", value, place.constant(shape, f"{name}.shape"), name=name)
 
 
 # ---- everything else
@@ -223,10 +181,9 @@ def _store_the_rest(rw: Rewriter, *, restored_at_run_time: bool) -> list[str]:
         value = _to_store(node, constant)
         if value is None:
             continue
-        elements = math.prod(value.shape.numpy()) if value.shape is not None else 0
-        stored = leaves(value)
-        size = elements * (value.dtype.itemsize if value.dtype is not None else 4)
-        grows = size > sum(leaf.const_value.nbytes for leaf in stored if leaf.const_value is not None)
+        elements, stored = math.prod(fixed_shape(value) or ()), leaves(value)
+        bytes_stored = sum(leaf.const_value.nbytes for leaf in stored if leaf.const_value is not None)
+        grows = elements * dtype_of(value).itemsize > bytes_stored
         only_restored = elements <= sum(number_of_parameters(leaf) for leaf in stored)
         if grows and only_restored and restored_at_run_time:
             continue
@@ -238,10 +195,8 @@ def _store_the_rest(rw: Rewriter, *, restored_at_run_time: bool) -> list[str]:
 
 def _to_store(node: ir.Node, constant: Constants) -> ir.Value | None:
     """The constant that ``node`` computes and something variable reads; in front of a DequantizeLinear."""
-    value: ir.Value | None = node.outputs[0]
     if len(node.outputs) != 1 or not is_whole_expression(node.outputs[0], constant):
         return None
-    if is_standard(node, "DequantizeLinear"):
-        value = node.inputs[0]
-    stored = value is None or value.const_value is not None or value.shape is None
-    return None if stored or value is None or not value.shape.is_static() else value  # type: ignore[union-attr]
+    value = node.inputs[0] if is_standard(node, "DequantizeLinear") else node.outputs[0]
+    computed = value is not None and value.const_value is None and fixed_shape(value) is not None
+    return value if computed else None

@@ -6,12 +6,13 @@ import abc
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 import onnx_ir as ir
 
 from graphcompress.graph.expressions import is_constant
 from graphcompress.graph.model import Model
+from graphcompress.rewrite.builder import Builder
 from graphcompress.rewrite.rewriter import Rewriter
 
 CONTRIB = "com.microsoft"
@@ -33,7 +34,16 @@ class Site:
     @property
     def name(self) -> str:
         """Name of the value that the site computes."""
-        return self.nodes[-1].outputs[0].name or ""
+        return self.output.name or ""
+
+    @property
+    def output(self) -> ir.Value:
+        """The value that the site computes."""
+        return self.nodes[-1].outputs[0]
+
+    def place(self, rw: Rewriter) -> Builder:
+        """Where a form is written: in front of the last node, named after what that computes."""
+        return rw.at(self.nodes[-1])
 
     @property
     def inputs(self) -> list[ir.Value]:
@@ -74,10 +84,12 @@ class Site:
         return Model(ir.Model(graph, ir_version=model.ir.ir_version))
 
 
-Rewrite = Callable[[Rewriter, Site], None]
+S = TypeVar("S", bound=Site)
+Form = Callable[[Rewriter, S], None]
+"""Rewrites a site into one form."""
 
 
-class Family(abc.ABC):
+class Family(abc.ABC, Generic[S]):
     """Equivalent forms of one kind of site.
 
     Attributes:
@@ -89,21 +101,21 @@ class Family(abc.ABC):
     default: ClassVar[str]
 
     @abc.abstractmethod
-    def sites(self, model: Model) -> list[Site]:
+    def sites(self, model: Model) -> list[S]:
         """Sites of the main graph, in the order of execution; no two share a node."""
 
     @property
     @abc.abstractmethod
-    def forms(self) -> Mapping[str, Rewrite]:
+    def forms(self) -> Mapping[str, Form[S]]:
         """Form name → the rewrite that gives a site this form."""
 
 
-def disjoint(sites: Iterable[Site]) -> list[Site]:
-    """``sites`` without those that share a node with an earlier one."""
+def disjoint(sites: Iterable[S | None]) -> list[S]:
+    """``sites`` that are there, without those that share a node with an earlier one."""
     taken: set[ir.Node] = set()
     kept = []
     for site in sites:
-        if taken.isdisjoint(site.nodes):
+        if site is not None and taken.isdisjoint(site.nodes):
             taken.update(site.nodes)
             kept.append(site)
     return kept
@@ -112,11 +124,7 @@ def disjoint(sites: Iterable[Site]) -> list[Site]:
 def _described(value: ir.Value | None, numbers: dict[ir.Value, int]) -> str:
     if value is None:
         return "none"
-    shape = (
-        ""
-        if value.shape is None
-        else ",".join("?" if not isinstance(d, int) else str(d) for d in value.shape)
-    )
+    shape = ",".join(str(size) if isinstance(size, int) else "?" for size in value.shape or ())
     text = f"{value.dtype}[{shape}]"
     if not is_constant(value):
         return f"#{numbers.setdefault(value, len(numbers))}{text}"

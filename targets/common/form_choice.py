@@ -75,7 +75,7 @@ class ChosenForm:
 
 def choose_forms(
     model: Model,
-    families: Sequence[Family],
+    families: Sequence[Family[Any]],
     shapes: Sequence[Shape],
     ctx: Context,
     *,
@@ -98,7 +98,7 @@ def choose_forms(
 
 
 def _choose_family(
-    model: Model, family: Family, feeds: Sequence[Feed], ctx: Context, cache: Measurements | None
+    model: Model, family: Family[Any], feeds: Sequence[Feed], ctx: Context, cache: Measurements | None
 ) -> list[ChosenForm]:
     groups: dict[str, list[Site]] = {}
     for site in family.sites(model):
@@ -138,7 +138,7 @@ def fastest(times_ms: Times, default: str) -> str:
 
 
 def _times(
-    model: Model, family: Family, site: Site, feeds: Sequence[Feed], cache: Measurements
+    model: Model, family: Family[Any], site: Site, feeds: Sequence[Feed], cache: Measurements
 ) -> tuple[Times, Mapping[str, str], str]:
     """Times of the forms of ``site``, why a form has none, and why all have none.
 
@@ -178,13 +178,13 @@ def _read_by(site: Site, model: Model, feeds: Sequence[Feed]) -> list[Feed]:
     ]
 
 
-def _fits(times: Times, family: Family, shapes: int) -> bool:
+def _fits(times: Times, family: Family[Any], shapes: int) -> bool:
     known = {UNCHANGED, *family.forms}
     return UNCHANGED in times and set(times) <= known and all(len(row) == shapes for row in times.values())
 
 
 def measure_forms(
-    alone: Model, family: Family, feeds: Sequence[Feed], kept: Times | None = None
+    alone: Model, family: Family[Any], feeds: Sequence[Feed], kept: Times | None = None
 ) -> tuple[Times, dict[str, str]]:
     """Milliseconds, for each of ``feeds``, of every form of the site that is the whole of ``alone``.
 
@@ -210,7 +210,7 @@ def measure_forms(
         return kept or _times_ms(runners, feeds, family.default), refused
 
 
-def _rewritten(alone: Model, family: Family, form: str) -> Model:
+def _rewritten(alone: Model, family: Family[Any], form: str) -> Model:
     twin = alone.clone()
     with Rewriter(twin, Context()) as rw:
         for site in family.sites(twin):

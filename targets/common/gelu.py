@@ -10,10 +10,10 @@ import onnx_ir as ir
 
 from graphcompress.analysis.activations import GELU, Activation, activations
 from graphcompress.graph.expressions import is_constant
-from graphcompress.graph.match import is_standard
+from graphcompress.graph.match import operand_beside, producer, rank_of
 from graphcompress.graph.model import Model
-from graphcompress.rewrite.rewriter import Rewriter, put_in_place
-from graphcompress.targets.common.family import CONTRIB, Family, Rewrite, Site, disjoint
+from graphcompress.rewrite.rewriter import Rewriter
+from graphcompress.targets.common.family import CONTRIB, Family, Form, Site, disjoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class GeluSite(Site):
     bias: ir.Value | None
 
 
-class Gelu(Family):
+class Gelu(Family[GeluSite]):
     """``0.5 · x · (1 + erf(x / √2))``, or the operator Gelu, with the addition of a bias in front, if any.
 
     The tanh approximation is another function and is left alone.
@@ -34,44 +34,34 @@ class Gelu(Family):
     default: ClassVar[str] = "gelu"
 
     @property
-    def forms(self) -> Mapping[str, Rewrite]:
+    def forms(self) -> Mapping[str, Form[GeluSite]]:
         """``gelu``: Gelu of com.microsoft after the addition; ``bias_gelu``: BiasGelu of com.microsoft."""
         return {"gelu": _as_gelu, "bias_gelu": _as_bias_gelu}
 
-    def sites(self, model: Model) -> list[Site]:
+    def sites(self, model: Model) -> list[GeluSite]:
         """Every exact GELU, whichever order its factors are multiplied in."""
         return disjoint(_with_bias(found) for found in activations(model) if found.function == GELU)
 
 
 def _with_bias(found: Activation) -> GeluSite:
     x, nodes = found.x, found.nodes
-    add = x.producer()
-    inside = set(nodes)
-    alone = not x.is_graph_output() and all(user in inside for user, _ in x.uses())
-    if add is None or not is_standard(add, "Add") or not alone:
-        return GeluSite(nodes, x, None)
-    for bias, other in (tuple(add.inputs), tuple(reversed(add.inputs))):
-        if other is not None and _is_vector(bias):
+    add = producer(x, "Add")
+    alone = not x.is_graph_output() and all(user in nodes for user, _ in x.uses())
+    for bias in add.inputs if add is not None and alone else ():
+        other = operand_beside(add, bias)
+        if add is not None and other is not None and is_constant(bias) and rank_of(bias) == 1:
             return GeluSite((add, *nodes), other, bias)
     return GeluSite(nodes, x, None)
 
 
-def _is_vector(value: ir.Value | None) -> bool:
-    return value is not None and is_constant(value) and value.shape is not None and len(value.shape) == 1
-
-
-def _as_gelu(rw: Rewriter, site: Site) -> None:
-    if not isinstance(site, GeluSite):
-        return
-    last = site.nodes[-1]
+def _as_gelu(rw: Rewriter, site: GeluSite) -> None:
     x = site.nodes[0].outputs[0] if site.bias is not None else site.x
-    put_in_place(rw, last.outputs[0], rw.node("Gelu", x, before=last, name=site.name, domain=CONTRIB))
+    value = site.place(rw).op("Gelu", x, name="", domain=CONTRIB)
+    rw.replace(site.output, value, take_name=True)
 
 
-def _as_bias_gelu(rw: Rewriter, site: Site) -> None:
-    if not isinstance(site, GeluSite) or site.bias is None:
-        _as_gelu(rw, site)
-        return
-    last = site.nodes[-1]
-    value = rw.node("BiasGelu", site.x, site.bias, before=last, name=site.name, domain=CONTRIB)
-    put_in_place(rw, last.outputs[0], value)
+def _as_bias_gelu(rw: Rewriter, site: GeluSite) -> None:
+    if site.bias is None:
+        return _as_gelu(rw, site)
+    value = site.place(rw).op("BiasGelu", site.x, site.bias, name="", domain=CONTRIB)
+    rw.replace(site.output, value, take_name=True)

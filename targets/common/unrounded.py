@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.graph.match import is_standard
+from graphcompress.graph.match import array_of, operand, producer
 from graphcompress.rewrite.kronecker import KroneckerWeight, read_expression
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.targets.common.integer import IntegerSite
@@ -41,18 +41,19 @@ def before_rounding(site: IntegerSite) -> Unrounded | None:
     own both are taken back; where a normalisation took it into its gain, the factors are returned.
     """
     weight, x = _quantised_from(site.b), _quantised_from(site.a)
-    if weight is None or x is None:
+    if x is None:
         return None
-    whole = read_expression(weight)
-    if whole is not None:
+    whole = read_expression(weight) if weight is not None else None
+    if weight is not None and whole is not None:
         return Unrounded(x, weight, whole)
-    inner, factors = _scaled(weight)
-    kronecker = read_expression(inner) if inner is not None else None
-    if inner is None or kronecker is None or factors is None:
+    rows = _scaled(weight)
+    kronecker = read_expression(rows[0]) if rows is not None else None
+    if rows is None or kronecker is None:
         return None
-    outer, inverse = _scaled(x)
-    if outer is not None and inverse is not None and _cancel(factors, inverse):
-        return Unrounded(outer, inner, kronecker, smoothed=(x, factors))
+    inner, factors = rows
+    divided = _scaled(x)
+    if divided is not None and _cancel(factors, divided[1]):
+        return Unrounded(divided[0], inner, kronecker, smoothed=(x, factors))
     return Unrounded(x, inner, kronecker, factors, smoothed=(x, factors))
 
 
@@ -70,26 +71,21 @@ class Scaler:
         key = (x, factors.tobytes())
         if key not in self._made:
             constant = self._rw.constant(factors.astype(np.float32), f"{x.name}.factors")
-            value = self._rw.node("Mul", x, constant, before=before, name=f"{x.name}.unsmoothed")
+            value = self._rw.at(before, x.name).op("Mul", x, constant, name="unsmoothed")
             value.type, value.shape = x.type, None if x.shape is None else x.shape.copy()
             self._made[key] = value
         return self._made[key]
 
 
 def _quantised_from(value: ir.Value) -> ir.Value | None:
-    node = value.producer()
-    quantise = node is not None and node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear")
-    return node.inputs[0] if node is not None and quantise else None
+    return operand(producer(value, "QuantizeLinear", "DynamicQuantizeLinear"), 0)
 
 
-def _scaled(value: ir.Value) -> tuple[ir.Value | None, np.ndarray | None]:
+def _scaled(value: ir.Value | None) -> tuple[ir.Value, np.ndarray] | None:
     """The first operand of a Mul and its second, a stored factor per feature [in]."""
-    node = value.producer()
-    if node is None or not is_standard(node, "Mul"):
-        return None, None
-    operand, factors = node.inputs
-    stored = factors.const_value if factors is not None else None
-    return (None, None) if stored is None else (operand, stored.numpy().reshape(-1))
+    product = producer(value, "Mul")
+    scaled, factors = operand(product, 0), array_of(operand(product, 1))
+    return None if scaled is None or factors is None else (scaled, factors.reshape(-1))
 
 
 def _cancel(factors: np.ndarray, inverse: np.ndarray) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.graph.expressions import evaluate, is_constant
-from graphcompress.graph.match import is_standard
+from graphcompress.graph.match import is_standard, operand, producer
 from graphcompress.graph.model import Model
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter
@@ -35,30 +35,32 @@ def unsigned_activations(model: Model, ctx: Context, *, saturates: bool) -> int:
 
 def _readers(node: ir.Node) -> list[ir.Node]:
     """The DequantizeLinear that read the int8 activation of ``node``; none where it has other readers."""
-    if not is_standard(node, "QuantizeLinear") or is_constant(node.outputs[0]) or not _is_int8(node):
-        return []
     out = node.outputs[0]
+    if not is_standard(node, "QuantizeLinear") or is_constant(out) or not _is_int8(node):
+        return []
     readers = [use.node for use in out.uses()]
-    fit = all(is_standard(it, "DequantizeLinear") and it.inputs[0] is out and _is_int8(it) for it in readers)
+    fit = all(
+        is_standard(reader, "DequantizeLinear") and reader.inputs[0] is out and _is_int8(reader)
+        for reader in readers
+    )
     return readers if fit and not out.is_graph_output() else []
 
 
 def _is_int8(node: ir.Node) -> bool:
     """Whether the integers have a stored int8 zero point, from which their type follows."""
-    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    zero = operand(node, 2)
     return zero is not None and zero.const_value is not None and zero.const_value.dtype == ir.DataType.INT8
 
 
 def _overflows(dequantize: ir.Node) -> bool:
     """Whether a product with this activation may not fit into 16 bits for two neighbouring weights."""
-    for use in dequantize.outputs[0].uses():
-        for value in use.node.inputs:
-            producer = value.producer() if value is not None else None
-            if producer is dequantize or producer is None or not is_standard(producer, "DequantizeLinear"):
-                continue
-            if is_constant(producer.outputs[0]) and _pair_peak(producer.inputs[0]) > _PAIR_LIMIT:
-                return True
-    return False
+    others = (
+        producer(value, "DequantizeLinear")
+        for use in dequantize.outputs[0].uses()
+        for value in use.node.inputs
+        if is_constant(value)
+    )
+    return any(_pair_peak(other.inputs[0]) > _PAIR_LIMIT for other in others if other is not None)
 
 
 def _pair_peak(weight: ir.Value | None) -> int:
@@ -75,11 +77,9 @@ def _pair_peak(weight: ir.Value | None) -> int:
 
 
 def _shift(rw: Rewriter, quantize: ir.Node, readers: list[ir.Node]) -> None:
-    out = quantize.outputs[0]
     for node in (quantize, *readers):
         zero = node.inputs[2]
-        stored = zero.const_value if zero is not None else None
-        if zero is not None and stored is not None:
-            moved = (stored.numpy().astype(np.int16) + _SHIFT).astype(np.uint8)
+        if zero is not None and zero.const_value is not None:
+            moved = (zero.const_value.numpy().astype(np.int16) + _SHIFT).astype(np.uint8)
             rw.set_input(node, 2, rw.constant(moved, f"{zero.name}.unsigned"))
-    out.type = ir.TensorType(ir.DataType.UINT8)
+    quantize.outputs[0].type = ir.TensorType(ir.DataType.UINT8)

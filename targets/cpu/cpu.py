@@ -213,7 +213,7 @@ class Cpu(Target):
         model, note = choose_padding(lowered.model, self.padding, ctx, cache)
         return replace(lowered, model=model, notes=(*lowered.notes, note)) if note else lowered
 
-    def _families(self, legal: Model) -> tuple[Family, ...]:
+    def _families(self, legal: Model) -> tuple[Family[Any], ...]:
         """All forms that ``legal`` may get: attention as an operator where its opset can be written."""
         newer = self.newest_opset >= OPERATOR_OPSET and why_not_raised(legal, OPERATOR_OPSET) is None
         return families(attention_operator=newer)
@@ -269,7 +269,7 @@ class Cpu(Target):
         return runner_of(session_of(folder / self.model_file))
 
 
-def families(*, attention_operator: bool = False) -> tuple[Family, ...]:
+def families(*, attention_operator: bool = False) -> tuple[Family[Any], ...]:
     """Every family of forms, in this order: one sees the forms that were chosen before it."""
     return (
         Kronecker(),

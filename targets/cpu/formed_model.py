@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from graphcompress.errors import DataError, SpeedError
 from graphcompress.graph.model import Model
@@ -38,7 +39,7 @@ class FormedModel:
 
 def give_forms(
     legal: Model,
-    families: Sequence[Family],
+    families: Sequence[Family[Any]],
     shapes: Sequence[Shape],
     ctx: Context,
     cache: Measurements | None,
@@ -54,7 +55,7 @@ def give_forms(
 def take_back(
     legal: Model,
     first: FormedModel,
-    families: Sequence[Family],
+    families: Sequence[Family[Any]],
     shapes: Sequence[Shape],
     ctx: Context,
     cache: Measurements,

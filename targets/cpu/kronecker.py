@@ -13,7 +13,7 @@ from graphcompress.numerics.kronecker import Order
 from graphcompress.rewrite.kronecker import KroneckerWeight, read_expression, write_products
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.targets.common.factors import look_up_factors
-from graphcompress.targets.common.family import UNCHANGED, Family, Rewrite, Site, disjoint
+from graphcompress.targets.common.family import UNCHANGED, Family, Form, Site, disjoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class TableSite(FactoredSite):
     embedding: Embedding
 
 
-class Kronecker(Family):
+class Kronecker(Family[KroneckerSite]):
     """A float linear whose weight is a sum of Kronecker products.
 
     ONNX Runtime computes the constant expression once, when the session is made, and then multiplies with
@@ -52,11 +52,11 @@ class Kronecker(Family):
     default: ClassVar[str] = UNCHANGED
 
     @property
-    def forms(self) -> Mapping[str, Rewrite]:
+    def forms(self) -> Mapping[str, Form[KroneckerSite]]:
         """``a_first``, ``b_first``: multiply with one factor, then with the other."""
         return {order: partial(_as_products, order=order) for order in _ORDERS}
 
-    def sites(self, model: Model) -> list[Site]:
+    def sites(self, model: Model) -> list[KroneckerSite]:
         """Every MatMul with such a weight."""
         found = []
         for linear in linears(model):
@@ -66,7 +66,7 @@ class Kronecker(Family):
         return disjoint(found)
 
 
-class KroneckerTable(Family):
+class KroneckerTable(Family[TableSite]):
     """An embedding whose table is a sum of Kronecker products.
 
     Expanded when the session is made it takes the memory of the dense table, and a row is copied; looked up
@@ -77,11 +77,11 @@ class KroneckerTable(Family):
     default: ClassVar[str] = UNCHANGED
 
     @property
-    def forms(self) -> Mapping[str, Rewrite]:
+    def forms(self) -> Mapping[str, Form[TableSite]]:
         """``looked_up``: rows of the factors, multiplied."""
         return {"looked_up": _as_lookup}
 
-    def sites(self, model: Model) -> list[Site]:
+    def sites(self, model: Model) -> list[TableSite]:
         """Every Gather from such a table."""
         found = []
         for embedding in embeddings(model):
@@ -94,11 +94,9 @@ class KroneckerTable(Family):
 _ORDERS: tuple[Order, ...] = ("a_first", "b_first")
 
 
-def _as_products(rw: Rewriter, site: Site, order: Order) -> None:
-    if isinstance(site, KroneckerSite):
-        write_products(rw, site.linear, site.weight, order)
+def _as_products(rw: Rewriter, site: KroneckerSite, order: Order) -> None:
+    write_products(rw, site.linear, site.weight, order)
 
 
-def _as_lookup(rw: Rewriter, site: Site) -> None:
-    if isinstance(site, TableSite):
-        look_up_factors(rw, site.embedding)
+def _as_lookup(rw: Rewriter, site: TableSite) -> None:
+    look_up_factors(rw, site.embedding)

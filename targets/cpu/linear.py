@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.linears import linears
+from graphcompress.analysis.linears import Linear, linears
 from graphcompress.graph.expressions import evaluate, is_constant
+from graphcompress.graph.match import dtype_of, fixed_size, operand, producer, rank_of
 from graphcompress.graph.model import Model
-from graphcompress.rewrite.rewriter import Rewriter, put_in_place
-from graphcompress.targets.common.family import CONTRIB, Family, Rewrite, Site, disjoint
+from graphcompress.rewrite.builder import Builder
+from graphcompress.rewrite.rewriter import Rewriter
+from graphcompress.targets.common.family import CONTRIB, Family, Form, Site, disjoint
 
 _INTEGER = "MatMulIntegerToFloat"
 
@@ -28,37 +30,41 @@ class SharedInput(Site):
     widths: tuple[int, ...]
 
 
-class Packed(Family):
+class Packed(Family[SharedInput]):
     """Linears that share their input: separate, or one linear whose output is split."""
 
     name: ClassVar[str] = "linears of one input"
     default: ClassVar[str] = "packed"
 
     @property
-    def forms(self) -> Mapping[str, Rewrite]:
+    def forms(self) -> Mapping[str, Form[SharedInput]]:
         """``packed``: the weights side by side, and a Split behind."""
         return {"packed": _as_packed}
 
-    def sites(self, model: Model) -> list[Site]:
+    def sites(self, model: Model) -> list[SharedInput]:
         """Every input that two or more MatMul, or two or more MatMulIntegerToFloat, read."""
         return disjoint((*_float_groups(model), *_integer_groups(model)))
 
 
-def _float_groups(model: Model) -> Iterator[Site]:
-    groups: dict[ir.Value, list[tuple[ir.Node, ir.Value | None, ir.Value, int]]] = {}
+def _float_groups(model: Model) -> Iterator[SharedInput]:
+    groups: dict[ir.Value, list[Linear]] = {}
     for item in linears(model):
-        quantised = item.weight.producer()
-        if item.node.op_type == "MatMul" and (quantised is None or quantised.op_type != "DequantizeLinear"):
-            groups.setdefault(item.input, []).append((item.node, item.bias, item.output, item.out_features))
+        if item.node.op_type == "MatMul" and producer(item.weight, "DequantizeLinear") is None:
+            groups.setdefault(item.input, []).append(item)
     for members in groups.values():
         if len(members) > 1:
-            products, biases, results, widths = zip(*members, strict=True)
-            ends = tuple(result.producer() for result in results)
-            nodes = dict.fromkeys(node for pair in zip(products, ends, strict=True) for node in pair if node)
-            yield SharedInput(tuple(nodes), products, biases, results, widths)
+            pairs = ((item.node, item.output.producer()) for item in members)
+            nodes = dict.fromkeys(node for pair in pairs for node in pair if node is not None)
+            yield SharedInput(
+                tuple(nodes),
+                tuple(item.node for item in members),
+                tuple(item.bias for item in members),
+                tuple(item.output for item in members),
+                tuple(item.out_features for item in members),
+            )
 
 
-def _integer_groups(model: Model) -> Iterator[Site]:
+def _integer_groups(model: Model) -> Iterator[SharedInput]:
     groups: dict[tuple[ir.Value | None, ...], list[ir.Node]] = {}
     for node in model.graph:
         if (
@@ -67,86 +73,66 @@ def _integer_groups(model: Model) -> Iterator[Site]:
             and _width(node)
             and is_constant(node.inputs[1])
         ):
-            groups.setdefault((node.inputs[0], node.inputs[2], _operand(node, 4)), []).append(node)
+            groups.setdefault((node.inputs[0], node.inputs[2], operand(node, 4)), []).append(node)
     for nodes in groups.values():
         if len(nodes) > 1:
-            biases = tuple(_operand(node, 6) for node in nodes)
+            biases = tuple(operand(node, 6) for node in nodes)
             results = tuple(node.outputs[0] for node in nodes)
             yield SharedInput(tuple(nodes), tuple(nodes), biases, results, tuple(map(_width, nodes)))
 
 
 def _width(node: ir.Node) -> int:
-    shape = node.inputs[1].shape if node.inputs[1] is not None else None
-    return shape[1] if shape is not None and len(shape) == 2 and isinstance(shape[1], int) else 0
+    """Outputs of a product with a matrix; 0 where that is not known."""
+    weight = node.inputs[1]
+    return fixed_size(weight, 1) or 0 if rank_of(weight) == 2 else 0
 
 
-def _operand(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
-
-
-def _as_packed(rw: Rewriter, site: Site) -> None:
-    if not isinstance(site, SharedInput):
-        return
+def _as_packed(rw: Rewriter, site: SharedInput) -> None:
     first = min(site.products, key=list(rw.model.graph).index)
-    name = f"{site.results[0].name}.packed"
-    bias = _joined_bias(rw, site, f"{name}.bias")
+    place = rw.at(first, f"{site.results[0].name}.packed")
+    bias = _joined_bias(place, site)
     if first.op_type == "MatMul":
-        weight = _joined(rw, [node.inputs[1] for node in site.products], f"{name}.weight", first)
-        value = rw.node("MatMul", first.inputs[0], weight, before=first, name=f"{name}.product")
-        value = value if bias is None else rw.node("Add", value, bias, before=first, name=name)
+        value = place.op("MatMul", first.inputs[0], _joined_weight(place, site), name="product")
+        value = value if bias is None else place.op("Add", value, bias, name="")
     else:
-        value = _packed_integers(rw, site, first, bias, name)
-    sizes = rw.constant(np.array(site.widths, np.int64), f"{name}.sizes")
-    part = rw.node(
-        "Split", value, sizes, before=first, name=f"{name}.part", outputs=len(site.widths), axis=-1
-    )
-    split = part.producer()
-    for old, new in zip(site.results, split.outputs if split is not None else (), strict=True):
-        put_in_place(rw, old, new)
+        value = _packed_integers(place, site, first, bias)
+    sizes = place.constant(site.widths, "sizes")
+    split = place.node("Split", value, sizes, name="part", outputs=len(site.widths), axis=-1)
+    for old, new in zip(site.results, split.outputs, strict=True):
+        rw.replace(old, new, take_name=True)
 
 
-def _packed_integers(
-    rw: Rewriter, site: SharedInput, first: ir.Node, bias: ir.Value | None, name: str
-) -> ir.Value:
-    weight = _joined(rw, [node.inputs[1] for node in site.products], f"{name}.weight", first)
+def _packed_integers(place: Builder, site: SharedInput, first: ir.Node, bias: ir.Value | None) -> ir.Value:
+    weight = _joined_weight(place, site)
     columns = list(zip(site.products, site.widths, strict=True))
     scales = [_per_column(node.inputs[3], width, np.float32) for node, width in columns]
     dtype = np.int8 if weight.dtype is None else weight.dtype.numpy()
-    zeros = [_per_column(_operand(node, 5), width, dtype) for node, width in columns]
-    operands: tuple[ir.Value | None, ...] = (
-        first.inputs[0],
-        weight,
-        first.inputs[2],
-        rw.constant(np.concatenate(scales), f"{name}.scale"),
-        _operand(first, 4),
-        rw.constant(np.concatenate(zeros), f"{name}.zero_point"),
-        bias,
-    )
-    operands = operands if bias is not None else operands[:-1]
-    packed = rw.node(_INTEGER, *operands, before=first, name=name, domain=CONTRIB)
+    zeros = [_per_column(operand(node, 5), width, dtype) for node, width in columns]
+    scale = place.constant(np.concatenate(scales), "scale")
+    zero = place.constant(np.concatenate(zeros), "zero_point")
+    operands = (first.inputs[0], weight, first.inputs[2], scale, operand(first, 4), zero)
+    packed = place.op(_INTEGER, *operands, *([] if bias is None else [bias]), name="", domain=CONTRIB)
     result = site.results[0]
     packed.type = result.type
     packed.shape = None if result.shape is None else ir.Shape([*result.shape[:-1], sum(site.widths)])
     return packed
 
 
-def _joined(rw: Rewriter, weights: Sequence[ir.Value | None], name: str, before: ir.Node) -> ir.Value:
+def _joined_weight(place: Builder, site: SharedInput) -> ir.Value:
     """Weights [in, out] side by side: stored, or an expression where one of them is an expression."""
-    present = [weight for weight in weights if weight is not None]
-    if all(weight.const_value is not None for weight in present):
-        return rw.constant(np.concatenate([evaluate(weight) for weight in present], axis=1), name)
-    return rw.node("Concat", *present, before=before, name=name, axis=1)
+    weights = [weight for node in site.products if (weight := node.inputs[1]) is not None]
+    if all(weight.const_value is not None for weight in weights):
+        return place.constant(np.concatenate([evaluate(weight) for weight in weights], axis=1), "weight")
+    return place.op("Concat", *weights, name="weight", axis=1)
 
 
-def _joined_bias(rw: Rewriter, site: SharedInput, name: str) -> ir.Value | None:
-    if all(bias is None for bias in site.biases):
+def _joined_bias(place: Builder, site: SharedInput) -> ir.Value | None:
+    stored = next((bias for bias in site.biases if bias is not None), None)
+    if stored is None:
         return None
-    dtype = next(bias.dtype for bias in site.biases if bias is not None)
-    parts = [
-        _per_column(bias, width, np.float32 if dtype is None else dtype.numpy())
-        for bias, width in zip(site.biases, site.widths, strict=True)
-    ]
-    return rw.constant(np.concatenate(parts), name)
+    columns = zip(site.biases, site.widths, strict=True)
+    parts = [_per_column(bias, width, dtype_of(stored).numpy()) for bias, width in columns]
+    return place.constant(np.concatenate(parts), "bias")
 
 
 def _per_column(value: ir.Value | None, width: int, dtype: np.dtype | type) -> np.ndarray:

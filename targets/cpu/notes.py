@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from graphcompress.targets.common.family import Family
 from graphcompress.targets.common.form_choice import ChosenForm
 from graphcompress.targets.cpu.formed_model import FormedModel
 
 
-def notes_on(lowered: FormedModel, families: Sequence[Family], asked: str) -> list[str]:
+def notes_on(lowered: FormedModel, families: Sequence[Family[Any]], asked: str) -> list[str]:
     """Notes on the forms of ``lowered``; ``asked`` says which were asked for by name, or nothing."""
     notes = [*([asked] if asked else []), *lowered.notes]
     notes += [
@@ -28,7 +29,7 @@ def forms_text(choices: Sequence[ChosenForm]) -> str:
     return ", ".join(f"{family} {sites} × {form}" for (family, form), sites in counts.items())
 
 
-def _notes(choices: Sequence[ChosenForm], families: Sequence[Family]) -> Iterator[str]:
+def _notes(choices: Sequence[ChosenForm], families: Sequence[Family[Any]]) -> Iterator[str]:
     defaults = {family.name: family.default for family in families}
     missing: Counter[tuple[str, str, str]] = Counter()
     slower: Counter[tuple[str, str, str]] = Counter()
