@@ -83,7 +83,7 @@ def _dynamic(node: ir.Node) -> IntegerSite | None:
         return None
     inner = (scales,) if only_reader(scales.outputs[0]) is product else ()
     zeros = [operand(node, 2), operand(node, 3)]
-    return _site((*inner, node, cast, product), node.inputs, [a_scale, b_scale], zeros)
+    return _site((*inner, node, cast, product), node.inputs[:2], [a_scale, b_scale], zeros)
 
 
 def _site(

@@ -334,7 +334,7 @@ def test_a_model_that_cannot_run_at_a_shape_keeps_the_default_forms(
     tiny_bert, tmp_path, monkeypatch, caplog
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("graphcompress.data.load.longest_sample", lambda model: None)
+    monkeypatch.setattr("graphcompress.data.made_up.longest_sample", lambda model: None)
     Cpu(shapes="2x128").lower(tiny_bert, tmp_path, Context())
     assert not MeasurementCache()._entries
     assert "are not measured: ONNX Runtime cannot run the model" in caplog.text
