@@ -392,8 +392,9 @@ g (float[b,s,8] q, float[b,s,8] k, float[b,s,8] v, float[b,1,{rows},s] mask) => 
 """
 
 
-def attention_model(rows="1", key="3, 1", axis=-1, guard=""):
-    text = ATTENTION.format(rows=rows, key=key, axis=axis, guard=guard, guarded="ed" if guard else "")
+def attention_model(rows="1", key="3, 1", axis=-1, guard="", mask="b,1,{rows},s"):
+    text = ATTENTION.replace("b,1,{rows},s", mask)
+    text = text.format(rows=rows, key=key, axis=axis, guard=guard, guarded="ed" if guard else "")
     weights = {"heads": np.array([0, 0, 2, 4]), "whole": np.array([0, 0, 8]), "scale": np.float32(0.6)}
     return model_of(text, weights)
 
@@ -417,8 +418,7 @@ def test_attention_as_one_node(rows):
 
 @pytest.mark.parametrize("mask", ["b,2,s,s", "1,1,s,s", "1,2,1,s", "b,1,1,s"])
 def test_attention_with_masks_of_every_kind(mask):
-    model = attention_model()
-    model.graph.inputs[3].shape = ir.Shape([int(d) if d.isdigit() else d for d in mask.split(",")])
+    model = attention_model(mask=mask)
     sizes = [{"b": 3, "s": 5, "1": 1, "2": 2}[d] for d in mask.split(",")]
     values = np.where(random(*sizes, seed=7) > 0.5, -1e4, 0).astype(np.float32)
     feed = {name: random(3, 5, 8, seed=i) for i, name in enumerate("qkv")} | {"mask": values}
