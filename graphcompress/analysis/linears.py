@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.graph.expressions import Constants, evaluate, leaves
+from graphcompress.graph.expressions import Constants, evaluate, is_constant, leaves
 from graphcompress.graph.model import Model, is_weight, number_of_parameters
+
+IsConstant = Callable[[ir.Value | None], bool]
+"""Says whether a value is the same in every run."""
 
 _ANONYMOUS = re.compile(r"(val_\d+|onnx::\w+_\d+|_?\d+|.*MatMul_\d+|t_\d+|.*Transpose.*)$")
 
@@ -129,10 +132,10 @@ def stored_parameters(weight: ir.Value) -> int:
     return sum(number_of_parameters(leaf) for leaf in leaves(weight))
 
 
-def linear_at(node: ir.Node, constant: Constants | None = None) -> Linear | None:
-    """The linear map whose product ``node`` is, or None; ``constant`` is what is known of the graph."""
+def linear_at(node: ir.Node, constant: IsConstant = is_constant) -> Linear | None:
+    """The linear map whose product ``node`` is, or None."""
     view = None if node.domain else _VIEWS.get(node.op_type)
-    return view(node, constant or Constants()) if view else None
+    return view(node, constant) if view else None
 
 
 def _find_linears(model: Model) -> Iterator[Linear]:
@@ -157,7 +160,7 @@ def _find_embeddings(model: Model) -> Iterator[Embedding]:
         yield Embedding(node, indices, table, node.outputs[0], _display_name(table, None), *shape)
 
 
-def _matmul(node: ir.Node, constant: Constants) -> Linear | None:
+def _matmul(node: ir.Node, constant: IsConstant) -> Linear | None:
     x, weight = node.inputs
     if x is None or weight is None or constant(x):
         return None
@@ -169,7 +172,7 @@ def _matmul(node: ir.Node, constant: Constants) -> Linear | None:
     return Linear(node, x, weight, bias, output, name, shape[0], shape[1], transposed=False)
 
 
-def _gemm(node: ir.Node, constant: Constants) -> Linear | None:
+def _gemm(node: ir.Node, constant: IsConstant) -> Linear | None:
     x, weight = node.inputs[:2]
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if x is None or weight is None or constant(x) or (bias is not None and not constant(bias)):
@@ -187,7 +190,7 @@ def _gemm(node: ir.Node, constant: Constants) -> Linear | None:
 _VIEWS = {"MatMul": _matmul, "Gemm": _gemm}
 
 
-def _added_bias(product: ir.Value, width: int, constant: Constants) -> tuple[ir.Value | None, ir.Value]:
+def _added_bias(product: ir.Value, width: int, constant: IsConstant) -> tuple[ir.Value | None, ir.Value]:
     """The bias added to ``product`` and the sum, when its only use is that addition."""
     uses = list(product.uses())
     if len(uses) != 1 or product.is_graph_output():
@@ -201,7 +204,7 @@ def _added_bias(product: ir.Value, width: int, constant: Constants) -> tuple[ir.
     return other, node.outputs[0]
 
 
-def _constant_shape(value: ir.Value, constant: Constants) -> list[int] | None:
+def _constant_shape(value: ir.Value, constant: IsConstant) -> list[int] | None:
     if not constant(value) or value.shape is None or not value.shape.is_static():
         return None
     return [int(size) for size in value.shape.numpy()]

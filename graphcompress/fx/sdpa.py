@@ -131,7 +131,8 @@ def _taken(chain: _Chain, step: Step) -> bool:
 
 def _mask(step: Step, scale: float) -> _Mask | None:
     if step.node.op_type == "Add":
-        return _Mask(operand_beside(step.node, step.operand))
+        mask = operand_beside(step.node, step.operand)
+        return None if mask is step.operand else _Mask(mask)  # scores twice are no mask
     if step.node.op_type != "Where" or scale != 1.0 or step.index == 0:
         return None
     number = scalar(step.node.inputs[3 - step.index])

@@ -59,6 +59,7 @@ class Stored:
         self.learned_scales: set[str] = set()
         self._paths = module_paths(known)
         self._learn_scales = learn_scales
+        self._trained: dict[ir.Value, bool] = {}
         self._low_bit = {value: form for value in known.values() if (form := low_bit(value)) is not None}
         self._scales = {form.scale for form in self._low_bit.values()} | {
             value for value in known.values() if _scales_activations(value)
@@ -97,9 +98,10 @@ class Stored:
         """Whether ``value`` becomes a parameter."""
         if value in self._scales:
             return self._learn_scales
-        if value in self._low_bit:
-            return True
-        return value.dtype is not None and value.dtype.is_floating_point() and not is_frozen(value)
+        if value not in self._trained:  # all readers of a value are looked at, so do it once
+            floats = value.dtype is not None and value.dtype.is_floating_point()
+            self._trained[value] = value in self._low_bit or (floats and not is_frozen(value))
+        return self._trained[value]
 
     # ---- nodes
 

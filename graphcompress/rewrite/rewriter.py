@@ -9,6 +9,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from graphcompress.analysis.linears import NAME_KEY, Embedding, Linear
+from graphcompress.graph.expressions import Constants
 from graphcompress.graph.inference import overridable
 from graphcompress.graph.model import Model
 from graphcompress.plugin.base import Context, Record, Skipped, Touched
@@ -28,6 +29,7 @@ class Rewriter:
         self.model = model
         self.ctx = ctx
         self.modified = False
+        self._constants = Constants()
         self.touched: list[Touched] = []
         self.skipped: list[Skipped] = []
         self.notes: list[str] = []
@@ -120,6 +122,12 @@ class Rewriter:
         self._names.add(candidate)
         return candidate
 
+    # ---- looking
+
+    def is_constant(self, value: ir.Value | None) -> bool:
+        """Whether ``value`` is the same in every run; remembered until something reads another value."""
+        return self._constants(value)
+
     # ---- changing
 
     def replace(self, old: ir.Value, new: ir.Value, *, take_name: bool = False) -> None:
@@ -144,7 +152,7 @@ class Rewriter:
         for node, index in tuple(old.uses()):
             if node is not new.producer():
                 node.replace_input_with(index, new)
-        self.modified = True
+        self._rewired()
 
     def _nameable(self, value: ir.Value) -> ir.Value:
         """``value``, or a copy of one whose name belongs to the caller: an input, an output or a weight."""
@@ -157,7 +165,11 @@ class Rewriter:
         if index >= len(node.inputs):
             node.resize_inputs(index + 1)
         node.replace_input_with(index, value)
+        self._rewired()
+
+    def _rewired(self) -> None:
         self.modified = True
+        self._constants = Constants()
 
     def overwrite(self, value: ir.Value, array: np.ndarray) -> None:
         """Give an initializer other numbers; its name, its type and its readers stay."""
@@ -204,7 +216,7 @@ class Rewriter:
         with overridable(self.model.graph):
             modified = bool(step(self.model.ir).modified)
         if modified:
-            self.modified = True
+            self._rewired()
             self._names = set()
         return modified
 
@@ -213,6 +225,7 @@ class Rewriter:
         common.RemoveUnusedNodesPass()(self.model.ir)
         common.TopologicalSortPass()(self.model.ir)
         self.model.infer_shapes()
+        self._constants = Constants()
 
 
 def put_in_place(rw: Rewriter, old: ir.Value, new: ir.Value) -> None:

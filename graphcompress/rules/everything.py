@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from graphcompress.graph.expressions import Constants
 from graphcompress.ranges.bounds import Bounds
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules import (
@@ -55,20 +54,20 @@ def simplify(
 
 def _sweep(rw: Rewriter, largest_input: float | None, assume_visible: bool) -> Counter[str]:
     """Try every rule once on every node of the main graph; how often each kind matched."""
-    bounds, constant = Bounds(largest_input), Constants()
+    bounds = Bounds(largest_input)
     found: Counter[str] = Counter()
     for node in list(rw.model.graph):
         if node.graph is None or node.domain not in ("", "ai.onnx"):
             continue
-        rules = _rules(node, bounds, constant, assume_visible)
+        rules = _rules(node, bounds, assume_visible)
         kind = next((kind for rule in rules if (kind := rule(rw, node))), None)
         if kind is not None:
             found[kind] += 1
     return found
 
 
-def _rules(node: ir.Node, bounds: Bounds, constant: Constants, assume_visible: bool) -> Iterator[Rule]:
-    yield lambda rw, node: linears.fold_weight(rw, node, constant)
+def _rules(node: ir.Node, bounds: Bounds, assume_visible: bool) -> Iterator[Rule]:
+    yield linears.fold_weight
     for family in FAMILIES:
         yield from family.get(node.op_type, ())
     bounded = [*masks.BOUNDED_RULES.get(node.op_type, ())]

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from graphcompress.analysis.linears import NAME_KEY, linear_at
 from graphcompress.analysis.reshape import reshape_target
-from graphcompress.graph.expressions import Constants, evaluate, expression_nodes, is_constant, leaves
+from graphcompress.graph.expressions import evaluate, expression_nodes, leaves
 from graphcompress.graph.match import (
     array_of,
     fixed_shape,
@@ -28,7 +28,7 @@ SMALL_BYTES = 64
 """Results up to this size are folded even when the expression is smaller."""
 
 
-def fold_weight(rw: Rewriter, node: ir.Node, constant: Constants) -> str | None:
+def fold_weight(rw: Rewriter, node: ir.Node) -> str | None:
     """A constant expression over weights is computed once, unless it is the smaller form of its result.
 
     Left alone: an expression whose result is larger than its leaves (Kronecker factors, low-bit storage),
@@ -38,7 +38,7 @@ def fold_weight(rw: Rewriter, node: ir.Node, constant: Constants) -> str | None:
     value = node.outputs[0]
     if len(node.outputs) != 1 or value.is_graph_output():
         return None
-    if not is_whole_expression(value, constant) or why_not_fold(value) is not None:
+    if not is_whole_expression(rw, value) or why_not_fold(value) is not None:
         return None
     name = weight_name(value)
     suffix = "transposed" if node.op_type == "Transpose" else "folded"
@@ -49,11 +49,11 @@ def fold_weight(rw: Rewriter, node: ir.Node, constant: Constants) -> str | None:
     return f"{node.op_type} of a weight"
 
 
-def is_whole_expression(value: ir.Value, constant: Constants) -> bool:
+def is_whole_expression(rw: Rewriter, value: ir.Value) -> bool:
     """Whether ``value`` is computed from constants and read by something that is not constant."""
-    if value.const_value is not None or not constant(value):
+    if value.const_value is not None or not rw.is_constant(value):
         return False
-    return any(not constant(use.node.outputs[0]) for use in value.uses())
+    return any(not rw.is_constant(use.node.outputs[0]) for use in value.uses())
 
 
 def why_not_fold(value: ir.Value) -> str | None:
@@ -85,7 +85,7 @@ def weight_name(value: ir.Value) -> str:
 
 def gemm(rw: Rewriter, node: ir.Node) -> str | None:
     """A Gemm with a constant weight becomes MatMul and Add."""
-    found = linear_at(node)
+    found = linear_at(node, rw.is_constant)
     if found is None:
         return None
     bias = operand(node, "C")
@@ -103,12 +103,12 @@ def gemm(rw: Rewriter, node: ir.Node) -> str | None:
 def bias_last(rw: Rewriter, node: ir.Node) -> str | None:
     """A bias is the second operand of the Add after a MatMul, and has one axis."""
     a, b = node.inputs
-    if not producer(a, "MatMul") and producer(b, "MatMul") and is_constant(a):
+    if not producer(a, "MatMul") and producer(b, "MatMul") and rw.is_constant(a):
         rw.set_input(node, 0, b)
         rw.set_input(node, 1, a)
         return "bias before its product"
     shape, rank = shape_of(a), rank_of(b)
-    if not producer(a, "MatMul") or not is_constant(b) or shape is None or rank is None:
+    if not producer(a, "MatMul") or not rw.is_constant(b) or shape is None or rank is None:
         return None
     flat = 2 <= rank <= len(shape) and _flatten_bias(rw, node, 1, shape[-1])
     return "bias of more than one axis" if flat else None
@@ -139,7 +139,7 @@ def one_scale(rw: Rewriter, node: ir.Node) -> str | None:
     left, right = (producer(value, "Mul") if only_reader(value) else None for value in node.inputs)
     if left is None or right is None:
         return None
-    (a, factor), (b, other) = _scaled(left), _scaled(right)
+    (a, factor), (b, other) = _scaled(rw, left), _scaled(rw, right)
     if a is None or b is None or factor is None or other is None or factor.dtype != other.dtype:
         return None
     product = np.asarray(evaluate(factor) * evaluate(other))
@@ -151,11 +151,11 @@ def one_scale(rw: Rewriter, node: ir.Node) -> str | None:
     return "second scale of a product"
 
 
-def _scaled(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None]:
+def _scaled(rw: Rewriter, node: ir.Node) -> tuple[ir.Value | None, ir.Value | None]:
     """The operand and the scalar of a Mul."""
     for index in (1, 0):
         factor, value = node.inputs[index], node.inputs[1 - index]
-        if scalar(factor) is None or is_constant(value):
+        if scalar(factor) is None or rw.is_constant(value):
             continue
         if same_shape(shape_of(value), node.outputs[0].shape):
             return value, factor
@@ -168,7 +168,7 @@ def unflattened_rows(rw: Rewriter, node: ir.Node) -> str | None:
     Exporters write ``addmm`` over two axes only; MatMul takes any number, so that the first Reshape and the
     arithmetic of its target go, and the second mostly turns out to move nothing.
     """
-    linear, data = linear_at(node), operand(producer(node.inputs[0], "Reshape"), 0)
+    linear, data = linear_at(node, rw.is_constant), operand(producer(node.inputs[0], "Reshape"), 0)
     shape = shape_of(data)
     if linear is None or shape is None or len(shape) < 3:
         return None

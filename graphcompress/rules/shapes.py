@@ -7,7 +7,6 @@ import onnx_ir as ir
 
 from graphcompress.analysis.arguments import slice_ranges
 from graphcompress.analysis.reshape import reshape_target
-from graphcompress.graph.expressions import is_constant
 from graphcompress.graph.match import (
     array_of,
     integers_of,
@@ -25,7 +24,7 @@ from graphcompress.rules.sizes import known_value, quotient_of_size, size_of_inp
 def constant_target(rw: Rewriter, node: ir.Node) -> str | None:
     """The computed target of a Reshape becomes a constant: copies (0) and at most one inferred size (-1)."""
     data, target = node.inputs
-    sizes = None if is_constant(target) else _target(data, node.outputs[0])
+    sizes = None if rw.is_constant(target) else _target(data, node.outputs[0])
     if sizes is None:
         return None
     _reshape(rw, node, data, sizes)
@@ -123,7 +122,7 @@ def constant_expand(rw: Rewriter, node: ir.Node) -> str | None:
     """The computed target of an Expand becomes a constant: 1 keeps a size, a number widens one."""
     data, target = node.inputs
     shape, wanted = shape_of(data), node.outputs[0].shape
-    if is_constant(target) or shape is None or wanted is None or len(wanted) < len(shape):
+    if rw.is_constant(target) or shape is None or wanted is None or len(wanted) < len(shape):
         return None
     known = [*([1] * (len(wanted) - len(shape))), *shape]
     sizes = [1 if same_dim(a, b) else b for a, b in zip(known, wanted, strict=True)]

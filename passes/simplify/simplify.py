@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graphcompress.analysis.linears import inner_linears, overridable_weights
-from graphcompress.graph.expressions import Constants
 from graphcompress.graph.match import is_standard, node_name
 from graphcompress.graph.model import Model, is_weight
 from graphcompress.passes.simplify.fused.operators import refuse_hidden, standardise
@@ -79,10 +78,9 @@ def _report_what_stays(rw: Rewriter) -> None:
         rw.skip(value.name or "", "it is an input, too: a caller may override it")
     for node, inner in inner_linears(rw.model):
         rw.skip(node_name(inner), f"inside a subgraph of {node.op_type}, where no pass looks")
-    constant = Constants()
     for node in rw.model.graph:
         value = node.outputs[0]
-        if not linears.is_whole_expression(value, constant):
+        if not linears.is_whole_expression(rw, value):
             continue
         unfolded = linears.why_not_fold(value)
         if unfolded and is_weight(value):

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.linears import Embedding, embeddings, linears
-from graphcompress.graph.expressions import Constants, evaluate, leaves
+from graphcompress.graph.expressions import evaluate, leaves
 from graphcompress.graph.match import (
     dtype_of,
     fixed_shape,
@@ -176,9 +176,9 @@ def _store_the_rest(rw: Rewriter, *, restored_at_run_time: bool) -> list[str]:
     What only restores low-bit storage may be left to run time: it has as many elements as are stored.
     """
     rw.clean()
-    larger, constant = [], Constants()
+    larger = []
     for node in list(rw.model.graph):
-        value = _to_store(node, constant)
+        value = _to_store(rw, node)
         if value is None:
             continue
         elements, stored = math.prod(fixed_shape(value) or ()), leaves(value)
@@ -193,9 +193,9 @@ def _store_the_rest(rw: Rewriter, *, restored_at_run_time: bool) -> list[str]:
     return larger
 
 
-def _to_store(node: ir.Node, constant: Constants) -> ir.Value | None:
+def _to_store(rw: Rewriter, node: ir.Node) -> ir.Value | None:
     """The constant that ``node`` computes and something variable reads; in front of a DequantizeLinear."""
-    if len(node.outputs) != 1 or not is_whole_expression(node.outputs[0], constant):
+    if len(node.outputs) != 1 or not is_whole_expression(rw, node.outputs[0]):
         return None
     value = node.inputs[0] if is_standard(node, "DequantizeLinear") else node.outputs[0]
     computed = value is not None and value.const_value is None and fixed_shape(value) is not None

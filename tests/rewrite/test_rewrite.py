@@ -182,3 +182,14 @@ def test_a_foreign_domain_is_declared_when_used(tiny_bert, ctx) -> None:
     rw = Rewriter(tiny_bert, ctx)
     rw.node("Gelu", value(tiny_bert, "embeddings.sum"), domain="com.microsoft")
     assert tiny_bert.graph.opset_imports["com.microsoft"] == 1
+
+
+def test_what_is_constant_is_asked_anew_after_an_edit(tiny_bert):
+    linear = linears(tiny_bert)[0]
+    with Rewriter(tiny_bert, Context()) as rw:
+        assert rw.is_constant(linear.weight)
+        assert not rw.is_constant(linear.output)
+        rw.set_input(linear.node, 0, rw.constant(np.ones((1, 2, linear.in_features), np.float32), "ones"))
+        rw.set_input(linear.node, 1, linear.weight)
+        linear.node.outputs[0].shape = None
+        assert rw.is_constant(linear.node.outputs[0])
