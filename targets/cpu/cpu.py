@@ -24,9 +24,8 @@ from graphcompress.rules.opsets.versions import NEWEST_OPSET
 from graphcompress.targets.common.attention import OPERATOR, OPERATOR_OPSET, FusedAttention
 from graphcompress.targets.common.family import Family
 from graphcompress.targets.common.gelu import Gelu
-from graphcompress.targets.common.integer import IntegerLinear
-from graphcompress.targets.common.unsigned import unsigned_activations
-from graphcompress.targets.cpu.dequantised import DequantisedRows
+from graphcompress.targets.common.integer_linear import IntegerLinear
+from graphcompress.targets.common.unsigned_activations import unsigned_activations
 from graphcompress.targets.cpu.file_comparison import is_slower
 from graphcompress.targets.cpu.formed_model import (
     ARTIFACT,
@@ -37,10 +36,11 @@ from graphcompress.targets.cpu.formed_model import (
     take_back,
     times_against_input,
 )
+from graphcompress.targets.cpu.fp16_storage import store_floats_as_fp16
+from graphcompress.targets.cpu.int8_tables import DequantisedRows
 from graphcompress.targets.cpu.kronecker import Kronecker, KroneckerTable
-from graphcompress.targets.cpu.linear import Packed
-from graphcompress.targets.cpu.normalisation import Residual
 from graphcompress.targets.cpu.notes import forms_text, notes_on
+from graphcompress.targets.cpu.packed_linears import Packed
 from graphcompress.targets.cpu.padding_choice import AUTO, KEEP, REMOVE, choose_padding
 from graphcompress.targets.cpu.provider_choice import (
     OPENVINO,
@@ -50,7 +50,7 @@ from graphcompress.targets.cpu.provider_choice import (
     choose_provider,
     openvino,
 )
-from graphcompress.targets.cpu.storage import store_floats_as_fp16
+from graphcompress.targets.cpu.residual import Residual
 
 NOTHING_MEASURED = "nothing was measured (measure=false): default forms, speed not compared with the input"
 

@@ -12,8 +12,8 @@ from graphcompress.graph.model import Model
 from graphcompress.numerics.kronecker import Order
 from graphcompress.rewrite.kronecker import KroneckerWeight, read_expression, write_products
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.targets.common.factors import look_up_factors
 from graphcompress.targets.common.family import UNCHANGED, Family, Form, Site, disjoint
+from graphcompress.targets.common.kronecker_factors import look_up_factors
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from graphcompress.graph.temporary import Temporary
 from graphcompress.measure.cache import Measurements
 from graphcompress.plugin.base import Context
 from graphcompress.targets.cpu.file_comparison import Timer, compare_files, is_slower, timed
-from graphcompress.targets.cpu.padding import remove_padding
+from graphcompress.targets.cpu.padding_removal import remove_padding
 
 KEEP, REMOVE, AUTO = "keep", "remove", "auto"
 BATCH = 8

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from graphcompress.targets.mobile.interface import Interface, Port
-from graphcompress.targets.mobile.languages import TYPES, identifiers, kotlin_text, swift_text
+from graphcompress.targets.mobile.kotlin_and_swift import TYPES, identifiers, kotlin_text, swift_text
 
 EXAMPLE_FILE = "example.json"
 

@@ -20,32 +20,32 @@ from graphcompress.plugin.schemes import INT8, UINT8, integer_products
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.everything import simplify
 from graphcompress.rules.opsets.lowering import legalise
-from graphcompress.targets.common.factors import multiply_factors
-from graphcompress.targets.common.fixed import fix_shapes, is_fixed, parse_shape, sizes_of
+from graphcompress.targets.common.fix_sizes import fix_shapes, is_fixed, parse_shape, sizes_of
 from graphcompress.targets.common.form_choice import choose_forms
 from graphcompress.targets.common.gelu import Gelu
-from graphcompress.targets.common.integer import IntegerLinear
-from graphcompress.targets.common.unsigned import unsigned_activations
+from graphcompress.targets.common.integer_linear import IntegerLinear
+from graphcompress.targets.common.kronecker_factors import multiply_factors
+from graphcompress.targets.common.unsigned_activations import unsigned_activations
 from graphcompress.targets.mobile.advice import advice
 from graphcompress.targets.mobile.bundle import unknown_types, write_bundle, write_example
-from graphcompress.targets.mobile.convert import (
+from graphcompress.targets.mobile.fitted_feeds import fitted
+from graphcompress.targets.mobile.flattened_products import flatten_products
+from graphcompress.targets.mobile.interface import Interface, interface_of, model_of, read_interface
+from graphcompress.targets.mobile.nnapi_operators import (
+    normalisation_by_means,
+    reciprocal_as_division,
+    rows_by_int32,
+    without_erf,
+)
+from graphcompress.targets.mobile.ort_format import (
     MODEL_FILE,
     OPERATORS_FILE,
     compare_converted,
     convert,
     write_operators,
 )
-from graphcompress.targets.mobile.elementary import (
-    normalisation_by_means,
-    reciprocal_as_division,
-    rows_by_int32,
-    without_erf,
-)
-from graphcompress.targets.mobile.flat import flatten_products
-from graphcompress.targets.mobile.interface import Interface, interface_of, model_of, read_interface
-from graphcompress.targets.mobile.padding import fitted
 from graphcompress.targets.mobile.partitions import described, partitions, write_partitions
-from graphcompress.targets.mobile.selections import where_as_arithmetic
+from graphcompress.targets.mobile.where_as_arithmetic import where_as_arithmetic
 
 SAMPLE_LENGTH = 24
 PROOF = "reloaded from the ORT format and run on ONNX Runtime's CPU provider"

@@ -22,12 +22,12 @@ from graphcompress.rules.opsets.lowering import legalise
 from graphcompress.rules.opsets.raising import raise_opset
 from graphcompress.targets.common.attention import FusedAttention
 from graphcompress.targets.common.form_choice import choose_forms
+from graphcompress.targets.nvidia.engine_profile import check_profile, profile_shapes
 from graphcompress.targets.nvidia.engines.provider_options import checked_options, parse_options
-from graphcompress.targets.nvidia.half import clip_constants, to_half
-from graphcompress.targets.nvidia.profile import check_profile, profile_shapes
-from graphcompress.targets.nvidia.range import wide_values
+from graphcompress.targets.nvidia.float16 import clip_constants, to_half
+from graphcompress.targets.nvidia.float16_range import wide_values
 from graphcompress.targets.nvidia.refusals import products_stored_in_int8
-from graphcompress.targets.nvidia.typed import OLDEST_OPSET, strongly_typed
+from graphcompress.targets.nvidia.strongly_typed import OLDEST_OPSET, strongly_typed
 
 MODEL_FILE, SESSION_FILE = "model.onnx", "session.json"
 

@@ -15,6 +15,7 @@ from graphcompress.graph.runtime import runner_of, session_of
 from graphcompress.plugin.base import Capabilities, Context, Lowering, Target
 from graphcompress.plugin.options import option
 from graphcompress.plugin.schemes import INT8, integer_products
+from graphcompress.targets.nvidia.engine_profile import check_profile, profile_shapes
 from graphcompress.targets.nvidia.engines.builder import (
     FULL,
     INSTALL,
@@ -27,8 +28,7 @@ from graphcompress.targets.nvidia.engines.builder import (
 )
 from graphcompress.targets.nvidia.engines.device import gpu_here
 from graphcompress.targets.nvidia.engines.execute import engine_runner
-from graphcompress.targets.nvidia.profile import check_profile, profile_shapes
-from graphcompress.targets.nvidia.typed import Typed, strongly_typed
+from graphcompress.targets.nvidia.strongly_typed import Typed, strongly_typed
 
 MODEL_FILE, BUILD_FILE = "model.onnx", "build.json"
 CAPABILITIES = ("80", "86", "89", "120", "121", "75")

@@ -14,7 +14,7 @@ from graphcompress.graph.runtime import Feed, first_line, runner_of, runtime_err
 from graphcompress.plugin.base import Capabilities, Context, Lowering, Target
 from graphcompress.plugin.schemes import INT8, UINT8, integer_products
 from graphcompress.rules.opsets.lowering import legalise
-from graphcompress.targets.common.unsigned import unsigned_activations
+from graphcompress.targets.common.unsigned_activations import unsigned_activations
 from graphcompress.targets.openvino.agreement import LENGTHS, disagreement
 from graphcompress.targets.openvino.provider import PLUGIN, PROVIDER, open_session, package
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from graphcompress.errors import MissingExtraError, UnsupportedModelError
 from graphcompress.graph.temporary import Temporary
-from graphcompress.targets.nvidia.engines.log import Layer, int8_products, layers_in
+from graphcompress.targets.nvidia.engines.log import EngineLayer, int8_products, layers_in
 
 FULL, RTX = "tensorrt", "tensorrt_rtx"
 """Modules: the whole of TensorRT, and the one for RTX cards, which compiles without a GPU."""
@@ -47,7 +47,7 @@ class Engine:
     compute: str
     module: str
     version: str
-    layers: tuple[Layer, ...]
+    layers: tuple[EngineLayer, ...]
     int8: tuple[str, ...]
     expected: tuple[str, ...]
     seconds: float
@@ -146,7 +146,9 @@ def _run(request: Path, compute: str, timeout_s: float) -> subprocess.CompletedP
         ) from error
 
 
-def _require(expected: Collection[str], found: Sequence[str], layers: Sequence[Layer], compute: str) -> None:
+def _require(
+    expected: Collection[str], found: Sequence[str], layers: Sequence[EngineLayer], compute: str
+) -> None:
     missing = [name for name in expected if name not in found]
     if not missing:
         return

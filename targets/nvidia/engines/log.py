@@ -9,14 +9,14 @@ from dataclasses import dataclass
 _LINE = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), (?P<rest>.*)$")
 _SECTION = re.compile(r"(Inputs|Constants|Outputs): \[")
 _TYPE = re.compile(r"Datatype: (\w+)")
-_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+_NODE = re.compile(r"\[ONNX EngineLayer: ([^\]]*)\]")
 _TACTIC = re.compile(r"TacticName: ([^,]*)")
 _INT8_KERNEL = re.compile(r"gemm_\w+_i8i32_")
 """In the names of kernels that sum int8 products in int32, whatever they write."""
 
 
 @dataclass(frozen=True)
-class Layer:
+class EngineLayer:
     """One layer of an engine.
 
     Attributes:
@@ -49,7 +49,7 @@ class Layer:
         return f"{self.kind} {self.name}: {', '.join(self.operands)} -> {', '.join(self.results)}"
 
 
-def layers_in(log: Iterable[str]) -> list[Layer]:
+def layers_in(log: Iterable[str]) -> list[EngineLayer]:
     """Every layer in the lines of a log, in the order of execution."""
     found = []
     for line in log:
@@ -57,7 +57,7 @@ def layers_in(log: Iterable[str]) -> list[Layer]:
         if match:
             parts = _sections(match["rest"])
             found.append(
-                Layer(
+                EngineLayer(
                     match["name"],
                     match["kind"],
                     (*_types(parts.get("Inputs", "")), *_types(parts.get("Constants", ""))),
@@ -69,7 +69,7 @@ def layers_in(log: Iterable[str]) -> list[Layer]:
     return found
 
 
-def int8_products(layers: Iterable[Layer], expected: Collection[str]) -> list[str]:
+def int8_products(layers: Iterable[EngineLayer], expected: Collection[str]) -> list[str]:
     """Which of the ``expected`` nodes are multiplied in int8; a layer may multiply for several of them."""
     made = {name for layer in layers if layer.is_int8_product for name in layer.nodes}
     return [name for name in expected if name in made]

@@ -26,12 +26,12 @@ from graphcompress.targets.common.form_choice import (
     same_outputs,
 )
 from graphcompress.targets.common.gelu import Gelu
-from graphcompress.targets.common.integer import IntegerLinear
-from graphcompress.targets.common.unsigned import unsigned_activations
-from graphcompress.targets.cpu.dequantised import DequantisedRows
+from graphcompress.targets.common.integer_linear import IntegerLinear
+from graphcompress.targets.common.unsigned_activations import unsigned_activations
+from graphcompress.targets.cpu.int8_tables import DequantisedRows
 from graphcompress.targets.cpu.kronecker import Kronecker, KroneckerTable
-from graphcompress.targets.cpu.linear import Packed
-from graphcompress.targets.cpu.normalisation import Residual
+from graphcompress.targets.cpu.packed_linears import Packed
+from graphcompress.targets.cpu.residual import Residual
 
 HEADER = '<ir_version: 10, opset_import: ["" : {opset}, "com.microsoft" : 1]>\n'
 

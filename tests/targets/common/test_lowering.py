@@ -16,16 +16,16 @@ from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.plugin.base import Capabilities, Context
 from graphcompress.plugin.schemes import UINT8, integer_products
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.targets.common.factors import multiply_factors
-from graphcompress.targets.common.fixed import fix_shapes, is_fixed, parse_shape, sizes_of
-from graphcompress.targets.mobile.elementary import (
+from graphcompress.targets.common.fix_sizes import fix_shapes, is_fixed, parse_shape, sizes_of
+from graphcompress.targets.common.kronecker_factors import multiply_factors
+from graphcompress.targets.mobile.flattened_products import flatten_products
+from graphcompress.targets.mobile.nnapi_operators import (
     normalisation_by_means,
     reciprocal_as_division,
     rows_by_int32,
     without_erf,
 )
-from graphcompress.targets.mobile.flat import flatten_products
-from graphcompress.targets.mobile.selections import where_as_arithmetic
+from graphcompress.targets.mobile.where_as_arithmetic import where_as_arithmetic
 
 FEED = {
     "input_ids": np.array([[5, 6, 7, 8, 0, 0]]),

@@ -13,8 +13,8 @@ from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.targets.common.attention import OPERATOR, FusedAttention
 from graphcompress.targets.cpu import padding_choice
 from graphcompress.targets.cpu.cpu import Cpu
-from graphcompress.targets.cpu.padding import remove_padding
 from graphcompress.targets.cpu.padding_choice import choose_padding
+from graphcompress.targets.cpu.padding_removal import remove_padding
 
 
 def lowered(model, folder):

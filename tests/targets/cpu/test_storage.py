@@ -12,7 +12,7 @@ from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.targets.cpu.cpu import Cpu
-from graphcompress.targets.cpu.storage import store_floats_as_fp16
+from graphcompress.targets.cpu.fp16_storage import store_floats_as_fp16
 
 
 @pytest.fixture

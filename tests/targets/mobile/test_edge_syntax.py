@@ -4,7 +4,7 @@ import pytest
 
 from graphcompress.targets.mobile.bundle import unknown_types, write_bundle
 from graphcompress.targets.mobile.interface import Interface, Port
-from graphcompress.targets.mobile.languages import identifiers
+from graphcompress.targets.mobile.kotlin_and_swift import identifiers
 
 tree_sitter = pytest.importorskip(
     "tree_sitter", reason="the grammars need tree_sitter: pip install --group dev"

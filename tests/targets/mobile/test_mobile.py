@@ -20,14 +20,14 @@ from graphcompress.passes.quantize.int8 import Int8
 from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.targets.common.fixed import fix_shapes
-from graphcompress.targets.mobile import convert as edge_convert
+from graphcompress.targets.common.fix_sizes import fix_shapes
 from graphcompress.targets.mobile import mobile
-from graphcompress.targets.mobile.convert import compare_converted, convert, write_operators
-from graphcompress.targets.mobile.flat import flatten_products
+from graphcompress.targets.mobile import ort_format as edge_convert
+from graphcompress.targets.mobile.fitted_feeds import fitted
+from graphcompress.targets.mobile.flattened_products import flatten_products
 from graphcompress.targets.mobile.interface import interface_of, model_of, read_interface
 from graphcompress.targets.mobile.mobile import Mobile
-from graphcompress.targets.mobile.padding import fitted
+from graphcompress.targets.mobile.ort_format import compare_converted, convert, write_operators
 from graphcompress.targets.mobile.partitions import partitions
 
 

@@ -6,8 +6,8 @@ from graphcompress.build.optimize import optimize
 from graphcompress.errors import UsageError
 from graphcompress.plugin.base import Context
 from graphcompress.plugin.targeting import parse_target
+from graphcompress.targets.nvidia.engine_profile import profile_shapes
 from graphcompress.targets.nvidia.engines.builder import RTX, is_installed
-from graphcompress.targets.nvidia.profile import profile_shapes
 
 DECODER = """
 g (float[batch, sequence, 8] x, float[batch, source, 8] seen) => (float[batch, sequence, source] y)

@@ -16,8 +16,8 @@ from graphcompress.plugin.base import Context
 from graphcompress.plugin.targeting import parse_target
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.opsets.raising import raise_opset
-from graphcompress.targets.nvidia.half import clip_constants, to_half
-from graphcompress.targets.nvidia.range import wide_values
+from graphcompress.targets.nvidia.float16 import clip_constants, to_half
+from graphcompress.targets.nvidia.float16_range import wide_values
 
 WIDTH, HEADS = 32, 2
 

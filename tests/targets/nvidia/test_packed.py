@@ -9,7 +9,7 @@ from graphcompress.plugin.base import Context
 from graphcompress.plugin.targeting import parse_target
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.targets.nvidia.engines.builder import RTX, is_installed
-from graphcompress.targets.nvidia.packed import unpack_products
+from graphcompress.targets.nvidia.unpacked_products import unpack_products
 
 WIDTH, PARTS, HEADS, SIZE = 64, 3, 2, 32
 

@@ -17,14 +17,14 @@ from graphcompress.plugin.targeting import parse_target
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.opsets.raising import raise_opset
 from graphcompress.targets.nvidia import tensorrt
+from graphcompress.targets.nvidia.dequantised_tables import dequantise_before_lookup
+from graphcompress.targets.nvidia.engine_profile import profile_shapes
 from graphcompress.targets.nvidia.engines import builder, execute, worker
 from graphcompress.targets.nvidia.engines.builder import build_engine, is_installed
 from graphcompress.targets.nvidia.engines.log import int8_products, layers_in
-from graphcompress.targets.nvidia.half import to_half
-from graphcompress.targets.nvidia.profile import profile_shapes
+from graphcompress.targets.nvidia.float16 import to_half
 from graphcompress.targets.nvidia.refusals import refusals
-from graphcompress.targets.nvidia.tables import dequantise_before_lookup
-from graphcompress.targets.nvidia.typed import strongly_typed
+from graphcompress.targets.nvidia.strongly_typed import strongly_typed
 
 rtx = pytest.mark.skipif(
     not is_installed(builder.RTX),

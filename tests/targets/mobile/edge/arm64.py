@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from edge.proof import CannotRunError, Case, Feed, command, main, proof
-from graphcompress.targets.mobile.convert import MODEL_FILE
+from graphcompress.targets.mobile.fitted_feeds import fitted
 from graphcompress.targets.mobile.interface import read_interface
-from graphcompress.targets.mobile.padding import fitted
+from graphcompress.targets.mobile.ort_format import MODEL_FILE
 
 SUITE, PYTHON = "bookworm", "3.11"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")

@@ -18,9 +18,9 @@ import numpy as np
 from graphcompress.build.folder import MANIFEST
 from graphcompress.numerics.metrics import sqnr_db
 from graphcompress.targets.mobile.bundle import EXAMPLE_FILE
-from graphcompress.targets.mobile.convert import OPERATORS_FILE
 from graphcompress.targets.mobile.interface import Interface, read_interface
 from graphcompress.targets.mobile.mobile import Mobile
+from graphcompress.targets.mobile.ort_format import OPERATORS_FILE
 
 FLOAT_DB = 100.0
 """SQNR between two machines where everything is computed in float: the last bits of float32."""

@@ -8,7 +8,7 @@ import pytest
 
 from edge.proof import FLOAT_DB, HALF_A_STEP, CannotRunError, Case, NotProvenError, agreement, command, proof
 from graphcompress.build.folder import MANIFEST
-from graphcompress.targets.mobile.convert import OPERATORS_FILE
+from graphcompress.targets.mobile.ort_format import OPERATORS_FILE
 
 RNG = np.random.default_rng(0)
 HERE = RNG.standard_normal((1, 50, 64)).astype(np.float32)

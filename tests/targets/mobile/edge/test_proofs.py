@@ -12,7 +12,7 @@ from edge.proof import CannotRunError, agreement, cache_folder, cases
 from graphcompress.build.optimize import optimize
 from graphcompress.targets.mobile.bundle import write_bundle
 from graphcompress.targets.mobile.interface import Interface, Port
-from graphcompress.targets.mobile.languages import TYPES
+from graphcompress.targets.mobile.kotlin_and_swift import TYPES
 
 PROOFS = {"node": web_node, "chromium": web_chromium, "arm64": arm64}
 KOTLIN = "kotlin"

@@ -66,7 +66,7 @@ class Layout:
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class FactorProduct:
     """One of the two products: its layout, and the constant as int8 values with a scale per output."""
 
     layout: Layout
@@ -94,11 +94,11 @@ class Step:
 
 
 @dataclass(frozen=True, eq=False)
-class Recipe:
+class TwoProducts:
     """Two products, one after the other."""
 
-    first: Step
-    second: Step
+    first: FactorProduct
+    second: FactorProduct
 
     @property
     def macs(self) -> int:
@@ -106,7 +106,7 @@ class Recipe:
         return self.first.layout.macs + self.second.layout.macs
 
 
-def recipe_of(kron: KroneckerWeight, factors: np.ndarray | None = None) -> Recipe | str:
+def two_products(kron: KroneckerWeight, factors: np.ndarray | None = None) -> TwoProducts | str:
     """The two products with the fewest operations, or why there are none that are worth it.
 
     ``factors`` [in] multiply the rows of the weight; only where :func:`takes_factors`.
@@ -127,8 +127,8 @@ def recipe_of(kron: KroneckerWeight, factors: np.ndarray | None = None) -> Recip
         b = b * factors[:, None]
     if b_first:
         right, left = b.transpose(1, 0, 2).reshape(s.n2, -1), a.transpose(0, 2, 1).reshape(-1, s.m1)
-        return Recipe(_step(first, right), _step(second, left))
-    return Recipe(_step(first, a.reshape(s.n1, -1)), _step(second, b.reshape(-1, s.m2)))
+        return TwoProducts(_step(first, right), _step(second, left))
+    return TwoProducts(_step(first, a.reshape(s.n1, -1)), _step(second, b.reshape(-1, s.m2)))
 
 
 def _terms(kron: KroneckerWeight) -> int:
@@ -172,15 +172,19 @@ def _left(rows: int, columns: int, outer: int) -> Layout | None:
     return Layout(columns, rows, rows, outer, on_left=False, swapped=True, copies=found.copies)
 
 
-def _step(layout: Layout, factor: np.ndarray) -> Step:
+def _step(layout: Layout, factor: np.ndarray) -> FactorProduct:
     """``factor`` [inner, outer] in int8, as ``layout`` multiplies it."""
     g = layout.copies
     identity = np.eye(g, dtype=np.int8)
     if not layout.on_left:
         right = quantise_weight(np.ascontiguousarray(factor))
-        return Step(layout, np.kron(identity, right.values), np.tile(_used(right.scale, right.values, 0), g))
+        return FactorProduct(
+            layout, np.kron(identity, right.values), np.tile(_used(right.scale, right.values, 0), g)
+        )
     left = quantise_rows(np.ascontiguousarray(factor.T))
-    return Step(layout, np.kron(left.values, identity), np.repeat(_used(left.scale[:, 0], left.values, 1), g))
+    return FactorProduct(
+        layout, np.kron(left.values, identity), np.repeat(_used(left.scale[:, 0], left.values, 1), g)
+    )
 
 
 def _used(scale: np.ndarray, values: np.ndarray, axis: int) -> np.ndarray:

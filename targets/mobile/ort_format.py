@@ -11,8 +11,8 @@ from pathlib import Path
 from graphcompress.errors import UnsupportedModelError
 from graphcompress.graph.runtime import Feed, runner_of, session_of
 from graphcompress.measure.verify import Difference, compare
+from graphcompress.targets.mobile.fitted_feeds import fitted
 from graphcompress.targets.mobile.interface import Interface
-from graphcompress.targets.mobile.padding import fitted
 
 MODEL_FILE = "model.ort"
 OPERATORS_FILE = "required_operators.config"

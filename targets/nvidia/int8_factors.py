@@ -19,9 +19,14 @@ from graphcompress.numerics.observers import Activation, RowSample, quantisation
 from graphcompress.numerics.quantise import Affine
 from graphcompress.rewrite.kronecker import KroneckerWeight
 from graphcompress.rewrite.rewriter import Rewriter, put_in_place
-from graphcompress.targets.common.integer import IntegerLinear, IntegerSite
-from graphcompress.targets.common.unrounded import Scaler, before_rounding
-from graphcompress.targets.nvidia.integer_recipes import Recipe, Step, recipe_of, takes_factors
+from graphcompress.targets.common.before_rounding import Scaler, before_rounding
+from graphcompress.targets.common.integer_linear import IntegerLinear, IntegerSite
+from graphcompress.targets.nvidia.int8_factor_products import (
+    FactorProduct,
+    TwoProducts,
+    takes_factors,
+    two_products,
+)
 
 MIN_SQNR_DB = 12.0
 """What two products must keep of the exact one; else the weight is expanded and rounded once."""
@@ -43,17 +48,17 @@ def multiply_int8_factors(rw: Rewriter, samples: Samples) -> tuple[dict[str, flo
     done: dict[str, float] = {}
     dense: dict[str, str] = {}
     for it in found:
-        recipe = recipe_of(it.kronecker, it.factors)
+        products = two_products(it.kronecker, it.factors)
         name = it.site.name  # before the site is rewritten
-        if isinstance(recipe, str):
-            dense[name] = recipe
+        if isinstance(products, str):
+            dense[name] = products
             continue
         input_range = it.rounding or _range(seen[it.x])
-        between, figure = _simulate(recipe, rows[it.x].rows, it.dense(), input_range)
+        between, figure = _simulate(products, rows[it.x].rows, it.dense(), input_range)
         if figure < MIN_SQNR_DB:
             dense[name] = f"two products would keep {figure:.1f} dB of the exact one"
             continue
-        _Writer(rw, it.site, it.x).write(recipe, input_range, between)
+        _Writer(rw, it.site, it.x).write(products, input_range, between)
         done[name] = figure
     return done, dense
 
@@ -112,15 +117,15 @@ def _range(activation: Activation) -> Affine:
 
 
 def _simulate(
-    recipe: Recipe, rows: np.ndarray, dense: np.ndarray, input_range: Affine
+    products: TwoProducts, rows: np.ndarray, dense: np.ndarray, input_range: Affine
 ) -> tuple[Affine, float]:
     """The range between both products, and how many dB the two keep of ``rows · dense``."""
-    first = recipe.first.prepared(input_range.fake_quantise(rows))
-    x = recipe.second.prepared(recipe.first.product(first))
+    first = products.first.prepared(input_range.fake_quantise(rows))
+    x = products.second.prepared(products.first.product(first))
     activation = Activation()
     activation.update(x.reshape(len(x), -1))
     between = _range(activation)
-    y = recipe.second.product(between.fake_quantise(x))
+    y = products.second.product(between.fake_quantise(x))
     return between, row_sqnr_db(rows @ dense, y)
 
 
@@ -132,17 +137,17 @@ class _Writer:
         self._last, self._name = site.nodes[-1], site.name
         self._axes = len(x.shape) - 1 if x.shape is not None else 0
 
-    def write(self, recipe: Recipe, input_range: Affine, between: Affine) -> None:
+    def write(self, products: TwoProducts, input_range: Affine, between: Affine) -> None:
         """``x`` → first product → second product → bias."""
-        self._multiply(recipe.first, input_range, "first")
-        self._multiply(recipe.second, between, "second")
+        self._multiply(products.first, input_range, "first")
+        self._multiply(products.second, between, "second")
         self._view([-1], "joined")
         value = self._value
         if self._site.bias is not None:
             value = self._rw.node("Add", value, self._site.bias, before=self._last, name=f"{self._name}.sum")
         put_in_place(self._rw, self._last.outputs[0], value)
 
-    def _multiply(self, step: Step, range_: Affine, word: str) -> None:
+    def _multiply(self, step: FactorProduct, range_: Affine, word: str) -> None:
         it = step.layout
         if it.moves:
             self._view([it.columns, it.rows], f"{word}.matrix")
@@ -187,7 +192,7 @@ class _Writer:
         quantised = node("QuantizeLinear", self._value, scale, zero, name=f"{name}.quantised")
         return self._shaped(node("DequantizeLinear", quantised, scale, zero, name=f"{name}.dequantised"), own)
 
-    def _product(self, step: Step, name: str) -> ir.Value:
+    def _product(self, step: FactorProduct, name: str) -> ir.Value:
         on_left = step.layout.on_left
         values = self._rw.constant(step.values, f"{name}.factor")
         scale = self._rw.constant(step.scale, f"{name}.scale")

@@ -17,13 +17,13 @@ from graphcompress.rules.normalisations import fuse_normalizations
 from graphcompress.rules.opsets.definitions import spell_out
 from graphcompress.rules.opsets.lowering import legalise
 from graphcompress.rules.opsets.raising import raise_opset
-from graphcompress.targets.common.factors import multiply_factors
-from graphcompress.targets.nvidia.half import clip_constants, to_half
-from graphcompress.targets.nvidia.integer_factors import multiply_int8_factors
-from graphcompress.targets.nvidia.packed import unpack_products
-from graphcompress.targets.nvidia.range import wide_values
+from graphcompress.targets.common.kronecker_factors import multiply_factors
+from graphcompress.targets.nvidia.dequantised_tables import dequantise_before_lookup
+from graphcompress.targets.nvidia.float16 import clip_constants, to_half
+from graphcompress.targets.nvidia.float16_range import wide_values
+from graphcompress.targets.nvidia.int8_factors import multiply_int8_factors
 from graphcompress.targets.nvidia.refusals import is_integer_product, products_left_in_float, refuse
-from graphcompress.targets.nvidia.tables import dequantise_before_lookup
+from graphcompress.targets.nvidia.unpacked_products import unpack_products
 
 OLDEST_OPSET, NEWEST_OPSET = 19, 20
 """Scales may be float16 since opset 19; TensorRT 10 reads up to opset 20 in its first releases."""

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from graphcompress.graph.match import array_of, operand, producer
 from graphcompress.rewrite.kronecker import KroneckerWeight, read_expression
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.targets.common.integer import IntegerSite
+from graphcompress.targets.common.integer_linear import IntegerSite
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,8 +25,8 @@ from graphcompress.rewrite.builder import Builder
 from graphcompress.rewrite.kronecker import KroneckerWeight, read_expression, write_products
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.linears import is_whole_expression
-from graphcompress.targets.common.integer import IntegerLinear
-from graphcompress.targets.common.unrounded import Scaler, before_rounding
+from graphcompress.targets.common.before_rounding import Scaler, before_rounding
+from graphcompress.targets.common.integer_linear import IntegerLinear
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class _Part:
 
 
 @dataclass(frozen=True, eq=False)
-class _Packed:
+class _PackedProduct:
     """An int8 product whose features are cut into parts, and by nothing else read.
 
     Attributes:
@@ -64,7 +64,7 @@ def unpack_products(rw: Rewriter) -> list[str]:
     return [packed.product.name or packed.product.outputs[0].name or "MatMul" for packed in found]
 
 
-def _packed(node: ir.Node) -> _Packed | None:
+def _packed(node: ir.Node) -> _PackedProduct | None:
     if not is_standard(node, "MatMul") or not is_integer_product(node) or node.inputs[1] is None:
         return None
     weight = node.inputs[1].producer()
@@ -74,7 +74,7 @@ def _packed(node: ir.Node) -> _Packed | None:
     rank, width = len(y.shape), int(y.shape[-1])
     parts = _parts(y, rank - 1, width)
     if parts:
-        return _Packed(node, weight, bias, (), (width,), parts, reshaped=False)
+        return _PackedProduct(node, weight, bias, (), (width,), parts, reshaped=False)
     reshape = only_reader(y)
     if reshape is None or not is_standard(reshape, "Reshape"):
         return None
@@ -82,7 +82,7 @@ def _packed(node: ir.Node) -> _Packed | None:
     if math.prod(features) != width or len(features) < 2:
         return None
     parts = _parts(reshape.outputs[0], rank - 1, features[0])
-    return _Packed(node, weight, bias, lead, features, parts, reshaped=True) if parts else None
+    return _PackedProduct(node, weight, bias, lead, features, parts, reshaped=True) if parts else None
 
 
 def _has_columns(weight: ir.Node) -> bool:
@@ -171,7 +171,7 @@ def _rank(node: ir.Node) -> int:
     return len(node.inputs[0].shape) if node.inputs[0] is not None and node.inputs[0].shape is not None else 0
 
 
-def _part(rw: Rewriter, packed: _Packed, part: _Part, number: int) -> ir.Value:
+def _part(rw: Rewriter, packed: _PackedProduct, part: _Part, number: int) -> ir.Value:
     """The product for one part, behind its bias and in its shape."""
     product, name = packed.product, f"{packed.product.outputs[0].name}.part{number}"
     inner = math.prod(packed.features[1:])
@@ -194,7 +194,7 @@ def _part(rw: Rewriter, packed: _Packed, part: _Part, number: int) -> ir.Value:
     return _typed(shaped, value, [*sizes, *features])
 
 
-def _columns(rw: Rewriter, packed: _Packed, columns: slice, name: str) -> ir.Value:
+def _columns(rw: Rewriter, packed: _PackedProduct, columns: slice, name: str) -> ir.Value:
     """These columns of the weight, dequantised."""
     stored = zip(("values", "scale", "zero_point"), map(_stored, packed.weight.inputs), strict=False)
     made = [

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from graphcompress.data.lengths import lengths_of_one_mask, longest_sample, total_length
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
-from graphcompress.targets.common.fixed import parse_shape, sizes_of, variable_sizes
+from graphcompress.targets.common.fix_sizes import parse_shape, sizes_of, variable_sizes
 
 
 def check_profile(target: str, opt: str, largest: str) -> None:

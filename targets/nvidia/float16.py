@@ -12,7 +12,7 @@ import onnx_ir as ir
 from graphcompress.graph.match import is_standard
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.targets.common.family import CONTRIB
-from graphcompress.targets.nvidia.range import LARGEST, critical_nodes, overflows_half
+from graphcompress.targets.nvidia.float16_range import LARGEST, critical_nodes, overflows_half
 
 STAND_IN = 30000.0
 """Takes the place of a finite constant that float16 does not hold: -30000 in front of a Softmax is as good a
