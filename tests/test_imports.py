@@ -146,6 +146,12 @@ def test_every_room_is_in_the_plan() -> None:
     assert {room(module) for module in modules()} == {*PLAN, *PLUGINS, *ROOT, *facades}
 
 
+def test_the_page_has_a_map_of_every_room() -> None:
+    page = (FRAMEWORK.parent / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+    rooms = page.partition("## The rooms")[2].partition("\n## ")[0]
+    assert set(PLAN) <= set(re.findall(r"\w+", rooms))
+
+
 @pytest.mark.parametrize("name", PLAN)
 def test_a_room_imports_what_the_plan_says(name: str) -> None:
     assert rooms_imported(name) <= set(PLAN[name].split())
