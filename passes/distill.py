@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import onnx_ir as ir
+
 from graphcompress.analysis.linears import Embedding, Linear, embeddings, linears
 from graphcompress.errors import UsageError
 from graphcompress.graph.expressions import leaves
@@ -17,6 +19,9 @@ from graphcompress.rewrite.rewriter import Rewriter
 
 if TYPE_CHECKING:
     from graphcompress.training.settings import Settings
+
+
+_LOW_BIT = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4)
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,12 @@ class Distill(Pass):
         super().__post_init__()
         if not self.steps and not self.epochs:
             raise UsageError("distill{epochs=0} trains nothing; leave the pass out, or give steps")
+        if self.steps:
+            self.refuse_idle("epochs", "steps say how long it trains")
+        if not self.outputs:
+            self.refuse_idle("temperature answer_loss", "outputs=0 leaves the outputs out")
+        if self.answer_loss == "mse":
+            self.refuse_idle("temperature", "answer_loss=mse compares no probabilities")
 
     def check_given(self, *, calibrated: bool) -> None:
         """Refuse to start without PyTorch.
@@ -109,6 +120,8 @@ class Distill(Pass):
                 rw.note("nothing to learn from; give samples with --train")
                 return rw.record
             needs_torch("distill")
+            if not any(value.dtype in _LOW_BIT for value in model.initializers()):
+                self.refuse_idle("learn_scales", "nothing is quantised; put int8 before it")
             self._train(rw, ctx.training, ctx.original)
         return rw.record
 

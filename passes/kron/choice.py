@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from graphcompress.numerics.kronecker import Factors, Split
-from graphcompress.passes.kron.fit import Fit, fit
+from graphcompress.passes.kron.fit import FittedFactors, fit
 from graphcompress.passes.kron.rows import RowProblem
 from graphcompress.passes.kron.search import Estimate, Found, ranks_within, search
 
@@ -19,7 +19,7 @@ REPORTED_RATIO = 0.5
 LEAST_RATIO = 0.25
 """Factors that are chosen for their error remove at least this share: less is not worth any error."""
 
-Solve = Callable[[Split, int], Fit]
+Solve = Callable[[Split, int], FittedFactors]
 
 
 @dataclass(frozen=True)
@@ -57,18 +57,22 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Factors and their relative output error; or none, the reason, and the error they would have had."""
+class Factored:
+    """Factors and their relative output error; or none, the reason, and the error they would have had.
+
+    ``needs`` are values of options at which there would be factors.
+    """
 
     factors: Factors | None
     error: float | None = None
     reason: str = ""
+    needs: Mapping[str, float] = field(default_factory=dict)
 
 
-def choose_linear(weight: np.ndarray, gram: np.ndarray | None, wish: Wish) -> Choice:
+def choose_linear(weight: np.ndarray, gram: np.ndarray | None, wish: Wish) -> Factored:
     """Factors of a linear's ``weight`` [in, out] for inputs with second moment ``gram`` (None: all alike)."""
 
-    def solve(split: Split, rank: int) -> Fit:
+    def solve(split: Split, rank: int) -> FittedFactors:
         return fit(weight, split, rank, gram)
 
     if wish.decided:
@@ -86,7 +90,7 @@ def choose_linear(weight: np.ndarray, gram: np.ndarray | None, wish: Wish) -> Ch
     return _choose(weight.size, wish, found, solve)
 
 
-def choose_embedding(table: np.ndarray, counts: np.ndarray | None, wish: Wish) -> Choice:
+def choose_embedding(table: np.ndarray, counts: np.ndarray | None, wish: Wish) -> Factored:
     """Factors A [v, d/n] ⊗ B [1, n] of ``table`` [v, d]; ``counts`` [v] tells how often a row is read."""
     problem = RowProblem(table, counts)
     if wish.decided:
@@ -103,21 +107,26 @@ def choose_embedding(table: np.ndarray, counts: np.ndarray | None, wish: Wish) -
     return _choose(table.size, wish, found, problem.solve)
 
 
-def _as_told(size: int, wish: Wish, solve: Solve) -> Choice:
+def _as_told(size: int, wish: Wish, solve: Solve) -> Factored:
     split, rank = wish.splits[0], wish.rank or 1
     if ranks_within(split, size - 1, rank) == 0:
-        return Choice(None, None, f"{rank} terms of {split} are not smaller than the weight")
+        largest = ranks_within(split, size - 1, None)
+        needs = {"needs_rank": float(largest)} if largest else {}
+        return Factored(None, None, f"{rank} terms of {split} are not smaller than the weight", needs)
     solved = solve(split, rank)
     return _judged(size, wish, solved)
 
 
-def _choose(size: int, wish: Wish, found: Found, solve: Solve) -> Choice:
+def _choose(size: int, wish: Wish, found: Found, solve: Solve) -> Factored:
     if wish.ratio is None and wish.max_error is not None:
         smallest = _smallest(size, wish, found, solve)
         if smallest is not None:
-            return Choice(smallest.factors, smallest.error)
+            return Factored(smallest.factors, smallest.error)
     if not found.best:
-        return Choice(None, None, "no factorisation of its sizes is small enough")
+        least = min(((wish.rank or 1) * split.term_parameters for split in wish.splits), default=size)
+        reached = math.floor(1000 * (1 - least / size)) / 1000
+        needs = {"needs_ratio": reached} if wish.ratio is not None and reached > 0 else {}
+        return Factored(None, None, "no factorisation of its sizes is small enough", needs)
     tried = found.best if wish.ratio is not None else found.best[:1]
     solved = min((solve(each.split, each.rank) for each in tried), key=lambda each: each.error)
     if wish.ratio is None:
@@ -125,9 +134,9 @@ def _choose(size: int, wish: Wish, found: Found, solve: Solve) -> Choice:
     return _judged(size, wish, solved)
 
 
-def _smallest(size: int, wish: Wish, found: Found, solve: Solve) -> Fit | None:
+def _smallest(size: int, wish: Wish, found: Found, solve: Solve) -> FittedFactors | None:
     """The fewest parameters within the wanted error; ranks grow a little where an estimate was short."""
-    best: Fit | None = None
+    best: FittedFactors | None = None
     for estimate in found.within:
         rank = estimate.rank
         for _ in range(3):
@@ -144,13 +153,13 @@ def _smallest(size: int, wish: Wish, found: Found, solve: Solve) -> Fit | None:
     return best
 
 
-def _judged(size: int, wish: Wish, solved: Fit) -> Choice:
+def _judged(size: int, wish: Wish, solved: FittedFactors) -> Factored:
     if wish.max_error is not None and solved.error > wish.max_error:
         return _refused(size, wish, solved)
-    return Choice(solved.factors, solved.error)
+    return Factored(solved.factors, solved.error)
 
 
-def _refused(size: int, wish: Wish, solved: Fit) -> Choice:
+def _refused(size: int, wish: Wish, solved: FittedFactors) -> Factored:
     smaller = size / solved.factors.parameters
     reason = f"its error at {smaller:.0f} × smaller is above max_error {wish.max_error:g}"
-    return Choice(None, solved.error, reason)
+    return Factored(None, solved.error, reason)

@@ -23,7 +23,7 @@ MOST_UNKNOWNS = 2048
 
 
 @dataclass(frozen=True)
-class Fit:
+class FittedFactors:
     """Factors and the relative output error after the start and after every round."""
 
     factors: Factors
@@ -42,7 +42,7 @@ def fit(
     gram: np.ndarray | None = None,
     *,
     iterations: int = ITERATIONS,
-) -> Fit:
+) -> FittedFactors:
     """Factors of ``weight`` [in, out] with the least error of the output, never worse than the nearest ones.
 
     Starts from the nearest factors in the plain norm, or from those in the norm of G ≈ G1 ⊗ G2 (exact when n1
@@ -52,18 +52,20 @@ def fit(
     weight = np.asarray(weight, np.float64)
     start = nearest(weight, split, rank)
     if gram is None:
-        return Fit(start, (relative_error(weight, start.dense()),))
+        return FittedFactors(start, (relative_error(weight, start.dense()),))
     gram = np.asarray(gram, np.float64)
     starts = [start, weighted_nearest(weight, split, rank, gram)]
     errors = [relative_error(weight, each.dense(), gram) for each in starts]
     best = int(np.argmin(errors))
     unknowns = starts[best].rank * max(split.n1, split.n2)
     if split.n1 == 1 or split.n2 == 1 or unknowns > MOST_UNKNOWNS:
-        return Fit(starts[best], (errors[best],))
+        return FittedFactors(starts[best], (errors[best],))
     return refine(weight, starts[best], gram, iterations=iterations)
 
 
-def refine(weight: np.ndarray, start: Factors, gram: np.ndarray, *, iterations: int = ITERATIONS) -> Fit:
+def refine(
+    weight: np.ndarray, start: Factors, gram: np.ndarray, *, iterations: int = ITERATIONS
+) -> FittedFactors:
     """Improve ``start`` by alternating least squares; the error never grows from one round to the next."""
     problem = _Problem(np.asarray(weight, np.float64), np.asarray(gram, np.float64), start.split)
     a, b = start.a.astype(np.float64), start.b.astype(np.float64)
@@ -76,7 +78,7 @@ def refine(weight: np.ndarray, start: Factors, gram: np.ndarray, *, iterations: 
             break
     factors = balanced(start.split, a, b)
     errors = [float(np.sqrt(max(value, 0.0) / max(problem.signal, 1e-300))) for value in squared]
-    return Fit(factors, tuple(errors))
+    return FittedFactors(factors, tuple(errors))
 
 
 def weighted_nearest(weight: np.ndarray, split: Split, rank: int, gram: np.ndarray) -> Factors:

@@ -21,7 +21,7 @@ from graphcompress.graph.model import Model
 from graphcompress.measure.calibrate import observe, portions
 from graphcompress.numerics.kronecker import Split, row_splits, splits
 from graphcompress.numerics.moments import SecondMoment
-from graphcompress.passes.kron.choice import Choice, Wish, choose_embedding, choose_linear
+from graphcompress.passes.kron.choice import Factored, Wish, choose_embedding, choose_linear
 from graphcompress.passes.kron.presets import PRESETS, Role
 from graphcompress.plugin.base import Context, Contract, Lossy, Pass, Record
 from graphcompress.plugin.options import option
@@ -197,30 +197,30 @@ class Kron(Pass):
             rw.note(f"max_error={median + 0.005:.2f} would halve {(len(left) + 1) // 2} more weights")
 
 
-def _choose_linears(jobs: Sequence[_Job], moments: dict[ir.Value, SecondMoment]) -> Iterator[Choice]:
+def _choose_linears(jobs: Sequence[_Job], moments: dict[ir.Value, SecondMoment]) -> Iterator[Factored]:
     """Choices in the order of ``jobs``: many small problems, so one thread for each and several at a time."""
     with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(WORKERS) as pool:
         yield from pool.map(lambda job: _choose_linear(job, moments), jobs)
 
 
-def _choose_linear(job: _Job, moments: dict[ir.Value, SecondMoment]) -> Choice:
+def _choose_linear(job: _Job, moments: dict[ir.Value, SecondMoment]) -> Factored:
     values = dict.fromkeys(use.node.inputs[0] for use in job.uses)
     matrices = [moments[value].matrix() for value in values if value in moments]
     gram = np.sum(matrices, axis=0) if matrices else None
     return choose_linear(job.uses[0].dense(), gram, job.wish)
 
 
-def _choose_table(job: _Job, ctx: Context) -> Choice:
+def _choose_table(job: _Job, ctx: Context) -> Factored:
     first = job.uses[0]
     counts = _counts(first, ctx) if isinstance(first, Embedding) else None
     return choose_embedding(first.dense(), counts, job.wish)
 
 
-def _apply(rw: Rewriter, job: _Job, choice: Choice) -> None:
+def _apply(rw: Rewriter, job: _Job, choice: Factored) -> None:
     first = job.uses[0]
     figures = {} if choice.error is None else {"error": choice.error}
     if choice.factors is None:
-        rw.skip(first, choice.reason, **figures)
+        rw.skip(first, choice.reason, **figures, **choice.needs)
         return
     factors = choice.factors
     smaller = first.parameters / factors.parameters

@@ -6,7 +6,7 @@ import numpy as np
 import scipy.linalg
 
 from graphcompress.numerics.kronecker import Factors, Split, balanced, signed
-from graphcompress.passes.kron.fit import Fit
+from graphcompress.passes.kron.fit import FittedFactors
 
 COUNTED_SHARE = 0.5
 """Of the total weight, this share follows the samples; the rest is the same for every row."""
@@ -36,14 +36,14 @@ class RowProblem:
         tail = 1 - np.cumsum(np.maximum(values, 0.0)) / max(float(np.trace(self._moment)), 1e-300)
         return np.sqrt(np.maximum(tail, 0.0))
 
-    def solve(self, split: Split, rank: int) -> Fit:
+    def solve(self, split: Split, rank: int) -> FittedFactors:
         """The best factors of ``rank`` terms, and their relative error."""
         rank = min(rank, split.full_rank)
         vectors = scipy.linalg.eigh(self._pieces(split.m2), check_finite=False)[1][:, ::-1]
         right = signed(vectors[:, :rank])
         a = self._table.reshape(-1, split.m2).astype(np.float32, copy=False) @ right.astype(np.float32)
         factors: Factors = balanced(split, a, right.T)
-        return Fit(factors, (float(self.errors(split)[rank - 1]),))
+        return FittedFactors(factors, (float(self.errors(split)[rank - 1]),))
 
     def _pieces(self, width: int) -> np.ndarray:
         """Second moment [n, n] of the pieces of ``width`` entries: the sum of the blocks on the diagonal."""

@@ -117,6 +117,15 @@ class Int8(Pass):
         aliases={"min_sqnr_db": error_at},
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scheme == "dynamic":
+            self.refuse_idle("calibrate percentile alpha samples", "the runtime finds dynamic scales")
+        if self.calibrate not in ("auto", "percentile"):
+            self.refuse_idle("percentile", f"calibrate={self.calibrate} covers all values")
+        if not self.smooth:
+            self.refuse_idle("alpha", "smooth=false moves no outliers")
+
     def unsupported(self, capabilities: Capabilities, *, calibrated: bool) -> str | None:
         """Activations or scales that the target cannot run."""
         if capabilities.choose(self._schemes(calibrated=calibrated)):
@@ -132,13 +141,16 @@ class Int8(Pass):
         return "scales of activations computed at run time; give samples with --data to calibrate them"
 
     def check_given(self, *, calibrated: bool) -> None:
-        """Refuse static scales without samples.
+        """Refuse what needs samples where there are none.
 
         Raises:
-            UsageError: the scheme needs samples that are not there.
+            UsageError: names the option.
         """
         if self.scheme == "static" and not calibrated:
             raise UsageError(f"{self}: static scales are calibrated on samples; give some with --data")
+        if not calibrated:
+            why = "without samples scales are computed at run time; give some with --data"
+            self.refuse_idle("calibrate percentile alpha samples", why)
 
     def run(self, model: Model, ctx: Context) -> Record:
         """Quantise linears and embeddings in place.

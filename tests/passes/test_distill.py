@@ -420,6 +420,22 @@ def test_checkpointing_leads_to_the_same_weights(tiny_bert: Model) -> None:
     assert all(np.allclose(array, found[1][name], atol=1e-6) for name, array in found[0].items())
 
 
+def test_checkpointing_keeps_fewer_values_for_the_gradient(tiny_bert: Model) -> None:
+    kept = []
+    for options in ("", "checkpointing=true"):
+        sizes: list[int] = []
+
+        def keep(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        step = f"distill{{steps=1 batch=8 evaluations=1 {options}}}"
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            trained(tiny_bert.clone(), step, Training(random_samples(8), teacher=other_bert()))
+        kept.append(sum(sizes))
+    assert kept[1] < 0.7 * kept[0]
+
+
 def test_checkpointing_wants_layers() -> None:
     ctx = Context(training=Training(labelled([0, 1, 2, 1] * 8)), original=classifier())
     with pytest.raises(UsageError, match="no transformer blocks are found; leave it out"):

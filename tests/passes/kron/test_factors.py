@@ -192,6 +192,18 @@ def test_terms_that_are_not_smaller_are_refused():
     choice = choose_linear(weight, None, Wish((Split(2, 2, 2, 2),), rank=2))
     assert choice.factors is None
     assert "not smaller" in choice.reason
+    assert choice.needs == {"needs_rank": 1.0}
+
+
+def test_the_value_that_is_told_gives_factors():
+    weight = np.random.default_rng(11).normal(size=(16, 24))
+    many = choose_linear(weight, None, Wish((Split(4, 4, 4, 6),), rank=16))
+    assert (many.factors, many.needs) == (None, {"needs_rank": 9.0})
+    assert choose_linear(weight, None, Wish((Split(4, 4, 4, 6),), rank=9)).factors is not None
+    every = tuple(splits(16, 24))
+    steep = choose_linear(weight, None, Wish(every, ratio=0.99))
+    assert steep.factors is None
+    assert choose_linear(weight, None, Wish(every, ratio=steep.needs["needs_ratio"])).factors is not None
 
 
 def test_an_embedding_of_repeated_pieces_is_exact():
