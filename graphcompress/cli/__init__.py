@@ -85,7 +85,7 @@ def main() -> NoReturn:
 
 def _explain(error: Exception) -> tuple[str, int]:
     """The sentence and the exit code for an error."""
-    from graphcompress.errors import GraphCompressError, OutputError
+    from graphcompress.errors import GraphCompressError, OutputError, UnsupportedModelError
 
     if isinstance(error, GraphCompressError):
         return f"error: {error}", error.exit_code
@@ -93,6 +93,11 @@ def _explain(error: Exception) -> tuple[str, int]:
         return (
             f"error: the disk is full ({error.filename or 'while writing'}); free some space",
             OutputError.exit_code,
+        )
+    if isinstance(error, MemoryError):
+        return (
+            f"error: out of memory ({error}); take a smaller model, fewer samples or smaller batches",
+            UnsupportedModelError.exit_code,
         )
     what = f"{type(error).__name__}: {error}".partition("\n")[0][:300]
     return f"error: unexpected {what} (run it again with --debug to see where, and report it)", 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +54,14 @@ def samples_from_texts(
         )
     _check_texts(path, columns, texts)
     _check_vocabulary(tokenizer, model, inputs)
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(_longest(model, inputs, max_length))
     if len(texts) == 2 and pair == "joint":
-        encodings = tokenizer.encode_batch(list(zip(columns[texts[0]], columns[texts[1]], strict=True)))
+        rows = list(zip(columns[texts[0]], columns[texts[1]], strict=True))
     else:
-        encodings = tokenizer.encode_batch(
-            [columns[text][row] for row in range(len(columns[texts[0]])) for text in texts]
-        )
+        rows = [columns[text][row] for row in range(len(columns[texts[0]])) for text in texts]
+    with _tokenizers(f"{path}: its texts cannot be tokenized"):
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(_longest(model, inputs, max_length))
+        encodings = tokenizer.encode_batch(rows)
     feeds = [
         {name: _encoded(name, value, encoding) for name, value in inputs.items()} for encoding in encodings
     ]
@@ -130,11 +131,24 @@ def find_tokenizer(tokenizer: str | Path | None, model: Model) -> tokenizers.Tok
 
 
 def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:
-    try:
+    with _tokenizers(f"{path}: not a tokenizer.json"):
         return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
+
+
+@contextlib.contextmanager
+def _tokenizers(what: str) -> Iterator[None]:
+    """Whatever the library says is a :class:`DataError` that begins with ``what``.
+
+    It raises bare Exception, and a panic of its Rust code is no Exception at all.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        said = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise DataError(
-            f"{path}: not a tokenizer.json ({error}); give the one that belongs to the model with --tokenizer"
+            f"{what} ({said}); give the tokenizer that belongs to the model with --tokenizer"
         ) from error
 
 

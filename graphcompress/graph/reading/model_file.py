@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import graphlib
 import logging
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
@@ -10,8 +12,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 from google.protobuf.message import DecodeError
 
-from graphcompress.errors import InvalidModelError
-from graphcompress.graph.reading.protos import graphs, is_sorted, nodes, number_of_bytes, tensors
+from graphcompress.errors import InvalidModelError, UnsupportedModelError
+from graphcompress.graph.reading.protos import graphs, is_sorted, nodes, number_of_bytes, subgraphs, tensors
 from graphcompress.graph.reading.skim import skim
 from graphcompress.graph.reading.wholeness import STANDARD_DOMAINS, check_whole
 from graphcompress.graph.runtime import is_runtime_operator
@@ -24,6 +26,9 @@ RUNTIME_DOMAINS = frozenset(
     {"", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"}
 )
 """Domains in which ONNX Runtime has operators of its own."""
+
+MOST_NODES = 1_000_000
+"""Nodes of a graph whose functions are written out; the largest models in use have some ten thousand."""
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +56,7 @@ def read_model(path: Path) -> tuple[ir.Model, tuple[Path, ...]]:
     _forget_negative_sizes(proto)
     _drop_shadowed_functions(proto)
     check_whole(path, proto)
+    _check_calls(path, proto)
     files = {path.name: path}
     for graph in graphs(proto):
         for tensor in tensors(graph):
@@ -156,6 +162,47 @@ def _drop_shadowed_functions(model: onnx.ModelProto) -> None:
             kept.append(function)
     del model.functions[:]
     model.functions.extend(kept)
+
+
+def _check_calls(path: Path, model: onnx.ModelProto) -> None:
+    """Refuse functions that call themselves, and such as become more nodes than anything can hold.
+
+    Inlining knows no limit: 24 functions that each call the one before twice never came to an end.
+    """
+    functions = {(item.domain, item.name): list(_nodes_of(item.node)) for item in model.functions}
+    calls = {
+        key: {(node.domain, node.op_type) for node in body} & functions.keys()
+        for key, body in functions.items()
+    }
+    try:
+        order = list(graphlib.TopologicalSorter(calls).static_order())
+    except graphlib.CycleError as error:
+        name = error.args[1][0][1]
+        raise InvalidModelError(
+            f"{path}: function {name!r} calls itself, which ONNX forbids; export the model again"
+        ) from error
+    sizes: dict[tuple[str, str], int] = {}
+
+    def size(body: Iterable[onnx.NodeProto]) -> int:
+        return sum(sizes.get((node.domain, node.op_type), 1) for node in body)
+
+    for key in order:
+        sizes[key] = size(functions[key])
+    whole = size(_nodes_of(model.graph.node))
+    if model.functions and whole > MOST_NODES:
+        raise UnsupportedModelError(
+            f"{path}: its functions written out are {whole:,} nodes, more than {MOST_NODES:,}; "
+            "store the model without them"
+        )
+
+
+def _nodes_of(members: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """``members`` and the nodes of their subgraphs."""
+    pending = list(members)
+    while pending:
+        node = pending.pop()
+        yield node
+        pending.extend(inner for graph in subgraphs([node]) for inner in graph.node)
 
 
 def _check_external(path: Path, tensor: onnx.TensorProto) -> tuple[str, Path]:
