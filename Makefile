@@ -3,6 +3,7 @@
 # make docs   writes docs/fx.md and the pages of passes, targets, tasks and metrics anew
 # make matrix runs every architecture, exporter and check, and writes docs/support.md and support-cells.md; takes hours, goes on when stopped, MATRIX="--only bert" for a part
 # make fuzz   runs random models through everything, and reduces what fails; FUZZ="--seeds 0:10000" for more of them
+# make attack runs the command line on hostile files, kills it, and takes away what it stands on
 # make proofs runs the edge bundle in Node.js, headless Chromium and on emulated ARM64, compiles its Kotlin; installs what they need, skips what it cannot; PROOFS=node for one
 # make engines compiles engines for NVIDIA's GPUs, with TensorRT for RTX, and requires every int8 product in them
 # All of them set up .venv by themselves; Python 3.11 or newer is all they need.
@@ -18,7 +19,7 @@ PROOFS ?= all
 # The package as it is installed: mypy knows nothing of package-dir, by which passes/ is graphcompress.passes.
 TYPED = $(VENV)/typed/graphcompress
 
-.PHONY: demo test proofs engines docs matrix fuzz clean
+.PHONY: demo test proofs engines docs matrix fuzz attack clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python examples/demo.py
@@ -47,6 +48,9 @@ matrix: $(VENV)/.installed-dev
 
 fuzz: $(VENV)/.installed-dev
 	PYTHONPATH=tests $(BIN)/python -m fuzz $(FUZZ)
+
+attack: $(VENV)/.installed-dev
+	PYTHONPATH=tests $(BIN)/python -m attack $(ATTACK)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("graphcompress needs Python 3.11 or newer; try: make PYTHON=python3.11")'

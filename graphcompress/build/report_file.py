@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from graphcompress.build.report import markdown
 from graphcompress.errors import OutputError, UsageError
 from graphcompress.graph.temporary import Temporary
+from graphcompress.plugin.legible import legible
 
 if TYPE_CHECKING:
     from graphcompress.build.result import Build
@@ -23,7 +24,7 @@ def write_report(path: Path, build: Build, benched: Sequence[ShapeResult] = ()) 
     Raises:
         OutputError: it cannot be written.
     """
-    text = markdown(build, benched)
+    text = legible(markdown(build, benched))
     try:
         with Temporary(path.parent) as folder:
             made = folder / "report"

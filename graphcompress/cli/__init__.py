@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
+import os
 import signal
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -68,6 +71,7 @@ def main() -> NoReturn:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) != len(sys.argv) - 1
     signal.signal(signal.SIGTERM, _terminate)
+    _prepare_streams()
     try:
         app(arguments, prog_name="graphcompress")
     except SystemExit as leave:
@@ -81,6 +85,16 @@ def main() -> NoReturn:
             raise
         _fail(*_explain(error))
     sys.exit(0)
+
+
+def _prepare_streams() -> None:
+    """Print whatever the place can show: a closed stream takes all, a narrow encoding gets ? for an arrow."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - to the end
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _explain(error: Exception) -> tuple[str, int]:
@@ -114,7 +128,9 @@ def _fail(sentence: str, code: int) -> NoReturn:
 
 
 def _say(sentence: str) -> None:
-    sys.stderr.write(sentence + "\n")
+    from graphcompress.plugin.legible import legible
+
+    sys.stderr.write(legible(sentence).replace("\n", " ") + "\n")
 
 
 if __name__ == "__main__":

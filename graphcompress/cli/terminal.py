@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from graphcompress.build.request import Request
+from graphcompress.plugin.legible import legible
 from graphcompress.training.processes import rank
 
 if TYPE_CHECKING:
@@ -43,9 +45,16 @@ FILE_WIDTH = 200
 """Columns of a table that does not go to a terminal."""
 
 
+class _Screen(Console):
+    """A console on which names out of a file can neither move the cursor nor colour what follows."""
+
+    def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401 - as rich has them
+        return super().render_str(legible(text), **options)
+
+
 def out() -> Console:
     """Results, on standard output; lines are never broken by force, tables only to fit a terminal."""
-    console = Console(highlight=False, soft_wrap=True, markup=False, quiet=rank() > 0)
+    console = _Screen(highlight=False, soft_wrap=True, markup=False, quiet=rank() > 0)
     if not console.is_terminal:
         console.width = FILE_WIDTH
     return console
@@ -67,7 +76,7 @@ def progress_bars() -> Iterator[Progress]:
     """
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    console = Console(stderr=True)
+    console = _Screen(stderr=True)
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),

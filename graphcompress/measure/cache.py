@@ -105,7 +105,7 @@ class MeasurementCache:
             entries = json.loads(self.path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             _LOG.warning("measurements in %s are unreadable (%s); measuring again", self.path, error)
             return {}
         if not isinstance(entries, dict) or not all(is_times(times) for times in entries.values()):

@@ -121,7 +121,7 @@ def read_profile(path: str | Path) -> Profile:
         raise UsageError(
             f"{path}: the profile cannot be read ({error.strerror}); make one with graphcompress tune"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not a profile ({error}); make one with graphcompress tune") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT or not _is_whole(document):
         raise UsageError(

@@ -7,14 +7,23 @@ import os
 
 def rank() -> int:
     """Number of this process; 0 writes and prints, and is the only one without a launcher."""
-    return int(os.environ.get("RANK", "0"))
+    return _number("RANK", 0) if processes() > 1 else 0
 
 
 def local_rank() -> int:
     """Number of this process among those of the same machine."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return _number("LOCAL_RANK", 0) if processes() > 1 else 0
 
 
 def processes() -> int:
-    """Number of processes that work together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Number of processes that work together.
+
+    Schedulers leave some of these variables in the environment of every job: a RANK alone says nothing, for
+    without the number of processes and a place to meet there is no group.
+    """
+    return _number("WORLD_SIZE", 1) if os.environ.get("MASTER_ADDR") else 1
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.isascii() and text.isdigit() else default

@@ -77,7 +77,7 @@ def read_interface(folder: Path) -> Interface:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return Interface(tuple(map(_read, content["inputs"])), tuple(map(_read, content["outputs"])))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"{path}: not readable ({error}); build the artifact again") from error
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
+from graphcompress.errors import UsageError
 from graphcompress.graph.match import is_standard
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import provider_session, runner_of, session_of
@@ -126,9 +127,15 @@ class Gpu(Target):
     def session(self, folder: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """Run ``model.onnx`` as ``session.json`` says where the provider is here, else on the CPU."""
         if self.timed:
-            recipe = json.loads((folder / SESSION_FILE).read_text(encoding="utf-8"))
-            level = recipe["session_options"]["graph_optimization_level"]
-            return runner_of(provider_session(folder / MODEL_FILE, recipe["providers"], level))
+            try:
+                recipe = json.loads((folder / SESSION_FILE).read_text(encoding="utf-8"))
+                level = recipe["session_options"]["graph_optimization_level"]
+                providers = [(str(name), dict(given)) for name, given in recipe["providers"]]
+            except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+                raise UsageError(
+                    f"{folder / SESSION_FILE}: not readable ({error}); build the artifact again"
+                ) from error
+            return runner_of(provider_session(folder / MODEL_FILE, providers, level))
         return runner_of(session_of(folder / MODEL_FILE, optimize=False))
 
     def _recipe(self, model: Model) -> dict[str, Any]:

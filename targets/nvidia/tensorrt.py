@@ -225,8 +225,13 @@ def _compiler_of(folder: Path, compute: str) -> str | None:
     """The module that built the engine for ``compute``, which alone loads it; None without one."""
     if not (folder / BUILD_FILE).is_file() or not (folder / _engine_file(compute)).is_file():
         return None
-    built = json.loads((folder / BUILD_FILE).read_text(encoding="utf-8"))["engines"]
-    return str(built[compute]["compiler"]).split()[0] if compute in built else None
+    try:
+        built = json.loads((folder / BUILD_FILE).read_text(encoding="utf-8"))["engines"]
+        return str(built[compute]["compiler"]).split()[0] if compute in built else None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise UsageError(
+            f"{folder / BUILD_FILE}: not readable ({error}); build the artifact again"
+        ) from error
 
 
 def _engine_file(compute: str) -> str:

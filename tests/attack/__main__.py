@@ -24,7 +24,7 @@ def main() -> int:
     begun, failed, tried = time.perf_counter(), 0, 0
     files = itertools.islice(attacks(arguments.seed), arguments.files)
     every = itertools.chain(
-        ((name, lambda attack=attack: _attacked(attack)) for name, attack in files),
+        ((name, lambda attack=attack: attacked(attack)) for name, attack in files),
         situations() if arguments.situations else (),
         itertools.islice(kills(arguments.seed), arguments.kills),
     )
@@ -38,7 +38,7 @@ def main() -> int:
     return int(failed > 0)
 
 
-def _attacked(attack: Attack) -> str | None:
+def attacked(attack: Attack) -> str | None:
     """What is wrong after ``attack``: how the run ended, or what it left behind."""
     with tempfile.TemporaryDirectory(prefix="attack-") as name:
         folder = Path(name) / "work"

@@ -1,0 +1,28 @@
+"""Some attacks of the campaign; ``make attack`` runs hundreds."""
+
+import itertools
+
+import pytest
+
+from attack.__main__ import attacked
+from attack.files import attacks
+from attack.situations import kills, situations
+
+FILES = dict(itertools.islice(attacks(0), 37))
+CHOSEN = ("names", "sizes with escapes", "brackets", "doubling functions", "a function that calls itself")
+CHOSEN += ("data c.jsonl", "tokenizer whose library panics")
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_a_hostile_file(name):
+    assert attacked(FILES[name]) is None
+
+
+@pytest.mark.parametrize("name", ["RANK without a process group", "cp1252", "closed stdout", "no HOME"])
+def test_a_situation(name):
+    assert dict(situations())[name]() is None
+
+
+def test_a_kill():
+    _, attempt = next(kills(3))
+    assert attempt() is None
