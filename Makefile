@@ -1,6 +1,6 @@
 # make demo   exports a real model, compresses it and prints what happened
 # make test   style, types, tests
-# make docs   writes docs/fx.md and the pages of passes, targets, tasks and metrics anew
+# make docs   writes docs/fx.md and the pages of all that can be added (docs/passes.md, targets, tasks, metrics, instruments) anew
 # make matrix runs every architecture, exporter and check, and writes docs/support.md and support-cells.md; takes hours, goes on when stopped, MATRIX="--only bert" for a part
 # make fuzz   runs random models through everything, and reduces what fails; FUZZ="--seeds 0:10000" for more of them
 # make attack runs the command line on hostile files, kills it, and takes away what it stands on

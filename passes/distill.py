@@ -14,10 +14,12 @@ from graphcompress.graph.expressions import leaves
 from graphcompress.graph.model import Model
 from graphcompress.plugin.base import Context, Contract, Lossy, Pass, Record, Training
 from graphcompress.plugin.extras import needs_torch
-from graphcompress.plugin.options import option
+from graphcompress.plugin.options import build, option, split_calls
+from graphcompress.plugin.registry import INSTRUMENTS
 from graphcompress.rewrite.rewriter import Rewriter
 
 if TYPE_CHECKING:
+    from graphcompress.plugin.instrument import Instrument
     from graphcompress.training.settings import Settings
 
 
@@ -46,7 +48,8 @@ class Distill(Pass):
     The student is evaluated on ``--eval-data`` with ``--metric`` (without, by the loss on a part of the
     training samples that is held out), and the best of the evaluated states is kept, which may be the first.
     An interrupted run goes on from its checkpoint to the same result. Several processes (``torchrun``,
-    ``accelerate launch``) share every batch.
+    ``accelerate launch``) share every batch. Instruments add to the training what a graph needs (int8 weights
+    for x86 without VNNI keep to their limits by themselves) or what ``instruments`` asks for.
     """
 
     name: ClassVar[str] = "distill"
@@ -74,7 +77,8 @@ class Distill(Pass):
     patience: int = option(0, "stop after so many evaluations without a better one; 0 for never", minimum=0)
     bf16: bool = option(False, "run in bfloat16 where that is safe (fast with AMX or on GPUs)")
     checkpointing: bool = option(False, "keep only what goes from layer to layer: less memory, more time")
-    learn_scales: bool = option(False, "also train the scales of quantisation")
+    learn_scales: bool = option(False, "also train the scales of quantisation: the instrument learned-scales")
+    instruments: str = option("", 'others to train with, as in "a,b{x=1}"; see graphcompress instruments')
     only: str = option("*", "glob over the names of the weights that are trained")
 
     def __post_init__(self) -> None:
@@ -129,12 +133,18 @@ class Distill(Pass):
         """The options as the training reads them."""
         from graphcompress.training.settings import Settings
 
-        return Settings(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)})
+        names = [field.name for field in dataclasses.fields(Settings) if field.name != "instruments"]
+        return Settings(**{name: getattr(self, name) for name in names}, instruments=self._instruments())
+
+    def _instruments(self) -> tuple[Instrument, ...]:
+        """What is asked for; what the graph cannot be trained without joins by itself."""
+        calls = [*([("learned-scales", {})] if self.learn_scales else []), *split_calls(self.instruments)]
+        return tuple(build(INSTRUMENTS.find(name), name, options) for name, options in calls)
 
     def _train(self, rw: Rewriter, training: Training, original: Model) -> None:
         from graphcompress.training.training import train
 
-        result, unshared, changed = train(rw.model, original, training, self.settings(), rw.ctx)
+        result, unshared, changed = train(rw, original, training, self.settings(), rw.ctx)
         weighted: list[Linear | Embedding] = [*linears(rw.model), *embeddings(rw.model)]
         for item in weighted:
             if changed.intersection(leaf.name or "" for leaf in leaves(item.weight)):

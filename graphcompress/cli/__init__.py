@@ -41,6 +41,7 @@ for command in (
     listing.targets,
     listing.tasks,
     listing.metrics,
+    listing.instruments,
 ):
     app.command(epilog=EXIT_CODES)(command)
 

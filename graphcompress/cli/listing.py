@@ -1,4 +1,4 @@
-"""``graphcompress passes``, ``targets``, ``tasks``, ``metrics``: what is installed."""
+"""``graphcompress passes``, ``targets``, ``tasks``, ``metrics``, ``instruments``: what is installed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from graphcompress.cli.terminal import Json, out, print_json
-from graphcompress.plugin.registry import METRICS, PASSES, TARGETS, TASKS, Kind
+from graphcompress.plugin.registry import INSTRUMENTS, METRICS, PASSES, TARGETS, TASKS, Kind
 
 if TYPE_CHECKING:
     from graphcompress.plugin.base import Named
@@ -35,6 +35,11 @@ def tasks(name: Name = None, json: Json = False) -> None:
 def metrics(name: Name = None, json: Json = False) -> None:
     """List the installed metrics with their direction, what they need and their options."""
     _show(METRICS, name, json)
+
+
+def instruments(name: Name = None, json: Json = False) -> None:
+    """List the installed instruments, which a pass that trains puts to work, with their options."""
+    _show(INSTRUMENTS, name, json)
 
 
 def _show(kind: Kind[Named], name: str | None, json: bool) -> None:

@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 
 from graphcompress.errors import UsageError, nearest
 from graphcompress.plugin.base import Named, Pass, Target
+from graphcompress.plugin.instrument import Instrument
 from graphcompress.plugin.task import Metric, Task
 
 T_co = TypeVar("T_co", bound=Named, covariant=True)
@@ -70,7 +71,8 @@ PASSES = Kind("passes", "pass", Pass)
 TARGETS = Kind("targets", "target", Target)
 TASKS = Kind("tasks", "task", Task)
 METRICS = Kind("metrics", "metric", Metric)
-KINDS: tuple[Kind[Named], ...] = (PASSES, TARGETS, TASKS, METRICS)
+INSTRUMENTS = Kind("instruments", "instrument", Instrument)
+KINDS: tuple[Kind[Named], ...] = (PASSES, TARGETS, TASKS, METRICS, INSTRUMENTS)
 
 
 @cache

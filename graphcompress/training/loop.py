@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from graphcompress.errors import TrainingError
-from graphcompress.fx.pairs import limit_pairs
 from graphcompress.plugin.base import Progress
+from graphcompress.plugin.instrument import Step
 from graphcompress.plugin.task import Metric
 from graphcompress.training.batches import Batches, parts
 from graphcompress.training.checkpoints import Checkpoints
 from graphcompress.training.evaluation import Evaluation, terms_of
 from graphcompress.training.group import Group
 from graphcompress.training.losses import Counts
-from graphcompress.training.parameters import keep_scales_positive, optimizer, set_rate, trained
+from graphcompress.training.parameters import optimizer, set_rate, trained
 from graphcompress.training.prepare import Prepared
 from graphcompress.training.settings import Settings
 
@@ -30,8 +31,6 @@ SMOOTHING = 0.9
 """Of the loss terms that are shown."""
 CPU_FULL = "DefaultCPUAllocator"
 """What PyTorch's RuntimeError names when the memory of the CPU is at an end."""
-STEPS_PER_LIMIT = 8
-"""Steps after which int8 weights are held to the limit of their pairs; always before an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,9 @@ class Trainer:
         self.parameters = trained(given, settings.only)
         self.batches = Batches(given.samples, settings.batch * settings.accumulate, seed)
         self.steps = settings.steps_for(len(given.samples))
-        self.optimizer = optimizer(self.parameters, given.student, settings)
+        self.instruments = given.instruments
+        rates = [group for attached in self.instruments.values() for group in attached.rates()]
+        self.optimizer = optimizer(self.parameters, rates, settings)
         self.step = 0
         self.since_best = 0
         self.best: dict[str, Any] = {}
@@ -106,7 +107,7 @@ class Trainer:
                 self._save()
         self._report(clock, done=True)
         self._save()
-        self._take(self.best["weights"])
+        self._take(self.best)
         return Outcome(
             self.step, self.best["step"], self.start, self.best["score"], self.label, resumed, self.terms
         )
@@ -120,11 +121,18 @@ class Trainer:
     def _is_out_of_patience(self) -> bool:
         return 0 < self.settings.patience <= self.since_best
 
+    @property
+    def _now(self) -> Step:
+        evaluated = self.step > 0 and self.settings.is_evaluated(self.step, self.steps)
+        return Step(self.step, self.steps, evaluated)
+
     # ---- one step
 
     def _advance(self) -> None:
         """One optimiser step on one global batch."""
-        set_rate(self.optimizer, self.settings.lr_at(self.step, self.steps))
+        for attached in self.instruments.values():
+            attached.before_step(self._now)
+        set_rate(self.optimizer, self.settings, self.step, self.steps)
         self.optimizer.zero_grad(set_to_none=True)
         with self._advice_when_out_of_memory():
             terms = self._gradients(self.batches(self.step))
@@ -132,10 +140,9 @@ class Trainer:
         if not math.isfinite(float(norm)) or not all(map(math.isfinite, terms.values())):
             raise self._stopped("the loss is no longer a number")
         self.optimizer.step()
-        keep_scales_positive(self.optimizer)
         self.step += 1
-        if self.step % STEPS_PER_LIMIT == 0 or self.settings.is_evaluated(self.step, self.steps):
-            limit_pairs(self.given.student)
+        for attached in self.instruments.values():
+            attached.after_step(self._now)
         for name, value in terms.items():
             self.terms[name] = SMOOTHING * self.terms.get(name, value) + (1 - SMOOTHING) * value
 
@@ -151,13 +158,22 @@ class Trainer:
             sum(terms.values(), torch.zeros((), device=self.given.device)).backward()  # type: ignore[no-untyped-call]
             for name, value in terms.items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach()
+        own = self._instrument_terms()
+        for name, value in own.items() if group.rank == 0 else ():  # once, for gradients are summed
+            value.backward()  # type: ignore[no-untyped-call]
+            totals[name] = value.detach()
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        names = self._term_names()
+        names = [*self._term_names(), *own]
         sums = torch.stack([totals.get(name, torch.zeros((), device=self.given.device)) for name in names])
         group.add_up([*(p.grad for p in self.parameters if p.grad is not None), sums])
         return dict(zip(names, sums.tolist(), strict=True))
+
+    def _instrument_terms(self) -> dict[str, torch.Tensor]:
+        """The loss terms of instruments, by their names."""
+        terms = {name: attached.loss(self._now) for name, attached in self.instruments.items()}
+        return {name: term for name, term in terms.items() if term is not None}
 
     def _term_names(self) -> list[str]:
         kinds = list(dict.fromkeys(place.kind for place in self.given.losses.places))
@@ -171,20 +187,32 @@ class Trainer:
         with self._advice_when_out_of_memory():
             score = self.group.from_first(self.evaluation() if self.group.rank == 0 else 0.0)
         _LOG.info("step %d of %d: %s %.4f, %s", self.step, self.steps, self.label, score, self._shown_terms())
-        if not self.best or self.evaluation.is_better(score, self.best["score"]):
-            weights = {name: tensor.detach().clone() for name, tensor in self._weights().items()}
-            self.best = {"score": score, "step": self.step, "weights": weights}
+        may_end = all(attached.may_end(self._now) for attached in self.instruments.values())
+        if self._is_best(score, may_end):
+            state = self._state()
+            state["weights"] = {name: tensor.detach().clone() for name, tensor in state["weights"].items()}
+            self.best = {"score": score, "step": self.step, "may_end": may_end, **state}
             self.since_best = 0
-        else:
+        elif self.best["may_end"]:
             self.since_best += 1
+
+    def _is_best(self, score: float, may_end: bool) -> bool:
+        """Whether the student is the one to keep: one that may stay as it is goes before one that may not."""
+        if not self.best or may_end != self.best["may_end"]:
+            return may_end or not self.best
+        return self.evaluation.is_better(score, self.best["score"])
 
     # ---- state
 
-    def _weights(self) -> dict[str, torch.Tensor]:
-        return dict(self.given.student.state_dict())
+    def _state(self) -> dict[str, Any]:
+        """What the student and its instruments are now; the weights are not copied."""
+        states = {name: copy.deepcopy(dict(it.state())) for name, it in self.instruments.items()}
+        return {"weights": dict(self.given.student.state_dict()), "instruments": states}
 
-    def _take(self, weights: dict[str, torch.Tensor]) -> None:
-        self.given.student.load_state_dict(weights)
+    def _take(self, state: Mapping[str, Any]) -> None:
+        self.given.student.load_state_dict(state["weights"])
+        for name, attached in self.instruments.items():
+            attached.restore(state["instruments"][name])
 
     def _save(self) -> None:
         """Write all that the run depends on; a run that is done is found done."""
@@ -193,7 +221,7 @@ class Trainer:
         self.checkpoints.write(
             {
                 "step": self.step,
-                "weights": self._weights(),
+                **self._state(),
                 "optimizer": self.optimizer.state_dict(),
                 "best": self.best,
                 "since_best": self.since_best,
@@ -206,7 +234,7 @@ class Trainer:
         state = self.group.from_first(self.checkpoints.read() if self.group.rank == 0 else None)
         if state is None:
             return 0
-        self._take(state["weights"])
+        self._take(state)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best, self.since_best = state["step"], state["best"], state["since_best"]
         self.start, self.terms = state["start"], state["terms"]
@@ -219,7 +247,7 @@ class Trainer:
         """The error for a run that cannot go on; the student gets its last good weights."""
         kept = "nothing was trained"
         if self.best:
-            self._take(self.best["weights"])
+            self._take(self.best)
             kept = f"the model has the weights of step {self.best['step']}"
         settings = self.settings
         advice = advice or (

@@ -7,62 +7,59 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import fx
 
 from graphcompress.errors import UsageError
-from graphcompress.fx.convert import SCALES_KEY
+from graphcompress.plugin.instrument import Rates
 from graphcompress.training.prepare import Prepared
 from graphcompress.training.settings import Settings
 
 EPSILON = 1e-6
-"""Of AdamW."""
-RELATIVE = "relative"
-"""Key of a group of the optimiser: the size of its scale, in which the learning rate is counted."""
-SMALLEST = 0.01
-"""Of a scale, as a share of what it was at first: it never reaches zero."""
+"""What AdamW adds to the root of the mean squared gradient."""
+RATES = "rates"
+"""Key of a group of the optimiser: how fast the parameters of an instrument learn."""
 
 
 def optimizer(
-    parameters: Sequence[torch.nn.Parameter], student: fx.GraphModule, settings: Settings
+    parameters: Sequence[torch.nn.Parameter], instrumented: Sequence[Rates], settings: Settings
 ) -> torch.optim.Optimizer:
-    """AdamW; biases, the parameters of norms and single numbers do not decay.
+    """AdamW for the ``parameters``; biases, the parameters of norms and single numbers do not decay.
 
-    AdamW moves a number by about the learning rate, however small it is; scales of a quantisation move by
-    that share of themselves.
+    The parameters of instruments learn as ``instrumented`` says.
     """
-    scales = {student.get_parameter(path) for path in student.meta[SCALES_KEY]}
-    weights = [p for p in parameters if p not in scales]
+    own = {parameter for rates in instrumented for parameter in rates.parameters}
+    weights = [p for p in parameters if p not in own]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in weights if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    for scale in (p for p in parameters if p in scales):
-        size = float(scale.detach().abs().mean())
-        groups.append({"params": [scale], "weight_decay": 0.0, RELATIVE: size})
+    chosen = set(parameters)
+    for rates in instrumented:
+        trained = [parameter for parameter in rates.parameters if parameter in chosen]
+        groups.append(
+            {
+                "params": trained,
+                "weight_decay": rates.weight_decay,
+                RATES: {"lr": rates.lr, "factor": rates.factor},
+            }
+        )
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=settings.lr, eps=EPSILON, fused=True)  # ten times faster on CPUs
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Let the next step move weights by about ``rate``, and scales by that share of themselves."""
+def set_rate(optimizer: torch.optim.Optimizer, settings: Settings, step: int, steps: int) -> None:
+    """Set the learning rates of step ``step`` (from 0) of ``steps``."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group.get(RELATIVE, 1.0)
-
-
-def keep_scales_positive(optimizer: torch.optim.Optimizer) -> None:
-    """After a step: no scale is below a hundredth of what it was."""
-    with torch.no_grad():
-        for group in optimizer.param_groups:
-            if RELATIVE in group:
-                group["params"][0].clamp_(min=SMALLEST * group[RELATIVE])
+        rates = group.get(RATES, {"lr": None, "factor": 1.0})
+        highest = settings.lr if rates["lr"] is None else rates["lr"]
+        group["lr"] = settings.rate_at(step, steps, highest) * rates["factor"]
 
 
 def trained(given: Prepared, only: str) -> list[torch.nn.Parameter]:
-    """Parameters of the weights that the glob ``only`` names; the others stand still."""
+    """Parameters of the weights that the glob ``only`` names, and of instruments; the others stand still."""
     names: dict[str, str] = given.student.meta["initializers"]
     chosen = []
     for path, parameter in given.student.named_parameters():
-        parameter.requires_grad_(fnmatch.fnmatchcase(names.get(path, path), only))
+        parameter.requires_grad_(path not in names or fnmatch.fnmatchcase(names[path], only))
         if parameter.requires_grad:
             chosen.append(parameter)
     if not chosen:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,8 @@ from graphcompress.fx import checkpointed, to_fx
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed
 from graphcompress.plugin.base import Training
+from graphcompress.plugin.instrument import Attached, Instrument
+from graphcompress.plugin.registry import INSTRUMENTS
 from graphcompress.training.batches import Batches
 from graphcompress.training.labels import MULTIPLE, Labels, read_labels
 from graphcompress.training.losses import KL, MSE, Answer, Counts, Losses, mask_of
@@ -40,6 +42,7 @@ class Prepared:
         labels, held_out_labels: of every sample, or None where there are none to learn.
         unshared: places that have no counterpart.
         device: where it runs.
+        instruments: at work on the student, by name.
     """
 
     student: fx.GraphModule
@@ -52,6 +55,7 @@ class Prepared:
     held_out_labels: Labels | None
     unshared: list[Unshared]
     device: torch.device
+    instruments: dict[str, Attached]
 
 
 def prepare(model: Model, original: Model, training: Training, settings: Settings) -> Prepared:
@@ -68,7 +72,9 @@ def prepare(model: Model, original: Model, training: Training, settings: Setting
     places = [place for place in places if place.kind in wanted]
     compared = [place.student for place in places]
     ends = _ends(model) if settings.checkpointing else []
-    student = to_fx(model, learn_scales=settings.learn_scales, taps=[*compared, *ends])
+    learns_scales = any(instrument.learns_scales for instrument in settings.instruments)
+    student = to_fx(model, learn_scales=learns_scales, taps=[*compared, *ends])
+    instruments = _attached(student, settings.instruments)
     teacher = to_fx(teacher_model, taps=[place.teacher for place in places])
     device = _device()
     student.to(device)
@@ -100,7 +106,17 @@ def prepare(model: Model, original: Model, training: Training, settings: Setting
         held_out_labels,
         [item for item in unshared if item.kind in wanted],
         device,
+        instruments,
     )
+
+
+def _attached(student: fx.GraphModule, asked: Sequence[Instrument]) -> dict[str, Attached]:
+    """The instruments that were asked for, and those that the graph cannot be trained without, at work."""
+    chosen = {instrument.name: instrument for instrument in asked}
+    for name in INSTRUMENTS.names():
+        if name not in chosen and (instrument := INSTRUMENTS.find(name)()).concerns(student):
+            chosen[name] = instrument
+    return {name: instrument.attach(student) for name, instrument in chosen.items()}
 
 
 def _ends(model: Model) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from graphcompress.plugin.instrument import Instrument
+
 WARMUP_FLOOR = 1e-2
 """Share of the learning rate in the first step of the warm-up."""
 
@@ -34,8 +36,8 @@ class Settings:
     patience: int
     bf16: bool
     checkpointing: bool
-    learn_scales: bool
     only: str
+    instruments: tuple[Instrument, ...] = ()
 
     def weights(self) -> dict[str, float]:
         """Loss term → weight, for the terms that compare inside the graph."""
@@ -50,15 +52,15 @@ class Settings:
         """Optimiser steps of the whole run over ``rows`` samples."""
         return self.steps or max(1, math.ceil(self.epochs * math.ceil(rows / (self.batch * self.accumulate))))
 
-    def lr_at(self, step: int, steps: int) -> float:
+    def rate_at(self, step: int, steps: int, highest: float) -> float:
         """Learning rate of step ``step`` (from 0) of ``steps``: linear warm-up, then decay to zero."""
         warm = math.ceil(self.warmup * steps)
         if step < warm:
-            return self.lr * max(WARMUP_FLOOR, (step + 1) / (warm + 1))
+            return highest * max(WARMUP_FLOOR, (step + 1) / (warm + 1))
         done = (step - warm) / max(1, steps - warm)
         if self.decay == "linear":
-            return self.lr * (1 - done)
-        return self.lr * (1 + math.cos(math.pi * done)) / 2 if self.decay == "cosine" else self.lr
+            return highest * (1 - done)
+        return highest * (1 + math.cos(math.pi * done)) / 2 if self.decay == "cosine" else highest
 
     def is_evaluated(self, step: int, steps: int) -> bool:
         """Whether the student is evaluated after ``step`` steps: evenly spread, the last one always."""

@@ -12,6 +12,7 @@ from graphcompress.graph.model import Model
 from graphcompress.graph.reading.hashes import sha256
 from graphcompress.plugin.base import Context, Training
 from graphcompress.plugin.task import Metric
+from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.training.checkpoints import Checkpoints, identity
 from graphcompress.training.group import Group
 from graphcompress.training.loop import Outcome, Trainer
@@ -20,9 +21,9 @@ from graphcompress.training.settings import Settings
 
 
 def train(
-    model: Model, original: Model, training: Training, settings: Settings, ctx: Context
+    rw: Rewriter, original: Model, training: Training, settings: Settings, ctx: Context
 ) -> tuple[Outcome, list[Unshared], set[str]]:
-    """Train ``model`` in place.
+    """Train the model of ``rw`` in place, and let the instruments finish it.
 
     Returns:
         How it went, the places that had no counterpart, and the names of the initializers that changed.
@@ -31,7 +32,7 @@ def train(
         GraphCompressError: as :func:`prepare` and :meth:`Trainer.run`; after a TrainingError the model has
             the last good weights.
     """
-    given = prepare(model, original, training, settings)
+    given = prepare(rw.model, original, training, settings)
     group = Group()
     try:
         checkpoints = Checkpoints(training.folder, _identity(given, settings, training.metric, ctx.seed))
@@ -39,9 +40,11 @@ def train(
         try:
             outcome = trainer.run()
         except TrainingError:
-            write_back(given.student, model)
+            write_back(given.student, rw.model)
             raise
-        changed = write_back(given.student, model)
+        changed = write_back(given.student, rw.model)
+        for attached in given.instruments.values():
+            attached.finish(rw)
     finally:
         group.close()
     return outcome, given.unshared, changed
