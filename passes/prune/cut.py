@@ -162,9 +162,7 @@ class _Cut:
             kept = None if atom is None else self.remaining.index(atom)
             if kept is not None and value is not None:
                 numbers = self._numbers(kept.tolist(), node)
-                value = self.rw.node(
-                    "Gather", value, numbers, before=node, name=f"{value.name}.kept", axis=axis
-                )
+                value = self.rw.at(node, value.name).op("Gather", value, numbers, name="kept", axis=axis)
         self.rw.set_input(node, index, value)
 
     def _expanded(self, node: ir.Node, axes: Axes) -> ir.Value:
@@ -173,10 +171,9 @@ class _Cut:
         after = self.remaining.shape(axes, value.shape or ())
         key = (value, *(str(dim) for dim in after))
         if key not in self._copies:
-            self._copies[key] = self.rw.node("Expand", *node.inputs, before=node, name=value.name or "")
-            twin = self._copies[key].producer()
-            if twin is not None:
-                self._patch(twin, axes, after)
+            twin = self.rw.at(node).node("Expand", *node.inputs, name="")
+            self._copies[key] = twin.outputs[0]
+            self._patch(twin, axes, after)
         return self._copies[key]
 
     def _patch(self, node: ir.Node, axes: Axes, after: Sequence[Dim]) -> None:
@@ -190,7 +187,7 @@ class _Cut:
         name = f"{node.outputs[0].name}.target"
         scaled = self._scaled(node, axes, target, name)
         mask = self.rw.constant(fixed, f"{name}.fixed")
-        self.rw.set_input(node, 1, self.rw.node("Where", mask, numbers, scaled, before=node, name=name))
+        self.rw.set_input(node, 1, self.rw.at(node, name).op("Where", mask, numbers, scaled, name=""))
 
     def _scaled(self, node: ir.Node, axes: Axes, target: ir.Value | None, name: str) -> ir.Value | None:
         """The target with its variable sizes brought to what is wanted; 0 and -1 stay."""
@@ -198,11 +195,10 @@ class _Cut:
         if target is None or all(old == new for old, new in factors):
             return target
         old, new = (self._numbers(list(numbers), node) for numbers in zip(*factors, strict=True))
-        parts = self.rw.node("Div", target, old, before=node, name=f"{name}.parts")
-        product = self.rw.node("Mul", parts, new, before=node, name=f"{name}.product")
-        zero = self.rw.constant(np.array([0], dtype=np.int64), f"{name}.zero")
-        given = self.rw.node("Greater", target, zero, before=node, name=f"{name}.given")
-        return self.rw.node("Where", given, product, target, before=node, name=f"{name}.scaled")
+        b = self.rw.at(node, name)
+        product = b.op("Mul", b.op("Div", target, old, name="parts"), new, name="product")
+        given = b.op("Greater", target, b.constant([0], "zero"), name="given")
+        return b.op("Where", given, product, target, name="scaled")
 
     def _factor(self, target: ir.Value | None, axis: int, atom: int | None) -> tuple[int, int]:
         """The number in a variable size as the graph computes it after the cut, and as it is wanted."""
@@ -221,7 +217,7 @@ class _Cut:
         return sorted(elements[axis]) if axis < len(elements) else []
 
     def _numbers(self, numbers: Sequence[int], node: ir.Node) -> ir.Value:
-        return self.rw.constant(np.array(numbers, dtype=np.int64), f"{node.outputs[0].name}.sizes")
+        return self.rw.at(node).constant(numbers, "sizes")
 
     # ---- stored tensors
 

@@ -214,7 +214,7 @@ def _remove_layers(rw: Rewriter, count: int, only: str) -> None:
             rw.touch(linear, f"removed with layer {layer.name}")
         entry = stands_for.get(layer.entry, layer.entry)
         if layer.exit.is_graph_output() or entry.is_graph_output():
-            entry = rw.node("Identity", entry, name=f"{layer.name}.passed")
+            entry = rw.at(None, layer.name).op("Identity", entry, name="passed")
         rw.replace(layer.exit, entry)
         stands_for[layer.exit] = entry
     rw.clean()

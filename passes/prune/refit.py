@@ -41,6 +41,5 @@ def _set_bias(rw: Rewriter, linear: Linear, new: ir.Value) -> None:
         rw.set_input(linear.node, 2, new)
     else:
         product = linear.node.outputs[0]
-        total = rw.node("Add", product, new, name=f"{product.name}.sum")
+        total = rw.at(None, product.name).op("Add", product, new, name="sum")
         rw.replace(product, total)
-        rw.set_input(total.producer(), 0, product)  # type: ignore[arg-type]

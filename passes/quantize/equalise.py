@@ -72,7 +72,7 @@ def _scaled_weight(rw: Rewriter, linear: Linear, factors: np.ndarray) -> ir.Valu
         scaled = rw.constant((evaluate(linear.weight) * by_row).astype(np.float32), name)
     else:
         scale = rw.constant(by_row.astype(np.float32), f"{linear.name}.factors")
-        scaled = rw.node("Mul", linear.weight, scale, before=linear.node, name=name)
+        scaled = rw.at(linear.node, name).op("Mul", linear.weight, scale, name="")
         scaled.shape, scaled.type = linear.weight.shape, linear.weight.type
     scaled.metadata_props[NAME_KEY] = linear.name
     return scaled

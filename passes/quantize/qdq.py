@@ -8,9 +8,11 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.linears import Embedding, Linear
+from graphcompress.graph.match import fixed_shape
 from graphcompress.numerics.quantise import Affine, QuantisedArray
 from graphcompress.passes.quantize.lowbit import Leaf, LowBitWeight
 from graphcompress.passes.quantize.quantisable import tied_table
+from graphcompress.rewrite.builder import Builder
 from graphcompress.rewrite.rewriter import Rewriter
 
 
@@ -37,18 +39,11 @@ class QdqWriter:
         """
         quantised, scale, zero_point = self._static_input(linear, activation, weight)
         values = self._weight(linear, weight)
-        dequantised = self.rw.node(
-            "DequantizeLinear", *values, before=linear.node, name=f"{linear.name}.dequantised", axis=1
-        )
+        b = self.rw.at(linear.node, linear.name)
+        dequantised = b.op("DequantizeLinear", *values, name="dequantised", axis=1)
         product = self._as_matmul(linear, dequantised)
-        x = self.rw.node(
-            "DequantizeLinear",
-            quantised,
-            scale,
-            zero_point,
-            before=product,
-            name=f"{linear.input.name}.dequantised",
-        )
+        b = self.rw.at(product, linear.input.name)
+        x = b.op("DequantizeLinear", quantised, scale, zero_point, name="dequantised")
         self.rw.set_input(product, 0, x)
 
     def dynamic(self, linear: Linear, weight: LowBitWeight) -> None:
@@ -56,21 +51,11 @@ class QdqWriter:
         values, weight_scale, weight_zero = self._weight(linear, weight)
         product = self._as_matmul(linear, linear.weight)
         quantised, scale, zero_point = self._dynamic_input(linear.input, weight, product)
-        out = product.outputs[0]
-        integers = self.rw.node(
-            "MatMulInteger",
-            quantised,
-            values,
-            zero_point,
-            weight_zero,
-            before=product,
-            name=f"{out.name}.int32",
-        )
-        floats = self.rw.node(
-            "Cast", integers, before=product, name=f"{out.name}.float", to=int(ir.DataType.FLOAT)
-        )
-        scales = self.rw.node("Mul", scale, weight_scale, before=product, name=f"{out.name}.scale")
-        self.rw.replace(out, self.rw.node("Mul", floats, scales, before=product, name=f"{out.name}.scaled"))
+        b = self.rw.at(product)
+        integers = b.op("MatMulInteger", quantised, values, zero_point, weight_zero, name="int32")
+        floats = b.op("Cast", integers, name="float", to=ir.DataType.FLOAT)
+        scales = b.op("Mul", scale, weight_scale, name="scale")
+        self.rw.replace(product.outputs[0], b.op("Mul", floats, scales, name="scaled"))
 
     def _static_input(
         self, linear: Linear, activation: Affine, weight: LowBitWeight
@@ -78,12 +63,11 @@ class QdqWriter:
         x = linear.input
         if x not in self._activations:
             dtype = np.int8 if activation.signed else np.uint8
-            scale = self.rw.constant(np.array(activation.scale, np.float32), f"{x.name}.scale")
-            zero_point = self.rw.constant(np.array(activation.zero_point, dtype), f"{x.name}.zero_point")
-            divided = self._divided(x, weight, linear.node)
-            quantised = self.rw.node(
-                "QuantizeLinear", divided, scale, zero_point, before=linear.node, name=f"{x.name}.quantised"
-            )
+            b = self.rw.at(linear.node, x.name)
+            scale = b.constant(np.array(activation.scale, np.float32), "scale")
+            zero_point = b.constant(np.array(activation.zero_point, dtype), "zero_point")
+            divided = _divided(b, x, weight)
+            quantised = b.op("QuantizeLinear", divided, scale, zero_point, name="quantised")
             self._activations[x] = (quantised, scale, zero_point)
         return self._activations[x]
 
@@ -91,20 +75,10 @@ class QdqWriter:
         self, x: ir.Value, weight: LowBitWeight, before: ir.Node
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         if x not in self._activations:
-            divided = self._divided(x, weight, before)
-            first = self.rw.node(
-                "DynamicQuantizeLinear", divided, before=before, name=f"{x.name}.quantised", outputs=3
-            )
-            node: ir.Node = first.producer()  # type: ignore[assignment]
+            b = self.rw.at(before, x.name)
+            node = b.node("DynamicQuantizeLinear", _divided(b, x, weight), name="quantised", outputs=3)
             self._activations[x] = (node.outputs[0], node.outputs[1], node.outputs[2])
         return self._activations[x]
-
-    def _divided(self, x: ir.Value, weight: LowBitWeight, before: ir.Node) -> ir.Value:
-        """The activation divided by the factors that its readers' weights took over."""
-        if weight.factors is None:
-            return x
-        inverse = self.rw.constant((1.0 / weight.factors).astype(np.float32), f"{x.name}.inverse_factors")
-        return self.rw.node("Mul", x, inverse, before=before, name=f"{x.name}.divided")
 
     def _weight(self, linear: Linear, weight: LowBitWeight) -> tuple[ir.Value, ir.Value, ir.Value]:
         """int8 values [in, out], scale [out], zero point [out]; written once for a weight used twice."""
@@ -127,32 +101,19 @@ class QdqWriter:
         if not weight.is_expression:
             return self.rw.constant(weight.quantised.values, f"{linear.name}.quantised")
         self.leaves(weight.leaves, linear.node)
-        node, expression = linear.node, linear.weight
+        b, expression = self.rw.at(linear.node, linear.name), linear.weight
         if linear.transposed:
-            expression = self.rw.node(
-                "Transpose", expression, before=node, name=f"{linear.name}.transposed", perm=[1, 0]
-            )
+            expression = b.op("Transpose", expression, name="transposed", perm=[1, 0])
         if weight.factors is not None:
-            factors = self.rw.constant(weight.factors[:, None], f"{linear.name}.factors")
-            expression = self.rw.node("Mul", expression, factors, before=node, name=f"{linear.name}.grown")
-        return self.rw.node(
-            "QuantizeLinear",
-            expression,
-            scale,
-            zero_point,
-            before=node,
-            name=f"{linear.name}.quantised",
-            axis=1,
-        )
+            expression = b.op("Mul", expression, b.constant(weight.factors[:, None], "factors"), name="grown")
+        return b.op("QuantizeLinear", expression, scale, zero_point, name="quantised", axis=1)
 
     def _transposed_table(self, table: ir.Value, linear: Linear, weight: LowBitWeight) -> ir.Value:
         """The int8 table that an embedding shares, stored once [out, in]; its Transpose is folded at load."""
         values = self.rw.constant(np.ascontiguousarray(weight.quantised.values.T), f"{linear.name}.quantised")
         scale = self.rw.constant(weight.quantised.scale[:, None], f"{linear.name}.row_scale")
         self.tables[table] = (values, scale)
-        return self.rw.node(
-            "Transpose", values, before=linear.node, name=f"{linear.name}.transposed", perm=[1, 0]
-        )
+        return self.rw.at(linear.node, linear.name).op("Transpose", values, name="transposed", perm=[1, 0])
 
     def _as_matmul(self, linear: Linear, weight: ir.Value) -> ir.Node:
         """The MatMul node of ``linear`` with ``weight`` [in, out], whatever node it was."""
@@ -171,22 +132,13 @@ class QdqWriter:
         Cast and Mul are folded when a session is made; a DequantizeLinear would not be.
         """
         for leaf, form in forms.items():
-            name = leaf.name or "leaf"
+            b, shape = self.rw.at(before, leaf.name or "leaf"), fixed_shape(leaf) or ()
             stored = form.values if isinstance(form, QuantisedArray) else form
-            value = self.rw.node(
-                "Cast",
-                self.rw.constant(stored, f"{name}.quantised"),
-                before=before,
-                name=f"{name}.float",
-                to=int(ir.DataType.FLOAT),
-            )
+            value = b.op("Cast", b.constant(stored, "quantised"), name="float", to=ir.DataType.FLOAT)
             if isinstance(form, QuantisedArray):
-                scale = self.rw.constant(form.scale, f"{name}.scale")
-                value = self.rw.node("Mul", value, scale, before=before, name=f"{name}.scaled")
-            shape = list(leaf.shape.numpy()) if leaf.shape is not None else []
-            if list(stored.shape) != shape:
-                target = self.rw.constant(np.array(shape, np.int64), f"{name}.shape")
-                value = self.rw.node("Reshape", value, target, before=before, name=f"{name}.restored")
+                value = b.op("Mul", value, b.constant(form.scale, "scale"), name="scaled")
+            if stored.shape != shape:
+                value = b.op("Reshape", value, shape, name="restored")
             self.rw.replace(leaf, value)
 
     # ---- embeddings
@@ -199,19 +151,22 @@ class QdqWriter:
 
     def embedding_from(self, embedding: Embedding, values: ir.Value, scale: ir.Value) -> None:
         """As :meth:`embedding`, from a stored table and its scales."""
-        node, name = embedding.node, embedding.output.name
-        rows = self.rw.node("Gather", values, embedding.indices, before=node, name=f"{name}.int8", axis=0)
-        if scale.shape is not None and len(scale.shape) == 1:
-            zero_point = self.rw.constant(
-                np.zeros(scale.shape.numpy(), np.int8), f"{embedding.name}.zero_point"
-            )
-            out = self.rw.node(
-                "DequantizeLinear", rows, scale, zero_point, before=node, name=f"{name}.dequantised", axis=-1
-            )
+        b = self.rw.at(embedding.node, embedding.output.name)
+        rows = b.op("Gather", values, embedding.indices, name="int8", axis=0)
+        shape = fixed_shape(scale) or ()
+        if len(shape) == 1:
+            zero_point = self.rw.constant(np.zeros(shape, np.int8), f"{embedding.name}.zero_point")
+            out = b.op("DequantizeLinear", rows, scale, zero_point, name="dequantised", axis=-1)
         else:
-            steps = self.rw.node(
-                "Gather", scale, embedding.indices, before=node, name=f"{name}.scale", axis=0
-            )
-            floats = self.rw.node("Cast", rows, before=node, name=f"{name}.float", to=int(ir.DataType.FLOAT))
-            out = self.rw.node("Mul", floats, steps, before=node, name=f"{name}.dequantised")
+            steps = b.op("Gather", scale, embedding.indices, name="scale", axis=0)
+            floats = b.op("Cast", rows, name="float", to=ir.DataType.FLOAT)
+            out = b.op("Mul", floats, steps, name="dequantised")
         self.rw.replace(embedding.output, out)
+
+
+def _divided(b: Builder, x: ir.Value, weight: LowBitWeight) -> ir.Value:
+    """The activation divided by the factors that its readers' weights took over."""
+    if weight.factors is None:
+        return x
+    inverse = b.constant((1.0 / weight.factors).astype(np.float32), "inverse_factors")
+    return b.op("Mul", x, inverse, name="divided")
