@@ -37,16 +37,7 @@ def staged(output: Path, *, overwrite: bool = False, rename: Rename | None = Non
     refuse_existing(output, overwrite=overwrite)
     place = Path(os.path.realpath(output))  # the artifact goes where a link points to
     missing = [parent for parent in place.parents if not parent.exists()]
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        for folder in (place.parent, Path(tempfile.gettempdir())):
-            sweep(folder, may_go=_is_left_over)
-        stage = Temporary(place.parent)
-    except OSError as error:
-        _remove_empty(missing)
-        raise OutputError(
-            f"{output}: cannot be written ({error.strerror}); choose another folder with -o"
-        ) from error
+    stage = _made_beside(place, output, missing)
     try:
         yield stage.path
         with write_errors(output):
@@ -55,6 +46,19 @@ def staged(output: Path, *, overwrite: bool = False, rename: Rename | None = Non
     finally:
         stage.remove()
         _remove_empty(missing)
+
+
+def _made_beside(place: Path, output: Path, missing: Iterable[Path]) -> Temporary:
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (place.parent, Path(tempfile.gettempdir())):
+            sweep(folder, may_go=_is_left_over)
+        return Temporary(place.parent)
+    except OSError as error:
+        _remove_empty(missing)
+        raise OutputError(
+            f"{output}: cannot be written ({error.strerror}); choose another folder with -o"
+        ) from error
 
 
 @contextlib.contextmanager

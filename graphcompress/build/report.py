@@ -185,11 +185,12 @@ def lowering_lines(lowering: Lowering) -> list[tuple[str, str]]:
 def target_lines(build: Build) -> list[tuple[str, str]]:
     """What goes below :func:`target_table`, as (target, text): what every target says about its work."""
     lines = []
-    for it in build.lowered:
-        texts = [f"{topic}: {text}" if topic else text for topic, text in lowering_lines(it.lowering)]
-        texts += output_lines(it.difference)
-        texts.append(why_it_varies(build.model, it.invariance, build.reference_invariance, it.difference))
-        lines += [(it.name, text) for text in texts if text]
+    for artifact in build.lowered:
+        difference, own, given = artifact.difference, artifact.invariance, build.reference_invariance
+        texts = [f"{topic}: {text}" if topic else text for topic, text in lowering_lines(artifact.lowering)]
+        texts += output_lines(difference)
+        texts.append(why_it_varies(build.model, own, given, difference))
+        lines += [(artifact.name, text) for text in texts if text]
     return lines
 
 
@@ -211,14 +212,14 @@ def target_table(build: Build) -> list[list[str]]:
     ]
     bytes_before = build.before.bytes_on_disk
     rows = [["before", size(bytes_before), "", "", "", _changed(build.reference_invariance), ""]]
-    for it in build.lowered:
-        bytes_after = it.size.bytes_on_disk
-        row = [it.target, size(bytes_after), f"{bytes_before / max(bytes_after, 1):.2f} ×"]
-        row += [decibels(it.difference.sqnr_db), f"{it.difference.max_relative_error:.1%}"]
-        rows.append([*row, _changed(it.invariance), proof(it)])
+    for artifact in build.lowered:
+        bytes_after = artifact.size.bytes_on_disk
+        row = [artifact.target, size(bytes_after), f"{bytes_before / max(bytes_after, 1):.2f} ×"]
+        row += [decibels(artifact.difference.sqnr_db), f"{artifact.difference.max_relative_error:.1%}"]
+        rows.append([*row, _changed(artifact.invariance), proof(artifact)])
     if build.score is not None:
         titles.insert(3, f"{build.score.label}, {build.score.count:,} {build.score.noun}")
-        scores = [build.score, *(it.score for it in build.lowered)]
+        scores = [build.score, *(artifact.score for artifact in build.lowered)]
         for row, score in zip(rows, scores, strict=True):
             row.insert(3, f"{score.value:.4f}" if score else "")
     return [titles, *rows]

@@ -39,10 +39,10 @@ Tokenizer = Annotated[Path | None, as_option("tokenizer")]
 Seed = Annotated[int, as_option("seed")]
 
 SECONDS_PER_LINE = 20.0
-"""Between lines of progress that do not go to a terminal."""
+"""Seconds between two lines of progress where they do not go to a terminal."""
 
 FILE_WIDTH = 200
-"""Columns of a table that does not go to a terminal."""
+"""Characters in a line of a table that does not go to a terminal."""
 
 
 class _Screen(Console):

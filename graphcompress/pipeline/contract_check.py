@@ -19,9 +19,13 @@ from graphcompress.measure.verify import Difference, check_structure, compare, i
 from graphcompress.plugin.base import Context, Pass, Training
 
 CHECK_SAMPLES = 16
+"""Samples on which the outputs before and after a pass are compared."""
+
 CHECK_BATCH = 8
+"""Samples in a batch of them."""
+
 TRAINED_CHECK_SAMPLES = 64
-"""More where a pass trains: what was learned differs from sample to sample."""
+"""Samples that are compared where a pass trains: what is learned differs from one to the next."""
 
 Outputs = Mapping[str, np.ndarray]
 

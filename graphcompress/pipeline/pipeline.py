@@ -108,31 +108,20 @@ class Pipeline:
         check = Checker(model, ctx, original)
         records = []
         teacher = model.clone() if self.trains else None
-        checked = False
+        exact = [isinstance(step.contract, Exact) for step in self.passes]
         for number, step in enumerate(self.passes):
             ctx.progress(f"{step}", number, len(self.passes))
-            if not checked and not isinstance(step.contract, Exact):
-                checked = True
+            if not exact[number] and all(exact[:number]):  # the graph has the form that the others will see
                 for later in self.passes[number:]:
                     later.check(model, ctx)
-            record = _run_pass(
-                step,
-                model,
-                dataclasses.replace(ctx, original=teacher),
-                check,
-                allow,
-                awaits=self._awaits_training(number),
-            )
+            given = dataclasses.replace(ctx, original=teacher)
+            record = _run_pass(step, model, given, check, allow, awaits=self._awaits_training(number))
             ctx.progress(f"{step}", len(self.passes), len(self.passes))
-            if teacher and all(isinstance(done.contract, Exact) for done in self.passes[: number + 1]):
+            if teacher and all(exact[: number + 1]):
                 teacher = model.clone()  # the same model in a plainer form
             records.append(record)
             on_record(record)
-            if isinstance(step.contract, Lossy) and record.coverage < require_coverage:
-                raise CoverageError(
-                    f"{step} touched {record.coverage:.1%} of the parameters, {require_coverage:.1%} are "
-                    f"required; it left alone: {_reasons(record.skipped)}"
-                )
+            _require(require_coverage, step, record)
         ctx.progress("passes", len(self.passes), len(self.passes))
         return records
 
@@ -208,6 +197,14 @@ def _run_pass(
         coverage=min(1.0, parameters_of(done.touched) / weights) if weights else 0.0,
         broken=judge(judged, change, allow, rounding(model), ctx.training),
     )
+
+
+def _require(coverage: float, step: Pass, record: PassRecord) -> None:
+    if isinstance(step.contract, Lossy) and record.coverage < coverage:
+        raise CoverageError(
+            f"{step} touched {record.coverage:.1%} of the parameters, {coverage:.1%} are "
+            f"required; it left alone: {_reasons(record.skipped)}"
+        )
 
 
 def weight_parameters(model: Model) -> int:
