@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from graphcompress.analysis.linears import Linear, linears
 from graphcompress.graph.expressions import is_constant
+from graphcompress.graph.match import fixed_shape, producer
 from graphcompress.rewrite.rewriter import Rewriter
 
 _QUANTISED = frozenset({"DequantizeLinear", "QuantizeLinear"})
@@ -29,26 +28,21 @@ def flatten_products(rw: Rewriter) -> int:
     return done
 
 
-def _sizes(linear: Linear) -> list[int] | None:
+def _sizes(linear: Linear) -> tuple[int, ...] | None:
     """The sizes of an input with more than two axes, all of them known."""
-    made_by = linear.input.producer()
-    weight_by = linear.weight.producer()
-    for node in (made_by, weight_by):
-        if node is not None and node.op_type in _QUANTISED:
-            return None
-    shape = linear.input.shape
-    if shape is None or len(shape) < 3 or not shape.is_static() or not is_constant(linear.weight):
+    makers = (producer(linear.input), producer(linear.weight))
+    if any(node is not None and node.op_type in _QUANTISED for node in makers):
         return None
-    return [int(size) for size in shape.numpy()]
+    shape = fixed_shape(linear.input)
+    return shape if shape is not None and len(shape) > 2 and is_constant(linear.weight) else None
 
 
-def _flatten(rw: Rewriter, linear: Linear, sizes: list[int]) -> None:
-    node, name = linear.node, linear.output.name
-    rows = math.prod(sizes[:-1])
-    flat = rw.constant(np.array([rows, linear.in_features], np.int64), f"{name}.rows")
-    x = rw.node("Reshape", node.inputs[0], flat, before=node, name=f"{name}.matrix")
-    product = rw.node("MatMul", x, node.inputs[1], before=node, name=f"{name}.product")
+def _flatten(rw: Rewriter, linear: Linear, sizes: tuple[int, ...]) -> None:
+    node, place = linear.node, rw.at(linear.node, linear.output.name)
+    rows = place.constant([math.prod(sizes[:-1]), linear.in_features], "rows")
+    x = place.op("Reshape", node.inputs[0], rows, name="matrix")
+    product = place.op("MatMul", x, node.inputs[1], name="product")
     if linear.bias is not None:
-        product = rw.node("Add", product, linear.bias, before=node, name=f"{name}.sum")
-    whole = rw.constant(np.array([*sizes[:-1], linear.out_features], np.int64), f"{name}.shape")
-    rw.supersede(linear.output, rw.node("Reshape", product, whole, before=node, name=f"{name}.tensor"))
+        product = place.op("Add", product, linear.bias, name="sum")
+    shape = place.constant([*sizes[:-1], linear.out_features], "shape")
+    rw.replace(linear.output, place.op("Reshape", product, shape, name="tensor"), take_name=True)

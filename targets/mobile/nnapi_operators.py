@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.activations import GELU, activations
 from graphcompress.graph.expressions import is_constant
-from graphcompress.graph.match import is_standard
+from graphcompress.graph.match import is_standard, rank_of
+from graphcompress.rewrite.builder import Builder
 from graphcompress.rewrite.rewriter import Rewriter
 
 _P = 0.3275911
@@ -25,24 +23,6 @@ _CUBE = 0.044715
 """Of the tanh approximation of GELU, as the operator Gelu defines it."""
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where new nodes go, and how they are named."""
-
-    rw: Rewriter
-    before: ir.Node
-    name: str
-    dtype: np.dtype[Any]
-
-    def number(self, value: float, word: str) -> ir.Value:
-        """A constant of this one number."""
-        return self.rw.constant(np.array(value, self.dtype), f"{self.name}.{word}")
-
-    def made(self, op_type: str, *inputs: ir.Value, word: str) -> ir.Value:
-        """The output of a new node."""
-        return self.rw.node(op_type, *inputs, before=self.before, name=f"{self.name}.{word}")
-
-
 def without_erf(rw: Rewriter) -> int:
     """Every GELU and every Erf in operators that NNAPI has; how many.
 
@@ -53,73 +33,76 @@ def without_erf(rw: Rewriter) -> int:
     gelus = [found for found in activations(rw.model) if found.function == GELU]
     for gelu in gelus:
         output = gelu.nodes[-1].outputs[0]
-        rw.supersede(output, _gelu(_place(rw, gelu.x, gelu.nodes[-1], output.name or ""), gelu.x))
+        rw.replace(output, _gelu(rw.at(gelu.nodes[-1]), gelu.x), take_name=True)
     rw.clean()
     return len(gelus) + sum(_each(rw, op_type, write) for op_type, write in _SPELT_OUT.items())
 
 
-def _each(rw: Rewriter, op_type: str, write: Callable[[_Place, ir.Value], ir.Value]) -> int:
+def _each(rw: Rewriter, op_type: str, write: Callable[[Builder, ir.Value], ir.Value]) -> int:
     """``write`` in the place of every node of a standard operator of one input; how many."""
     done = 0
     for node in list(rw.model.graph):
-        operand = node.inputs[0] if is_standard(node, op_type) else None
-        if operand is not None:
-            place = _place(rw, operand, node, node.outputs[0].name or "")
-            rw.supersede(node.outputs[0], write(place, operand))
+        x = node.inputs[0] if is_standard(node, op_type) else None
+        if x is not None:
+            rw.replace(node.outputs[0], write(rw.at(node), x), take_name=True)
             done += 1
     return done
 
 
-def _place(rw: Rewriter, x: ir.Value, before: ir.Node, name: str) -> _Place:
-    return _Place(rw, before, name, (x.dtype or ir.DataType.FLOAT).numpy())
-
-
-def _gelu(place: _Place, x: ir.Value) -> ir.Value:
-    size = place.made("Abs", x, word="size")
+def _gelu(place: Builder, x: ir.Value) -> ir.Value:
+    size = place.op("Abs", x, name="size")
     tail = _tail(place, size, stretch=math.sqrt(0.5), share=0.5)
-    lost = place.made("Mul", size, tail, word="lost")
-    return place.made("Sub", place.made("Relu", x, word="positive"), lost, word="gelu")
+    lost = place.op("Mul", size, tail, name="lost")
+    return place.op("Sub", place.op("Relu", x, name="positive"), lost, name="gelu")
 
 
-def _erf(place: _Place, x: ir.Value) -> ir.Value:
+def _erf(place: Builder, x: ir.Value) -> ir.Value:
     """``erf(x) = (1 - erf(max(-x, 0))) - (1 - erf(max(x, 0)))``."""
-    left = place.made("Relu", place.made("Neg", x, word="negated"), word="left")
-    right = place.made("Relu", x, word="right")
+    left = place.op("Relu", place.op("Neg", x, name="negated"), name="left")
+    right = place.op("Relu", x, name="right")
     tails = [
-        _tail(replace(place, name=f"{place.name}.{word}"), side, stretch=1.0, share=1.0)
-        for side, word in ((left, "below"), (right, "above"))
+        _tail(place, side, stretch=1.0, share=1.0, prefix=prefix)
+        for side, prefix in ((left, "below."), (right, "above."))
     ]
-    return place.made("Sub", *tails, word="erf")
+    return place.op("Sub", *tails, name="erf")
 
 
-def _tail(place: _Place, size: ir.Value, *, stretch: float, share: float) -> ir.Value:
+def _tail(place: Builder, size: ir.Value, *, stretch: float, share: float, prefix: str = "") -> ir.Value:
     """``share·(1 - erf(stretch·size))`` of what is not negative."""
-    scaled = place.made("Mul", size, place.number(_P * stretch, "p"), word="scaled")
-    one = place.number(1.0, "one")
-    t = place.made("Div", one, place.made("Add", scaled, one, word="below"), word="t")
-    series = place.number(_COEFFICIENTS[0] * share, "a5")
+
+    def number(value: float, name: str) -> ir.Value:
+        return place.constant(value, f"{prefix}{name}", like=size)
+
+    def made(op_type: str, *operands: ir.Value, name: str) -> ir.Value:
+        return place.op(op_type, *operands, name=f"{prefix}{name}")
+
+    scaled = made("Mul", size, number(_P * stretch, "p"), name="scaled")
+    one = number(1.0, "one")
+    t = made("Div", one, made("Add", scaled, one, name="below"), name="t")
+    series = number(_COEFFICIENTS[0] * share, "a5")
     for power, coefficient in zip((4, 3, 2, 1), _COEFFICIENTS[1:], strict=True):
-        product = place.made("Mul", t, series, word=f"t{power}")
-        series = place.made("Add", product, place.number(coefficient * share, f"a{power}"), word=f"s{power}")
-    series = place.made("Mul", series, t, word="series")
-    halved = place.made("Mul", size, place.number(-stretch * stretch, "half"), word="halved")
-    bell = place.made("Exp", place.made("Mul", size, halved, word="square"), word="bell")
-    return place.made("Mul", series, bell, word="tail")
+        product = made("Mul", t, series, name=f"t{power}")
+        series = made("Add", product, number(coefficient * share, f"a{power}"), name=f"s{power}")
+    series = made("Mul", series, t, name="series")
+    halved = made("Mul", size, number(-stretch * stretch, "half"), name="halved")
+    bell = made("Exp", made("Mul", size, halved, name="square"), name="bell")
+    return made("Mul", series, bell, name="tail")
 
 
-def _gelu_by_tanh(place: _Place, x: ir.Value) -> ir.Value:
+def _gelu_by_tanh(place: Builder, x: ir.Value) -> ir.Value:
     """``½·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))``."""
-    square = place.made("Mul", x, x, word="square")
-    bent = place.made("Mul", square, place.number(_CUBE, "cube"), word="bent")
-    one = place.number(1.0, "one")
-    slope = place.made("Add", bent, one, word="slope")
-    scaled = place.made("Mul", x, place.number(math.sqrt(2.0 / math.pi), "root"), word="scaled")
-    bound = place.made("Tanh", place.made("Mul", scaled, slope, word="inner"), word="bound")
-    half = place.made("Mul", x, place.number(0.5, "half"), word="halved")
-    return place.made("Mul", half, place.made("Add", bound, one, word="raised"), word="gelu")
+    square = place.op("Mul", x, x, name="square")
+    bent = place.op("Mul", square, place.constant(_CUBE, "cube", like=x), name="bent")
+    one = place.constant(1.0, "one", like=x)
+    slope = place.op("Add", bent, one, name="slope")
+    root = place.constant(math.sqrt(2.0 / math.pi), "root", like=x)
+    inner = place.op("Mul", place.op("Mul", x, root, name="scaled"), slope, name="inner")
+    bound = place.op("Tanh", inner, name="bound")
+    half = place.op("Mul", x, place.constant(0.5, "half", like=x), name="halved")
+    return place.op("Mul", half, place.op("Add", bound, one, name="raised"), name="gelu")
 
 
-_SPELT_OUT: Mapping[str, Callable[[_Place, ir.Value], ir.Value]] = {"Erf": _erf, "Gelu": _gelu_by_tanh}
+_SPELT_OUT: Mapping[str, Callable[[Builder, ir.Value], ir.Value]] = {"Erf": _erf, "Gelu": _gelu_by_tanh}
 
 
 def reciprocal_as_division(rw: Rewriter) -> int:
@@ -127,8 +110,8 @@ def reciprocal_as_division(rw: Rewriter) -> int:
     return _each(rw, "Reciprocal", _division)
 
 
-def _division(place: _Place, x: ir.Value) -> ir.Value:
-    return place.made("Div", place.number(1.0, "one"), x, word="division")
+def _division(place: Builder, x: ir.Value) -> ir.Value:
+    return place.op("Div", place.constant(1.0, "one", like=x), x, name="division")
 
 
 def rows_by_int32(rw: Rewriter) -> int:
@@ -154,38 +137,29 @@ def normalisation_by_means(rw: Rewriter) -> int:
     """Every LayerNormalization over its last axis as means, a root and arithmetic; how many."""
     done = 0
     for node in list(rw.model.graph):
-        if node.domain or node.op_type != "LayerNormalization" or len(node.outputs) > 1:
+        if not is_standard(node, "LayerNormalization") or len(node.outputs) > 1:
             continue
-        x = node.inputs[0]
-        if x is None or not _is_last(node.attributes.get_int("axis", -1), x):
-            continue
-        _normalise(rw, node, x)
-        done += 1
+        x, axis = node.inputs[0], node.attributes.get_int("axis", -1)
+        if x is not None and (axis == -1 or rank_of(x) == axis + 1):
+            _normalise(rw, node, x)
+            done += 1
     return done
 
 
-def _is_last(axis: int, x: ir.Value) -> bool:
-    return axis == -1 or (x.shape is not None and axis == len(x.shape) - 1)
-
-
 def _normalise(rw: Rewriter, node: ir.Node, x: ir.Value) -> None:
-    name = node.outputs[0].name
-    dtype = (x.dtype or ir.DataType.FLOAT).numpy()
-    centred = rw.node("Sub", x, _mean(rw, x, node, f"{name}.mean"), before=node, name=f"{name}.centred")
-    square = rw.node("Mul", centred, centred, before=node, name=f"{name}.square")
-    epsilon = rw.constant(np.array(node.attributes.get_float("epsilon", 1e-5), dtype), f"{name}.epsilon")
-    variance = _mean(rw, square, node, f"{name}.variance")
-    above = rw.node("Add", variance, epsilon, before=node, name=f"{name}.above")
-    root = rw.node("Sqrt", above, before=node, name=f"{name}.deviation")
-    result = rw.node("Div", centred, root, before=node, name=f"{name}.normal")
-    for op_type, operand in zip(("Mul", "Add"), node.inputs[1:], strict=False):
-        if operand is not None:
-            result = rw.node(op_type, result, operand, before=node, name=f"{name}.{op_type.lower()}")
-    rw.supersede(node.outputs[0], result)
+    place = rw.at(node)
+    centred = place.op("Sub", x, _mean(place, x, "mean"), name="centred")
+    square = place.op("Mul", centred, centred, name="square")
+    epsilon = place.constant(node.attributes.get_float("epsilon", 1e-5), "epsilon", like=x)
+    above = place.op("Add", _mean(place, square, "variance"), epsilon, name="above")
+    result = place.op("Div", centred, place.op("Sqrt", above, name="deviation"), name="normal")
+    for op_type, factor in zip(("Mul", "Add"), node.inputs[1:], strict=False):
+        if factor is not None:
+            result = place.op(op_type, result, factor)
+    rw.replace(node.outputs[0], result, take_name=True)
 
 
-def _mean(rw: Rewriter, x: ir.Value, before: ir.Node, name: str) -> ir.Value:
-    if rw.model.opset < 18:
-        return rw.node("ReduceMean", x, before=before, name=name, axes=[-1], keepdims=1)
-    last = rw.constant(np.array([-1], np.int64), f"{name}.axis")
-    return rw.node("ReduceMean", x, last, before=before, name=name, keepdims=1)
+def _mean(place: Builder, x: ir.Value, name: str) -> ir.Value:
+    if place.rw.model.opset < 18:
+        return place.op("ReduceMean", x, name=name, axes=[-1], keepdims=1)
+    return place.op("ReduceMean", x, place.constant([-1], f"{name}.axis"), name=name, keepdims=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.graph.match import is_standard, scalar
+from graphcompress.graph.match import dtype_of, producer, scalar
 from graphcompress.ranges.bounds import Bounds
 from graphcompress.rewrite.rewriter import Rewriter
 
@@ -41,21 +41,20 @@ def where_as_arithmetic(rw: Rewriter, largest_input: float | None = None) -> int
 
 def _rewrite(rw: Rewriter, node: ir.Node, numbers: _Numbers) -> None:
     condition, then, otherwise = node.inputs
-    dtype = node.outputs[0].dtype
-    if condition is None or dtype is None:
+    if condition is None:
         return
+    dtype, place = dtype_of(node.outputs[0]), rw.at(node)
     holds = _as_number(rw, condition, dtype, node, numbers)
     inverse = _inverse(rw, condition, holds, dtype, node, numbers)
-    name = node.outputs[0].name
     parts = [
-        rw.node("Mul", number, branch, before=node, name=f"{name}.{word}")
+        place.op("Mul", number, branch, name=word)
         for number, branch, word in zip((holds, inverse), (then, otherwise), ("then", "else"), strict=True)
         if scalar(branch) != 0
     ]
     if not parts:  # both branches are 0
-        parts = [rw.node("Mul", holds, then, before=node, name=f"{name}.zero")]
-    result = parts[0] if len(parts) == 1 else rw.node("Add", *parts, before=node, name=f"{name}.chosen")
-    rw.supersede(node.outputs[0], result)
+        parts = [place.op("Mul", holds, then, name="zero")]
+    result = parts[0] if len(parts) == 1 else place.op("Add", *parts, name="chosen")
+    rw.replace(node.outputs[0], result, take_name=True)
 
 
 def _as_number(
@@ -65,17 +64,16 @@ def _as_number(
     key = (condition, dtype, True)
     if key in numbers:
         return numbers[key]
-    made_by, name = condition.producer(), f"{condition.name}.number"
-    operator = _OPERATORS.get(made_by.op_type) if made_by is not None and not made_by.domain else None
-    operands = [value for value in made_by.inputs if value is not None] if made_by is not None else []
-    if operator is not None:
-        parts = [_as_number(rw, value, dtype, before, numbers) for value in operands]
-        numbers[key] = rw.node(operator, *parts, before=before, name=name)
-    elif is_standard(made_by, "Not"):
+    made, place = producer(condition, "Not", *_OPERATORS), rw.at(before, condition.name)
+    operands = [value for value in made.inputs if value is not None] if made is not None else []
+    if made is None:
+        numbers[key] = place.op("Cast", condition, name="number", to=int(dtype))
+    elif made.op_type == "Not":
         holds = _as_number(rw, operands[0], dtype, before, numbers)
         numbers[key] = _inverse(rw, operands[0], holds, dtype, before, numbers)
     else:
-        numbers[key] = rw.node("Cast", condition, before=before, name=name, to=int(dtype))
+        parts = [_as_number(rw, value, dtype, before, numbers) for value in operands]
+        numbers[key] = place.op(_OPERATORS[made.op_type], *parts, name="number")
     return numbers[key]
 
 
@@ -90,6 +88,7 @@ def _inverse(
     """0 where ``condition`` holds, else 1."""
     key = (condition, dtype, False)
     if key not in numbers:
-        one = rw.constant(np.array(1.0, dtype.numpy()), f"{condition.name}.one")
-        numbers[key] = rw.node("Sub", one, holds, before=before, name=f"{condition.name}.inverse")
+        place = rw.at(before, condition.name)
+        one = place.constant(np.array(1.0, dtype.numpy()), "one")
+        numbers[key] = place.op("Sub", one, holds, name="inverse")
     return numbers[key]

@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.graph.match import is_standard, only_reader
+from graphcompress.graph.match import (
+    array_of,
+    fixed_size,
+    is_standard,
+    only_reader,
+    operand,
+    operand_beside,
+    producer,
+    tensor_of,
+)
+from graphcompress.rewrite.builder import Builder
 from graphcompress.rewrite.rewriter import Rewriter
 
 
@@ -33,46 +43,38 @@ def _axis(node: ir.Node) -> int:
 
 
 def _by_column(rw: Rewriter, gather: ir.Node) -> bool:
-    reader = only_reader(gather.outputs[0])
-    if reader is None or not is_standard(reader, "DequantizeLinear"):
+    reader = only_reader(gather.outputs[0], "DequantizeLinear")
+    if reader is None or tensor_of(operand(reader, 1)) is None:
         return False
-    scale = reader.inputs[1]
-    if scale is None or scale.const_value is None:
-        return False
-    table = rw.node(
-        "DequantizeLinear", gather.inputs[0], *reader.inputs[1:], before=gather, name=_name(gather), axis=1
-    )
+    table = _place(rw, gather).op("DequantizeLinear", gather.inputs[0], *reader.inputs[1:], name="", axis=1)
     _look_up(rw, gather, table, reader.outputs[0])
     return True
 
 
 def _by_row(rw: Rewriter, gather: ir.Node) -> bool:
-    cast = only_reader(gather.outputs[0])
-    product = only_reader(cast.outputs[0]) if cast is not None and is_standard(cast, "Cast") else None
-    if cast is None or product is None or not is_standard(product, "Mul"):
+    cast = only_reader(gather.outputs[0], "Cast")
+    product = only_reader(cast.outputs[0], "Mul") if cast is not None else None
+    if cast is None or product is None:
         return False
-    steps = next((v.producer() for v in product.inputs if v is not None and v.producer() is not cast), None)
-    if steps is None or not is_standard(steps, "Gather") or steps.inputs[1] is not gather.inputs[1]:
+    steps = producer(operand_beside(product, cast.outputs[0]), "Gather")
+    if steps is None or steps.inputs[1] is not gather.inputs[1] or _axis(steps) != 0:
         return False
-    scale = steps.inputs[0].const_value if steps.inputs[0] is not None else None
-    values = gather.inputs[0]
-    rows = 0 if values is None or values.shape is None else values.shape[0]
-    if scale is None or list(scale.shape) != [rows, 1] or _axis(steps) != 0:
+    scale = array_of(steps.inputs[0])
+    if scale is None or scale.shape != (fixed_size(gather.inputs[0], 0), 1):
         return False
-    name = _name(gather)
-    one_each = rw.constant(scale.numpy().reshape(-1), f"{name}.scale")
-    zero = rw.constant(np.zeros(scale.size, np.int8), f"{name}.zero_point")
-    table = rw.node("DequantizeLinear", values, one_each, zero, before=gather, name=name, axis=0)
+    place = _place(rw, gather)
+    one_each = place.constant(scale.reshape(-1), "scale")
+    zero = place.constant(np.zeros(scale.size, np.int8), "zero_point")
+    table = place.op("DequantizeLinear", gather.inputs[0], one_each, zero, name="", axis=0)
     _look_up(rw, gather, table, product.outputs[0])
     return True
 
 
 def _look_up(rw: Rewriter, gather: ir.Node, table: ir.Value, old: ir.Value) -> None:
-    rows = rw.node("Gather", table, gather.inputs[1], before=gather, name=f"{table.name}.rows", axis=0)
-    rows.type, rows.shape = old.type, old.shape
-    rw.supersede(old, rows)
+    rows = rw.at(gather, table.name).op("Gather", table, gather.inputs[1], name="rows", axis=0)
+    rw.replace(old, rows, take_name=True)
 
 
-def _name(gather: ir.Node) -> str:
-    value = gather.inputs[0]
-    return f"{value.name if value is not None else 'table'}.table"
+def _place(rw: Rewriter, gather: ir.Node) -> Builder:
+    table = gather.inputs[0]
+    return rw.at(gather, f"{table.name if table is not None else 'table'}.table")

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from graphcompress.data.made_up import varied_samples
 from graphcompress.graph.expressions import is_constant
+from graphcompress.graph.match import array_of, operand, producer, tensor_of
 from graphcompress.graph.model import Model
 from graphcompress.measure.calibrate import observe
 from graphcompress.plugin.base import Context
@@ -102,33 +103,26 @@ def _continues(node: ir.Node, spread: set[ir.Node]) -> bool:
 
     A sum or product with another activation is where the range is that of activations again.
     """
-    if node.op_type not in _BEHIND:
-        return False
-    behind = [value for value in node.inputs if value is not None and value.producer() in spread]
-    others = [
-        v for v in node.inputs if v is not None and v.producer() not in spread and v.producer() is not None
-    ]
-    return bool(behind) and (not others or node.op_type in _ALWAYS_BEHIND)
+    makers = [maker for value in node.inputs if (maker := producer(value)) is not None]
+    behind = node.op_type in _BEHIND and not spread.isdisjoint(makers)
+    return behind and (node.op_type in _ALWAYS_BEHIND or spread.issuperset(makers))
 
 
 def _holds_tiny(node: ir.Node) -> bool:
     """Whether a constant that ``node`` reads is beyond float16, or a number or scale loses its meaning."""
-    scales = node.op_type in ("QuantizeLinear", "DequantizeLinear")
-    if scales:
-        scale = node.inputs[1].const_value if node.inputs[1] is not None else None
-        return scale is not None and float(scale.numpy().min(initial=1.0)) < SMALLEST_SCALE
-    for value in node.inputs:
-        stored = value.const_value if value is not None else None
-        if stored is None or stored.dtype != ir.DataType.FLOAT:
-            continue
-        if overflows_half(stored.numpy()):
-            return True
-        if stored.size != 1:
-            continue
-        number = abs(float(stored.numpy().reshape(())))
-        if 0.0 < number < _SMALLEST or (np.isfinite(number) and number > 2 * LIMIT):
-            return True
-    return False
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        scale = array_of(operand(node, 1))
+        return scale is not None and float(scale.min(initial=1.0)) < SMALLEST_SCALE
+    stored = (tensor for value in node.inputs if (tensor := tensor_of(value)) is not None)
+    return any(tensor.dtype == ir.DataType.FLOAT and _is_beyond(tensor.numpy()) for tensor in stored)
+
+
+def _is_beyond(array: np.ndarray) -> bool:
+    """Whether float16 does not hold ``array``: all of it, or, of one number, what it means."""
+    if overflows_half(array) or array.size != 1:
+        return overflows_half(array)
+    number = abs(float(array.reshape(())))
+    return 0.0 < number < _SMALLEST or (bool(np.isfinite(number)) and number > 2 * LIMIT)
 
 
 def _angles(graph: ir.Graph) -> Iterator[ir.Node]:
@@ -136,10 +130,8 @@ def _angles(graph: ir.Graph) -> Iterator[ir.Node]:
     pending = [value for node in graph if node.op_type in _ANGLES for value in node.inputs]
     seen: set[ir.Node] = set()
     while pending:
-        value = pending.pop()
-        node = value.producer() if value is not None else None
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        pending.extend(node.inputs)
+        node = producer(pending.pop())
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            pending.extend(node.inputs)

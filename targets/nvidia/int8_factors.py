@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
 from graphcompress.data.load import Samples
 from graphcompress.graph.expressions import evaluate
-from graphcompress.graph.match import scalar
+from graphcompress.graph.match import operand, producer, scalar
 from graphcompress.measure.calibrate import observe
 from graphcompress.numerics.metrics import row_sqnr_db
 from graphcompress.numerics.observers import Activation, RowSample, quantisation
 from graphcompress.numerics.quantise import Affine
 from graphcompress.rewrite.kronecker import KroneckerWeight
-from graphcompress.rewrite.rewriter import Rewriter, put_in_place
+from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.targets.common.before_rounding import Scaler, before_rounding
 from graphcompress.targets.common.integer_linear import IntegerLinear, IntegerSite
 from graphcompress.targets.nvidia.int8_factor_products import (
@@ -76,8 +75,8 @@ class _Candidate:
     @property
     def rounding(self) -> Affine | None:
         """How the int8 product rounds ``x``, which was judged by the model's outputs; None of another one."""
-        quantise, scale = self.site.a.producer(), scalar(self.site.a_scale)
-        own = quantise is not None and quantise.inputs[0] is self.x and scalar(self.site.a_zero) == 0
+        scale, zero = scalar(self.site.a_scale), scalar(self.site.a_zero)
+        own = operand(producer(self.site.a), 0) is self.x and zero == 0
         return Affine(scale, 0, signed=True) if own and scale is not None else None
 
     def dense(self) -> np.ndarray:
@@ -93,8 +92,8 @@ def _candidates(rw: Rewriter) -> Iterator[_Candidate]:
     """
     scaler = Scaler(rw)
     for site in IntegerLinear().sites(rw.model):
-        before = before_rounding(site) if isinstance(site, IntegerSite) else None
-        if before is None or not isinstance(site, IntegerSite):
+        before = before_rounding(site)
+        if before is None:
             continue
         x, factors = before.smoothed or (before.x, before.factors)
         if not takes_factors(before.kronecker.split):
@@ -134,7 +133,7 @@ class _Writer:
 
     def __init__(self, rw: Rewriter, site: IntegerSite, x: ir.Value) -> None:
         self._rw, self._site, self._value = rw, site, x
-        self._last, self._name = site.nodes[-1], site.name
+        self._place = site.place(rw)
         self._axes = len(x.shape) - 1 if x.shape is not None else 0
 
     def write(self, products: TwoProducts, input_range: Affine, between: Affine) -> None:
@@ -144,64 +143,61 @@ class _Writer:
         self._view([-1], "joined")
         value = self._value
         if self._site.bias is not None:
-            value = self._rw.node("Add", value, self._site.bias, before=self._last, name=f"{self._name}.sum")
-        put_in_place(self._rw, self._last.outputs[0], value)
+            value = self._place.op("Add", value, self._site.bias, name="sum")
+        self._rw.replace(self._site.output, value, take_name=True)
 
     def _multiply(self, step: FactorProduct, range_: Affine, word: str) -> None:
-        it = step.layout
-        if it.moves:
-            self._view([it.columns, it.rows], f"{word}.matrix")
+        layout = step.layout
+        if layout.moves:
+            self._view([layout.columns, layout.rows], f"{word}.matrix")
             self._exchange(f"{word}.exchanged")
-        self._view([-1] if it.view[0] == 1 else it.view, f"{word}.parts")
-        self._value = self._rounded(range_, f"{self._name}.{word}.input")
-        self._value = self._product(step, f"{self._name}.{word}")
-        if it.moves:
-            self._view(it.result, f"{word}.result")
+        self._view([-1] if layout.view[0] == 1 else layout.view, f"{word}.parts")
+        self._round(range_, f"{word}.input")
+        self._product(step, word)
+        if layout.moves:
+            self._view(layout.result, f"{word}.result")
             self._exchange(f"{word}.back")
+
+    @property
+    def _features(self) -> list[int | ir.SymbolicDim]:
+        """Sizes of a token's features."""
+        return list(self._value.shape or ())[self._axes :]
 
     def _view(self, shape: Sequence[int], word: str) -> None:
         """Give a token's features ``shape``; nothing where they have it."""
-        own = list(self._value.shape or ())[self._axes :]
-        if own == list(shape) or (list(shape) == [-1] and len(own) == 1):
+        own, flat = self._features, list(shape) == [-1]
+        if own == list(shape) or (flat and len(own) == 1):
             return
-        name = f"{self._name}.{word}"
-        target = self._rw.constant(np.array([*[0] * self._axes, *shape], np.int64), f"{name}.shape")
-        self._value = self._shaped(
-            self._rw.node("Reshape", self._value, target, before=self._last, name=name),
-            shape if list(shape) != [-1] else [math.prod(size for size in own if isinstance(size, int))],
-        )
+        target = self._place.constant([*[0] * self._axes, *shape], f"{word}.shape")
+        made = self._place.op("Reshape", self._value, target, name=word)
+        whole = math.prod(size for size in own if isinstance(size, int))
+        self._go_on(made, [whole] if flat else shape)
 
     def _exchange(self, word: str) -> None:
-        own = list(self._value.shape or ())[self._axes :]
         perm = [*range(self._axes), self._axes + 1, self._axes]
-        name = f"{self._name}.{word}"
-        made = self._rw.node("Transpose", self._value, before=self._last, name=name, perm=perm)
-        self._value = self._shaped(made, own[::-1])
+        self._go_on(self._place.op("Transpose", self._value, name=word, perm=perm), self._features[::-1])
 
-    def _shaped(self, value: ir.Value, features: Sequence[int | ir.SymbolicDim]) -> ir.Value:
-        batch = list(self._value.shape or ())[: self._axes]
-        value.shape = ir.Shape([*batch, *features])
-        value.type = self._value.type
-        return value
+    def _round(self, range_: Affine, word: str) -> None:
+        scale = self._place.constant(range_.scale, f"{word}.scale")
+        zero = self._place.constant(np.array(0, np.int8), f"{word}.zero_point")
+        quantised = self._place.op("QuantizeLinear", self._value, scale, zero, name=f"{word}.quantised")
+        made = self._place.op("DequantizeLinear", quantised, scale, zero, name=f"{word}.dequantised")
+        self._go_on(made, self._features)
 
-    def _rounded(self, range_: Affine, name: str) -> ir.Value:
-        scale = self._rw.constant(np.array(range_.scale, np.float32), f"{name}.scale")
-        zero = self._rw.constant(np.array(0, np.int8), f"{name}.zero_point")
-        own = list(self._value.shape or ())[self._axes :]
-        node = partial(self._rw.node, before=self._last)
-        quantised = node("QuantizeLinear", self._value, scale, zero, name=f"{name}.quantised")
-        return self._shaped(node("DequantizeLinear", quantised, scale, zero, name=f"{name}.dequantised"), own)
-
-    def _product(self, step: FactorProduct, name: str) -> ir.Value:
+    def _product(self, step: FactorProduct, word: str) -> None:
         on_left = step.layout.on_left
-        values = self._rw.constant(step.values, f"{name}.factor")
-        scale = self._rw.constant(step.scale, f"{name}.scale")
-        zero = self._rw.constant(np.zeros(step.scale.shape, np.int8), f"{name}.zero_point")
-        node = partial(self._rw.node, before=self._last)
-        factor = node(
-            "DequantizeLinear", values, scale, zero, name=f"{name}.dequantised", axis=0 if on_left else 1
-        )
+        values = self._place.constant(step.values, f"{word}.factor")
+        scale = self._place.constant(step.scale, f"{word}.scale")
+        zero = self._place.constant(np.zeros(step.scale.shape, np.int8), f"{word}.zero_point")
+        axis, name = 0 if on_left else 1, f"{word}.dequantised"
+        factor = self._place.op("DequantizeLinear", values, scale, zero, name=name, axis=axis)
         operands = (factor, self._value) if on_left else (self._value, factor)
-        own = list(self._value.shape or ())[self._axes :]
+        own = self._features
         sizes = [step.values.shape[0], own[1]] if on_left else [*own[:-1], step.values.shape[1]]
-        return self._shaped(node("MatMul", *operands, name=f"{name}.product"), sizes)
+        self._go_on(self._place.op("MatMul", *operands, name=f"{word}.product"), sizes)
+
+    def _go_on(self, value: ir.Value, features: Sequence[int | ir.SymbolicDim]) -> None:
+        """``value`` is what follows reads; it has these ``features``."""
+        value.shape = ir.Shape([*list(self._value.shape or ())[: self._axes], *features])
+        value.type = self._value.type
+        self._value = value

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from graphcompress.errors import UnsupportedModelError
 from graphcompress.graph.expressions import is_constant
-from graphcompress.graph.match import is_standard
+from graphcompress.graph.match import is_standard, operand, producer, rank_of, tensor_of
 from graphcompress.graph.model import Model
 
 SHOWN = 5
@@ -24,6 +24,7 @@ _QOPERATORS = {
 }
 _UNSIGNED = frozenset({ir.DataType.UINT8, ir.DataType.UINT4, ir.DataType.UINT16, ir.DataType.UINT2})
 _MOVES = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+_PRODUCTS = ("MatMul", "Gemm")
 _WEIGHT_ONLY = frozenset({ir.DataType.INT4})
 
 
@@ -89,27 +90,27 @@ def _quantisation(node: ir.Node) -> tuple[str, str] | None:
 
 
 def _is_int8_constant(value: ir.Value | None) -> bool:
-    stored = value.const_value if value is not None else None
+    stored = tensor_of(value)
     return stored is not None and stored.dtype == ir.DataType.INT8
 
 
 def _zero_point(node: ir.Node) -> tuple[str, str] | None:
-    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    zero = operand(node, 2)
     if zero is None:
         return None
-    remedy = "quantise symmetrically: int8{activations=int8}"
-    if zero.const_value is None:
+    remedy, stored = "quantise symmetrically: int8{activations=int8}", tensor_of(zero)
+    if stored is None:
         return "its zero point is computed", remedy
-    if zero.dtype is not None and zero.dtype.name.startswith("FLOAT8"):
+    if stored.dtype.name.startswith("FLOAT8"):
         return None
-    return ("its zero point is not zero", remedy) if zero.const_value.numpy().any() else None
+    return ("its zero point is not zero", remedy) if stored.numpy().any() else None
 
 
 def _activation_scale(node: ir.Node, quantised: ir.Value | None) -> tuple[str, str] | None:
-    scale = node.inputs[1]
-    if scale is None or scale.const_value is None:
+    scale = tensor_of(operand(node, 1))
+    if scale is None:
         return "its scale is computed", "calibrate the scales: int8{scheme=static} with --data"
-    if quantised is not None and not is_constant(quantised) and scale.const_value.size != 1:
+    if not is_constant(quantised) and scale.size != 1:
         return "an activation has several scales", "quantise activations per tensor"
     return None
 
@@ -119,13 +120,11 @@ def _product(node: ir.Node) -> tuple[str, str] | None:
     if not is_integer_product(node):
         return None
     for index, value in enumerate(node.inputs[:2]):
-        made = value.producer() if value is not None else None
-        if made is None or value is None or not is_constant(value):
+        made = producer(value) if is_constant(value) else None
+        scale = tensor_of(operand(made, 1))
+        if made is None or scale is None or scale.size == 1:
             continue
-        scale, weight = made.inputs[1], made.inputs[0]
-        if scale is None or scale.shape is None or scale.const_value is None or scale.const_value.size == 1:
-            continue
-        rank = len(weight.shape) if weight is not None and weight.shape is not None else 2
+        rank = rank_of(operand(made, 0)) or 2
         transposed = node.attributes.get_int(("transA", "transB")[index], 0) if node.op_type == "Gemm" else 0
         wanted = rank - 1 if (index == 1) != bool(transposed) else rank - 2
         axis = made.attributes.get_int("axis", 1) % rank
@@ -137,10 +136,7 @@ def _product(node: ir.Node) -> tuple[str, str] | None:
 
 def is_integer_product(node: ir.Node) -> bool:
     """Whether ``node`` multiplies two dequantised int8 values, one of them constant: an Int8 GEMM."""
-    if node.domain or node.op_type not in ("MatMul", "Gemm"):
-        return False
-    made = [value.producer() if value is not None else None for value in node.inputs[:2]]
-    if not all(it is not None and is_standard(it, "DequantizeLinear") and _reads_int8(it) for it in made):
+    if not is_standard(node, *_PRODUCTS) or not all(map(_is_dequantised_int8, node.inputs[:2])):
         return False
     return sum(is_constant(value) for value in node.inputs[:2]) == 1
 
@@ -152,13 +148,8 @@ def products_left_in_float(model: Model) -> list[str]:
 
 def products_stored_in_int8(model: Model) -> list[ir.Node]:
     """Products with a weight that is stored in int8."""
-    return [
-        node
-        for node in model.graph
-        if not node.domain
-        and node.op_type in ("MatMul", "Gemm")
-        and any(_stored_in_int8(value) for value in node.inputs[:2])
-    ]
+    products = (node for node in model.graph if is_standard(node, *_PRODUCTS))
+    return [node for node in products if any(map(_stored_in_int8, node.inputs[:2]))]
 
 
 def _name(node: ir.Node) -> str:
@@ -170,15 +161,11 @@ def _stored_in_int8(value: ir.Value | None) -> bool:
 
     It may be moved or cast before it is read.
     """
-    node = value.producer() if value is not None else None
-    while node is not None and not node.domain and node.op_type in _MOVES:
-        first = node.inputs[0]
-        node = first.producer() if first is not None else None
-    if node is None or not is_standard(node, "DequantizeLinear") or node.inputs[0] is None:
-        return False
-    return _reads_int8(node) and is_constant(node.inputs[0])
+    while (node := producer(value, *_MOVES)) is not None:
+        value = node.inputs[0]
+    return _is_dequantised_int8(value) and is_constant(value)
 
 
-def _reads_int8(dequantize: ir.Node) -> bool:
-    value = dequantize.inputs[0]
-    return value is not None and value.dtype == ir.DataType.INT8
+def _is_dequantised_int8(value: ir.Value | None) -> bool:
+    values = operand(producer(value, "DequantizeLinear"), 0)
+    return values is not None and values.dtype == ir.DataType.INT8
