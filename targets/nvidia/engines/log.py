@@ -9,7 +9,7 @@ from dataclasses import dataclass
 _LINE = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), (?P<rest>.*)$")
 _SECTION = re.compile(r"(Inputs|Constants|Outputs): \[")
 _TYPE = re.compile(r"Datatype: (\w+)")
-_NODE = re.compile(r"\[ONNX EngineLayer: ([^\]]*)\]")
+_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _TACTIC = re.compile(r"TacticName: ([^,]*)")
 _INT8_KERNEL = re.compile(r"gemm_\w+_i8i32_")
 """In the names of kernels that sum int8 products in int32, whatever they write."""
