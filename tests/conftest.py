@@ -95,5 +95,5 @@ def random_samples(count: int, *, vocabulary: int = 100, seed: int = 0) -> Sampl
 def quick_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forms are measured in one short round, and kept for this test alone."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("graphcompress.targets.common.form_choice.ROUNDS", 1)
-    monkeypatch.setattr("graphcompress.targets.common.form_choice._TURN_SECONDS", 0.0)
+    monkeypatch.setattr("graphcompress.targets.common.form_choice.FORM_ROUNDS", 1)
+    monkeypatch.setattr("graphcompress.targets.common.form_choice.FORM_TURN_SECONDS", 0.0)

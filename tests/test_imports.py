@@ -103,7 +103,7 @@ PLAN: dict[str, str] = {
     "rules": "errors numerics graph ranges plugin analysis rewrite",
     "measure": "errors numerics graph plugin analysis data",
     "fx": "errors numerics graph plugin analysis rewrite rules",
-    "capturing": "errors graph plugin data",
+    "capturing": "errors graph plugin data measure",
     "training": "errors numerics graph plugin analysis rewrite data measure fx",
     "pipeline": "errors numerics graph plugin analysis rewrite rules data measure",
     "build": "errors numerics graph plugin analysis rewrite rules data measure capturing training pipeline",

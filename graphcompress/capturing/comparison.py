@@ -11,6 +11,7 @@ import numpy as np
 from graphcompress.capturing.traceable import BATCH_AXIS, Axes, Traceable, run
 from graphcompress.errors import ContractError
 from graphcompress.graph.runtime import session_of
+from graphcompress.measure.verify import output_difference
 
 if TYPE_CHECKING:
     import torch
@@ -67,12 +68,7 @@ def _compare(
             f"{what}: output {name!r} has shape {list(actual.shape)} in ONNX and {list(expected.shape)} in "
             f"PyTorch on {sizes}; {advice}"
         )
-    if not np.issubdtype(expected.dtype, np.floating):
-        error = float(np.mean(expected != actual))
-    else:
-        error = float(np.max(np.abs(expected - actual), initial=0.0)) / max(
-            float(np.abs(expected).max()), 1e-30
-        )
+    error = output_difference(name, expected, actual).max_relative_error
     if not error <= TOLERANCE:
         raise ContractError(
             f"{what}: output {name!r} differs from PyTorch's by {error:.1e} of its range on {sizes}, "

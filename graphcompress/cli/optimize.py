@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from graphcompress.pipeline.pipeline import PassRecord
     from graphcompress.plugin.base import Progress
 
-BENCH_SECONDS = 10.0
-"""Seconds for which each shape is measured."""
-
 
 def _with_request(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command an option for every field of :class:`Request` that a user can type, in front of its own.
@@ -165,6 +162,7 @@ def _bench(build: Build, progress: Progress) -> list[ShapeResult]:
     from graphcompress.build.opening import session
     from graphcompress.data.made_up import synthetic_samples
     from graphcompress.measure.bench import bench
+    from graphcompress.measure.timing import BENCH_SECONDS
 
     read = build.model.path if build.model else None
     timed = [lowered for lowered in build.lowered if lowered.timed]

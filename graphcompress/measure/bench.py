@@ -13,16 +13,18 @@ import numpy as np
 from graphcompress.data.load import Samples
 from graphcompress.errors import GraphCompressError, UsageError
 from graphcompress.graph.runtime import first_line, runtime_errors
-from graphcompress.measure.timing import Ratio, Timing, interleaved
+from graphcompress.measure.timing import (
+    BENCH_ROUNDS,
+    FEWEST_ROUNDS,
+    RUNS_PER_ROUND,
+    Ratio,
+    Timing,
+    interleaved,
+)
 from graphcompress.measure.verify import Run
 from graphcompress.plugin.base import Progress, no_progress
 
 SHAPES = ("1xnatural", "1x128", "8x128")
-ROUNDS = 20
-FEWEST_ROUNDS = 3
-RUNS_PER_ROUND = 2
-"""Of each contender: one to wake the threads, one that counts."""
-
 _SHAPE = re.compile(r"(\d+)x(\d+|natural)")
 
 
@@ -56,7 +58,7 @@ def bench(
     samples: Samples,
     *,
     shapes: Sequence[str] = SHAPES,
-    rounds: int = ROUNDS,
+    rounds: int = BENCH_ROUNDS,
     seconds: float = math.inf,
     progress: Progress = no_progress,
 ) -> list[ShapeResult]:

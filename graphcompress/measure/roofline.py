@@ -18,15 +18,14 @@ from graphcompress.analysis.cost import NodeCost, node_costs, product_sizes
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed, session_of
 from graphcompress.graph.temporary import Temporary
-from graphcompress.measure.timing import Measurement, turns
+from graphcompress.measure.timing import (
+    PROFILED_RUNS,
+    ROOFLINE_ROUNDS,
+    ROOFLINE_TURN_SECONDS,
+    Measurement,
+    turns,
+)
 
-ROUNDS = 8
-"""Of the model and of its products; other work on the machine only ever adds time, so the fastest counts."""
-
-_TURN_SECONDS = 0.1
-"""That a turn repeats what takes less: threads that slept come to run on cores of their own meanwhile."""
-
-_PROFILED_RUNS = 8
 _OPSET, _IR_VERSION = 17, 8
 
 Sizes = tuple[int, int, int]
@@ -62,7 +61,7 @@ def timed(runs: Mapping[str, Callable[[], object]]) -> Measurement:
     """Times of ``runs``, in turns, after a run of each that does not count."""
     for run in runs.values():
         run()
-    rounds = list(itertools.islice(turns(runs, _TURN_SECONDS), ROUNDS))
+    rounds = list(itertools.islice(turns(runs, ROOFLINE_TURN_SECONDS), ROOFLINE_ROUNDS))
     return Measurement({name: [times[name] for times in rounds] for name in runs})
 
 
@@ -136,7 +135,7 @@ def operator_shares(path: Path, feed: Feed) -> dict[str, float]:
     """Operator → share (0-1) of the time of all, in the fastest of several runs that are profiled."""
     with Temporary() as folder:
         session = session_of(path, profile=folder / "profile")
-        for _ in range(1 + _PROFILED_RUNS):
+        for _ in range(1 + PROFILED_RUNS):
             session.run(None, dict(feed))
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     fastest = min(times_of_operators(events)[1:], key=Counter.total)  # the first run also allocates

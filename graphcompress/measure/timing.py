@@ -18,16 +18,110 @@ import numpy as np
 
 from graphcompress.plugin.base import Progress, no_progress
 
+# ---- how times are taken
+
 LOW_PERCENT, HIGH_PERCENT = 10, 90
-"""The spread that is reported: from this to that percentile of the rounds."""
+"""The spread that is reported goes from this to that percentile of the rounds: one neighbour's burst of load
+moves the extremes, but not these."""
 
 TURN_SECONDS = 0.02
-_IDLE_SLICE_SECONDS = 0.012
-"""Longer than a tick of any kernel (10 ms at most): what a thread uses is added to the clock at ticks only,
-so that in a shorter slice a spinning thread looks idle."""
+"""A turn repeats for that long what takes less, so that the grain of the clock does not count."""
 
-_IDLE_SHARE = 0.2
-_IDLE_PATIENCE_SECONDS = 0.25
+IDLE_SLICE_SECONDS = 0.012
+"""A slice in which the process is watched is longer than a tick of any kernel (10 ms at most): what a thread
+uses is added to the clock at ticks only, so that in a shorter slice a spinning thread looks idle."""
+
+IDLE_SHARE = 0.2
+"""A process that uses less of a core than this share in a slice counts as idle: watching uses some, too."""
+
+IDLE_PATIENCE_SECONDS = 0.25
+"""A turn waits no longer than that, five times as long as the runtime's threads spin."""
+
+SPIN_US = 1000
+"""Threads of sessions that are timed beside others spin for that long, longer than a node takes; then they
+sleep, so that the next session can be timed at once instead of after 50 ms."""
+
+# ---- graphcompress bench
+
+BENCH_ROUNDS = 20
+"""Twenty rounds put two of them beyond each reported percentile, so that no single round decides it."""
+
+FEWEST_ROUNDS = 3
+"""With fewer rounds than three no spread can be told, and nothing is reported."""
+
+RUNS_PER_ROUND = 2
+"""Each contender runs twice in a round: one run wakes the threads, the other counts."""
+
+BENCH_SECONDS = 10.0
+"""After a build each shape is measured for that long at most, so that a report does not take longer than the
+passes."""
+
+# ---- the roofline
+
+ROOFLINE_ROUNDS = 8
+"""A model and its products take so many turns; other work only ever adds time, so the fastest counts."""
+
+ROOFLINE_TURN_SECONDS = 0.1
+"""A turn repeats for that long what takes less: threads that slept come to run on cores of their own."""
+
+PROFILED_RUNS = 8
+"""The operators of so many runs are profiled, of which the fastest counts."""
+
+# ---- the forms of one site
+
+FORM_MARGIN = 1.02
+"""A form other than the default has to be this many times as fast over all shapes: a smaller gain is not
+worth another form than the one that is known to be good elsewhere."""
+
+FORM_FLOOR = 0.9
+"""At no shape may a form be less than this many times as fast as the default: a site is a small share of the
+model's time, so a tenth of it is below what a user notices."""
+
+FORM_LEAST_ROUNDS, FORM_ROUNDS = 2, 5
+"""Forms are timed in at least so many rounds, since one has nothing to be held against, and in at most so
+many, since there are dozens of sites; in between it ends when the choice is clear."""
+
+FORM_TURN_SECONDS = 0.005
+"""A turn of a form is shorter than one of a model, because a site is far smaller than a model."""
+
+# ---- models as wholes
+
+SLOWER = 0.97
+"""A model that is less than this many times as fast as another, over all shapes, is slower than it: what
+differs by less is taken for noise."""
+
+SLOWER_AT_ONE = 0.9
+"""A model that is less than this many times as fast at any one shape is slower, however fast it is at others:
+a user may run that shape alone."""
+
+SLACK_MS = 0.05
+"""Differences below this are never counted: a call alone costs about as much, and not always the same."""
+
+REPETITIONS = 4
+"""A model counts as slower when it is so by its fastest against the other's slowest of that many
+measurements, each with sessions of its own: what differs between them is noise."""
+
+WHOLE_ROUNDS = 3
+"""One measurement of two models takes so many rounds, since it is repeated whenever it matters."""
+
+WHOLE_SECONDS = 4.0
+"""One measurement at one shape may take that long; a large model gets fewer rounds."""
+
+LARGE_BYTES = 100_000_000
+"""From here on two files are not in memory at once where that can be avoided."""
+
+CLEARLY = 1.1
+"""Models that did not take turns are believed to be apart when one is this many times as fast at every shape
+as the other was before and after it: they did not see the same machine, so a small lead proves nothing."""
+
+CLEARLY_AT_ONCE = 1.5
+"""Where the other was timed before only, the lead has to be this large: nothing shows what has changed."""
+
+APART_ROUNDS = 2
+"""A model that is timed alone runs in so many rounds, of which the faster counts."""
+
+LONG_SECONDS = 0.1
+"""A run that takes longer is not repeated: what its first time costs more is little then."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +165,7 @@ class Measurement:
 def interleaved(
     runs: Mapping[str, Callable[[], object]],
     *,
-    rounds: int = 20,
+    rounds: int = BENCH_ROUNDS,
     warmup: int = 3,
     progress: Progress = no_progress,
     text: str = "measure",
@@ -96,6 +190,16 @@ def interleaved(
             times[name].append(ms)
     progress(text, rounds, rounds)
     return Measurement(times)
+
+
+def is_slower(times_ms: Mapping[str, Sequence[float]], name: str, than: str) -> bool:
+    """Whether ``name`` is slower than ``than`` by more than noise, on the whole or at one shape.
+
+    ``times_ms`` holds milliseconds at every shape.
+    """
+    own, other = (np.asarray(times_ms[key], np.float64) for key in (name, than))
+    speeds = np.where(own - other < SLACK_MS, np.maximum(other / own, 1.0), other / own)
+    return bool(np.exp(np.log(speeds).mean()) < SLOWER or speeds.min() < SLOWER_AT_ONE)
 
 
 def turns(
@@ -130,11 +234,11 @@ def _ms(run: Callable[[], object]) -> float:
 
 def _wait_until_idle() -> None:
     """Wait until no thread of this process uses a core any more; gives up after a quarter of a second."""
-    end = time.perf_counter() + _IDLE_PATIENCE_SECONDS
+    end = time.perf_counter() + IDLE_PATIENCE_SECONDS
     while time.perf_counter() < end:
         used, began = time.process_time(), time.perf_counter()
-        time.sleep(_IDLE_SLICE_SECONDS)
-        if time.process_time() - used < _IDLE_SHARE * (time.perf_counter() - began):
+        time.sleep(IDLE_SLICE_SECONDS)
+        if time.process_time() - used < IDLE_SHARE * (time.perf_counter() - began):
             return
 
 

@@ -155,6 +155,13 @@ class _Accumulator:
         )
 
 
+def output_difference(name: str, a: np.ndarray, b: np.ndarray) -> OutputDifference:
+    """How far the array ``b`` of the output ``name`` is from ``a``, of the same shape."""
+    total = _Accumulator()
+    total.add(a, b)
+    return total.difference(name)
+
+
 def _error(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """|a - b|; 0 where both are the same infinity or NaN, infinite where only one is."""
     same = (a == b) | (np.isnan(a) & np.isnan(b))

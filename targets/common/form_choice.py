@@ -17,30 +17,25 @@ from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed, Runner
 from graphcompress.measure.cache import Measurements, Times
 from graphcompress.measure.shapes import Shape
-from graphcompress.measure.timing import Measurement, turns
+from graphcompress.measure.timing import (
+    FORM_FLOOR,
+    FORM_LEAST_ROUNDS,
+    FORM_MARGIN,
+    FORM_ROUNDS,
+    FORM_TURN_SECONDS,
+    SPIN_US,
+    Measurement,
+    turns,
+)
+from graphcompress.measure.verify import output_difference
 from graphcompress.plugin.base import Context, Progress, no_progress
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.targets.common.family import UNCHANGED, Family, Site
 
 _LOG = logging.getLogger(__name__)
 
-MARGIN = 1.02
-"""A form other than the default is taken when it is at least this many times as fast, over all shapes."""
-
-FLOOR = 0.9
-"""… and at no shape less than this many times as fast (a site is a small share of the model's time)."""
-
 TOLERANCE = 1e-4
 """Largest difference between two forms of a site, in units of the largest output."""
-
-LEAST_ROUNDS, ROUNDS = 2, 5
-"""Least and most rounds in which forms are timed: no more than make the choice clear."""
-
-_TURN_SECONDS = 0.005
-"""That a turn repeats a form which takes less: a site is far smaller than a model."""
-
-_SPIN_US = 1000
-"""Threads that wait longer than a node takes go to sleep, and the next session can be timed at once."""
 
 _METHOD = 5
 """Part of the cache's keys; raise it when times are taken in another way."""
@@ -131,10 +126,12 @@ def fastest(times_ms: Times, default: str) -> str:
     reference = np.array(times_ms[standing])
     speeds = {form: reference / np.array(ms) for form, ms in sorted(times_ms.items())}
     gains = {
-        form: float(np.exp(np.log(speed).mean())) for form, speed in speeds.items() if speed.min() >= FLOOR
+        form: float(np.exp(np.log(speed).mean()))
+        for form, speed in speeds.items()
+        if speed.min() >= FORM_FLOOR
     }
     best = max(gains, key=lambda form: gains[form])
-    return best if gains[best] >= MARGIN else standing
+    return best if gains[best] >= FORM_MARGIN else standing
 
 
 def _times(
@@ -192,13 +189,13 @@ def measure_forms(
     With times that were ``kept`` nothing is measured.
     """
     with contextlib.ExitStack() as stack:
-        unchanged = stack.enter_context(Runner(alone, prepack=True, spin_us=_SPIN_US))
+        unchanged = stack.enter_context(Runner(alone, prepack=True, spin_us=SPIN_US))
         expected = [unchanged(feed) for feed in feeds]
         runners, refused = {UNCHANGED: unchanged}, {}
         for form in family.forms:
             twin = _rewritten(alone, family, form)
             try:
-                runner = stack.enter_context(Runner(twin, prepack=True, spin_us=_SPIN_US))
+                runner = stack.enter_context(Runner(twin, prepack=True, spin_us=SPIN_US))
                 seen = [runner(feed) for feed in feeds]
             except (UnsupportedModelError, DataError) as error:  # of the runtime, as a Runner tells them
                 refused[form] = str(error)
@@ -227,12 +224,12 @@ def _times_ms(
     """
     runs = [{name: _run(runner, feed) for name, runner in candidates.items()} for feed in feeds]
     seen: list[dict[str, list[float]]] = [{name: [] for name in candidates} for _ in feeds]
-    rounds = [turns(shape, _TURN_SECONDS) for shape in runs]
-    for number in range(ROUNDS):
+    rounds = [turns(shape, FORM_TURN_SECONDS) for shape in runs]
+    for number in range(FORM_ROUNDS):
         for times, source in zip(seen, rounds, strict=True):
             for name, ms in next(source).items():
                 times[name].append(ms)
-        if number + 1 >= LEAST_ROUNDS and _is_clear(seen, default):
+        if number + 1 >= FORM_LEAST_ROUNDS and _is_clear(seen, default):
             break
     return _fast_ends(seen)
 
@@ -255,16 +252,14 @@ def _run(runner: Runner, feed: Feed) -> Callable[[], object]:
 
 
 def same_outputs(expected: Sequence[Feed], seen: Sequence[Feed]) -> bool:
-    """Whether all outputs are equal up to ``TOLERANCE``; NaN in either is a difference."""
-    for before, after in zip(expected, seen, strict=True):
-        for name, array in before.items():
-            other = after[name]
-            if other.shape != array.shape or other.dtype != array.dtype:
-                return False
-            error = np.max(np.abs(other.astype(np.float64) - array), initial=0.0)
-            if not error <= TOLERANCE * max(np.max(np.abs(array), initial=0.0), 1e-6):
-                return False
-    return True
+    """Whether all outputs are of one type and equal up to ``TOLERANCE``; NaN in one alone is a difference."""
+    return all(
+        after[name].shape == array.shape
+        and after[name].dtype == array.dtype
+        and output_difference(name, array, after[name]).max_relative_error <= TOLERANCE
+        for before, after in zip(expected, seen, strict=True)
+        for name, array in before.items()
+    )
 
 
 def shaped_feeds(model: Model, shapes: Sequence[Shape], seed: int) -> list[Feed]:

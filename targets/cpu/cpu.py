@@ -15,6 +15,7 @@ from graphcompress.graph.runtime import runner_of, session_of
 from graphcompress.measure.cache import MeasurementCache, Measurements, Times, cpu_flags
 from graphcompress.measure.profile import Profile, Recorder, read_profile
 from graphcompress.measure.shapes import DEFAULT_SHAPES, Shape, format_shapes, parse_shapes
+from graphcompress.measure.timing import is_slower
 from graphcompress.plugin.base import Capabilities, Context, Lowering, Target
 from graphcompress.plugin.options import option
 from graphcompress.plugin.schemes import INT8, UINT8, integer_products
@@ -26,7 +27,6 @@ from graphcompress.targets.common.family import Family
 from graphcompress.targets.common.gelu import Gelu
 from graphcompress.targets.common.integer_linear import IntegerLinear
 from graphcompress.targets.common.unsigned_activations import unsigned_activations
-from graphcompress.targets.cpu.file_comparison import is_slower
 from graphcompress.targets.cpu.formed_model import (
     ARTIFACT,
     INPUT,

@@ -9,50 +9,26 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from graphcompress.data.samples import padding_mask
 from graphcompress.errors import DataError
 from graphcompress.graph.model import Model
 from graphcompress.graph.reading.hashes import sha256
 from graphcompress.graph.runtime import Feed, Runner, first_line, runner_of, runtime_errors, session_of
 from graphcompress.measure.cache import Measurements, Times
-from graphcompress.measure.timing import Measurement, interleaved
-
-SLOWER = 0.97
-"""A model that is less than this many times as fast as another, over all shapes, is slower than it …"""
-
-SLOWER_AT_ONE = 0.9
-"""… and so is one that is less than this many times as fast at any one shape."""
-
-SLACK_MS = 0.05
-"""Differences below this are never counted: a call alone costs about as much, and not always the same."""
-
-REPETITIONS = 4
-"""A model counts as slower when it is so by its fastest against the other's slowest of that many
-measurements, each with sessions of its own: what differs between them is noise."""
-
-ROUNDS = 3
-_SECONDS = 4.0
-"""That one measurement at one shape may take; a large model gets fewer rounds."""
-
-LARGE_BYTES = 100_000_000
-"""From here on two files are not in memory at once where that can be avoided."""
-
-CLEARLY = 1.1
-"""How many times as fast, at every shape, is believed of models that did not take turns, when the other was
-timed before and after …"""
-
-CLEARLY_AT_ONCE = 1.5
-"""… and when it was timed before only."""
-
-APART_ROUNDS = 2
-
-LONG_SECONDS = 0.1
-"""A run that takes longer is not repeated: what its first time costs more is little then."""
-
-SPIN_US = 1000
-"""Threads that wait longer go to sleep, and another session can be timed at once."""
+from graphcompress.measure.timing import (
+    APART_ROUNDS,
+    CLEARLY,
+    CLEARLY_AT_ONCE,
+    LARGE_BYTES,
+    LONG_SECONDS,
+    REPETITIONS,
+    SPIN_US,
+    WHOLE_ROUNDS,
+    WHOLE_SECONDS,
+    Measurement,
+    interleaved,
+    is_slower,
+)
 
 _METHOD = 3
 """Part of the cache's keys; raise it when times are taken in another way."""
@@ -72,13 +48,6 @@ def on_cpu(file: Path) -> Run:
 def timed(runs: Mapping[str, Callable[[], object]], rounds: int) -> Measurement:
     """Times of ``runs``, which have run once already, in turns."""
     return interleaved(runs, rounds=rounds, warmup=0)
-
-
-def is_slower(times_ms: Times, name: str, than: str) -> bool:
-    """Whether ``name`` is slower than ``than`` by more than noise, on the whole or at one shape."""
-    own, other = (np.asarray(times_ms[key], np.float64) for key in (name, than))
-    speeds = np.where(own - other < SLACK_MS, np.maximum(other / own, 1.0), other / own)
-    return bool(np.exp(np.log(speeds).mean()) < SLOWER or speeds.min() < SLOWER_AT_ONE)
 
 
 def compare_files(
@@ -147,7 +116,7 @@ def _in_turns(models: Mapping[str, Run], feeds: Sequence[Feed], timer: Timer) ->
         for name, run in runs.items():
             _first_run(name, run)
         once = time.perf_counter() - begun
-        rounds = max(1, min(ROUNDS, int(_SECONDS / once)))
+        rounds = max(1, min(WHOLE_ROUNDS, int(WHOLE_SECONDS / once)))
         for name, timing in timer(runs, rounds).timings.items():
             times[name].append(round(timing.low_ms, 5))
     return times

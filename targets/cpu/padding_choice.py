@@ -7,8 +7,9 @@ from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed
 from graphcompress.graph.temporary import Temporary
 from graphcompress.measure.cache import Measurements
+from graphcompress.measure.timing import is_slower
 from graphcompress.plugin.base import Context
-from graphcompress.targets.cpu.file_comparison import Timer, compare_files, is_slower, timed
+from graphcompress.targets.cpu.file_comparison import Timer, compare_files, timed
 from graphcompress.targets.cpu.padding_removal import remove_padding
 
 KEEP, REMOVE, AUTO = "keep", "remove", "auto"

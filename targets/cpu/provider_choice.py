@@ -14,10 +14,11 @@ from graphcompress.graph.runtime import Feed
 from graphcompress.graph.temporary import Temporary
 from graphcompress.measure.cache import Measurements, Times
 from graphcompress.measure.shapes import Shape
+from graphcompress.measure.timing import is_slower
 from graphcompress.plugin.base import Context, Lowering, Target
 from graphcompress.plugin.registry import TARGETS
 from graphcompress.targets.common.form_choice import shaped_feeds
-from graphcompress.targets.cpu.file_comparison import Opener, Timer, compare_files, is_slower, on_cpu, timed
+from graphcompress.targets.cpu.file_comparison import Opener, Timer, compare_files, on_cpu, timed
 
 AUTO, CPU, OPENVINO = PROVIDERS = ("auto", "cpu", "openvino")
 """Values of the option ``provider``; the last is the target that makes artifacts for OpenVINO."""

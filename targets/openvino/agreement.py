@@ -11,7 +11,7 @@ from graphcompress.data.lengths import longest_sample
 from graphcompress.data.made_up import synthetic_samples
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed, runner_of, session_of
-from graphcompress.numerics.metrics import sqnr_db
+from graphcompress.measure.verify import output_difference
 from graphcompress.plugin.base import Context
 
 Run = Callable[[Feed], Mapping[str, np.ndarray]]
@@ -62,13 +62,13 @@ def lowest_agreement(
             break
         feed = synthetic_samples(model, count=1, length=length, seed=ctx.seed).batch([0])
         seen, wanted = run(feed), reference(feed)
-        agreement = min((_agreement(wanted[name], seen[name]) for name in wanted), default=float("inf"))
+        agreement = min((_agreement(name, wanted[name], seen[name]) for name in wanted), default=float("inf"))
         worst = min(worst, (agreement, length))
         ctx.progress("check every length", length, LENGTHS.stop - 1)
     return worst
 
 
-def _agreement(wanted: np.ndarray, seen: np.ndarray) -> float:
+def _agreement(name: str, wanted: np.ndarray, seen: np.ndarray) -> float:
     if wanted.shape != seen.shape or not np.array_equal(np.isfinite(wanted), np.isfinite(seen)):
         return float("-inf")
-    return sqnr_db(wanted, seen)
+    return output_difference(name, wanted, seen).sqnr_db

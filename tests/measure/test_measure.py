@@ -8,8 +8,8 @@ import pytest
 
 from graphcompress.data.samples import Samples
 from graphcompress.measure import timing as measure
-from graphcompress.measure.bench import ROUNDS, bench
-from graphcompress.measure.timing import Measurement, interleaved, turns
+from graphcompress.measure.bench import bench
+from graphcompress.measure.timing import BENCH_ROUNDS, Measurement, interleaved, turns
 
 
 def test_ratio_says_how_many_times_as_fast():
@@ -125,4 +125,4 @@ def test_a_shape_that_takes_too_long_is_skipped_and_a_slow_one_gets_fewer_rounds
     (measured,) = bench({"slow": slow}, samples, shapes=["1x4"], seconds=0.3)
     assert not measured.skipped
     assert measured.timings["slow"].median_ms >= 20
-    assert len(runs) < 2 * ROUNDS
+    assert len(runs) < 2 * BENCH_ROUNDS

@@ -98,7 +98,7 @@ def test_a_model_without_products_has_none(tmp_path):
 
 
 def test_bench_says_it_in_a_line_and_in_json(tiny_bert_path, monkeypatch):
-    monkeypatch.setattr("graphcompress.measure.roofline.ROUNDS", 1)
+    monkeypatch.setattr("graphcompress.measure.roofline.ROOFLINE_ROUNDS", 1)
     arguments = ["bench", str(tiny_bert_path), "--shapes", "1x4,2x8", "--rounds", "1"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output

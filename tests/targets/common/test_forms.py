@@ -10,6 +10,7 @@ import pytest
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner
 from graphcompress.measure.cache import MeasurementCache
+from graphcompress.measure.timing import FORM_LEAST_ROUNDS, FORM_ROUNDS
 from graphcompress.numerics.kronecker import Factors, Split
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.kronecker import write_expression
@@ -18,8 +19,6 @@ from graphcompress.rules.opsets.lowering import legalise
 from graphcompress.targets.common.attention import FusedAttention
 from graphcompress.targets.common.family import UNCHANGED
 from graphcompress.targets.common.form_choice import (
-    LEAST_ROUNDS,
-    ROUNDS,
     choose_forms,
     fastest,
     measure_forms,
@@ -609,7 +608,11 @@ def rounds_of(times, taken=None):
 
 @pytest.mark.parametrize(
     ("own", "rounds"),
-    [([0.5] * 7, LEAST_ROUNDS), ([2.0] * 7, LEAST_ROUNDS), ([0.8, 1.3, 1.3, 0.8, 1.3, 0.8, 1.3], ROUNDS)],
+    [
+        ([0.5] * 7, FORM_LEAST_ROUNDS),
+        ([2.0] * 7, FORM_LEAST_ROUNDS),
+        ([0.8, 1.3, 1.3, 0.8, 1.3, 0.8, 1.3], FORM_ROUNDS),
+    ],
 )
 def test_a_clear_choice_takes_few_rounds(own, rounds, monkeypatch):
     taken = []

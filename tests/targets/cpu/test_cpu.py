@@ -17,11 +17,12 @@ from graphcompress.graph.runtime import Runner, session_of
 from graphcompress.measure import cache as cache_module
 from graphcompress.measure.cache import MeasurementCache, cache_folder
 from graphcompress.measure.shapes import parse_shapes
+from graphcompress.measure.timing import FORM_FLOOR, FORM_MARGIN
 from graphcompress.measure.verify import interface
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context
 from graphcompress.targets.common.attention import OPERATOR
-from graphcompress.targets.common.form_choice import FLOOR, MARGIN, fastest
+from graphcompress.targets.common.form_choice import fastest
 from graphcompress.targets.cpu.cpu import Cpu, detected_isa
 
 pytestmark = pytest.mark.usefixtures("quick_measurements")
@@ -186,8 +187,8 @@ def test_other_shapes_are_measured_anew(simplified, tmp_path):
 def test_ties_and_small_gains_go_to_the_default():
     assert fastest({}, "sum") == "sum"
     assert fastest({"unchanged": [1.0], "sum": [1.0]}, "sum") == "sum"
-    assert fastest({"unchanged": [1.0], "sum": [MARGIN - 0.005]}, "sum") == "sum"
-    assert fastest({"unchanged": [MARGIN - 0.005], "packed": [1.0]}, "unchanged") == "unchanged"
+    assert fastest({"unchanged": [1.0], "sum": [FORM_MARGIN - 0.005]}, "sum") == "sum"
+    assert fastest({"unchanged": [FORM_MARGIN - 0.005], "packed": [1.0]}, "unchanged") == "unchanged"
 
 
 def test_a_default_that_is_slower_is_not_taken():
@@ -195,9 +196,9 @@ def test_a_default_that_is_slower_is_not_taken():
 
 
 def test_a_form_that_is_slower_somewhere_is_not_taken():
-    fast = {"unchanged": [1.0, 1.0, 1.0], "packed": [0.5, 0.5, 1.01 / FLOOR]}
+    fast = {"unchanged": [1.0, 1.0, 1.0], "packed": [0.5, 0.5, 1.01 / FORM_FLOOR]}
     assert fastest(fast, "unchanged") == "unchanged"
-    assert fastest({**fast, "packed": [0.5, 0.5, 0.99 / FLOOR]}, "unchanged") == "packed"
+    assert fastest({**fast, "packed": [0.5, 0.5, 0.99 / FORM_FLOOR]}, "unchanged") == "packed"
 
 
 def test_a_default_that_the_runtime_refuses_is_not_taken():

@@ -7,12 +7,12 @@ from graphcompress.build.optimize import optimize
 from graphcompress.errors import SpeedError
 from graphcompress.graph.model import Model
 from graphcompress.measure.cache import MeasurementCache
-from graphcompress.measure.timing import Measurement
+from graphcompress.measure.timing import REPETITIONS, Measurement, is_slower
 from graphcompress.plugin.base import Context
 from graphcompress.targets.common.form_choice import shaped_feeds
 from graphcompress.targets.cpu import file_comparison
 from graphcompress.targets.cpu.cpu import Cpu, families
-from graphcompress.targets.cpu.file_comparison import REPETITIONS, compare_files, is_slower
+from graphcompress.targets.cpu.file_comparison import compare_files
 from graphcompress.targets.cpu.formed_model import give_forms, refuse_slower, take_back, times_against_input
 
 SHAPES = [(1, 4), (2, 8)]
@@ -208,7 +208,7 @@ def test_without_measuring_the_record_says_so(tiny_bert, tmp_path):
 def test_a_model_without_a_file_is_not_compared(tiny_bert_proto, tmp_path, monkeypatch):
     from onnx_ir import from_proto
 
-    monkeypatch.setattr("graphcompress.targets.common.form_choice.ROUNDS", 1)
+    monkeypatch.setattr("graphcompress.targets.common.form_choice.FORM_ROUNDS", 1)
     model = Model(from_proto(tiny_bert_proto))
     record = Cpu(shapes="1x4").lower(model, tmp_path, Context()).record
     assert any("not a file" in note for note in record["notes"])
