@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from graphcompress.graph.model import Model
     from graphcompress.pipeline.pipeline import Pipeline
     from graphcompress.plugin.base import Capabilities, Context, Exact, Lossy, Pass, Target
+    from graphcompress.plugin.instrument import Instrument
     from graphcompress.plugin.options import option
     from graphcompress.plugin.task import Figure, Metric, Task
     from graphcompress.rewrite.rewriter import Rewriter
@@ -31,6 +32,7 @@ _HOME = {
     "Context": "plugin.base",
     "Exact": "plugin.base",
     "Figure": "plugin.task",
+    "Instrument": "plugin.instrument",
     "Lossy": "plugin.base",
     "Metric": "plugin.task",
     "Model": "graph.model",
@@ -57,6 +59,7 @@ __all__ = [  # noqa: RUF022 - the two verbs first
     "Context",
     "Exact",
     "Figure",
+    "Instrument",
     "Lossy",
     "Metric",
     "Model",
