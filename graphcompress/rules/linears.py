@@ -130,6 +130,10 @@ def _flatten_bias(rw: Rewriter, node: ir.Node, index: int, width: int | ir.Symbo
     return True
 
 
+_LEAST = {ir.DataType.FLOAT16: 2.0**-14, ir.DataType.FLOAT: 2.0**-126, ir.DataType.BFLOAT16: 2.0**-126}
+"""The smallest number of a type that has all its digits."""
+
+
 def one_scale(rw: Rewriter, node: ir.Node) -> str | None:
     """Scalar factors on both operands of a product become one on the left (Q·√s times K·√s).
 
@@ -143,7 +147,8 @@ def one_scale(rw: Rewriter, node: ir.Node) -> str | None:
     if a is None or b is None or factor is None or other is None or factor.dtype != other.dtype:
         return None
     product = np.asarray(evaluate(factor) * evaluate(other))
-    if not np.isfinite(product.astype(np.float64)).all():
+    least = _LEAST.get(factor.dtype, 0.0)
+    if not least <= float(np.abs(product.astype(np.float64)).max()) < np.inf:  # 1e-30 · 1e-30 would be 0
         return None
     rw.set_input(left, 0, a)
     rw.set_input(left, 1, rw.at(left).constant(product.reshape(()), "scale", like=factor))

@@ -151,6 +151,19 @@ def test_a_guard_against_nan_read_in_a_branch_and_one_flag_for_all(tmp_path, per
     check(tmp_path, nodes, ["o"], table | numbers, inputs=inputs, feeds=feeds)
 
 
+def test_two_scales_whose_product_underflows_stay_two(tmp_path):
+    nodes = [
+        node("Mul", ["x", "small"], "a"),
+        node("Mul", ["x", "small"], "b"),
+        node("Transpose", ["b"], "t", perm=[0, 2, 1]),
+        node("Mul", ["t", "one"], "c"),
+        node("MatMul", ["a", "c"], "o"),
+    ]
+    x = RNG.standard_normal((2, 3, WIDTH)).astype(np.float32)
+    weights = {"small": np.float32(1e-30), "one": np.float32(1e-30)}
+    check(tmp_path, nodes, ["o"], weights, feeds=[{"x": x * np.float32(1e30)}])
+
+
 def repeated_row(*nodes, last):
     """A row of x, repeated for every token, then ``nodes``, then the sum with x."""
     weights = {"zero": np.array([0]), "one": np.array([1])}

@@ -51,7 +51,9 @@ def _standard_nodes(model: Model) -> list[ir.Node]:
 
 
 def _convertible(node: ir.Node) -> bool:
-    return node.op_type.startswith("Reduce") or node.op_type == "Split"
+    """Whether :func:`_convert` knows the node; a BatchNormalization with one output has stayed the same."""
+    normalises = node.op_type == "BatchNormalization" and len(node.outputs) == 1
+    return normalises or node.op_type.startswith("Reduce") or node.op_type == "Split"
 
 
 def _convert(rw: Rewriter, node: ir.Node) -> None:

@@ -76,3 +76,19 @@ def test_an_operator_that_has_been_as_it_is_since_is_raised():
     }
     """
     assert why_not_raised(model_of(text, 16), NEWEST) is None
+
+
+def test_a_batch_normalisation_that_only_normalises_is_raised():
+    text = """
+    g (float[n,2,l] x, float[2] scale, float[2] shift, float[2] mean, float[2] spread) => (float[n,2,l] out) {
+      out = BatchNormalization (x, scale, shift, mean, spread)
+    }
+    """
+    model = model_of(text, 13)
+    twin = model.clone()
+    with Rewriter(twin, Context()) as rw:
+        assert raise_opset(rw, NEWEST) is None
+    rng = np.random.default_rng(0)
+    feed = {name: rng.random(2).astype(np.float32) for name in ("scale", "shift", "mean", "spread")}
+    feed["x"] = rng.standard_normal((3, 2, 5)).astype(np.float32)
+    np.testing.assert_array_equal(outputs(model, feed)["out"], outputs(twin, feed)["out"])
