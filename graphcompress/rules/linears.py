@@ -130,7 +130,11 @@ def _flatten_bias(rw: Rewriter, node: ir.Node, index: int, width: int | ir.Symbo
     return True
 
 
-_LEAST = {ir.DataType.FLOAT16: 2.0**-14, ir.DataType.FLOAT: 2.0**-126, ir.DataType.BFLOAT16: 2.0**-126}
+_LEAST: dict[ir.DataType | None, float] = {
+    ir.DataType.FLOAT16: 2.0**-14,
+    ir.DataType.FLOAT: 2.0**-126,
+    ir.DataType.BFLOAT16: 2.0**-126,
+}
 """The smallest number of a type that has all its digits."""
 
 
