@@ -70,6 +70,12 @@ def tiny_bert(tiny_bert_path: Path) -> Model:
     return Model.load(tiny_bert_path)
 
 
+@pytest.fixture
+def tiny_path_twin(tiny_bert_path: Path) -> Model:
+    """A second ``tiny_bert``, to hold an edited one against."""
+    return Model.load(tiny_bert_path)
+
+
 @pytest.fixture(scope="session")
 def tiny_samples() -> Samples:
     """24 random sentences of 4 to 27 tokens for ``tiny_bert``."""

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from bert import Bert
+from model_variants import WIDTH, bert, load, random, stem_and_head
 from onnx import TensorProto, helper, numpy_helper
 
-from graphcompress.analysis.cost import macs
 from graphcompress.analysis.couplings import couplings
 from graphcompress.analysis.linears import linears
 from graphcompress.build.unsupported import refuse_unsupported
@@ -28,23 +26,13 @@ from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context, Exact
 
 ALL_PASSES = "simplify,prune{ffn=0.25 heads=0.25},kron{ratio=0.3},int8"
+
+
 LOSSY = ("prune", "kron", "int8")
-WIDTH = 32
-
-
-def bert() -> onnx.ModelProto:
-    return Bert().model()
 
 
 def array_of(tensor: onnx.TensorProto) -> np.ndarray:
     return numpy_helper.to_array(tensor)
-
-
-def random(*shape: int) -> np.ndarray:
-    return (0.2 * np.random.default_rng(shape).standard_normal(shape)).astype(np.float32)
-
-
-# ---- the variants
 
 
 def half(kind: int = TensorProto.FLOAT16) -> onnx.ModelProto:
@@ -222,38 +210,6 @@ def _renamed(node: onnx.NodeProto, part: str, outer: set[str]) -> onnx.NodeProto
     return twin
 
 
-def stem_and_head() -> onnx.ModelProto:
-    """Frames through two convolutions, the layers, and a kernel of 1 in front of a softmax."""
-    model = bert()
-    graph = model.graph
-    index = next(i for i, node in enumerate(graph.node) if "embeddings.LayerNorm" in node.output)
-    stem = [
-        helper.make_node(
-            "Conv", ["frames", "stem.0", "stem.0.bias"], ["wide"], pads=[1, 1], kernel_shape=[3]
-        ),
-        helper.make_node("Relu", ["wide"], ["stem.bent"]),
-        helper.make_node("Conv", ["stem.bent", "stem.1", "stem.1.bias"], ["stem.out"], kernel_shape=[1]),
-        helper.make_node("Transpose", ["stem.out"], ["stem"], perm=[0, 2, 1]),
-        helper.make_node("Add", ["stem", "embeddings.sum"], ["stem.sum"]),
-    ]
-    graph.node[index].input[0] = "stem.sum"
-    head = [
-        helper.make_node("Transpose", ["last_hidden_state"], ["turned"], perm=[0, 2, 1]),
-        helper.make_node("Conv", ["turned", "head", "head.bias"], ["by_channel"], kernel_shape=[1]),
-        helper.make_node("Transpose", ["by_channel"], ["by_frame"], perm=[0, 2, 1]),
-        helper.make_node("LogSoftmax", ["by_frame"], ["logits"], axis=-1),
-    ]
-    nodes = [*graph.node[:index], *stem, *graph.node[index:], *head]
-    del graph.node[:], graph.output[:]
-    graph.node.extend(nodes)
-    stored = {"stem.0": random(16, 8, 3), "stem.1": random(WIDTH, 16, 1), "head": random(20, WIDTH, 1)}
-    stored |= {f"{name}.bias": random(len(array)) for name, array in stored.items()}
-    graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in stored.items())
-    graph.input.append(helper.make_tensor_value_info("frames", TensorProto.FLOAT, ["batch", 8, "sequence"]))
-    graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "sequence", 20]))
-    return model
-
-
 VARIANTS: dict[str, Callable[[], onnx.ModelProto]] = {
     "half": half,
     "stored in fp16": lambda: stored_as(TensorProto.FLOAT16),
@@ -269,18 +225,10 @@ VARIANTS: dict[str, Callable[[], onnx.ModelProto]] = {
 }
 
 
-def load(proto: onnx.ModelProto, tmp_path: Path) -> Model:
-    onnx.save(proto, tmp_path / "model.onnx")
-    return Model.load(tmp_path / "model.onnx")
-
-
 def real(model: Model, count: int = 24) -> Samples:
     """Samples that are not known to be made up."""
     made = synthetic_samples(model, count=count)
     return Samples(made.feeds, fixed=made.fixed)
-
-
-# ---- all of them
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -313,9 +261,6 @@ def test_every_pass_works_or_says_why_not(name, tmp_path) -> None:
     session = session_of(saved)
     for feed in real(model, 3).batches(2):
         assert all(np.isfinite(output).all() for output in session.run(None, feed))
-
-
-# ---- one by one
 
 
 def test_half_precision_may_round_by_more_than_single(tmp_path) -> None:
@@ -466,82 +411,3 @@ def test_an_input_of_no_axes_holds_for_the_whole_batch() -> None:
     feeds = [{"x": np.ones(3, np.float32), "use": np.array(True)} for _ in range(4)]
     (feed,) = Samples(feeds, fixed={"use": ()}).batches(4)
     assert (feed["x"].shape, feed["use"].shape) == ((4, 3), ())
-
-
-# ---- convolutions with a kernel of 1
-
-
-def reasons_of(model: Model) -> dict[str, str]:
-    record = Simplify().run(model, Context())
-    return {item.name: item.reason for item in record.skipped}
-
-
-def test_a_kernel_of_1_beside_a_transpose_is_a_linear(tmp_path) -> None:
-    model = load(stem_and_head(), tmp_path)
-    kept = reasons_of(model)
-    assert [linear.name for linear in linears(model) if linear.name in ("stem.1", "head")] == [
-        "stem.1",
-        "head",
-    ]
-    assert "more than one position" in kept["stem.0"]
-    assert [node.inputs[1].name for node in model.graph if node.op_type == "Conv"] == ["stem.0"]
-    by_name = {linear.name: (linear.in_features, linear.out_features) for linear in linears(model)}
-    assert (by_name["stem.1"], by_name["head"]) == ((16, WIDTH), (WIDTH, 20))
-
-
-@pytest.mark.parametrize(
-    ("shape", "attributes", "words"),
-    [
-        ((6, 2, 1), {"group": 2}, "grouped"),
-        ((6, 4, 1), {"pads": [1, 0]}, "pads or strides"),
-        ((6, 4, 1), {"strides": [2]}, "pads or strides"),
-        ((6, 4, 1), {"auto_pad": "SAME_UPPER"}, "pads by itself"),
-        ((6, 4, 2), {}, "more than one position"),
-        ((6, 4, 1), {}, "channel order"),
-    ],
-)
-def test_other_convolutions_are_left_alone_with_the_reason(shape, attributes, words, tmp_path) -> None:
-    model = load(one_convolution(shape, attributes, transposed=words != "channel order"), tmp_path)
-    assert words in reasons_of(model)["weight"]
-    assert [node.op_type for node in model.graph if node.op_type == "Conv"] == ["Conv"]
-
-
-@pytest.mark.parametrize("rank", [3, 4])
-@pytest.mark.parametrize("biased", [True, False])
-def test_kernels_of_1_over_lines_and_images(rank, biased, tmp_path) -> None:
-    proto = one_convolution((6, 4, *[1] * (rank - 2)), {}, transposed=True, biased=biased)
-    model = load(proto, tmp_path)
-    feed = {"x": random(2, *[5] * (rank - 2), 4)}
-    reasons_of(model)
-    assert [node.op_type for node in model.graph][:1] == ["MatMul"]
-    want = session_of(tmp_path / "model.onnx").run(None, feed)[0]
-    with Runner(model) as runner:
-        np.testing.assert_allclose(runner(feed)["y"], want, rtol=0, atol=1e-5)
-
-
-def one_convolution(shape, attributes, *, transposed: bool, biased: bool = True) -> onnx.ModelProto:
-    rank = len(shape)
-    last = [0, rank - 1, *range(1, rank - 1)]
-    nodes = [helper.make_node("Transpose", ["x"], ["channels"], perm=last)] if transposed else []
-    inputs = ["channels" if transposed else "x", "weight", *(["bias"] if biased else [])]
-    nodes.append(helper.make_node("Conv", inputs, ["y"], **attributes))
-    stored = {"weight": random(*shape)} | ({"bias": random(shape[0])} if biased else {})
-    sizes = ["batch", *["size"] * (rank - 2)]
-    sizes.insert(rank if transposed else 1, 4)
-    graph = helper.make_graph(
-        nodes,
-        "one",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, sizes)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * rank)],
-        [numpy_helper.from_array(array, name) for name, array in stored.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-
-
-def test_the_cost_of_a_convolution(tmp_path) -> None:
-    proto = one_convolution((6, 4, 3), {"pads": [1, 1]}, transposed=False)
-    proto.graph.output[0].CopyFrom(
-        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 6, "size"])
-    )
-    model = load(proto, tmp_path)
-    assert macs(model, batch=2, length=10) == 2 * 10 * 6 * 4 * 3

@@ -1,3 +1,5 @@
+"""prune: which units go, and that removing equals zeroing."""
+
 from __future__ import annotations
 
 import re
@@ -10,67 +12,20 @@ from bert import Bert
 from conftest import random_samples
 from hypothesis import given
 from hypothesis import strategies as st
+from pruned_models import FFN_IN, FFN_OUT, bert, distance, edit, outputs, pruned, sizes, stored, weight
 
 from graphcompress.analysis.couplings import couplings
-from graphcompress.analysis.layers import layers
 from graphcompress.analysis.linears import linears
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner
 from graphcompress.passes.kron.kron import Kron
-from graphcompress.passes.prune.blocks import Witness, bias_of, blocks_of
-from graphcompress.passes.prune.least_squares import RIDGES
 from graphcompress.passes.prune.planner import removable
-from graphcompress.passes.prune.prune import Prune, layer_changes
+from graphcompress.passes.prune.prune import Prune
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context
-from graphcompress.rewrite.rewriter import Rewriter
 
-FFN_IN, FFN_OUT = "encoder.layer.{}.intermediate.dense", "encoder.layer.{}.output.dense"
 ATTENTION = "encoder.layer.{}.attention.self.{}"
-
-
-def pruned(model, samples=None, **options):
-    return Prune(**options).run(model, Context(samples=samples))
-
-
-def outputs(model, samples, batch=8):
-    with Runner(model) as runner:
-        return [runner(feed)["last_hidden_state"] for feed in samples.batches(batch)]
-
-
-def distance(a, b):
-    """Relative error over all real and padded positions."""
-    return np.sqrt(
-        sum(np.sum((x - y) ** 2) for x, y in zip(a, b, strict=True)) / sum(np.sum(x**2) for x in a)
-    )
-
-
-def sizes(model, kind):
-    return [group.size for group in couplings(model) if group.kind == kind]
-
-
-def weight(model, name):
-    return next(linear for linear in linears(model) if linear.name.startswith(name))
-
-
-def edit(model, name, array):
-    value = model.graph.initializers[name]
-    with Rewriter(model, Context()) as rw:
-        rw.overwrite(value, array)
-
-
-def stored(model, name):
-    return model.graph.initializers[name].const_value.numpy().copy()
-
-
-def bert(tmp_path, **changes):
-    path = tmp_path / "model.onnx"
-    onnx.save(Bert(**changes).model(), path)
-    return Model.load(path)
-
-
-# ---- zeroed = removed
 
 
 @pytest.mark.parametrize("opset", [13, 18])
@@ -140,14 +95,6 @@ def test_removing_equals_zeroing_the_readers_rows(tiny_bert, tiny_path_twin, tin
     assert distance(outputs(tiny_path_twin, tiny_samples), outputs(tiny_bert, tiny_samples)) < 1e-5
 
 
-@pytest.fixture
-def tiny_path_twin(tiny_bert_path):
-    return Model.load(tiny_bert_path)
-
-
-# ---- how many
-
-
 @given(st.integers(1, 300), st.floats(0, 1), st.integers(1, 16))
 def test_removable_keeps_its_promises(size, ratio, round_to):
     gone = removable(size, ratio, round_to)
@@ -202,9 +149,6 @@ def test_only_what_matches_the_glob_is_touched(tiny_bert, tiny_samples):
     assert sizes(tiny_bert, "ffn") == [32, 64]
     assert sizes(tiny_bert, "head") == [2, 4]
     assert all(item.name.startswith("encoder.layer.0.") for item in record.touched)
-
-
-# ---- which
 
 
 def test_xmax_removes_what_is_never_active_and_differs_between_layers(tiny_bert, tiny_samples):
@@ -287,180 +231,6 @@ def test_layers_go_where_a_weight_matches(tmp_path):
 def test_an_importance_that_needs_samples_says_so(tiny_bert, importance):
     with pytest.raises(UsageError, match=rf"importance {importance} needs samples.*--data"):
         pruned(tiny_bert, ffn=0.5, importance=importance)
-
-
-@pytest.mark.parametrize("importance", ["magnitude", "activation", "obs"])
-def test_measured_importance_loses_less_than_its_reverse(tiny_bert_path, tiny_samples, importance):
-    model = Model.load(tiny_bert_path)
-    before = outputs(model, tiny_samples)
-    pruned(model, tiny_samples, ffn=0.5, importance=importance, refit=False)
-    kept = model.kept[weight(model, FFN_OUT.format(0)).weight.name][0]
-    chosen = distance(before, outputs(model, tiny_samples))
-    reverse = Model.load(tiny_bert_path)
-    for layer in range(2):
-        name = FFN_OUT.format(layer) + ".weight_t"
-        rows = stored(reverse, name)
-        rows[model.kept[name][0]] = 0.0
-        edit(reverse, name, rows)
-    assert len(kept) == 32
-    assert chosen < 0.8 * distance(before, outputs(reverse, tiny_samples))
-
-
-# ---- refit
-
-
-def block_error(model, reference, samples, layer):
-    """Error of one reader's output against the original's, on the samples."""
-    name = FFN_OUT.format(layer)
-    values = [next(li.output for li in linears(m) if li.name.startswith(name)) for m in (reference, model)]
-    total = 0.0
-    with Runner(reference, values[:1]) as original, Runner(model, values[1:]) as now:
-        for feed in samples.batches(1):
-            (a,), (b,) = original(feed).values(), now(feed).values()
-            total += float(np.sum((a - b) ** 2))
-    return total
-
-
-@pytest.mark.parametrize("ratio", [0.25, 0.75])
-def test_a_refit_never_loses_more_on_the_calibration_samples(tiny_bert_path, tiny_samples, ratio):
-    errors = {}
-    for refit in (True, False):
-        model = Model.load(tiny_bert_path)
-        pruned(model, tiny_samples, ffn=ratio, refit=refit, only="encoder.layer.0.*", importance="obs")
-        errors[refit] = block_error(model, Model.load(tiny_bert_path), tiny_samples, 0)
-    assert 0 < errors[True] < 0.7 * errors[False]
-
-
-def test_the_refit_is_the_least_squares_optimum_of_the_explicit_matrices(
-    tiny_bert, tiny_path_twin, tiny_samples
-):
-    with Rewriter(tiny_path_twin, Context()) as rw:
-        block = next(b for b in blocks_of(rw, couplings(tiny_path_twin), "*") if b.group.kind == "ffn")
-    ((_, evidence),) = Witness(tiny_path_twin, tiny_samples, Context().progress).stream([block])
-    rows = []
-    with Runner(tiny_path_twin, [block.reader.input]) as runner:
-        for feed in tiny_samples.batches(1):
-            rows.append(next(iter(runner(feed).values()))[0])
-    x = np.concatenate(rows).astype(np.float64)
-    assert evidence.all.count == len(x)
-    np.testing.assert_allclose(evidence.all.mean, x.mean(0), rtol=1e-4, atol=1e-5)
-    pruned(tiny_bert, tiny_samples, ffn=0.5, only="encoder.layer.0.*")
-    now = weight(tiny_bert, FFN_OUT.format(0))
-    kept = tiny_bert.kept[now.weight.name][0]
-    target = x @ block.reader.dense() + bias_of(block.reader)
-    spread = np.mean(x[:, kept].var(0))
-    candidates = []
-    for strength in RIDGES[:-1]:
-        pull = np.sqrt(strength * spread * len(x)) * np.eye(len(kept))
-        centred = x[:, kept] - x[:, kept].mean(0)
-        right = np.r_[target - target.mean(0), pull @ block.reader.dense()[kept]]
-        candidates.append(np.linalg.lstsq(np.r_[centred, pull], right, rcond=None)[0])
-    assert min(np.abs(now.dense() - candidate).max() for candidate in candidates) < 1e-4
-    bias = target.mean(0) - x[:, kept].mean(0) @ now.dense()
-    np.testing.assert_allclose(now.bias.const_value.numpy(), bias, atol=1e-4)
-
-
-def test_without_samples_a_ratio_goes_by_magnitude_and_leaves_weights_as_they_are(tiny_bert, tiny_path_twin):
-    record = pruned(tiny_bert, ffn=0.5)
-    now, before = weight(tiny_bert, FFN_OUT.format(0)), weight(tiny_path_twin, FFN_OUT.format(0))
-    columns = weight(tiny_path_twin, FFN_IN.format(0)).dense()
-    scores = np.linalg.norm(columns, axis=0) * np.linalg.norm(before.dense(), axis=1)
-    np.testing.assert_array_equal(tiny_bert.kept[now.weight.name][0], np.sort(np.argsort(scores)[32:]))
-    np.testing.assert_array_equal(now.dense(), before.dense()[np.sort(np.argsort(scores)[32:])])
-    assert any("by magnitude" in note for note in record.notes)
-
-
-# ---- without options
-
-
-def test_without_a_ratio_every_block_stays_within_max_error(tiny_bert, tiny_samples):
-    record = pruned(tiny_bert, tiny_samples, max_error=0.4)
-    assert record.touched
-    assert all(item.figures["error"] <= 0.45 for item in record.touched)
-    assert any("would leave block errors" in note for note in record.notes)
-
-
-def test_a_looser_limit_removes_more(tiny_bert_path, tiny_samples):
-    left = []
-    for limit in (0.1, 0.4, 0.8):
-        model = Model.load(tiny_bert_path)
-        pruned(model, tiny_samples, max_error=limit)
-        left.append(model.parameters)
-    assert left[0] > left[1] > left[2]
-
-
-def test_without_options_and_samples_a_model_without_dead_units_is_left_alone(tiny_bert):
-    before = tiny_bert.parameters
-    record = pruned(tiny_bert)
-    assert tiny_bert.parameters == before
-    assert not record.touched
-    assert len(record.skipped) == 4
-    assert all("without samples" in item.reason for item in record.skipped)
-
-
-def test_a_second_run_without_options_leaves_it_alone(tiny_bert, tiny_samples):
-    pruned(tiny_bert, tiny_samples, max_error=0.5)
-    before = tiny_bert.parameters, outputs(tiny_bert, tiny_samples)
-    record = pruned(tiny_bert, tiny_samples, max_error=0.5)
-    assert tiny_bert.parameters == before[0]
-    assert distance(before[1], outputs(tiny_bert, tiny_samples)) == 0.0
-    assert any("pruned already" in item.reason for item in record.skipped)
-
-
-def test_a_second_run_with_a_ratio_takes_that_share_of_what_is_left(tiny_bert, tiny_samples):
-    for expected in (32, 16):
-        pruned(tiny_bert, tiny_samples, ffn=0.5)
-        assert sizes(tiny_bert, "ffn") == [expected, expected]
-
-
-# ---- layers
-
-
-def test_the_layer_that_changes_least_goes(tmp_path):
-    model, samples = bert(tmp_path, layers=3), random_samples(8)
-    for name in ("attention.output.dense", "output.dense"):
-        for part in ("weight_t", "bias"):
-            key = f"encoder.layer.1.{name}.{part}"
-            edit(model, key, 1e-3 * stored(model, key))
-    changes = layer_changes(model, layers(model), samples)
-    assert np.argmin(changes) == 1
-    before = outputs(model, samples)
-    record = pruned(model, samples, layers=1)
-    assert len(layers(model)) == 2
-    assert not any(linear.name.startswith("encoder.layer.1.") for linear in linears(model))
-    assert len(record.touched) == 6
-    assert all(item.name.startswith("encoder.layer.1.") for item in record.touched)
-    assert distance(before, outputs(model, samples)) < 0.5
-
-
-def test_the_last_layer_may_go_and_the_output_keeps_its_name(tmp_path):
-    model, samples = bert(tmp_path, layers=2), random_samples(8)
-    for name in ("attention.output.dense", "output.dense"):
-        for part in ("weight_t", "bias"):
-            key = f"encoder.layer.1.{name}.{part}"
-            edit(model, key, 1e-3 * stored(model, key))
-    shapes = [a.shape for a in outputs(model, samples)]
-    pruned(model, samples, layers=1)
-    assert [a.shape for a in outputs(model, samples)] == shapes
-    assert {linear.name.split(".")[2] for linear in linears(model)} == {"0"}
-
-
-def test_one_layer_stays_whatever_is_asked(tmp_path):
-    model = bert(tmp_path, layers=3)
-    record = pruned(model, random_samples(6), layers=5)
-    assert len(layers(model)) == 1
-    assert any("one must stay" in item.reason for item in record.skipped)
-
-
-def test_layers_and_ratios_go_together(tmp_path):
-    model, samples = bert(tmp_path, layers=3), random_samples(10)
-    pruned(model, samples, layers=1, ffn=0.5, heads=0.25)
-    assert sizes(model, "ffn") == [32, 32]
-    assert sizes(model, "head") == [3, 3]
-    outputs(model, samples)
-
-
-# ---- the contract with the rest
 
 
 def test_tied_weights_are_left_alone_with_the_reason(tmp_path):
@@ -546,9 +316,6 @@ def test_a_reader_without_a_bias_gets_one(tmp_path, tiny_samples):
     before = outputs(reference, tiny_samples)
     assert weight(model, FFN_OUT.format(0)).bias is not None
     assert distance(before, outputs(model, tiny_samples)) < distance(before, outputs(plain, tiny_samples))
-
-
-# ---- weights that are expressions
 
 
 @pytest.fixture(scope="module")

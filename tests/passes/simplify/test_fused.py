@@ -1,107 +1,33 @@
-"""Operators that ONNX Runtime fuses, written in standard ones: ONNX Runtime's own kernels are the oracle."""
+"""Operators that ONNX Runtime fuses, written in standard ones: its own kernels are the oracle."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from fused_operators import (
+    BATCH,
+    HEADS,
+    HIDDEN,
+    LENGTH,
+    MASKS,
+    PAST,
+    attention_node,
+    check,
+    load,
+    model_of,
+    random,
+    run,
+)
+from onnx import TensorProto, helper
 
-from graphcompress.analysis.attention import attentions
 from graphcompress.analysis.couplings import couplings
 from graphcompress.analysis.linears import embeddings, linears
 from graphcompress.build.unsupported import refuse_unsupported
 from graphcompress.errors import UnsupportedModelError
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import session_of
-from graphcompress.passes.simplify.fused.operators import standardise
 from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.plugin.base import Context
-from graphcompress.rewrite.rewriter import Rewriter
-
-BATCH, LENGTH, PAST, HIDDEN, HEADS = 7, 5, 6, 12, 3
-SIZE = HIDDEN // HEADS
-TOLERANCE = 1e-5
-
-NAMES = {BATCH: "batch", LENGTH: "length", PAST: "past", LENGTH + PAST: "total", 2 * BATCH: "2*batch"}
-
-
-def random(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
-
-
-def int32(*numbers: object) -> np.ndarray:
-    return np.array(*numbers, np.int32)
-
-
-def model_of(
-    node: onnx.NodeProto,
-    inputs: Mapping[str, np.ndarray],
-    stored: Mapping[str, np.ndarray],
-    *,
-    opset: int = 18,
-    symbols: bool = True,
-    ranks: Mapping[str, int] | None = None,
-) -> onnx.ModelProto:
-    """One node; inputs of variable size, named by how large they are here (batch, length …)."""
-    infos = [
-        helper.make_tensor_value_info(
-            name,
-            helper.np_dtype_to_tensor_dtype(array.dtype),
-            [NAMES.get(size, size) if symbols else size for size in array.shape],
-        )
-        for name, array in inputs.items()
-    ]
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in node.output if name]
-    for info in outputs:
-        info.type.tensor_type.elem_type = (ranks or {}).get(info.name, TensorProto.FLOAT)
-        info.type.tensor_type.ClearField("shape")
-    tensors = [numpy_helper.from_array(array, name) for name, array in stored.items()]
-    graph = helper.make_graph([node], "one", infos, outputs, tensors)
-    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
-
-
-def run(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    return session_of(model.SerializeToString()).run(None, dict(feed))
-
-
-def check(
-    op_type: str,
-    tmp_path,
-    inputs: Mapping[str, np.ndarray],
-    stored: Mapping[str, np.ndarray] | None = None,
-    *,
-    order: Sequence[str] = (),
-    outputs: Sequence[str] = ("out",),
-    domain: str = "com.microsoft",
-    opset: int = 18,
-    tolerance: float = TOLERANCE,
-    kinds: Mapping[str, int] | None = None,
-    **attributes: object,
-) -> Model:
-    """Write the node in standard operators: nothing of it is left, the outputs are those of its kernel."""
-    names = order or [*inputs, *(stored or {})]
-    node = helper.make_node(op_type, names, list(outputs), name="fused", domain=domain, **attributes)
-    proto = model_of(node, inputs, stored or {}, opset=opset, ranks=kinds)
-    onnx.save(proto, tmp_path / "model.onnx")
-    model = Model.load(tmp_path / "model.onnx")
-    with Rewriter(model, Context()) as rw:
-        standardise(rw)
-    assert not rw.skipped
-    assert all(not n.domain and n.op_type != "SimplifiedLayerNormalization" for n in model.graph)
-    path = model.save(tmp_path / "standard.onnx")
-    if opset >= 17 or op_type != "LayerNormalization":
-        onnx.checker.check_model(onnx.load(path), full_check=True)
-    for got, want in zip(run(onnx.load(path), inputs), run(proto, inputs), strict=True):
-        assert got.dtype == want.dtype
-        np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * max(1.0, np.abs(want).max()))
-    return model
-
-
-# ---- activations and normalisations
 
 
 @pytest.mark.parametrize("opset", [13, 18, 20])
@@ -202,9 +128,6 @@ def test_embeddings(masked, segments, positions, tmp_path) -> None:
     assert len(embeddings(model)) == 2 + segments
 
 
-# ---- products
-
-
 @pytest.mark.parametrize(
     "attributes",
     [
@@ -271,9 +194,6 @@ def test_fused_conv(activation, residual, tmp_path) -> None:
     )
 
 
-# ---- rotary positions
-
-
 @pytest.mark.parametrize("rank", [3, 4])
 @pytest.mark.parametrize("interleaved", [0, 1])
 @pytest.mark.parametrize("offset", [True, False])
@@ -287,135 +207,6 @@ def test_rotary_embedding(rank, interleaved, offset, part, tmp_path) -> None:
     more = {"rotary_embedding_dim": part, "num_heads": heads} if part else {}
     inputs = {"x": random(*shape), "positions": positions}
     check("RotaryEmbedding", tmp_path, inputs, stored, interleaved=interleaved, **more)
-
-
-# ---- attention
-
-MASKS = {
-    "none": None,
-    "ones and zeros": int32([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0, 1, 1, 1, 0], *[[1, 1, 0, 0, 0]] * 4]),
-    "per query": (np.random.default_rng(1).random((BATCH, LENGTH, LENGTH)) < 0.7).astype(np.int32),
-    "ends": int32([5, 3, 1, 4, 5, 2, 3]),
-    "ends and starts": int32([5, 4, 3, 5, 5, 2, 4, 0, 2, 1, 0, 3, 1, 0]),
-}
-
-
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("causal", [0, 1])
-@pytest.mark.parametrize("biased", [True, False])
-def test_attention(mask, causal, biased, tmp_path) -> None:
-    inputs = {"x": random(BATCH, LENGTH, HIDDEN)}
-    stored = {"weight": random(HIDDEN, 3 * HIDDEN)} | ({"bias": random(3 * HIDDEN)} if biased else {})
-    order = ["x", "weight", "bias" if biased else ""]
-    if MASKS[mask] is not None:
-        inputs["mask"] = MASKS[mask]
-        order.append("mask")
-    model = check("Attention", tmp_path, inputs, stored, order=order, num_heads=HEADS, unidirectional=causal)
-    (found,) = attentions(model)
-    assert (found.num_heads, found.head_dim, found.scale) == (HEADS, SIZE, pytest.approx(SIZE**-0.5))
-    assert [linear.bias is not None for linear in linears(model)] == [biased] * 3
-
-
-def test_attention_with_past(tmp_path) -> None:
-    inputs = {
-        "x": random(BATCH, LENGTH, HIDDEN),
-        "mask": (np.random.default_rng(1).random((BATCH, LENGTH + PAST)) < 0.7).astype(np.int32),
-        "past": random(2, BATCH, HEADS, PAST, SIZE),
-    }
-    stored = {"weight": random(HIDDEN, 3 * HIDDEN), "bias": random(3 * HIDDEN)}
-    check(
-        "Attention",
-        tmp_path,
-        inputs,
-        stored,
-        order=["x", "weight", "bias", "mask", "past"],
-        outputs=["out", "present"],
-        num_heads=HEADS,
-        unidirectional=1,
-        scale=0.3,
-        mask_filter_value=-5.0,
-    )
-
-
-@pytest.mark.parametrize("shape", [(1, HEADS), (BATCH, 1), (BATCH, HEADS)])
-def test_attention_with_a_bias_of_scores(shape, tmp_path) -> None:
-    inputs = {"x": random(BATCH, LENGTH, HIDDEN), "scores": random(*shape, LENGTH, LENGTH, seed=4)}
-    stored = {"weight": random(HIDDEN, 3 * HIDDEN), "bias": random(3 * HIDDEN)}
-    order = ["x", "weight", "bias", "", "", "scores"]
-    outputs = ["out", "present"]
-    check("Attention", tmp_path, inputs, stored, order=order, outputs=outputs, num_heads=HEADS)
-
-
-def test_attention_of_unequal_widths(tmp_path) -> None:
-    stored = {"weight": random(10, 6 + 6 + 9), "bias": random(6 + 6 + 9)}
-    x = {"x": random(BATCH, LENGTH, 10)}
-    model = check("Attention", tmp_path, x, stored, num_heads=3, qkv_hidden_sizes=[6, 6, 9])
-    assert [linear.out_features for linear in linears(model)] == [6, 6, 9]
-
-
-@pytest.mark.parametrize("mask", [None, "ones and zeros", "per query", "ends"])
-@pytest.mark.parametrize("causal", [0, 1])
-@pytest.mark.parametrize("biased", [True, False])
-def test_multi_head_attention(mask, causal, biased, tmp_path) -> None:
-    inputs = {name: random(BATCH, LENGTH, HIDDEN, seed=i) for i, name in enumerate("qkv")}
-    order = ["q", "k", "v", "bias" if biased else ""]
-    if mask is not None:
-        inputs["mask"] = MASKS[mask]
-        order.append("mask")
-    stored = {"bias": random(3 * HIDDEN)} if biased else {}
-    check("MultiHeadAttention", tmp_path, inputs, stored, order=order, num_heads=HEADS, unidirectional=causal)
-
-
-def test_multi_head_attention_with_past_and_bias_of_scores(tmp_path) -> None:
-    inputs = {name: random(BATCH, LENGTH, HIDDEN, seed=i) for i, name in enumerate("qkv")}
-    inputs |= {name: random(BATCH, HEADS, PAST, SIZE, seed=i) for i, name in enumerate(("pk", "pv"), 5)}
-    inputs["scores"] = random(BATCH, 1, LENGTH, LENGTH + PAST, seed=9)
-    check(
-        "MultiHeadAttention",
-        tmp_path,
-        inputs,
-        order=["q", "k", "v", "", "", "scores", "pk", "pv"],
-        outputs=["out", "present_k", "present_v"],
-        num_heads=HEADS,
-        scale=0.4,
-    )
-
-
-def test_cross_attention_over_a_cache(tmp_path) -> None:
-    inputs = {"q": random(BATCH, LENGTH, HIDDEN)}
-    inputs |= {name: random(BATCH, HEADS, PAST, SIZE, seed=i) for i, name in enumerate("kv")}
-    check("MultiHeadAttention", tmp_path, inputs, num_heads=HEADS)
-
-
-# ---- what is not handled
-
-
-def load(tmp_path, node: onnx.NodeProto, inputs, stored, **more) -> Model:
-    onnx.save(model_of(node, inputs, stored, **more), tmp_path / "model.onnx")
-    return Model.load(tmp_path / "model.onnx")
-
-
-def attention_node(**attributes: object) -> onnx.NodeProto:
-    names = ["x", "weight", "", "mask"]
-    return helper.make_node(
-        "Attention", names, ["out"], name="deep", domain="com.microsoft", num_heads=HEADS, **attributes
-    )
-
-
-@pytest.mark.parametrize(
-    ("mask", "attributes", "words"),
-    [
-        (np.ones((BATCH, 1, 8, 8), np.int32), {}, "its mask has 4 axes"),
-        (np.ones(3 * BATCH + 2, np.int32), {}, "neither the batch nor twice the batch"),
-        (MASKS["ends"], {"do_rotary": 1}, "do_rotary"),
-        (MASKS["ends"], {"past_present_share_buffer": 1}, "share a buffer"),
-    ],
-)
-def test_weights_that_stay_hidden_are_refused_by_name(mask, attributes, words, tmp_path) -> None:
-    inputs = {"x": random(BATCH, LENGTH, HIDDEN), "mask": mask}
-    model = load(tmp_path, attention_node(**attributes), inputs, {"weight": random(HIDDEN, 3 * HIDDEN)})
-    with pytest.raises(UnsupportedModelError, match=f"'deep' .a Attention.*{words}"):
-        refuse_unsupported(model, [Simplify()])
 
 
 @pytest.mark.parametrize(
