@@ -10,10 +10,10 @@ import onnx_ir as ir
 
 from graphcompress.analysis.linears import Linear, linears
 from graphcompress.analysis.relations.uses import Use
-from graphcompress.analysis.sizes import ONE, size_of
 from graphcompress.graph.expressions import Constants, evaluate
 from graphcompress.graph.match import is_standard, only_reader
 from graphcompress.graph.model import Model
+from graphcompress.graph.sizes import ONE, size_of
 
 _MASK = 3
 """Input of the operator Attention that is added to the scores."""

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
-from graphcompress.analysis.sizes import size_of
 from graphcompress.graph.match import shape_of
+from graphcompress.graph.sizes import size_of
 from graphcompress.rewrite.rewriter import Rewriter
 
 Dim = int | ir.SymbolicDim

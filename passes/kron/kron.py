@@ -15,7 +15,6 @@ from threadpoolctl import threadpool_limits
 
 from graphcompress.analysis.couplings import FFN, HEAD, couplings
 from graphcompress.analysis.linears import Embedding, Linear, embeddings, linears
-from graphcompress.analysis.sharing import layout, readers, stored_tensor
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.measure.calibrate import observe, portions
@@ -23,6 +22,7 @@ from graphcompress.numerics.kronecker import Split, row_splits, splits
 from graphcompress.numerics.moments import SecondMoment
 from graphcompress.passes.kron.choice import Factored, Wish, choose_embedding, choose_linear
 from graphcompress.passes.kron.presets import PRESETS, Role
+from graphcompress.passes.kron.sharing import layout, readers, stored_tensor
 from graphcompress.plugin.base import Context, Contract, Lossy, Pass, Record
 from graphcompress.plugin.options import option
 from graphcompress.rewrite.kronecker import write_expression

@@ -13,8 +13,8 @@ from graphcompress.analysis.couplings import Group
 from graphcompress.analysis.relations.rules import Axes, Relations
 from graphcompress.analysis.relations.uses import repeated_axes
 from graphcompress.analysis.reshape import Dim, reshape_target
-from graphcompress.analysis.sizes import ONE
 from graphcompress.graph.model import Model
+from graphcompress.graph.sizes import ONE
 from graphcompress.passes.prune.remaining import Remaining
 from graphcompress.rewrite.rewriter import Rewriter
 

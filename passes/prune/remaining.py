@@ -8,7 +8,7 @@ import numpy as np
 
 from graphcompress.analysis.relations.rules import Axes, Relations
 from graphcompress.analysis.reshape import Dim
-from graphcompress.analysis.sizes import Size
+from graphcompress.graph.sizes import Size
 
 
 class Remaining:

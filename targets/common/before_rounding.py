@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from graphcompress.analysis.integer import IntegerProduct
 from graphcompress.graph.match import array_of, operand, producer
 from graphcompress.rewrite.kronecker import KroneckerWeight, read_expression
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.targets.common.integer_linear import IntegerSite
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,13 +34,13 @@ class Unrounded:
     smoothed: tuple[ir.Value, np.ndarray] | None = None
 
 
-def before_rounding(site: IntegerSite) -> Unrounded | None:
-    """The float product that ``site`` rounds; None where its weight is not quantised from Kronecker factors.
+def before_rounding(product: IntegerProduct) -> Unrounded | None:
+    """The float product that ``product`` rounds; None where its weight is not made from Kronecker factors.
 
     Smoothing divides an activation and multiplies the rows of the weight. Where the division is a Mul of its
     own both are taken back; where a normalisation took it into its gain, the factors are returned.
     """
-    weight, x = _quantised_from(site.b), _quantised_from(site.a)
+    weight, x = _quantised_from(product.b), _quantised_from(product.a)
     if x is None:
         return None
     whole = read_expression(weight) if weight is not None else None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from graphcompress.analysis.integer import integer_products
 from graphcompress.analysis.linears import Embedding, embeddings, linears
 from graphcompress.graph.expressions import evaluate, leaves
 from graphcompress.graph.match import (
@@ -26,7 +27,6 @@ from graphcompress.rewrite.kronecker import KroneckerWeight, read_expression, wr
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.linears import is_whole_expression
 from graphcompress.targets.common.before_rounding import Scaler, before_rounding
-from graphcompress.targets.common.integer_linear import IntegerLinear
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,16 @@ def _multiply(rw: Rewriter) -> int:
 def _without_rounding(rw: Rewriter) -> None:
     """int8 products whose weight is quantised from Kronecker factors become float products."""
     scaler = Scaler(rw)
-    for site in IntegerLinear().sites(rw.model):
-        before = before_rounding(site)
+    for product in integer_products(rw.model):
+        before = before_rounding(product)
         if before is None:
             continue
-        x = scaler.scaled(before.x, before.factors, site.nodes[-1])
-        value = site.place(rw).op("MatMul", x, before.weight, name="product")
-        if site.bias is not None:
-            value = site.place(rw).op("Add", value, site.bias, name="sum")
-        rw.replace(site.output, value, take_name=True)
+        place = rw.at(product.nodes[-1])
+        x = scaler.scaled(before.x, before.factors, product.nodes[-1])
+        value = place.op("MatMul", x, before.weight, name="product")
+        if product.bias is not None:
+            value = place.op("Add", value, product.bias, name="sum")
+        rw.replace(product.output, value, take_name=True)
 
 
 # ---- embeddings

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from graphcompress.analysis.integer import IntegerProduct, integer_products
 from graphcompress.data.load import Samples
 from graphcompress.graph.expressions import evaluate
 from graphcompress.graph.match import operand, producer, scalar
@@ -19,7 +20,6 @@ from graphcompress.numerics.quantise import Affine
 from graphcompress.rewrite.kronecker import KroneckerWeight
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.targets.common.before_rounding import Scaler, before_rounding
-from graphcompress.targets.common.integer_linear import IntegerLinear, IntegerSite
 from graphcompress.targets.nvidia.int8_factor_products import (
     FactorProduct,
     TwoProducts,
@@ -48,7 +48,7 @@ def multiply_int8_factors(rw: Rewriter, samples: Samples) -> tuple[dict[str, flo
     dense: dict[str, str] = {}
     for it in found:
         products = two_products(it.kronecker, it.factors)
-        name = it.site.name  # before the site is rewritten
+        name = it.rounded.output.name or ""  # before it is rewritten
         if isinstance(products, str):
             dense[name] = products
             continue
@@ -57,7 +57,7 @@ def multiply_int8_factors(rw: Rewriter, samples: Samples) -> tuple[dict[str, flo
         if figure < MIN_SQNR_DB:
             dense[name] = f"two products would keep {figure:.1f} dB of the exact one"
             continue
-        _Writer(rw, it.site, it.x).write(products, input_range, between)
+        _Writer(rw, it.rounded, it.x).write(products, input_range, between)
         done[name] = figure
     return done, dense
 
@@ -66,7 +66,7 @@ def multiply_int8_factors(rw: Rewriter, samples: Samples) -> tuple[dict[str, flo
 class _Candidate:
     """An int8 product and the float one that it rounds; ``factors`` go into the Kronecker factors."""
 
-    site: IntegerSite
+    rounded: IntegerProduct
     x: ir.Value
     weight: ir.Value
     kronecker: KroneckerWeight
@@ -75,8 +75,8 @@ class _Candidate:
     @property
     def rounding(self) -> Affine | None:
         """How the int8 product rounds ``x``, which was judged by the model's outputs; None of another one."""
-        scale, zero = scalar(self.site.a_scale), scalar(self.site.a_zero)
-        own = operand(producer(self.site.a), 0) is self.x and zero == 0
+        scale, zero = scalar(self.rounded.a_scale), scalar(self.rounded.a_zero)
+        own = operand(producer(self.rounded.a), 0) is self.x and zero == 0
         return Affine(scale, 0, signed=True) if own and scale is not None else None
 
     def dense(self) -> np.ndarray:
@@ -91,14 +91,14 @@ def _candidates(rw: Rewriter) -> Iterator[_Candidate]:
     In the factors wherever one has a row for every feature: rounding then finds no outliers.
     """
     scaler = Scaler(rw)
-    for site in IntegerLinear().sites(rw.model):
-        before = before_rounding(site)
+    for product in integer_products(rw.model):
+        before = before_rounding(product)
         if before is None:
             continue
         x, factors = before.smoothed or (before.x, before.factors)
         if not takes_factors(before.kronecker.split):
-            x, factors = scaler.scaled(before.x, before.factors, site.nodes[-1]), None
-        yield _Candidate(site, x, before.weight, before.kronecker, factors)
+            x, factors = scaler.scaled(before.x, before.factors, product.nodes[-1]), None
+        yield _Candidate(product, x, before.weight, before.kronecker, factors)
 
 
 class _Both:
@@ -131,9 +131,9 @@ def _simulate(
 class _Writer:
     """Puts both products in the place of one int8 linear."""
 
-    def __init__(self, rw: Rewriter, site: IntegerSite, x: ir.Value) -> None:
-        self._rw, self._site, self._value = rw, site, x
-        self._place = site.place(rw)
+    def __init__(self, rw: Rewriter, product: IntegerProduct, x: ir.Value) -> None:
+        self._rw, self._rounded, self._value = rw, product, x
+        self._place = rw.at(product.nodes[-1])
         self._axes = len(x.shape) - 1 if x.shape is not None else 0
 
     def write(self, products: TwoProducts, input_range: Affine, between: Affine) -> None:
@@ -142,9 +142,9 @@ class _Writer:
         self._multiply(products.second, between, "second")
         self._view([-1], "joined")
         value = self._value
-        if self._site.bias is not None:
-            value = self._place.op("Add", value, self._site.bias, name="sum")
-        self._rw.replace(self._site.output, value, take_name=True)
+        if self._rounded.bias is not None:
+            value = self._place.op("Add", value, self._rounded.bias, name="sum")
+        self._rw.replace(self._rounded.output, value, take_name=True)
 
     def _multiply(self, step: FactorProduct, range_: Affine, word: str) -> None:
         layout = step.layout

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from graphcompress.analysis.integer import dequantised_operands
 from graphcompress.errors import UnsupportedModelError
 from graphcompress.graph.expressions import is_constant
 from graphcompress.graph.match import is_standard, operand, producer, rank_of, tensor_of
@@ -136,9 +137,7 @@ def _product(node: ir.Node) -> tuple[str, str] | None:
 
 def is_integer_product(node: ir.Node) -> bool:
     """Whether ``node`` multiplies two dequantised int8 values, one of them constant: an Int8 GEMM."""
-    if not is_standard(node, *_PRODUCTS) or not all(map(_is_dequantised_int8, node.inputs[:2])):
-        return False
-    return sum(is_constant(value) for value in node.inputs[:2]) == 1
+    return dequantised_operands(node) is not None and all(map(_is_dequantised_int8, node.inputs[:2]))
 
 
 def products_left_in_float(model: Model) -> list[str]:

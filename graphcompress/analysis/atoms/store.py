@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from networkx.utils import UnionFind
 
-from graphcompress.analysis.sizes import ONE, Size
+from graphcompress.graph.sizes import ONE, Size
 
 BLOCKED = "blocked"
 """Mark: nothing may be cut from it."""

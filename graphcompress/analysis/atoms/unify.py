@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graphcompress.analysis.atoms.store import AtomStore
-from graphcompress.analysis.sizes import ONE, Size
+from graphcompress.graph.sizes import ONE, Size
 
 Factors = list[int]
 """A product of atoms, row-major; empty for size 1."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graphcompress.analysis.relations.rules import CONTRACTED, Axes, Relations
-from graphcompress.analysis.sizes import Size
+from graphcompress.graph.sizes import Size
 
 
 def attention(relations: Relations, node: ir.Node) -> None:

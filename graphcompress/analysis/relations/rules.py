@@ -10,9 +10,9 @@ from graphcompress.analysis.atoms.store import BLOCKED
 from graphcompress.analysis.atoms.unify import Atoms
 from graphcompress.analysis.attention import Attention
 from graphcompress.analysis.relations.uses import OwnAxes
-from graphcompress.analysis.sizes import ONE, size_of
 from graphcompress.graph.expressions import Constants
 from graphcompress.graph.model import Model
+from graphcompress.graph.sizes import ONE, size_of
 
 AVERAGED = "averaged"
 """Mark: a normalisation or a mean runs over it, so that removing a unit is not the same as zeroing it."""

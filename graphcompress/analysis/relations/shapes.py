@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from graphcompress.analysis.arguments import axis_of, slice_ranges
 from graphcompress.analysis.relations.rules import Axes, Relations
-from graphcompress.analysis.sizes import Size
+from graphcompress.graph.sizes import Size
 
 
 def reshape(relations: Relations, node: ir.Node) -> None:

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 
 import onnx_ir as ir
 
-from graphcompress.analysis.sizes import size_of
 from graphcompress.graph.model import Model
+from graphcompress.graph.sizes import size_of
 
 Use = tuple[ir.Node, int]
 """A reader of a value: a node and the index of its input."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.sizes import size_of
 from graphcompress.graph.match import dtype_of, rank_of, shape_of
+from graphcompress.graph.sizes import size_of
 from graphcompress.passes.simplify.fused.base import Writer
 
 _FILTER = -10000.0
