@@ -22,6 +22,26 @@ MEMORY_BYTES = 256_000_000
 """Of the values that are fetched together for one batch; more values take more runs."""
 
 
+TOKENS_PER_FEATURE = 2
+"""Tokens for each feature that are enough: with as many tokens as features a fit repeats their noise."""
+
+
+def too_few(what: str, seen: Iterable[tuple[int, int]]) -> str:
+    """A sentence about fits of too little data and the count that would do; nothing where there is enough.
+
+    ``seen`` has the features of each fit and the tokens that it was made from.
+    """
+    short = [(features, tokens) for features, tokens in seen if tokens < TOKENS_PER_FEATURE * features]
+    if not short:
+        return ""
+    features, tokens = max(short, key=lambda pair: pair[0] / max(pair[1], 1))
+    enough = TOKENS_PER_FEATURE * features
+    return (
+        f"too little data: {what} of {features:,} features saw {tokens:,} tokens; {enough:,} would do, "
+        f"{enough / max(tokens, 1):.1f} times as many as these samples hold"
+    )
+
+
 class Observer(Protocol):
     """Keeps statistics of one value."""
 

@@ -17,7 +17,7 @@ from graphcompress.analysis.couplings import FFN, HEAD, couplings
 from graphcompress.analysis.linears import Embedding, Linear, embeddings, linears
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
-from graphcompress.measure.calibrate import observe, portions
+from graphcompress.measure.calibrate import observe, portions, too_few
 from graphcompress.numerics.kronecker import Split, row_splits, splits
 from graphcompress.numerics.moments import SecondMoment
 from graphcompress.passes.kron.choice import Factored, Wish, choose_embedding, choose_linear
@@ -108,8 +108,10 @@ class Kron(Pass):
             jobs = list(self._linears(model, rw))
             tables = list(self._embeddings(model, rw)) if self.embeddings else []
             total, done = len(jobs) + len(tables), 0
+            seen: list[tuple[int, int]] = []
             for portion in portions(jobs, _moment_bytes, MOMENT_BYTES):
                 moments = _moments(model, ctx, portion)
+                seen += [(len(moment.total), moment.count) for moment in moments.values()]
                 for job, choice in zip(portion, _choose_linears(portion, moments), strict=True):
                     _apply(rw, job, choice)
                     done += 1
@@ -118,6 +120,8 @@ class Kron(Pass):
                 _apply(rw, job, _choose_table(job, ctx))
                 done += 1
                 ctx.progress(str(self), done, total)
+            if few := too_few("a fit", seen):
+                rw.note(few)
             self._advise(rw, ctx)
         return rw.record
 

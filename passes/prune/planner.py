@@ -10,6 +10,7 @@ import numpy as np
 from graphcompress.analysis.couplings import FFN, HEAD
 from graphcompress.data.made_up import varied_samples
 from graphcompress.graph.model import Model
+from graphcompress.measure.calibrate import too_few
 from graphcompress.passes.prune.blocks import Block, Evidence, Witness, bias_of
 from graphcompress.passes.prune.importance import contribution, eliminate, rarely_active
 from graphcompress.passes.prune.least_squares import (
@@ -132,6 +133,8 @@ class Planner:
         self.model = model
         self.goal = goal
         self.ctx = ctx
+        self._tokens: dict[Block, int] = {}
+        """Tokens from which a block is refitted."""
 
     def removals(self, blocks: Sequence[Block]) -> list[Removal]:
         """One removal for each block."""
@@ -145,6 +148,12 @@ class Planner:
         rankings = {block: self._rank(block, evidence) for block, evidence in witness.stream(blocks)}
         chosen = self._at_ratio(rankings)
         return [self._fitted(chosen[block], evidence) for block, evidence in witness.stream(blocks)]
+
+    def scarcity(self, removals: Sequence[Removal]) -> str:
+        """A sentence about refits of too little data, or nothing."""
+        refitted = [removal.block for removal in removals if removal.fit is not None]
+        seen = [(block.reader.in_features, self._tokens.get(block, 0)) for block in refitted]
+        return too_few("the refit", seen) if self.ctx.samples and self.goal.refit else ""
 
     def shortfall(self, removals: Sequence[Removal]) -> str:
         """What ``xmax`` kept from going, and the z that would let it go; nothing where all went."""
@@ -289,6 +298,7 @@ class Planner:
 
     def _within_error(self, block: Block, evidence: Evidence) -> Removal:
         """As many units as keep the error on held-out tokens below the limit."""
+        self._tokens[block] = evidence.fit.count
         ranking = self._rank(block, evidence)
         counts = [count for count in self._choices(block) if count <= len(ranking.order)]
         trial = _Trial(block, evidence, refit=self.goal.refit)
@@ -333,6 +343,7 @@ class Planner:
         Where something runs over the units, those that stay change with each that goes: what samples show of
         the whole block says neither.
         """
+        self._tokens[removal.block] = evidence.fit.count
         if not len(removal.removed) or not removal.block.group.exact:
             return removal
         trial = _Trial(removal.block, evidence, refit=self.goal.refit)

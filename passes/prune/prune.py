@@ -121,6 +121,8 @@ class Prune(Pass):
             planner = Planner(model, ctx, self._goal(ctx))
             removals = planner.removals(blocks)
             self._tell(rw, removals)
+            if scarcity := planner.scarcity(removals):
+                rw.note(scarcity)
             if shortfall := planner.shortfall(removals):
                 rw.note(shortfall)
             chosen = [removal for removal in removals if len(removal.removed)]

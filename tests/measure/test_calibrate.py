@@ -9,7 +9,7 @@ from graphcompress.analysis.linears import linears
 from graphcompress.data.load import Samples
 from graphcompress.graph.model import Model
 from graphcompress.measure import calibrate
-from graphcompress.measure.calibrate import equal_batches, observe, real_tokens
+from graphcompress.measure.calibrate import equal_batches, observe, real_tokens, too_few
 from graphcompress.measure.memory import MOST
 from graphcompress.numerics.observers import Activation
 
@@ -85,3 +85,24 @@ def test_masked_positions_are_left_out_in_every_layout(array, expected):
 
 def test_without_a_mask_tokens_are_joined():
     assert real_tokens(VALUES, {"x": VALUES}).shape == (6, 2)
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        ([], ""),
+        ([(64, 128)], ""),
+        (
+            [(384, 960), (1536, 960), (384, 100)],
+            "too little data: the refit of 384 features saw 100 tokens; 768 would do, 7.7 times as many as "
+            "these samples hold",
+        ),
+        (
+            [(1536, 960)],
+            "too little data: the refit of 1,536 features saw 960 tokens; 3,072 would do, 3.2 times as many "
+            "as these samples hold",
+        ),
+    ],
+)
+def test_too_little_data_is_named_with_the_count_that_would_do(seen, expected):
+    assert too_few("the refit", seen) == expected
