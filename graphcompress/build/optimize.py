@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, overload
 
+from threadpoolctl import threadpool_limits
+
 from graphcompress.analysis.cost import macs
 from graphcompress.build import report
 from graphcompress.build.baseline import Baseline
@@ -223,7 +225,8 @@ def _artifact(target: Target, stage: Path, opened: _Opened, baseline: Baseline) 
     model, ctx = opened.model, opened.ctx
     ctx.progress(f"lower for {target.name}", 0, 1)
     stage.mkdir(exist_ok=True)
-    lowering = target.lower(model, stage, ctx)
+    with threadpool_limits(limits=1, user_api="blas"):  # how BLAS shares work out decides the last bits
+        lowering = target.lower(model, stage, ctx)
     ctx.progress(f"lower for {target.name}", 1, 1)
     copy_tokenizer(model.path, stage)
     run = target.session(stage)

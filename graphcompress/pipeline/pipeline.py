@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+from threadpoolctl import threadpool_limits
+
 from graphcompress.analysis.cost import macs
 from graphcompress.analysis.linears import embeddings, linears
 from graphcompress.errors import CoverageError, UsageError, nearest
@@ -179,7 +181,9 @@ def _run_pass(
     weights = weight_parameters(model)
     if awaits:
         check.await_training(step)
-    done = step.run(model, ctx)
+    # How BLAS shares its work out decides the last bits; training has libraries and threads of its own.
+    with threadpool_limits(limits=None if step.trains else 1, user_api="blas"):
+        done = step.run(model, ctx)
     if not isinstance(done, Record):  # a pass of another package: nothing checks its types
         raise UsageError(f"{step} returned no record; let its run() end with: return rw.record")
     change, total, bytes_on_disk = check.after(model, trained=step.trains)

@@ -202,7 +202,7 @@ class Kron(Pass):
 
 
 def _choose_linears(jobs: Sequence[_Job], moments: dict[ir.Value, SecondMoment]) -> Iterator[Factored]:
-    """Choices in the order of ``jobs``: many small problems, so one thread for each and several at a time."""
+    """Factors in the order of ``jobs``: many small problems, so one thread for each and several at a time."""
     with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(WORKERS) as pool:
         yield from pool.map(lambda job: _choose_linear(job, moments), jobs)
 
