@@ -10,11 +10,11 @@ import onnx_ir as ir
 
 from graphcompress.graph.expressions import Constants, is_constant
 from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import CONTRIB
 
 BATCH, LENGTH = 1, 128
 
 
-_CONTRIB = "com.microsoft"
 _INTEGER = frozenset({"MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul"})
 
 
@@ -92,9 +92,9 @@ _COUNTS: dict[tuple[str, str], Callable[[ir.Node, Mapping[str, int]], int | None
     ("", "Gemm"): _of_product,
     ("", "MatMul"): _of_product,
     ("", "MatMulInteger"): _of_product,
-    (_CONTRIB, "DynamicQuantizeMatMul"): _of_product,
-    (_CONTRIB, "MatMulIntegerToFloat"): _of_product,
-    (_CONTRIB, "MultiHeadAttention"): _of_multi_head,
+    (CONTRIB, "DynamicQuantizeMatMul"): _of_product,
+    (CONTRIB, "MatMulIntegerToFloat"): _of_product,
+    (CONTRIB, "MultiHeadAttention"): _of_multi_head,
 }
 
 

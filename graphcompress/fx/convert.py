@@ -17,6 +17,7 @@ from graphcompress.fx.stored import Stored
 from graphcompress.fx.taps import find_values
 from graphcompress.fx.types import compute_type, stored_type
 from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import CONTRIB
 
 FORMS_KEY = "forms"
 """Key of ``GraphModule.meta``: path of a parameter → how it is stored in the ONNX graph."""
@@ -76,7 +77,7 @@ def _refuse_unknown(model: Model) -> None:
     for node in model.graph:
         if find(node) is None:
             advice = "train the model before the pass or the target that writes this operator"
-            if node.domain == "com.microsoft":
+            if node.domain == CONTRIB:
                 advice = f"let the pass simplify take it apart first, or {advice}"
             raise UnsupportedModelError(
                 f"node {node.name!r} is of operator {operator_name(node)}, which has no counterpart in "

@@ -187,10 +187,6 @@ class Rewriter:
             node.attributes[name] = ir.convenience.convert_attribute(name, value)
         self.modified = True
 
-    def supersede(self, old: ir.Value, new: ir.Value) -> None:
-        """As :meth:`replace` with ``take_name``."""
-        self.replace(old, new, take_name=True)
-
     def set_weight(self, subject: Linear | Embedding, weight: ir.Value) -> None:
         """Give a linear a new weight [in, out], or an embedding a new table [rows, width].
 
@@ -226,11 +222,6 @@ class Rewriter:
         common.TopologicalSortPass()(self.model.ir)
         self.model.infer_shapes()
         self._constants = Constants()
-
-
-def put_in_place(rw: Rewriter, old: ir.Value, new: ir.Value) -> None:
-    """As :meth:`Rewriter.replace` with ``take_name``."""
-    rw.replace(old, new, take_name=True)
 
 
 def _value_names(model: Model) -> set[str | None]:

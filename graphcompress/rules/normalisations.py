@@ -8,6 +8,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graphcompress.rewrite.rewriter import Rewriter
+from graphcompress.rules.opsets.versions import definition
 
 
 def fuse_normalizations(rw: Rewriter) -> int:
@@ -51,9 +52,9 @@ def _rules(opset: int) -> list[object]:
             return found if _is_row(scale, x) else found.fail("the scale is no vector over the last axis")
 
     rules: list[object] = []
-    if opset >= 17:
+    if definition("LayerNormalization", opset):
         rules.append(pattern.RewriteRuleSet([Layer.rule(), Bias.rule()]))
-    if opset >= 23:
+    if definition("RMSNormalization", opset):
         orders = [Rms.rule(f"RmsNormFusion{order}", mul_order=order) for order in (True, False)]
         rules.append(pattern.RewriteRuleSet(orders))
     return rules

@@ -7,8 +7,7 @@ from torch.nn import functional
 
 from graphcompress.fx.builder import Builder, Operand
 from graphcompress.fx.ops.table import operator
-
-CONTRIB = "com.microsoft"
+from graphcompress.graph.runtime import CONTRIB
 
 
 @operator("Gelu", domain=CONTRIB)
