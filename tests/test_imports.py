@@ -201,6 +201,26 @@ def test_only_what_trains_or_captures_imports_torch() -> None:
         assert "torch" not in {name.partition(".")[0] for name in imports(modules()[module])}, module
 
 
+def test_every_class_name_is_defined_once() -> None:
+    defined = [
+        node.name
+        for path in modules().values()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert sorted(defined) == sorted(set(defined))
+
+
+def test_no_variable_of_the_library_is_called_it() -> None:
+    for module, path in modules().items():
+        named = {
+            node.arg if isinstance(node, ast.arg) else node.id
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, (ast.arg, ast.Name))
+        }
+        assert "it" not in named, module
+
+
 def test_every_capability_of_a_target_is_read() -> None:
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in modules().values()]
     read = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}

@@ -14,7 +14,7 @@ GELU, TANH_GELU, SILU = "gelu", "tanh_gelu", "silu"
 
 
 @dataclass(frozen=True, eq=False)
-class Activation:
+class ActivationFunction:
     """``output = function(x)``, spelt out over several nodes or as one operator.
 
     Attributes:
@@ -29,19 +29,19 @@ class Activation:
     nodes: tuple[ir.Node, ...]
 
 
-def activations(model: Model) -> list[Activation]:
+def activations(model: Model) -> list[ActivationFunction]:
     """Activations of the main graph in execution order, whichever order their factors are multiplied in."""
     return [found for node in model.graph if (found := _activation_at(node)) is not None]
 
 
-def _activation_at(node: ir.Node) -> Activation | None:
+def _activation_at(node: ir.Node) -> ActivationFunction | None:
     if node.op_type == "Gelu" and node.inputs[0] is not None:
         tanh = node.attributes.get_string("approximate", "none") == "tanh"
-        return Activation(TANH_GELU if tanh else GELU, node.inputs[0], (node,))
+        return ActivationFunction(TANH_GELU if tanh else GELU, node.inputs[0], (node,))
     for function, pattern in _SPELT_OUT.items() if node.op_type in ("Mul", "Div") else ():
         found = find(pattern, node.outputs[0])
         if found is not None:
-            return Activation(function, found["x"], found.nodes)
+            return ActivationFunction(function, found["x"], found.nodes)
     return None
 
 

@@ -31,7 +31,7 @@ _ARRANGING = _LAYOUT - {"Reshape"}
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class ChainStep:
     """A node of a chain: the chain comes in by the input ``index`` and goes on with the first output.
 
     Attributes:
@@ -89,7 +89,7 @@ class Operand:
 
     origin: ir.Value
     value: ir.Value
-    steps: tuple[Step, ...]
+    steps: tuple[ChainStep, ...]
 
     @property
     def scale(self) -> float | None:
@@ -144,8 +144,8 @@ class Attention:
     query: Operand
     key: Operand
     values: Operand
-    scoring: tuple[Step, ...] | None
-    guard: tuple[Step, ...] | None
+    scoring: tuple[ChainStep, ...] | None
+    guard: tuple[ChainStep, ...] | None
     output: ir.Value
     num_heads: int
     kv_heads: int
@@ -269,7 +269,7 @@ class _Search:
 
     # ---- from the Softmax to both products
 
-    def _scoring(self, value: ir.Value | None) -> tuple[ir.Node, tuple[Step, ...]] | None:
+    def _scoring(self, value: ir.Value | None) -> tuple[ir.Node, tuple[ChainStep, ...]] | None:
         """The product of queries and keys before a Softmax, and the steps from there."""
         pending: list[tuple[ir.Value | None, _Path]] = [(value, None)]
         seen: set[ir.Value] = set()
@@ -284,25 +284,25 @@ class _Search:
             pending.extend((step.operand, (step, path)) for step in reversed(self._ways_back(node)))
         return None
 
-    def _ways_back(self, node: ir.Node) -> list[Step]:
+    def _ways_back(self, node: ir.Node) -> list[ChainStep]:
         """Steps by which scores may have come to what ``node`` computes."""
         if node.op_type in _MASKS:
-            return [Step(node, index) for index in range(len(node.inputs))]
+            return [ChainStep(node, index) for index in range(len(node.inputs))]
         if node.op_type in _SCALES:
             return [self._scale(node)]
-        return [Step(node)] if node.op_type in _PLAIN | _LAYOUT | _CAPS else []
+        return [ChainStep(node)] if node.op_type in _PLAIN | _LAYOUT | _CAPS else []
 
-    def _scale(self, node: ir.Node) -> Step:
+    def _scale(self, node: ir.Node) -> ChainStep:
         """The step through a Mul or Div: by the operand that is computed."""
         left, right = node.inputs
         if self._is_constant(right):
             number = _number(right)
-            return Step(node, 0, number if node.op_type == "Mul" else 1 / number if number else None)
+            return ChainStep(node, 0, number if node.op_type == "Mul" else 1 / number if number else None)
         if self._is_constant(left) and node.op_type == "Mul":
-            return Step(node, 1, _number(left))
-        return Step(node, 0, None)
+            return ChainStep(node, 1, _number(left))
+        return ChainStep(node, 0, None)
 
-    def _guard(self, value: ir.Value) -> tuple[ir.Node, tuple[Step, ...]] | None:
+    def _guard(self, value: ir.Value) -> tuple[ir.Node, tuple[ChainStep, ...]] | None:
         """The product of probabilities and values after a Softmax, and the steps to it."""
         pending: list[tuple[ir.Value, _Path]] = [(value, None)]
         seen: set[ir.Node] = set()
@@ -315,7 +315,7 @@ class _Search:
                 if node.op_type == "MatMul" and index == 0 and not self._is_constant(node.inputs[1]):
                     return node, tuple(_steps(path))[::-1]
                 if node.op_type in _GUARDS:
-                    pending.append((node.outputs[0], (Step(node, index), path)))
+                    pending.append((node.outputs[0], (ChainStep(node, index), path)))
         return None
 
     # ---- from the products to the linears
@@ -328,13 +328,13 @@ class _Search:
 
     def _operand(self, value: ir.Value) -> Operand:
         """Follow ``value`` back through layout and scale."""
-        steps: list[Step] = []
+        steps: list[ChainStep] = []
         origin: ir.Value | None = value
         while origin is not None:
             node, found = origin.producer(), origin
             if node is None or node.domain or node.op_type not in _LAYOUT | _PLAIN | _SCALES:
                 break
-            step = self._scale(node) if node.op_type in _SCALES else Step(node)
+            step = self._scale(node) if node.op_type in _SCALES else ChainStep(node)
             if step.factor is None:
                 break
             steps.append(step)
@@ -392,11 +392,11 @@ def _split_by(
     return SplitHeads(source, heads, size, order, scale, tuple(nodes))
 
 
-_Path = tuple[Step, "_Path"] | None
+_Path = tuple[ChainStep, "_Path"] | None
 """Steps that were gone, the last one first; ways that begin alike share what they have in common."""
 
 
-def _steps(path: _Path) -> Iterator[Step]:
+def _steps(path: _Path) -> Iterator[ChainStep]:
     while path is not None:
         step, path = path
         yield step

@@ -21,7 +21,7 @@ Operand = fx.Node | Sizes
 Argument = Any
 
 
-class Builder:
+class FxBuilder:
     """One graph while it is being written.
 
     Attributes:

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from graphcompress.errors import UnsupportedModelError
-from graphcompress.fx.builder import Builder, operator_name
+from graphcompress.fx.builder import FxBuilder, operator_name
 from graphcompress.fx.fusions import Fusion, plan
 from graphcompress.fx.names import identifier
 from graphcompress.fx.ops.table import Result, find
@@ -51,7 +51,7 @@ def to_fx(model: Model, *, learn_scales: bool = False, taps: Sequence[str] = ())
     _refuse_unknown(model)
     wanted = find_values(model, taps)
     stored = Stored(model.graph.initializers.values(), learn_scales=learn_scales)
-    builder = Builder(stored)
+    builder = FxBuilder(stored)
     names = {}
     for value in model.graph.inputs:
         if value.name not in model.graph.initializers:
@@ -85,7 +85,7 @@ def _refuse_unknown(model: Model) -> None:
             )
 
 
-def _write(builder: Builder, node: ir.Node, fusions: dict[ir.Node, Fusion | None]) -> None:
+def _write(builder: FxBuilder, node: ir.Node, fusions: dict[ir.Node, Fusion | None]) -> None:
     if node in fusions:
         fusion = fusions[node]
         if fusion is not None:
@@ -123,13 +123,13 @@ _LAYOUT = frozenset(
 """Operators that pass integers on as they are."""
 
 
-def _carry(builder: Builder, node: ir.Node) -> None:
+def _carry(builder: FxBuilder, node: ir.Node) -> None:
     """Integers that are kept as floats stay so when they are moved."""
     if node.op_type in _LAYOUT and any(value in builder.quantised for value in node.inputs):
         builder.quantised.update(node.outputs)
 
 
-def _output(builder: Builder, value: ir.Value) -> fx.Node:
+def _output(builder: FxBuilder, value: ir.Value) -> fx.Node:
     """The tensor of an output, in the type that the graph declares."""
     tensor, dtype = builder.tensor(value), stored_type(value.dtype)
     if value in builder.quantised or (dtype is not None and dtype != compute_type(value.dtype)):

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from graphcompress.analysis.activations import GELU, SILU, TANH_GELU, activations
 from graphcompress.analysis.linears import linears
-from graphcompress.fx.builder import Builder
+from graphcompress.fx.builder import FxBuilder
 from graphcompress.fx.sdpa import attention_fusions
 from graphcompress.graph.model import Model
 
@@ -21,7 +21,7 @@ class Fusion:
     """Nodes that are written as one, when their last node is reached."""
 
     nodes: tuple[ir.Node, ...]
-    write: Callable[[Builder], fx.Node]
+    write: Callable[[FxBuilder], fx.Node]
 
 
 def plan(model: Model, visible: Collection[ir.Value]) -> dict[ir.Node, Fusion | None]:
@@ -63,7 +63,7 @@ def _activations(model: Model) -> Iterator[Fusion]:
             yield Fusion(found.nodes, lambda builder, x=found.x, call=call: call(builder, builder.tensor(x)))  # type: ignore[misc]
 
 
-_ACTIVATIONS: dict[str, Callable[[Builder, fx.Node], fx.Node]] = {
+_ACTIVATIONS: dict[str, Callable[[FxBuilder, fx.Node], fx.Node]] = {
     GELU: lambda builder, x: builder.call(functional.gelu, x),
     TANH_GELU: lambda builder, x: builder.call(functional.gelu, x, approximate="tanh"),
     SILU: lambda builder, x: builder.call(functional.silu, x),
@@ -80,8 +80,8 @@ def _linears(model: Model) -> Iterator[Fusion]:
             yield Fusion((linear.node, last), _linear(x, weight, bias))
 
 
-def _linear(x: ir.Value | None, weight: ir.Value, bias: ir.Value) -> Callable[[Builder], fx.Node]:
-    def write(builder: Builder) -> fx.Node:
+def _linear(x: ir.Value | None, weight: ir.Value, bias: ir.Value) -> Callable[[FxBuilder], fx.Node]:
+    def write(builder: FxBuilder) -> fx.Node:
         matrix = builder.tensor(weight)
         if matrix.target == "transpose" and matrix.args[1:] == (0, 1):
             matrix = matrix.args[0]  # type: ignore[assignment]

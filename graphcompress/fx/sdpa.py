@@ -13,13 +13,13 @@ import torch
 from torch import fx
 from torch.nn import functional
 
-from graphcompress.analysis.attention import Attention, Operand, Step, attentions
-from graphcompress.fx.builder import Builder
+from graphcompress.analysis.attention import Attention, ChainStep, Operand, attentions
+from graphcompress.fx.builder import FxBuilder
 from graphcompress.fx.ops.shape import permuted
 from graphcompress.graph.match import is_standard, operand_beside, scalar
 from graphcompress.graph.model import Model
 
-Written = tuple[tuple[ir.Node, ...], Callable[[Builder], fx.Node]]
+Written = tuple[tuple[ir.Node, ...], Callable[[FxBuilder], fx.Node]]
 
 
 def attention_fusions(model: Model) -> Iterator[Written]:
@@ -42,7 +42,7 @@ class _Mask:
     kept: bool = True
     fill: float = -math.inf
 
-    def write(self, builder: Builder) -> fx.Node:
+    def write(self, builder: FxBuilder) -> fx.Node:
         """The mask as a tensor of floats."""
         if self.condition is None:
             return builder.tensor(self.value)
@@ -68,7 +68,7 @@ class _Chain:
     masks: list[tuple[_Mask, float]] = field(default_factory=list)
     scale: float = 1.0
 
-    def write(self, builder: Builder) -> fx.Node:
+    def write(self, builder: FxBuilder) -> fx.Node:
         """The call."""
         query, value = builder.tensor(self.query), builder.tensor(self.value)
         options: dict[str, object] = {}
@@ -83,7 +83,7 @@ class _Chain:
             scale=self.scale,
         )
 
-    def _mask(self, builder: Builder) -> fx.Node:
+    def _mask(self, builder: FxBuilder) -> fx.Node:
         """The sum of all masks, those that attentions share written once."""
         made = [
             mask.write(builder)
@@ -115,7 +115,7 @@ def _is_over_keys(attention: Attention) -> bool:
     return shape is not None and attention.node.attributes.get_int("axis", -1) in (-1, len(shape) - 1)
 
 
-def _taken(chain: _Chain, step: Step) -> bool:
+def _taken(chain: _Chain, step: ChainStep) -> bool:
     """Whether the call can do what ``step`` does to the scores; it goes into the chain.
 
     What follows a mask towards the Softmax scales the mask, too.
@@ -129,7 +129,7 @@ def _taken(chain: _Chain, step: Step) -> bool:
     return mask is not None
 
 
-def _mask(step: Step, scale: float) -> _Mask | None:
+def _mask(step: ChainStep, scale: float) -> _Mask | None:
     if step.node.op_type == "Add":
         mask = operand_beside(step.node, step.operand)
         return None if mask is step.operand else _Mask(mask)  # scores twice are no mask
@@ -170,7 +170,7 @@ def _unscaled(chain: _Chain, operand: Operand) -> tuple[ir.Value, list[ir.Node]]
     return value, nodes
 
 
-def _untransposed(builder: Builder, value: ir.Value) -> fx.Node:
+def _untransposed(builder: FxBuilder, value: ir.Value) -> fx.Node:
     """The keys as [..., tokens, size], from [..., size, tokens]."""
     node = value.producer()
     if node is None or node.domain or node.op_type != "Transpose" or value.shape is None:

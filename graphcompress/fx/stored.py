@@ -19,7 +19,7 @@ from graphcompress.fx.sizes import LARGEST
 from graphcompress.fx.types import compute_type, is_half, stored_type
 
 if TYPE_CHECKING:
-    from graphcompress.fx.builder import Builder
+    from graphcompress.fx.builder import FxBuilder
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Stored:
 
     # ---- nodes
 
-    def node(self, builder: Builder, value: ir.Value) -> fx.Node:
+    def node(self, builder: FxBuilder, value: ir.Value) -> fx.Node:
         """A node that gives the stored ``value``: as it is, rounded to half precision, or quantised."""
         if self.array(value) is None or compute_type(value.dtype) is None:
             builder.refuse_type(value)
@@ -118,7 +118,7 @@ class Stored:
             return builder.call(round_to, node, stored_type(value.dtype))
         return node
 
-    def _integers(self, builder: Builder, value: ir.Value, form: LowBit) -> fx.Node:
+    def _integers(self, builder: FxBuilder, value: ir.Value, form: LowBit) -> fx.Node:
         builder.quantised.add(value)
         zero_point = 0 if form.zero_point is None else builder.tensor(form.zero_point)
         arguments = (builder.tensor(form.scale), zero_point, form.lower, form.upper)

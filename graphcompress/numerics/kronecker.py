@@ -86,7 +86,7 @@ class Factors:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ContractionPath:
     """In which order to multiply by the factors, and what that costs.
 
     Attributes:
@@ -170,11 +170,11 @@ def relative_error(weight: np.ndarray, approximation: np.ndarray, gram: np.ndarr
     return float(np.sqrt(noise / signal)) if signal > 0 else 0.0
 
 
-def plan(split: Split, rank: int, tokens: int = 1) -> Plan:
+def plan(split: Split, rank: int, tokens: int = 1) -> ContractionPath:
     """The cheaper order of multiplying ``tokens`` inputs by the factors (KroneckerBERT, Eq. 7, in MACs)."""
     b_first = rank * split.n1 * split.m2 * (split.n2 + split.m1) * tokens
     a_first = rank * split.n2 * split.m1 * (split.n1 + split.m2) * tokens
-    return Plan("b_first", b_first) if b_first <= a_first else Plan("a_first", a_first)
+    return ContractionPath("b_first", b_first) if b_first <= a_first else ContractionPath("a_first", a_first)
 
 
 def signed(vectors: np.ndarray) -> np.ndarray:

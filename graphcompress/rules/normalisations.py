@@ -32,7 +32,7 @@ def _rules(opset: int) -> list[object]:
     from onnxscript.rewriter import pattern
     from onnxscript.rewriter.rules.fusion import _layer_norm, _rms_normalization
 
-    class Layer(_layer_norm.LayerNormFusion):  # type: ignore[misc]
+    class LayerNorm(_layer_norm.LayerNormFusion):  # type: ignore[misc]
         def check(self, context: object, x: ir.Value, scale: ir.Value, **others: ir.Value) -> object:
             found = super().check(context, x, scale=scale, **others)
             return found if _is_row(scale, x) else found.fail("the scale is no vector over the last axis")
@@ -53,7 +53,7 @@ def _rules(opset: int) -> list[object]:
 
     rules: list[object] = []
     if definition("LayerNormalization", opset):
-        rules.append(pattern.RewriteRuleSet([Layer.rule(), Bias.rule()]))
+        rules.append(pattern.RewriteRuleSet([LayerNorm.rule(), Bias.rule()]))
     if definition("RMSNormalization", opset):
         orders = [Rms.rule(f"RmsNormFusion{order}", mul_order=order) for order in (True, False)]
         rules.append(pattern.RewriteRuleSet(orders))

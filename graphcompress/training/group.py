@@ -13,7 +13,7 @@ from graphcompress.training.processes import processes, rank
 T = TypeVar("T")
 
 
-class Group:
+class ProcessGroup:
     """The processes of this run; with one process everything is as it is.
 
     A launcher (``torchrun``, ``accelerate launch``) says who takes part through environment variables; a

@@ -20,7 +20,7 @@ from graphcompress.plugin.task import Metric
 from graphcompress.training.batches import Batches, parts
 from graphcompress.training.checkpoints import Checkpoints
 from graphcompress.training.evaluation import Evaluation, terms_of
-from graphcompress.training.group import Group
+from graphcompress.training.group import ProcessGroup
 from graphcompress.training.losses import Counts
 from graphcompress.training.parameters import optimizer, set_rate, trained
 from graphcompress.training.prepare import Prepared
@@ -64,7 +64,7 @@ class Trainer:
         settings: Settings,
         metric: Metric | None,
         seed: int,
-        group: Group,
+        group: ProcessGroup,
         checkpoints: Checkpoints,
         progress: Progress,
     ) -> None:
@@ -206,7 +206,7 @@ class Trainer:
 
     def _state(self) -> dict[str, Any]:
         """What the student and its instruments are now; the weights are not copied."""
-        states = {name: copy.deepcopy(dict(it.state())) for name, it in self.instruments.items()}
+        states = {name: copy.deepcopy(dict(attached.state())) for name, attached in self.instruments.items()}
         return {"weights": dict(self.given.student.state_dict()), "instruments": states}
 
     def _take(self, state: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from graphcompress.plugin.base import Context, Training
 from graphcompress.plugin.task import Metric
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.training.checkpoints import Checkpoints, identity
-from graphcompress.training.group import Group
+from graphcompress.training.group import ProcessGroup
 from graphcompress.training.loop import Outcome, Trainer
 from graphcompress.training.prepare import Prepared, prepare
 from graphcompress.training.settings import Settings
@@ -33,7 +33,7 @@ def train(
             the last good weights.
     """
     given = prepare(rw.model, original, training, settings)
-    group = Group()
+    group = ProcessGroup()
     try:
         checkpoints = Checkpoints(training.folder, _identity(given, settings, training.metric, ctx.seed))
         trainer = Trainer(given, settings, training.metric, ctx.seed, group, checkpoints, ctx.progress)

@@ -65,7 +65,7 @@ class ChosenForm:
     def record(self) -> dict[str, Any]:
         """As plain data, for the manifest."""
         known = asdict(self)
-        return known if self.refused else {name: it for name, it in known.items() if name != "refused"}
+        return known if self.refused else {name: known[name] for name in known if name != "refused"}
 
 
 def choose_forms(

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from graphcompress.analysis.activations import GELU, Activation, activations
+from graphcompress.analysis.activations import GELU, ActivationFunction, activations
 from graphcompress.graph.expressions import is_constant
 from graphcompress.graph.match import operand_beside, producer, rank_of
 from graphcompress.graph.model import Model
@@ -43,7 +43,7 @@ class Gelu(Family[GeluSite]):
         return disjoint(_with_bias(found) for found in activations(model) if found.function == GELU)
 
 
-def _with_bias(found: Activation) -> GeluSite:
+def _with_bias(found: ActivationFunction) -> GeluSite:
     x, nodes = found.x, found.nodes
     add = producer(x, "Add")
     alone = not x.is_graph_output() and all(user in nodes for user, _ in x.uses())

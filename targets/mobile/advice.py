@@ -64,25 +64,25 @@ def advice(parts: Sequence[Partitions], provider: str = "") -> list[str]:
 
     ``provider`` (of the target mobile) asks for what concerns this one alone.
     """
-    wanted = [it for it in parts if it.provider.lower().startswith(provider)]
+    wanted = [part for part in parts if part.provider.lower().startswith(provider)]
     lines = []
     for cause in _CAUSES:
         lacking = {
-            it.provider: _plain(it.unsupported) & cause.operators
-            for it in wanted
-            if it.provider.startswith(cause.providers)
+            part.provider: _plain(part.unsupported) & cause.operators
+            for part in wanted
+            if part.provider.startswith(cause.providers)
         }
         names = sorted(set().union(*lacking.values()))
         if names:
             where = ", ".join(name for name, operators in lacking.items() if operators)
             lines.append(f"{where}: {', '.join(names)}: {cause.text}")
     lines += [
-        f"{it.provider}: {it.restored} products of int8 weights stay on the CPU, though its list of "
+        f"{part.provider}: {part.restored} products of int8 weights stay on the CPU, though its list of "
         f"operators has them: it multiplies by stored float weights; {_WITHOUT_INT8}"
-        for it in wanted
-        if it.restored
+        for part in wanted
+        if part.restored
     ]
-    sizes = ", ".join(it.provider for it in wanted if it.dynamic)
+    sizes = ", ".join(part.provider for part in wanted if part.dynamic)
     if sizes:
         lines.append(f"{sizes}: nodes of variable size: fix the sizes, such as mobile{{shape=1x128}}")
     return lines

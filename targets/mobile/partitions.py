@@ -107,7 +107,7 @@ def table(before: Sequence[Partitions], after: Sequence[Partitions]) -> str:
 
 def conditions(parts: Sequence[Partitions]) -> list[str]:
     """A line for every provider whose list asks more than the operator, which nothing here checks."""
-    return [f"{it.provider}: {'; '.join(it.conditions)}" for it in parts if it.conditions]
+    return [f"{part.provider}: {'; '.join(part.conditions)}" for part in parts if part.conditions]
 
 
 def described(before: Sequence[Partitions], after: Sequence[Partitions], advice: Sequence[str]) -> str:

@@ -116,7 +116,7 @@ def _touches_float(node: ir.Node) -> bool:
 
 def _has_half(node: ir.Node, opset: int) -> bool:
     """Whether ``node`` may read and write float16 wherever it reads and writes float32 now."""
-    if any(it.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for it in node.attributes.values()):
+    if {held.type for held in node.attributes.values()} & {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}:
         return False
     if any(use.node.graph is not node.graph for value in node.outputs for use in value.uses()):
         return False
@@ -128,7 +128,7 @@ def _has_half(node: ir.Node, opset: int) -> bool:
         schema = onnx.defs.get_schema(node.op_type, opset, "")
     except onnx.defs.SchemaError:
         return False
-    allowed = {it.type_param_str: it.allowed_type_strs for it in schema.type_constraints}
+    allowed = {kind.type_param_str: kind.allowed_type_strs for kind in schema.type_constraints}
     for values, formals in ((node.inputs, schema.inputs), (node.outputs, schema.outputs)):
         for index, value in enumerate(values):
             formal = formals[min(index, len(formals) - 1)] if formals else None
@@ -159,7 +159,7 @@ def _same_scales(rw: Rewriter, kept: set[ir.Node]) -> None:
         if not is_standard(node, "MatMul") and not is_standard(node, "Gemm"):
             continue
         made = [v.producer() for v in node.inputs[:2] if v is not None]
-        sides = [it for it in made if it is not None and is_standard(it, "DequantizeLinear")]
+        sides = [side for side in made if side is not None and is_standard(side, "DequantizeLinear")]
         if len(sides) == 2:
             products.append({node, *sides})
     while spreading := [whole for whole in products if not kept.isdisjoint(whole) and not whole <= kept]:
@@ -197,7 +197,7 @@ class _Halver:
             maker = value.producer()
             if maker is not None and is_standard(maker, "Cast"):
                 self._rw.set_attribute(maker, "to", int(_HALF))
-        for value in dict.fromkeys(it for it in graph.outputs if it in made):
+        for value in dict.fromkeys(output for output in graph.outputs if output in made):
             self._output(value, frozenset(half))
         self._rw.modified = True
         names = tuple(node.name or "" for node in nodes if node in self._kept)

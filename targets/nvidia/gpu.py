@@ -152,7 +152,7 @@ class Gpu(Target):
         options = checked_options({**options, **parse_options(self.options, name)}, name)
         return {
             "model": MODEL_FILE,
-            "providers": [[name, options], *([it, {}] for it in BESIDE[self.provider])],
+            "providers": [[name, options], *([beside, {}] for beside in BESIDE[self.provider])],
             "session_options": {"graph_optimization_level": level},
         }
 
@@ -166,7 +166,7 @@ def _for_cuda(model: Model, ctx: Context) -> tuple[Model, tuple[str, ...], Mappi
         clipped = clip_constants(rw)
     wide = wide_values(lowered, ctx)
     names = {value.name for value in wide}
-    fused = sum(it.sites for it in choose_forms(lowered, (FusedAttention(),), (), ctx, cache=None))
+    fused = sum(choice.sites for choice in choose_forms(lowered, (FusedAttention(),), (), ctx, cache=None))
     with Rewriter(lowered, ctx) as rw:
         values = [value for node in lowered.graph for value in node.outputs if value.name in names]
         halved = to_half(rw, values)

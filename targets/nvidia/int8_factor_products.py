@@ -81,10 +81,10 @@ class FactorProduct:
 
     def prepared(self, x: np.ndarray) -> np.ndarray:
         """The features of every token [tokens, .] as what is multiplied, [tokens, ., .]."""
-        it = self.layout
-        if it.swapped:
-            x = x.reshape(len(x), it.columns, it.rows).swapaxes(1, 2)
-        return x.reshape(len(x), *it.view)
+        layout = self.layout
+        if layout.swapped:
+            x = x.reshape(len(x), layout.columns, layout.rows).swapaxes(1, 2)
+        return x.reshape(len(x), *layout.view)
 
     def product(self, x: np.ndarray) -> np.ndarray:
         """Features behind the product [tokens, .] for what :meth:`prepared` gave."""
@@ -115,7 +115,7 @@ def two_products(kron: KroneckerWeight, factors: np.ndarray | None = None) -> Tw
     found = list(_orders(s, r))
     if not found:
         return f"a side of its products is below {SMALLEST_SIDE}"
-    b_first, first, second = min(found, key=lambda it: it[1].macs + it[2].macs)
+    b_first, first, second = min(found, key=lambda order: order[1].macs + order[2].macs)
     if first.macs + second.macs > WORTH * s.in_features * s.out_features:
         return "its factors take as many operations as the expanded weight"
     more = r - kron.rank

@@ -39,25 +39,25 @@ def multiply_int8_factors(rw: Rewriter, samples: Samples) -> tuple[dict[str, flo
     left of the exact product. The activation between the two is quantised with a scale from ``samples``.
     """
     found = list(_candidates(rw))
-    seen = {it.x: Activation() for it in found}
+    seen = {site.x: Activation() for site in found}
     rows = {x: RowSample() for x in seen}
     observe(
         rw.model, {x: _Both(seen[x], rows[x]) for x in seen}, samples, text="int8 factors", optimize=False
     )
     done: dict[str, float] = {}
     dense: dict[str, str] = {}
-    for it in found:
-        products = two_products(it.kronecker, it.factors)
-        name = it.rounded.output.name or ""  # before it is rewritten
+    for site in found:
+        products = two_products(site.kronecker, site.factors)
+        name = site.rounded.output.name or ""  # before it is rewritten
         if isinstance(products, str):
             dense[name] = products
             continue
-        input_range = it.rounding or _range(seen[it.x])
-        between, figure = _simulate(products, rows[it.x].rows, it.dense(), input_range)
+        input_range = site.rounding or _range(seen[site.x])
+        between, figure = _simulate(products, rows[site.x].rows, site.dense(), input_range)
         if figure < MIN_SQNR_DB:
             dense[name] = f"two products would keep {figure:.1f} dB of the exact one"
             continue
-        _Writer(rw, it.rounded, it.x).write(products, input_range, between)
+        _Writer(rw, site.rounded, site.x).write(products, input_range, between)
         done[name] = figure
     return done, dense
 

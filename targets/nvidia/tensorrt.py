@@ -78,7 +78,7 @@ class TensorRT(Target):
         super().__post_init__()
         check_profile(self.name, self.opt, self.largest)
         wanted = self.capabilities_wanted
-        wrong = [it for it in wanted if it not in CAPABILITIES]
+        wrong = [capability for capability in wanted if capability not in CAPABILITIES]
         if wrong or not wanted:
             raise UsageError(
                 f"tensorrt{{compute={self.compute}}}: expected capabilities joined by +, of "
@@ -149,20 +149,20 @@ class TensorRT(Target):
             "int8_products_expected": len(typed.int8_products),
             "engines": [
                 {
-                    "file": it.file.name,
-                    "compute": it.compute,
-                    "compiler": f"{it.module} {it.version}",
-                    "int8_products": len(it.int8),
-                    "layers": len(it.layers),
-                    "build_ms": round(it.seconds * 1000),
+                    "file": engine.file.name,
+                    "compute": engine.compute,
+                    "compiler": f"{engine.module} {engine.version}",
+                    "int8_products": len(engine.int8),
+                    "layers": len(engine.layers),
+                    "build_ms": round(engine.seconds * 1000),
                 }
-                for it in engines
+                for engine in engines
             ],
         }
         return Lowering(
             (*typed.notes, *_engine_notes(engines)),
             self._proof(engines),
-            deployed_bytes=max((it.file.stat().st_size for it in engines), default=None),
+            deployed_bytes=max((engine.file.stat().st_size for engine in engines), default=None),
             details=details,
         )
 
@@ -180,7 +180,7 @@ class TensorRT(Target):
         here = _runs_here()
         if self.build == "never" or (here is None and not is_installed(RTX)):
             return []
-        jobs = {f"SM{it}": RTX for it in self.capabilities_wanted} if is_installed(RTX) else {}
+        jobs = {f"SM{number}": RTX for number in self.capabilities_wanted} if is_installed(RTX) else {}
         if here is not None:
             jobs[here[1]] = here[0]
         engines = []
@@ -205,8 +205,8 @@ class TensorRT(Target):
         if not engines:
             reason = "build=never" if self.build == "never" else INSTALL
             return f"not compiled ({reason}); {ON_CPU}"
-        names = ", ".join(it.compute for it in engines)
-        if here is not None and any(it.compute == here[1] for it in engines):
+        names = ", ".join(engine.compute for engine in engines)
+        if here is not None and any(engine.compute == here[1] for engine in engines):
             return f"compiled for {names}, run on this machine's GPU ({here[1]})"
         return f"compiled for {names}, not executed; {ON_CPU}"
 
@@ -217,7 +217,7 @@ def _runs_here() -> tuple[str, str] | None:
     if compute is None:
         return None
     by_rtx = [RTX] if compute.removeprefix("SM") in CAPABILITIES else []  # no cards of data centres
-    module = next((it for it in (FULL, *by_rtx) if is_installed(it)), None)
+    module = next((module_name for module_name in (FULL, *by_rtx) if is_installed(module_name)), None)
     return None if module is None else (module, compute)
 
 
@@ -240,9 +240,9 @@ def _engine_file(compute: str) -> str:
 
 def _engine_notes(engines: Sequence[Engine]) -> list[str]:
     return [
-        f"{it.compute}: {len(it.int8)} of {len(it.expected)} int8 products, {len(it.layers)} layers, "
-        f"by {it.module} {it.version}"
-        for it in engines
+        f"{engine.compute}: {len(engine.int8)} of {len(engine.expected)} int8 products, "
+        f"{len(engine.layers)} layers, by {engine.module} {engine.version}"
+        for engine in engines
     ]
 
 
@@ -250,11 +250,11 @@ def _build_record(typed: Typed, engines: Sequence[Engine]) -> dict[str, Any]:
     return {
         "int8_products": list(typed.int8_products),
         "engines": {
-            it.compute: {
-                "compiler": f"{it.module} {it.version}",
-                "int8_products": list(it.int8),
-                "layers": [str(layer) for layer in it.layers],
+            engine.compute: {
+                "compiler": f"{engine.module} {engine.version}",
+                "int8_products": list(engine.int8),
+                "layers": [str(layer) for layer in engine.layers],
             }
-            for it in engines
+            for engine in engines
         },
     }

@@ -7,12 +7,12 @@ from torch import fx
 from torch.nn import functional
 
 from graphcompress.fx.attention import attention, rotary
-from graphcompress.fx.builder import Builder, Operand
+from graphcompress.fx.builder import FxBuilder, Operand
 from graphcompress.fx.ops.table import operator
 
 
 @operator("Attention")
-def attention_(builder: Builder, node: ir.Node) -> Operand | tuple[Operand | None, ...]:
+def attention_(builder: FxBuilder, node: ir.Node) -> Operand | tuple[Operand | None, ...]:
     """softmax(scale · q · kᵀ + mask) · v; with caches, soft caps and scores as outputs on request."""
     q, k, v = (builder.tensor(value) for value in node.inputs[:3])
     extra = [builder.optional(node, index) for index in (3, 4, 5, 6)]
@@ -40,7 +40,7 @@ def attention_(builder: Builder, node: ir.Node) -> Operand | tuple[Operand | Non
 
 
 def _plain(
-    builder: Builder,
+    builder: FxBuilder,
     node: ir.Node,
     operands: tuple[fx.Node, ...],
     heads: tuple[int, int],
@@ -68,12 +68,12 @@ def _plain(
     return builder.method("flatten", builder.method("transpose", made, 1, 2), 2) if packed else made
 
 
-def _heads(builder: Builder, node: ir.Node) -> tuple[object, ...]:
+def _heads(builder: FxBuilder, node: ir.Node) -> tuple[object, ...]:
     return tuple(builder.size(value, 1) for value in node.inputs[:3] if value is not None)
 
 
 @operator("RotaryEmbedding")
-def rotary_embedding(builder: Builder, node: ir.Node) -> Operand:
+def rotary_embedding(builder: FxBuilder, node: ir.Node) -> Operand:
     """Queries or keys rotated by angles of their positions."""
     x, cos, sin = (builder.tensor(value) for value in node.inputs[:3])
     positions = builder.optional(node, 3)

@@ -13,7 +13,7 @@ from torch import fx
 from torch.nn import functional
 
 from graphcompress.fx import sizes
-from graphcompress.fx.builder import Builder, Operand
+from graphcompress.fx.builder import FxBuilder, Operand
 from graphcompress.fx.ops.table import operator
 from graphcompress.fx.types import NARROW, compute_type
 
@@ -72,7 +72,7 @@ _TENSORS_ONLY = frozenset({"And", "Or", "Xor"})
 
 
 @operator(*_UNARY)
-def unary(builder: Builder, node: ir.Node) -> Operand:
+def unary(builder: FxBuilder, node: ir.Node) -> Operand:
     """One operand, one function."""
     if node.op_type in sizes.FUNCTIONS and (found := _numbers(builder, node)) is not None:
         return found
@@ -80,7 +80,7 @@ def unary(builder: Builder, node: ir.Node) -> Operand:
 
 
 @operator(*_BINARY)
-def binary(builder: Builder, node: ir.Node) -> Operand:
+def binary(builder: FxBuilder, node: ir.Node) -> Operand:
     """Two operands that broadcast; sizes of tensors stay Python numbers."""
     if node.op_type in sizes.FUNCTIONS and (found := _numbers(builder, node)) is not None:
         return found
@@ -89,7 +89,7 @@ def binary(builder: Builder, node: ir.Node) -> Operand:
 
 
 def operands(
-    builder: Builder, node: ir.Node, *, numbers: bool = True
+    builder: FxBuilder, node: ir.Node, *, numbers: bool = True
 ) -> tuple[fx.Node | float, fx.Node | float]:
     """Both operands of ``node``; at most one is a plain number."""
     first, second = node.inputs[:2]
@@ -101,12 +101,12 @@ def operands(
     return left, right
 
 
-def _is_tensor(builder: Builder, value: ir.Value | None, operand: fx.Node | float) -> bool:
+def _is_tensor(builder: FxBuilder, value: ir.Value | None, operand: fx.Node | float) -> bool:
     return isinstance(operand, fx.Node) and builder.sizes(value) is None
 
 
 @operator("Div")
-def div(builder: Builder, node: ir.Node) -> Operand:
+def div(builder: FxBuilder, node: ir.Node) -> Operand:
     """Division; integers are rounded towards zero."""
     found = _numbers(builder, node)
     if found is not None:
@@ -118,7 +118,7 @@ def div(builder: Builder, node: ir.Node) -> Operand:
 
 
 @operator("Mod")
-def mod(builder: Builder, node: ir.Node) -> Operand:
+def mod(builder: FxBuilder, node: ir.Node) -> Operand:
     """Remainder with the sign of the divisor, or of the dividend with ``fmod``."""
     found = _numbers(builder, node) if not node.attributes.get_int("fmod", 0) else None
     if found is not None:
@@ -128,7 +128,7 @@ def mod(builder: Builder, node: ir.Node) -> Operand:
 
 
 @operator("Pow")
-def power(builder: Builder, node: ir.Node) -> Operand:
+def power(builder: FxBuilder, node: ir.Node) -> Operand:
     """Power, in the type of the base."""
     left, right = operands(builder, node)
     if isinstance(right, float) and right.is_integer() and not _is_integer(node.inputs[0]):
@@ -141,7 +141,7 @@ def power(builder: Builder, node: ir.Node) -> Operand:
 
 
 @operator("Max", "Min")
-def extreme(builder: Builder, node: ir.Node) -> Operand:
+def extreme(builder: FxBuilder, node: ir.Node) -> Operand:
     """Largest or smallest of any number of operands that broadcast."""
     found = _numbers(builder, node)
     if found is not None:
@@ -151,14 +151,14 @@ def extreme(builder: Builder, node: ir.Node) -> Operand:
 
 
 @operator("Sum", "Mean")
-def total(builder: Builder, node: ir.Node) -> Operand:
+def total(builder: FxBuilder, node: ir.Node) -> Operand:
     """Sum or mean of any number of operands that broadcast."""
     made = reduce(lambda a, b: builder.call(op.add, a, b), map(builder.tensor, node.inputs))
     return made if node.op_type == "Sum" else builder.call(op.truediv, made, len(node.inputs))
 
 
 @operator("Where")
-def where(builder: Builder, node: ir.Node) -> Operand:
+def where(builder: FxBuilder, node: ir.Node) -> Operand:
     """One of two operands, by a condition."""
     found = _numbers(builder, node)
     if found is not None:
@@ -172,7 +172,7 @@ def where(builder: Builder, node: ir.Node) -> Operand:
 
 
 @operator("Clip")
-def clip(builder: Builder, node: ir.Node) -> Operand:
+def clip(builder: FxBuilder, node: ir.Node) -> Operand:
     """Values limited from below, from above or both."""
     x = builder.tensor(node.inputs[0])
     limits = [builder.optional(node, index) for index in (1, 2)]
@@ -188,13 +188,13 @@ _INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
 
 
 @operator("Cast")
-def cast(builder: Builder, node: ir.Node) -> Operand:
+def cast(builder: FxBuilder, node: ir.Node) -> Operand:
     """Another data type; float16 and bfloat16 are computed in float32."""
     return _cast(builder, node, ir.DataType(node.attributes.get_int("to")))
 
 
 @operator("CastLike")
-def cast_like(builder: Builder, node: ir.Node) -> Operand:
+def cast_like(builder: FxBuilder, node: ir.Node) -> Operand:
     """The data type of another value."""
     other = node.inputs[1]
     if other is None or other.dtype is None:
@@ -202,7 +202,7 @@ def cast_like(builder: Builder, node: ir.Node) -> Operand:
     return _cast(builder, node, other.dtype)
 
 
-def _cast(builder: Builder, node: ir.Node, dtype: ir.DataType) -> Operand:
+def _cast(builder: FxBuilder, node: ir.Node, dtype: ir.DataType) -> Operand:
     source = node.inputs[0]
     target = compute_type(dtype)
     if target is None or dtype in NARROW:
@@ -220,7 +220,7 @@ def _cast(builder: Builder, node: ir.Node, dtype: ir.DataType) -> Operand:
 
 
 @operator("Identity", "Dropout")
-def identity(builder: Builder, node: ir.Node) -> Operand | tuple[Operand | None, ...]:
+def identity(builder: FxBuilder, node: ir.Node) -> Operand | tuple[Operand | None, ...]:
     """The operand itself; of dropout, what it is at inference."""
     if node.op_type == "Dropout" and (training := builder.optional(node, 2)) is not None:
         flag = builder.array(training)
@@ -234,7 +234,7 @@ def identity(builder: Builder, node: ir.Node) -> Operand | tuple[Operand | None,
 
 
 @operator("IsInf")
-def is_inf(builder: Builder, node: ir.Node) -> Operand:
+def is_inf(builder: FxBuilder, node: ir.Node) -> Operand:
     """Whether a value is infinite, of either sign or of one."""
     x = builder.tensor(node.inputs[0])
     positive, negative = (node.attributes.get_int(f"detect_{sign}", 1) for sign in ("positive", "negative"))
@@ -246,7 +246,7 @@ def is_inf(builder: Builder, node: ir.Node) -> Operand:
 
 
 @operator("BitShift")
-def bit_shift(builder: Builder, node: ir.Node) -> Operand:
+def bit_shift(builder: FxBuilder, node: ir.Node) -> Operand:
     """Bits moved left or right."""
     left, right = builder.tensor(node.inputs[0]), builder.tensor(node.inputs[1])
     is_left = node.attributes.get_string("direction", "LEFT") == "LEFT"
@@ -257,7 +257,7 @@ def _is_integer(value: ir.Value | None) -> bool:
     return value is not None and value.dtype is not None and value.dtype.is_integer()
 
 
-def _numbers(builder: Builder, node: ir.Node) -> sizes.Sizes | None:
+def _numbers(builder: FxBuilder, node: ir.Node) -> sizes.Sizes | None:
     """The result as Python numbers, when all operands are such and not all are stored tables."""
     found = [builder.sizes(value) for value in node.inputs]
     known = [item for item in found if item is not None]

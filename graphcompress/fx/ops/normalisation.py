@@ -9,12 +9,12 @@ import torch
 from torch import fx
 from torch.nn import functional
 
-from graphcompress.fx.builder import Builder, Operand
+from graphcompress.fx.builder import FxBuilder, Operand
 from graphcompress.fx.ops.table import operator
 
 
 @operator("Softmax", "LogSoftmax", "Hardmax")
-def softmax(builder: Builder, node: ir.Node) -> Operand:
+def softmax(builder: FxBuilder, node: ir.Node) -> Operand:
     """Shares along an axis, their logarithms, or the largest alone."""
     x, axis = builder.tensor(node.inputs[0]), node.attributes.get_int("axis", -1)
     if node.op_type == "Hardmax":
@@ -29,7 +29,7 @@ def hardmax(x: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 @operator("LayerNormalization")
-def layer_norm(builder: Builder, node: ir.Node) -> Operand | tuple[Operand | None, ...]:
+def layer_norm(builder: FxBuilder, node: ir.Node) -> Operand | tuple[Operand | None, ...]:
     """Mean 0 and variance 1 over the last axes, then gain and shift."""
     value = node.inputs[0]
     shape = _normalised(builder, node, node.attributes.get_int("axis", -1))
@@ -47,7 +47,7 @@ def layer_norm(builder: Builder, node: ir.Node) -> Operand | tuple[Operand | Non
 
 
 @operator("RMSNormalization")
-def rms_norm(builder: Builder, node: ir.Node) -> Operand:
+def rms_norm(builder: FxBuilder, node: ir.Node) -> Operand:
     """Root mean square 1 over the last axes, then gain."""
     shape = _normalised(builder, node, node.attributes.get_int("axis", -1))
     gain = _shaped(builder, node.inputs[1], len(shape))
@@ -55,7 +55,7 @@ def rms_norm(builder: Builder, node: ir.Node) -> Operand:
     return builder.call(functional.rms_norm, builder.tensor(node.inputs[0]), shape, gain, eps)
 
 
-def _normalised(builder: Builder, node: ir.Node, axis: int) -> tuple[object, ...]:
+def _normalised(builder: FxBuilder, node: ir.Node, axis: int) -> tuple[object, ...]:
     value = node.inputs[0]
     rank = builder.rank(value, node)
     if value is None:
@@ -63,7 +63,7 @@ def _normalised(builder: Builder, node: ir.Node, axis: int) -> tuple[object, ...
     return tuple(builder.size(value, index) for index in range(axis % rank, rank))
 
 
-def _shaped(builder: Builder, value: ir.Value | None, rank: int) -> fx.Node:
+def _shaped(builder: FxBuilder, value: ir.Value | None, rank: int) -> fx.Node:
     """A gain of the rank of what it scales, as PyTorch wants it."""
     x = builder.tensor(value)
     if value is None or value.shape is None or len(value.shape) == rank:
@@ -72,7 +72,7 @@ def _shaped(builder: Builder, value: ir.Value | None, rank: int) -> fx.Node:
 
 
 @operator("BatchNormalization")
-def batch_norm(builder: Builder, node: ir.Node) -> Operand:
+def batch_norm(builder: FxBuilder, node: ir.Node) -> Operand:
     """Normalisation by running statistics."""
     if node.attributes.get_int("training_mode", 0):
         builder.refuse(node, "it updates its statistics in the graph")
@@ -82,7 +82,7 @@ def batch_norm(builder: Builder, node: ir.Node) -> Operand:
 
 
 @operator("InstanceNormalization")
-def instance_norm(builder: Builder, node: ir.Node) -> Operand:
+def instance_norm(builder: FxBuilder, node: ir.Node) -> Operand:
     """Normalisation of every channel of every sample."""
     x, gain, shift = map(builder.tensor, node.inputs)
     eps = node.attributes.get_float("epsilon", 1e-5)
@@ -90,7 +90,7 @@ def instance_norm(builder: Builder, node: ir.Node) -> Operand:
 
 
 @operator("GroupNormalization")
-def group_norm(builder: Builder, node: ir.Node) -> Operand:
+def group_norm(builder: FxBuilder, node: ir.Node) -> Operand:
     """Normalisation of groups of channels; before opset 21 with a gain per group."""
     value, groups = node.inputs[0], node.attributes.get_int("num_groups", 1)
     x, gain, shift = map(builder.tensor, node.inputs)
@@ -107,7 +107,7 @@ def group_norm(builder: Builder, node: ir.Node) -> Operand:
 
 
 @operator("LpNormalization")
-def lp_norm(builder: Builder, node: ir.Node) -> Operand:
+def lp_norm(builder: FxBuilder, node: ir.Node) -> Operand:
     """Length 1 along an axis."""
     x = builder.tensor(node.inputs[0])
     p, axis = node.attributes.get_int("p", 2), node.attributes.get_int("axis", -1)

@@ -10,18 +10,18 @@ import torch
 from torch import fx
 from torch.nn import functional
 
-from graphcompress.fx.builder import Builder, Operand
+from graphcompress.fx.builder import FxBuilder, Operand
 from graphcompress.fx.ops.table import operator
 
 
 @operator("MatMul")
-def matmul(builder: Builder, node: ir.Node) -> Operand:
+def matmul(builder: FxBuilder, node: ir.Node) -> Operand:
     """Product of matrices, in batches."""
     return builder.call(torch.matmul, builder.tensor(node.inputs[0]), builder.tensor(node.inputs[1]))
 
 
 @operator("Gemm")
-def gemm(builder: Builder, node: ir.Node) -> Operand:
+def gemm(builder: FxBuilder, node: ir.Node) -> Operand:
     """Alpha · A · B + beta · C; a linear, where the factors are 1."""
     a, b, c = (builder.optional(node, index) for index in range(3))
     left, right = builder.tensor(a), builder.tensor(b)
@@ -43,14 +43,14 @@ def gemm(builder: Builder, node: ir.Node) -> Operand:
 
 
 @operator("MatMulInteger")
-def matmul_integer(builder: Builder, node: ir.Node) -> Operand:
+def matmul_integer(builder: FxBuilder, node: ir.Node) -> Operand:
     """Product of integers, kept as floats: exact up to 2²⁴, and gradients flow."""
     builder.quantised.add(node.outputs[0])
     left, right = (shifted(builder, node, index, index + 2) for index in (0, 1))
     return builder.call(torch.matmul, left, right)
 
 
-def shifted(builder: Builder, node: ir.Node, index: int, zero_index: int) -> fx.Node:
+def shifted(builder: FxBuilder, node: ir.Node, index: int, zero_index: int) -> fx.Node:
     """A quantised operand as floats, minus its zero point (per row of a left operand, if per channel)."""
     x = builder.method("float", builder.tensor(node.inputs[index]))
     zero = builder.optional(node, zero_index)
@@ -64,7 +64,7 @@ def shifted(builder: Builder, node: ir.Node, index: int, zero_index: int) -> fx.
 
 
 @operator("Einsum")
-def einsum(builder: Builder, node: ir.Node) -> Operand:
+def einsum(builder: FxBuilder, node: ir.Node) -> Operand:
     """Sums of products over named axes."""
     equation = node.attributes.get_string("equation").replace(" ", "")
     return builder.call(torch.einsum, equation, *map(builder.tensor, node.inputs))
@@ -74,7 +74,7 @@ _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3
 
 
 @operator("Conv")
-def conv(builder: Builder, node: ir.Node) -> Operand:
+def conv(builder: FxBuilder, node: ir.Node) -> Operand:
     """Convolution over one to three axes."""
     weight = node.inputs[1]
     dims = builder.rank(weight, node) - 2
@@ -94,7 +94,7 @@ def conv(builder: Builder, node: ir.Node) -> Operand:
     )
 
 
-def _padding(builder: Builder, node: ir.Node, dims: int) -> tuple[fx.Node, tuple[int, ...]]:
+def _padding(builder: FxBuilder, node: ir.Node, dims: int) -> tuple[fx.Node, tuple[int, ...]]:
     """The input, padded beforehand where both sides differ, and the padding that is left to do."""
     x = builder.tensor(node.inputs[0])
     automatic = node.attributes.get_string("auto_pad", "NOTSET")
@@ -106,7 +106,7 @@ def _padding(builder: Builder, node: ir.Node, dims: int) -> tuple[fx.Node, tuple
     return builder.call(functional.pad, x, both), (0,) * dims
 
 
-def _automatic(builder: Builder, node: ir.Node, dims: int, kind: str) -> list[int]:
+def _automatic(builder: FxBuilder, node: ir.Node, dims: int, kind: str) -> list[int]:
     source, weight = node.inputs[:2]
     sizes = [] if source is None or source.shape is None else source.shape[2:]
     if weight is None or weight.shape is None or not all(isinstance(size, int) for size in sizes):

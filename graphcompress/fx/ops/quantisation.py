@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from torch import fx
 
-from graphcompress.fx.builder import Builder, Operand
+from graphcompress.fx.builder import FxBuilder, Operand
 from graphcompress.fx.functional import dequantise, dynamic_quantise, fake_quantise, quantise
 from graphcompress.fx.lowbit import is_zero
 from graphcompress.fx.ops.table import operator
@@ -13,7 +13,7 @@ from graphcompress.fx.types import integer_range
 
 
 @operator("QuantizeLinear")
-def quantize_linear(builder: Builder, node: ir.Node) -> Operand:
+def quantize_linear(builder: FxBuilder, node: ir.Node) -> Operand:
     """Floats in steps of a scale; the integers are kept as floats."""
     out = node.outputs[0]
     limits = integer_range(out.dtype)
@@ -27,7 +27,7 @@ def quantize_linear(builder: Builder, node: ir.Node) -> Operand:
 
 
 @operator("DequantizeLinear")
-def dequantize_linear(builder: Builder, node: ir.Node) -> Operand:
+def dequantize_linear(builder: FxBuilder, node: ir.Node) -> Operand:
     """The floats that integers stand for; together with the quantisation before it one rounding."""
     x = builder.tensor(node.inputs[0])
     scale, zero = _parameters(builder, node)
@@ -38,7 +38,7 @@ def dequantize_linear(builder: Builder, node: ir.Node) -> Operand:
 
 
 def _same_grid(
-    builder: Builder, node: ir.Node, x: fx.Node, scale: fx.Node, zero: fx.Node | int, axis: int | None
+    builder: FxBuilder, node: ir.Node, x: fx.Node, scale: fx.Node, zero: fx.Node | int, axis: int | None
 ) -> bool:
     """Whether ``x`` was quantised with the same scale and zero point along the same axis."""
     _, its_scale, its_zero, _, _, *channel = x.args
@@ -47,7 +47,7 @@ def _same_grid(
     return its_scale is scale and its_zero == zero and its_axis == (axis % rank if axis is not None else None)
 
 
-def _parameters(builder: Builder, node: ir.Node) -> tuple[fx.Node, fx.Node | int]:
+def _parameters(builder: FxBuilder, node: ir.Node) -> tuple[fx.Node, fx.Node | int]:
     """Scale and zero point; a stored zero point of zeros is the number 0."""
     zero = builder.optional(node, 2)
     if zero is None or (zero.const_value is not None and is_zero(zero)):
@@ -66,7 +66,7 @@ def _axis(node: ir.Node) -> int | None:
 
 
 @operator("DynamicQuantizeLinear")
-def dynamic_quantize_linear(builder: Builder, node: ir.Node) -> tuple[Operand | None, ...]:
+def dynamic_quantize_linear(builder: FxBuilder, node: ir.Node) -> tuple[Operand | None, ...]:
     """Floats in 256 steps over their own range."""
     builder.quantised.update((node.outputs[0], node.outputs[2]))
     parts = builder.call(dynamic_quantise, builder.tensor(node.inputs[0]))

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
-from graphcompress.fx.builder import Builder, Operand
+from graphcompress.fx.builder import FxBuilder, Operand
 from graphcompress.fx.functional import product
 from graphcompress.fx.ops.table import operator
 from graphcompress.fx.sizes import Item
@@ -25,7 +25,7 @@ _PLAIN: dict[str, Callable[..., Any]] = {
 
 
 @operator(*_PLAIN, "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceProd", "ReduceSumSquare")
-def reduce(builder: Builder, node: ir.Node) -> Operand:
+def reduce(builder: FxBuilder, node: ir.Node) -> Operand:
     """One number for all entries along some axes, or along all."""
     axes, keep = _axes(builder, node), bool(node.attributes.get_int("keepdims", 1))
     x = builder.tensor(node.inputs[0])
@@ -44,7 +44,7 @@ def reduce(builder: Builder, node: ir.Node) -> Operand:
 
 
 @operator("GlobalAveragePool", "GlobalMaxPool")
-def global_pool(builder: Builder, node: ir.Node) -> Operand:
+def global_pool(builder: FxBuilder, node: ir.Node) -> Operand:
     """One number for all positions: everything behind the batch and the channels."""
     positions = tuple(range(2, builder.rank(node.inputs[0], node)))
     function = torch.mean if node.op_type == "GlobalAveragePool" else torch.amax
@@ -59,7 +59,7 @@ _STEPS: dict[str, tuple[Any, Callable[..., Any] | None, Callable[..., Any] | Non
 }
 
 
-def _integer_again(builder: Builder, node: ir.Node, made: fx.Node) -> fx.Node:
+def _integer_again(builder: FxBuilder, node: ir.Node, made: fx.Node) -> fx.Node:
     """PyTorch sums int32 in int64."""
     dtype = node.outputs[0].dtype
     if dtype not in (ir.DataType.INT32, ir.DataType.UINT8, ir.DataType.INT8):
@@ -67,7 +67,7 @@ def _integer_again(builder: Builder, node: ir.Node, made: fx.Node) -> fx.Node:
     return builder.method("to", made, torch.int32 if dtype == ir.DataType.INT32 else torch.int8)
 
 
-def _each(builder: Builder, op_type: str, x: fx.Node) -> fx.Node:
+def _each(builder: FxBuilder, op_type: str, x: fx.Node) -> fx.Node:
     """A reduction over no axis: what it does to a single entry."""
     if op_type == "ReduceSumSquare":
         return builder.call(op.mul, x, x)
@@ -76,7 +76,7 @@ def _each(builder: Builder, op_type: str, x: fx.Node) -> fx.Node:
     return builder.call(torch.log, x) if op_type == "ReduceLogSum" else x
 
 
-def _axes(builder: Builder, node: ir.Node) -> tuple[Any, ...] | fx.Node:
+def _axes(builder: FxBuilder, node: ir.Node) -> tuple[Any, ...] | fx.Node:
     """The axes: an input since opset 18 (13 for ReduceSum), an attribute before."""
     rank = builder.rank(node.inputs[0], node)
     value = builder.optional(node, 1)
@@ -94,7 +94,7 @@ def _axes(builder: Builder, node: ir.Node) -> tuple[Any, ...] | fx.Node:
 
 
 @operator("ArgMax", "ArgMin")
-def arg_extreme(builder: Builder, node: ir.Node) -> Operand:
+def arg_extreme(builder: FxBuilder, node: ir.Node) -> Operand:
     """Index of the first (or last) largest or smallest entry along an axis."""
     x, axis = builder.tensor(node.inputs[0]), node.attributes.get_int("axis", 0)
     keep = bool(node.attributes.get_int("keepdims", 1))

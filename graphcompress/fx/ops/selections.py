@@ -9,7 +9,7 @@ import torch
 from torch import fx
 from torch.nn import functional
 
-from graphcompress.fx.builder import Builder, Operand
+from graphcompress.fx.builder import FxBuilder, Operand
 from graphcompress.fx.functional import gather_nd, one_hot, pad, quantise, round_to, scatter_nd, take
 from graphcompress.fx.ops.table import operator
 from graphcompress.fx.sizes import Sizes
@@ -17,7 +17,7 @@ from graphcompress.graph.expressions import is_constant
 
 
 @operator("Gather")
-def gather(builder: Builder, node: ir.Node) -> Operand:
+def gather(builder: FxBuilder, node: ir.Node) -> Operand:
     """Slices picked by index; a table of two dimensions is an embedding."""
     data, indices = node.inputs
     axis = node.attributes.get_int("axis", 0)
@@ -40,7 +40,7 @@ def _is_table(value: ir.Value | None) -> bool:
     return value is not None and value.dtype is not None and is_constant(value)
 
 
-def _embedding(builder: Builder, node: ir.Node, table: fx.Node, index: fx.Node) -> fx.Node:
+def _embedding(builder: FxBuilder, node: ir.Node, table: fx.Node, index: fx.Node) -> fx.Node:
     """Rows of a table; those of a table in low precision are picked before they are rounded."""
     if table.target is round_to:
         return builder.call(round_to, builder.call(functional.embedding, index, table.args[0]), table.args[1])
@@ -49,7 +49,7 @@ def _embedding(builder: Builder, node: ir.Node, table: fx.Node, index: fx.Node) 
     return builder.call(functional.embedding, index, table)
 
 
-def _quantised_rows(builder: Builder, node: ir.Node, table: fx.Node, index: fx.Node) -> fx.Node:
+def _quantised_rows(builder: FxBuilder, node: ir.Node, table: fx.Node, index: fx.Node) -> fx.Node:
     weight, scale, zero, lower, upper, *channel = table.args
     shape = builder.stored.shape(scale)
     rows = builder.call(functional.embedding, index, weight)
@@ -65,7 +65,7 @@ def _quantised_rows(builder: Builder, node: ir.Node, table: fx.Node, index: fx.N
 
 
 @operator("GatherElements")
-def gather_elements(builder: Builder, node: ir.Node) -> Operand:
+def gather_elements(builder: FxBuilder, node: ir.Node) -> Operand:
     """Elements picked along an axis, an index for each."""
     data, indices = builder.tensor(node.inputs[0]), builder.tensor(node.inputs[1])
     axis = node.attributes.get_int("axis", 0)
@@ -76,21 +76,21 @@ def gather_elements(builder: Builder, node: ir.Node) -> Operand:
 
 
 @operator("GatherND")
-def gather_by_tuples(builder: Builder, node: ir.Node) -> Operand:
+def gather_by_tuples(builder: FxBuilder, node: ir.Node) -> Operand:
     """Slices picked by tuples of indices."""
     data, indices = builder.tensor(node.inputs[0]), builder.tensor(node.inputs[1])
     return builder.call(gather_nd, data, indices, node.attributes.get_int("batch_dims", 0))
 
 
 @operator("ScatterND")
-def scatter_by_tuples(builder: Builder, node: ir.Node) -> Operand:
+def scatter_by_tuples(builder: FxBuilder, node: ir.Node) -> Operand:
     """A copy of a tensor with slices replaced, or added to, at tuples of indices."""
     reduction = node.attributes.get_string("reduction", "none")
     return builder.call(scatter_nd, *map(builder.tensor, node.inputs), REDUCTIONS[reduction])
 
 
 @operator("ScatterElements")
-def scatter_elements(builder: Builder, node: ir.Node) -> Operand:
+def scatter_elements(builder: FxBuilder, node: ir.Node) -> Operand:
     """A copy of a tensor with elements replaced, or combined, at given indices."""
     data, indices, updates = map(builder.tensor, node.inputs)
     axis, reduction = node.attributes.get_int("axis", 0), node.attributes.get_string("reduction", "none")
@@ -106,7 +106,7 @@ REDUCTIONS = {"none": "", "add": "sum", "mul": "prod", "max": "amax", "min": "am
 
 
 @operator("OneHot")
-def one_hot_(builder: Builder, node: ir.Node) -> Operand:
+def one_hot_(builder: FxBuilder, node: ir.Node) -> Operand:
     """Rows of one value with another at an index."""
     indices, depth, values = node.inputs
     number = builder.operand(depth)
@@ -117,13 +117,13 @@ def one_hot_(builder: Builder, node: ir.Node) -> Operand:
 
 
 @operator("NonZero")
-def non_zero(builder: Builder, node: ir.Node) -> Operand:
+def non_zero(builder: FxBuilder, node: ir.Node) -> Operand:
     """Indices of what is not 0, [rank, count]."""
     return builder.method("t", builder.call(torch.nonzero, builder.tensor(node.inputs[0])))
 
 
 @operator("TopK")
-def top_k(builder: Builder, node: ir.Node) -> tuple[Operand | None, ...]:
+def top_k(builder: FxBuilder, node: ir.Node) -> tuple[Operand | None, ...]:
     """The k largest or smallest entries along an axis, and where they were."""
     counts = builder.ints(node.inputs[1])
     if isinstance(counts, fx.Node):
@@ -137,7 +137,7 @@ def top_k(builder: Builder, node: ir.Node) -> tuple[Operand | None, ...]:
 
 
 @operator("CumSum")
-def cumulative_sum(builder: Builder, node: ir.Node) -> Operand:
+def cumulative_sum(builder: FxBuilder, node: ir.Node) -> Operand:
     """Running sums along an axis; exclusive of the entry itself, or from the end, on request."""
     axes = builder.ints(node.inputs[1])
     if isinstance(axes, fx.Node):
@@ -154,7 +154,7 @@ def cumulative_sum(builder: Builder, node: ir.Node) -> Operand:
 
 
 @operator("Pad")
-def pad_(builder: Builder, node: ir.Node) -> Operand:
+def pad_(builder: FxBuilder, node: ir.Node) -> Operand:
     """Entries added around a tensor, or taken away."""
     mode = node.attributes.get_string("mode", "constant")
     if mode not in ("constant", "reflect", "edge", "wrap"):

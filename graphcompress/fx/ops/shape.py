@@ -9,7 +9,7 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
-from graphcompress.fx.builder import Builder, Operand
+from graphcompress.fx.builder import FxBuilder, Operand
 from graphcompress.fx.functional import (
     expand_to,
     reshape_to,
@@ -21,7 +21,7 @@ from graphcompress.fx.types import compute_type
 
 
 @operator("Shape")
-def shape(builder: Builder, node: ir.Node) -> Operand:
+def shape(builder: FxBuilder, node: ir.Node) -> Operand:
     """Sizes as Python numbers."""
     value = node.inputs[0]
     found = builder.sizes(value)
@@ -37,7 +37,7 @@ def shape(builder: Builder, node: ir.Node) -> Operand:
 
 
 @operator("Size")
-def size(builder: Builder, node: ir.Node) -> Operand:
+def size(builder: FxBuilder, node: ir.Node) -> Operand:
     """Number of elements."""
     value = node.inputs[0]
     count = builder.method("numel", builder.tensor(value))
@@ -45,7 +45,7 @@ def size(builder: Builder, node: ir.Node) -> Operand:
 
 
 @operator("Reshape")
-def reshape(builder: Builder, node: ir.Node) -> Operand:
+def reshape(builder: FxBuilder, node: ir.Node) -> Operand:
     """Other sizes for the same elements: 0 copies a size, -1 is what is left."""
     source = node.inputs[0]
     found = builder.sizes(source)
@@ -67,7 +67,7 @@ def reshape(builder: Builder, node: ir.Node) -> Operand:
 
 
 @operator("Flatten")
-def flatten(builder: Builder, node: ir.Node) -> Operand:
+def flatten(builder: FxBuilder, node: ir.Node) -> Operand:
     """Two dimensions: the axes before ``axis`` and those from it on."""
     x = builder.tensor(node.inputs[0])
     rank = builder.rank(node.inputs[0], node)
@@ -82,7 +82,7 @@ def flatten(builder: Builder, node: ir.Node) -> Operand:
 
 
 @operator("Transpose")
-def transpose(builder: Builder, node: ir.Node) -> Operand:
+def transpose(builder: FxBuilder, node: ir.Node) -> Operand:
     """Axes in another order."""
     x = builder.tensor(node.inputs[0])
     rank = builder.rank(node.inputs[0], node)
@@ -90,7 +90,7 @@ def transpose(builder: Builder, node: ir.Node) -> Operand:
     return permuted(builder, x, perm)
 
 
-def permuted(builder: Builder, x: fx.Node, perm: Sequence[int]) -> fx.Node:
+def permuted(builder: FxBuilder, x: fx.Node, perm: Sequence[int]) -> fx.Node:
     """``x`` with its axes in the order ``perm``; a swap of two is written as such."""
     moved = [index for index, axis in enumerate(perm) if index != axis]
     if not moved:
@@ -101,7 +101,7 @@ def permuted(builder: Builder, x: fx.Node, perm: Sequence[int]) -> fx.Node:
 
 
 @operator("Unsqueeze")
-def unsqueeze(builder: Builder, node: ir.Node) -> Operand:
+def unsqueeze(builder: FxBuilder, node: ir.Node) -> Operand:
     """New axes of size 1."""
     found, axes = builder.sizes(node.inputs[0]), builder.ints(node.inputs[1])
     if found is not None and found.scalar and len(builder.known_ints(node.inputs[1]) or ()) == 1:
@@ -116,7 +116,7 @@ def unsqueeze(builder: Builder, node: ir.Node) -> Operand:
 
 
 @operator("Squeeze")
-def squeeze(builder: Builder, node: ir.Node) -> Operand:
+def squeeze(builder: FxBuilder, node: ir.Node) -> Operand:
     """Axes of size 1 removed: the given ones, or all."""
     found = builder.sizes(node.inputs[0])
     if found is not None and (found.scalar or len(found.items) == 1):
@@ -133,7 +133,7 @@ def _plain(numbers: Sequence[Item]) -> object:
 
 
 @operator("Expand")
-def expand(builder: Builder, node: ir.Node) -> Operand:
+def expand(builder: FxBuilder, node: ir.Node) -> Operand:
     """Copies along axes of size 1, without memory of their own; both sides broadcast."""
     target = builder.ints(node.inputs[1])
     x = builder.tensor(node.inputs[0])
@@ -165,7 +165,7 @@ def _unclear(goal: Item, mine: int | None) -> bool:
 
 
 @operator("Tile")
-def tile(builder: Builder, node: ir.Node) -> Operand:
+def tile(builder: FxBuilder, node: ir.Node) -> Operand:
     """Repeats along every axis."""
     repeats = builder.ints(node.inputs[1])
     return builder.method(
@@ -174,7 +174,7 @@ def tile(builder: Builder, node: ir.Node) -> Operand:
 
 
 @operator("Range")
-def range_(builder: Builder, node: ir.Node) -> Operand:
+def range_(builder: FxBuilder, node: ir.Node) -> Operand:
     """Numbers from a start to a limit in steps."""
     dtype = compute_type(node.outputs[0].dtype or ir.DataType.INT64)
     ends = [_number(builder, value) for value in node.inputs]
@@ -183,7 +183,7 @@ def range_(builder: Builder, node: ir.Node) -> Operand:
     return builder.call(torch.arange, *ends, dtype=dtype, device=builder.device)
 
 
-def _number(builder: Builder, value: ir.Value | None) -> Item | float:
+def _number(builder: FxBuilder, value: ir.Value | None) -> Item | float:
     operand = builder.operand(value)
     if isinstance(operand, fx.Node) and builder.sizes(value) is None:
         return builder.method("item", operand)
@@ -191,7 +191,7 @@ def _number(builder: Builder, value: ir.Value | None) -> Item | float:
 
 
 @operator("ConstantOfShape")
-def constant_of_shape(builder: Builder, node: ir.Node) -> Operand:
+def constant_of_shape(builder: FxBuilder, node: ir.Node) -> Operand:
     """A tensor of one number."""
     given = node.attributes.get("value")
     array = np.zeros(1, np.float32) if given is None else given.as_tensor().numpy().reshape(-1)
@@ -206,7 +206,7 @@ def constant_of_shape(builder: Builder, node: ir.Node) -> Operand:
 
 
 @operator("EyeLike")
-def eye_like(builder: Builder, node: ir.Node) -> Operand:
+def eye_like(builder: FxBuilder, node: ir.Node) -> Operand:
     """Ones on a diagonal."""
     x = builder.tensor(node.inputs[0])
     ones = builder.call(torch.ones_like, x, dtype=compute_type(node.outputs[0].dtype))
@@ -215,7 +215,7 @@ def eye_like(builder: Builder, node: ir.Node) -> Operand:
 
 
 @operator("Trilu")
-def trilu(builder: Builder, node: ir.Node) -> Operand:
+def trilu(builder: FxBuilder, node: ir.Node) -> Operand:
     """The upper or the lower triangle of matrices."""
     value = builder.optional(node, 1)
     offset = 0 if value is None else _number(builder, value)
@@ -224,6 +224,6 @@ def trilu(builder: Builder, node: ir.Node) -> Operand:
 
 
 @operator("Constant")
-def constant(builder: Builder, node: ir.Node) -> Operand:
+def constant(builder: FxBuilder, node: ir.Node) -> Operand:
     """Numbers in the graph itself."""
     return builder.sizes(node.outputs[0]) or builder.tensor(node.outputs[0])

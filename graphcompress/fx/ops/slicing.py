@@ -11,7 +11,7 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
-from graphcompress.fx.builder import Builder, Operand
+from graphcompress.fx.builder import FxBuilder, Operand
 from graphcompress.fx.functional import (
     slice_at_run_time,
     take_backwards,
@@ -21,7 +21,7 @@ from graphcompress.fx.sizes import Item, Sizes
 
 
 @operator("Concat")
-def concat(builder: Builder, node: ir.Node) -> Operand:
+def concat(builder: FxBuilder, node: ir.Node) -> Operand:
     """Tensors joined along an axis; sizes joined to a list."""
     found = [builder.sizes(value) for value in node.inputs]
     if all(item is not None and not item.scalar for item in found):
@@ -32,7 +32,7 @@ def concat(builder: Builder, node: ir.Node) -> Operand:
 
 
 @operator("Split")
-def split(builder: Builder, node: ir.Node) -> tuple[Operand | None, ...]:
+def split(builder: FxBuilder, node: ir.Node) -> tuple[Operand | None, ...]:
     """A tensor cut along an axis, into given sizes or equal parts."""
     x, value = builder.tensor(node.inputs[0]), builder.optional(node, 1)
     axis, count = node.attributes.get_int("axis", 0), len(node.outputs)
@@ -52,7 +52,7 @@ def split(builder: Builder, node: ir.Node) -> tuple[Operand | None, ...]:
 
 
 @operator("Slice")
-def slice_(builder: Builder, node: ir.Node) -> Operand:
+def slice_(builder: FxBuilder, node: ir.Node) -> Operand:
     """Parts of axes, from a start to an end in steps."""
     source = node.inputs[0]
     starts, ends = builder.ints(node.inputs[1]), builder.ints(node.inputs[2])
@@ -79,7 +79,7 @@ def _bound(item: Item) -> int | None:
 _END = np.iinfo(np.int32).max
 
 
-def _sliced(builder: Builder, node: ir.Node, cuts: list[tuple[int, Item, Item, int]]) -> fx.Node:
+def _sliced(builder: FxBuilder, node: ir.Node, cuts: list[tuple[int, Item, Item, int]]) -> fx.Node:
     x = builder.tensor(node.inputs[0])
     rank = builder.rank(node.inputs[0], node)
     index: list[object] = [slice(None)] * rank
@@ -97,12 +97,12 @@ def _sliced(builder: Builder, node: ir.Node, cuts: list[tuple[int, Item, Item, i
     return builder.call(op.getitem, x, tuple(index)) if index else x
 
 
-def _backwards(builder: Builder, x: fx.Node, axis: int, cut: tuple[Item, Item, int]) -> fx.Node:
+def _backwards(builder: FxBuilder, x: fx.Node, axis: int, cut: tuple[Item, Item, int]) -> fx.Node:
     return builder.call(take_backwards, x, axis, *cut)
 
 
 def _sliced_at_run_time(
-    builder: Builder, node: ir.Node, starts: Sequence[Item], ends: Sequence[Item]
+    builder: FxBuilder, node: ir.Node, starts: Sequence[Item], ends: Sequence[Item]
 ) -> fx.Node:
     """Axes or steps are inputs of the model."""
     axes, steps = builder.optional(node, 3), builder.optional(node, 4)

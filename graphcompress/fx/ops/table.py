@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from graphcompress.fx.builder import Builder, Operand
+from graphcompress.fx.builder import FxBuilder, Operand
 
 Result = Operand | tuple[Operand | None, ...]
-Operator = Callable[[Builder, ir.Node], Result]
+Operator = Callable[[FxBuilder, ir.Node], Result]
 
 _TABLE: dict[tuple[str, str], Operator] = {}
 
