@@ -166,6 +166,7 @@ class Mobile(Target):
         if sizes:
             done["nodes of shape arithmetic and others removed"] = fix_shapes(model, sizes, ctx)
         with Rewriter(model, ctx) as rw:
+            simplify(rw)  # first: a guard against NaN can be dropped as a Where, not as arithmetic
             done["Where as arithmetic"] = where_as_arithmetic(rw)
             weights = multiply_factors(rw, expand=self.factors == "expand")
             done["linears multiplied by factors"] = weights.linears
