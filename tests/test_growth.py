@@ -10,10 +10,10 @@ from graphcompress.analysis.attention import attentions
 from graphcompress.analysis.cost import node_costs
 from graphcompress.analysis.couplings import couplings
 from graphcompress.analysis.linears import embeddings, linears
-from graphcompress.analysis.taps import taps
 from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.plugin.base import Context
 from graphcompress.ranges.bounds import Bounds
+from graphcompress.training.taps import taps
 
 GRAPH = """
 g (float[{rows}, 8] x) => (float[{rows}, 8] y)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphcompress.analysis.linears import Linear, linears
 from graphcompress.analysis.relations.uses import Use
 from graphcompress.graph.expressions import Constants, evaluate
-from graphcompress.graph.match import is_standard, only_reader
+from graphcompress.graph.match import only_reader
 from graphcompress.graph.model import Model
 from graphcompress.graph.sizes import ONE, size_of
 
@@ -176,11 +176,9 @@ class Attention:
     @property
     def merge(self) -> tuple[ir.Node, ir.Node] | None:
         """The Transpose and the Reshape to [batch, tokens, heads · size] that alone read the output."""
-        moved = only_reader(self.output)
-        merged = (
-            only_reader(moved.outputs[0]) if moved is not None and is_standard(moved, "Transpose") else None
-        )
-        if moved is None or merged is None or not is_standard(merged, "Reshape"):
+        moved = only_reader(self.output, "Transpose")
+        merged = None if moved is None else only_reader(moved.outputs[0], "Reshape")
+        if moved is None or merged is None:
             return None
         shape, perm = merged.outputs[0].shape, tuple(moved.attributes.get_ints("perm", ()))
         return (moved, merged) if perm == _SWAPPED and shape is not None and len(shape) == 3 else None

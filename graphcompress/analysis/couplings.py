@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.atoms.store import BLOCKED
 from graphcompress.analysis.attention import Attention, attentions
 from graphcompress.analysis.extents import block_measured
 from graphcompress.analysis.linears import Linear, embeddings, linears
@@ -78,18 +77,6 @@ def couplings(model: Model) -> list[Group]:
     survey = _Survey.of(model, relations)
     groups = [survey.group(leaf) for leaf in survey.candidates()]
     return _with_distinct_names(groups)
-
-
-def fixed_heads(model: Model, relations: Relations) -> list[tuple[str, str]]:
-    """Attentions none of whose heads can be cut: the name of what produces them, and why."""
-    found = []
-    for attention in attentions(model):
-        leaves = relations.head_leaves(attention)
-        if leaves and all(relations.is_blocked(leaf) for leaf in leaves):
-            linear = next(iter(attention.producers), None)
-            name = linear.name if linear is not None else _name_of(attention.output)
-            found.append((name, relations.atoms.marks(leaves[0])[BLOCKED]))
-    return found
 
 
 def relate(model: Model) -> Relations:

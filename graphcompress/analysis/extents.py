@@ -6,9 +6,8 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import slice_ranges
 from graphcompress.analysis.relations.rules import Elements, Relations
-from graphcompress.graph.match import fixed_size, integers_of, operand
+from graphcompress.graph.match import fixed_size, integers_of, operand, slice_ranges
 
 _SAME = frozenset({"Identity", "Squeeze", "Unsqueeze", "Reshape", "Cast"})
 _MIXED = frozenset(

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.graph.expressions import Constants, evaluate, is_constant, leaves
+from graphcompress.graph.match import fixed_shape, inner_graphs, only_reader, operand, operand_beside
 from graphcompress.graph.model import Model, is_weight, number_of_parameters
 
 IsConstant = Callable[[ir.Value | None], bool]
@@ -106,21 +107,13 @@ def overridable_weights(model: Model) -> Iterator[ir.Value]:
 def inner_linears(model: Model) -> Iterator[tuple[ir.Node, ir.Node]]:
     """Products with a stored weight inside subgraphs, each after the node of the main graph that holds it."""
     for node in model.graph:
-        for graph in _graphs_of(node):
+        for graph in inner_graphs(node):
             for inner in graph.all_nodes():
                 weights = (
                     value for value in inner.inputs if value is not None and value.const_value is not None
                 )
                 if inner.op_type in (*_VIEWS, "Gather") and any(map(_is_matrix, weights)):
                     yield node, inner
-
-
-def _graphs_of(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 def _is_matrix(value: ir.Value) -> bool:
@@ -149,7 +142,7 @@ def _find_linears(model: Model) -> Iterator[Linear]:
 def _find_embeddings(model: Model) -> Iterator[Embedding]:
     constant = Constants()
     for node in model.graph:
-        if node.domain or node.op_type != "Gather" or _int(node, "axis", 0) != 0:
+        if node.domain or node.op_type != "Gather" or node.attributes.get_int("axis", 0) != 0:
             continue
         table, indices = node.inputs
         if table is None or indices is None or constant(indices):
@@ -174,14 +167,15 @@ def _matmul(node: ir.Node, constant: IsConstant) -> Linear | None:
 
 def _gemm(node: ir.Node, constant: IsConstant) -> Linear | None:
     x, weight = node.inputs[:2]
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = operand(node, 2)
     if x is None or weight is None or constant(x) or (bias is not None and not constant(bias)):
         return None
-    plain = _int(node, "transA", 0) == 0 and all(_float(node, key, 1.0) == 1.0 for key in ("alpha", "beta"))
+    factors = {node.attributes.get_float(key, 1.0) for key in ("alpha", "beta")}
+    plain = not node.attributes.get_int("transA", 0) and factors == {1.0}
     shape = _constant_shape(weight, constant)
     if shape is None or len(shape) != 2 or not plain:
         return None
-    transposed = _int(node, "transB", 0) == 1
+    transposed = node.attributes.get_int("transB", 0) == 1
     rows, columns = reversed(shape) if transposed else shape
     name = _display_name(weight, bias)
     return Linear(node, x, weight, bias, node.outputs[0], name, rows, columns, transposed=transposed)
@@ -192,22 +186,15 @@ _VIEWS = {"MatMul": _matmul, "Gemm": _gemm}
 
 def _added_bias(product: ir.Value, width: int, constant: IsConstant) -> tuple[ir.Value | None, ir.Value]:
     """The bias added to ``product`` and the sum, when its only use is that addition."""
-    uses = list(product.uses())
-    if len(uses) != 1 or product.is_graph_output():
+    add = only_reader(product, "Add")
+    other = operand_beside(add, product)
+    if add is None or other is None or _constant_shape(other, constant) != (width,):
         return None, product
-    node, index = uses[0]
-    if node.domain or node.op_type != "Add":
-        return None, product
-    other = node.inputs[1 - index]
-    if other is None or not constant(other) or _constant_shape(other, constant) != [width]:
-        return None, product
-    return other, node.outputs[0]
+    return other, add.outputs[0]
 
 
-def _constant_shape(value: ir.Value, constant: IsConstant) -> list[int] | None:
-    if not constant(value) or value.shape is None or not value.shape.is_static():
-        return None
-    return [int(size) for size in value.shape.numpy()]
+def _constant_shape(value: ir.Value, constant: IsConstant) -> tuple[int, ...] | None:
+    return fixed_shape(value) if constant(value) else None
 
 
 def _display_name(weight: ir.Value, bias: ir.Value | None) -> str:
@@ -227,11 +214,3 @@ def _display_name(weight: ir.Value, bias: ir.Value | None) -> str:
 
 NAME_KEY = "graphcompress.name"
 """Metadata of a weight value: the name under which a user knows it, kept when a pass replaces the weight."""
-
-
-def _int(node: ir.Node, name: str, default: int) -> int:
-    return node.attributes.get_int(name, default)
-
-
-def _float(node: ir.Node, name: str, default: float) -> float:
-    return node.attributes.get_float(name, default)

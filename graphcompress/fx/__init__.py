@@ -11,9 +11,8 @@ except ModuleNotFoundError as error:
         "graphcompress.fx needs PyTorch, which is not installed; pip install 'graphcompress[torch]'"
     ) from error
 
-from graphcompress.fx.checkpointing import checkpointed
 from graphcompress.fx.convert import to_fx
 from graphcompress.fx.taps import taps
 from graphcompress.fx.writing import write_back
 
-__all__ = ["checkpointed", "taps", "to_fx", "write_back"]
+__all__ = ["taps", "to_fx", "write_back"]

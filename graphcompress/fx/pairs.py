@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
+from graphcompress.analysis.low_bit import PAIR_LIMIT
 from graphcompress.fx.functional import along
-from graphcompress.fx.lowbit import PAIR_LIMIT
 from graphcompress.fx.stored import Form
 
 

@@ -11,8 +11,8 @@ import onnx_ir as ir
 import torch
 from torch import fx, nn
 
+from graphcompress.analysis.low_bit import LowBit, low_bit
 from graphcompress.fx.functional import dequantise, quantise, round_to
-from graphcompress.fx.lowbit import LowBit, low_bit
 from graphcompress.fx.names import module_paths
 from graphcompress.fx.roles import is_frozen
 from graphcompress.fx.sizes import LARGEST
@@ -30,7 +30,7 @@ class Form:
         initializer: its name.
         kind: ``float`` (as it is), ``half`` (rounded to the stored type), ``integer`` (quantised).
         scale, zero_point: paths of the scale and the zero point in the module, when ``integer``.
-        axis, lower, upper, pairs: as in :class:`graphcompress.fx.lowbit.LowBit`.
+        axis, lower, upper, pairs: as in :class:`graphcompress.analysis.low_bit.LowBit`.
     """
 
     initializer: str

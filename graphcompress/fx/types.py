@@ -35,21 +35,6 @@ _STORED = {
     ir.DataType.UINT32: torch.uint32,
 }
 
-_RANGES = {
-    ir.DataType.INT8: (-128, 127),
-    ir.DataType.UINT8: (0, 255),
-    ir.DataType.INT16: (-32768, 32767),
-    ir.DataType.UINT16: (0, 65535),
-    ir.DataType.INT2: (-2, 1),
-    ir.DataType.UINT2: (0, 3),
-    ir.DataType.INT4: (-8, 7),
-    ir.DataType.UINT4: (0, 15),
-}
-
-LOW_BIT = frozenset(_RANGES)
-"""Integer types that weights and activations are quantised to."""
-
-
 NARROW = frozenset({ir.DataType.INT2, ir.DataType.UINT2, ir.DataType.INT4, ir.DataType.UINT4})
 """Types that hold quantised numbers here, and are computed with nowhere."""
 
@@ -67,8 +52,3 @@ def stored_type(dtype: ir.DataType | None) -> torch.dtype | None:
 def is_half(dtype: ir.DataType | None) -> bool:
     """Whether ``dtype`` is float16 or bfloat16."""
     return dtype in _HALF
-
-
-def integer_range(dtype: ir.DataType | None) -> tuple[int, int] | None:
-    """Smallest and largest number of a quantised type."""
-    return None if dtype is None else _RANGES.get(dtype)

@@ -68,6 +68,15 @@ def node_name(node: ir.Node) -> str:
     return node.name or node.outputs[0].name or node.op_type
 
 
+def inner_graphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """The subgraphs of a node, such as the branches of an If."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
 @functools.cache
 def input_names(op_type: str) -> tuple[str, ...]:
     """Names of the inputs of a standard operator, as in its last definition."""
@@ -105,6 +114,29 @@ def is_number(value: ir.Value | None, wanted: float) -> bool:
     """Whether ``value`` is stored and, up to rounding, the number ``wanted``."""
     number = scalar(value)
     return number is not None and abs(number - wanted) <= NEAR * abs(wanted)
+
+
+def slice_ranges(node: ir.Node) -> dict[int, tuple[int, int | None, int]] | None:
+    """Axis → (start, stop, step) of a Slice with constant bounds (stop None: to the end), or None."""
+    operands = [integers_of(operand(node, index)) for index in range(1, 5)]
+    starts, stops, axes, steps = operands
+    if any(operand(node, index) and operands[index - 1] is None for index in range(1, 5)):
+        return None
+    if starts is None or stops is None or node.inputs[0] is None or node.inputs[0].shape is None:
+        return None
+    rank = len(node.inputs[0].shape)
+    axes = list(range(len(starts))) if axes is None else axes
+    steps = [1] * len(starts) if steps is None else steps
+    last = np.iinfo(np.int32).max
+    return {
+        axis % rank: (start, None if stop >= last else stop, step)
+        for axis, start, stop, step in zip(axes, starts, stops, steps, strict=True)
+    }
+
+
+def axis_of(node: ir.Node, rank: int, default: int) -> int:
+    """The attribute ``axis``, counted from the front."""
+    return node.attributes.get_int("axis", default) % rank
 
 
 class Scaled(NamedTuple):

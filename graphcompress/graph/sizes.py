@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
+Dim = int | ir.SymbolicDim
 _unknown = itertools.count()
 
 
@@ -55,6 +57,19 @@ def size_of(dim: int | ir.SymbolicDim) -> Size:
     if dim.value is None:
         return Size(1, (f"unknown{next(_unknown)}",))
     return _parse(str(dim.value))
+
+
+def reshape_target(before: Iterable[Dim], after: Iterable[Dim]) -> list[int] | None:
+    """The constant second input of ``Reshape(allowzero=0)`` that turns the shape ``before`` into ``after``.
+
+    A fixed size is written as a number, a dimension equal to the input's at the same position as 0 (copy),
+    one other as -1 (inferred). None when more than one dimension would have to be inferred or a fixed size is
+    zero: then the target has to be computed at run time.
+    """
+    given, wanted = [size_of(dim) for dim in before], list(after)
+    copied = [axis < len(given) and size_of(dim) == given[axis] for axis, dim in enumerate(wanted)]
+    target = [dim if isinstance(dim, int) else copy - 1 for dim, copy in zip(wanted, copied, strict=True)]
+    return None if target.count(-1) > 1 or 0 in wanted else target
 
 
 @functools.lru_cache(maxsize=4096)

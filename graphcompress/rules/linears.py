@@ -8,7 +8,6 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.linears import NAME_KEY, linear_at
-from graphcompress.analysis.reshape import reshape_target
 from graphcompress.graph.expressions import evaluate, expression_nodes, leaves
 from graphcompress.graph.match import (
     array_of,
@@ -21,6 +20,7 @@ from graphcompress.graph.match import (
     shape_of,
 )
 from graphcompress.graph.model import is_weight
+from graphcompress.graph.sizes import reshape_target
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.base import Rule, same_shape
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import slice_ranges
-from graphcompress.analysis.reshape import reshape_target
 from graphcompress.graph.match import (
     array_of,
     integers_of,
@@ -15,7 +13,9 @@ from graphcompress.graph.match import (
     producer,
     rank_of,
     shape_of,
+    slice_ranges,
 )
+from graphcompress.graph.sizes import reshape_target
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.base import Rule, replaceable, same_dim, same_shape, tolerates
 from graphcompress.rules.sizes import known_value, quotient_of_size, size_of_input

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import slice_ranges
-from graphcompress.graph.match import integers_of, operand, producer, rank_of, scalar, shape_of
+from graphcompress.graph.match import integers_of, operand, producer, rank_of, scalar, shape_of, slice_ranges
 from graphcompress.graph.sizes import Size, size_of
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.base import Dim, same_dim

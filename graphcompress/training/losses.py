@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from graphcompress.analysis.taps import Shared
 from graphcompress.data.samples import Sample, padding_mask
 from graphcompress.training.settings import Settings
+from graphcompress.training.taps import Shared
 
 ROWS, TOKENS, PAIRS = "rows", "tokens", "pairs"
 MSE, KL = "mse", "kl"

@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from torch import fx
 
-from graphcompress.analysis.taps import EMBEDDING, HIDDEN, SCORES, Unshared, shared, taps
 from graphcompress.analysis.tokens import token_values
 from graphcompress.data.rows import Rows
 from graphcompress.data.samples import Samples
 from graphcompress.errors import UsageError
-from graphcompress.fx import checkpointed, to_fx
+from graphcompress.fx import to_fx
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed
 from graphcompress.plugin.base import Training
@@ -24,7 +23,9 @@ from graphcompress.training.batches import Batches
 from graphcompress.training.labels import MULTIPLE, Labels, read_labels
 from graphcompress.training.losses import KL, MSE, Answer, Counts, Losses, mask_of
 from graphcompress.training.processes import local_rank
+from graphcompress.training.recomputed import checkpointed
 from graphcompress.training.settings import Settings
+from graphcompress.training.taps import EMBEDDING, HIDDEN, SCORES, Unshared, shared, taps
 
 MEASURED_BATCHES = 4
 

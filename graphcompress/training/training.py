@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import chain
 from pathlib import Path
 
-from graphcompress.analysis.taps import Unshared
 from graphcompress.errors import TrainingError
 from graphcompress.fx import write_back
 from graphcompress.graph.model import Model
@@ -18,6 +17,7 @@ from graphcompress.training.group import ProcessGroup
 from graphcompress.training.loop import Outcome, Trainer
 from graphcompress.training.prepare import Prepared, prepare
 from graphcompress.training.settings import Settings
+from graphcompress.training.taps import Unshared
 
 
 def train(

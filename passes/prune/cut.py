@@ -8,13 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import slice_ranges
 from graphcompress.analysis.couplings import Group
 from graphcompress.analysis.relations.rules import Axes, Relations
 from graphcompress.analysis.relations.uses import repeated_axes
-from graphcompress.analysis.reshape import Dim, reshape_target
+from graphcompress.graph.match import slice_ranges
 from graphcompress.graph.model import Model
-from graphcompress.graph.sizes import ONE
+from graphcompress.graph.sizes import ONE, Dim, reshape_target
 from graphcompress.passes.prune.remaining import Remaining
 from graphcompress.rewrite.rewriter import Rewriter
 

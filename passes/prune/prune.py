@@ -10,7 +10,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.couplings import FFN, HEAD, Group, couplings, fixed_heads, relate
+from graphcompress.analysis.atoms.store import BLOCKED
+from graphcompress.analysis.attention import attentions
+from graphcompress.analysis.couplings import FFN, HEAD, Group, couplings, relate
 from graphcompress.analysis.layers import Layer, layers
 from graphcompress.data.load import Samples
 from graphcompress.data.made_up import varied_samples
@@ -165,8 +167,13 @@ class Prune(Pass):
         if self.asks and not self.heads:
             return
         relations = groups[0].relations if groups else relate(rw.model)
-        for name, reason in fixed_heads(rw.model, relations):
-            if fnmatch.fnmatchcase(name, self.only):
+        for attention in attentions(rw.model):
+            leaves = relations.head_leaves(attention)
+            linear = next(iter(attention.producers), None)
+            name = attention.output.name or "" if linear is None else linear.name
+            fixed = leaves and all(relations.is_blocked(leaf) for leaf in leaves)
+            if fixed and fnmatch.fnmatchcase(name, self.only):
+                reason = relations.atoms.marks(leaves[0])[BLOCKED]
                 rw.skip(name, f"the axis of its heads is fixed: {reason}")
 
     def _tell(self, rw: Rewriter, removals: Sequence[Removal]) -> None:

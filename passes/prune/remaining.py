@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from graphcompress.analysis.relations.rules import Axes, Relations
-from graphcompress.analysis.reshape import Dim
-from graphcompress.graph.sizes import Size
+from graphcompress.graph.sizes import Dim, Size
 
 
 class Remaining:

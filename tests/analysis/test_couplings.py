@@ -15,9 +15,8 @@ from hypothesis import given
 from graphcompress.analysis.atoms.unify import Atoms
 from graphcompress.analysis.couplings import FFN, HEAD, HIDDEN, OTHER, Group, couplings
 from graphcompress.analysis.linears import linears
-from graphcompress.analysis.reshape import reshape_target
 from graphcompress.graph.model import Model
-from graphcompress.graph.sizes import Size, size_of
+from graphcompress.graph.sizes import Size, reshape_target, size_of
 from graphcompress.passes.prune.cut import cut
 from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.plugin.base import Context

@@ -14,14 +14,15 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from graphcompress.analysis.taps import EMBEDDING, HIDDEN, taps
 from graphcompress.errors import UnsupportedModelError, UsageError
-from graphcompress.fx import checkpointed, to_fx
+from graphcompress.fx import to_fx
 from graphcompress.fx.functional import fake_quantise, quantise
 from graphcompress.graph.model import Model
 from graphcompress.passes.quantize.int8 import Int8
 from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.plugin.base import Context
+from graphcompress.training.recomputed import checkpointed
+from graphcompress.training.taps import EMBEDDING, HIDDEN, taps
 
 OUTPUT = "last_hidden_state"
 

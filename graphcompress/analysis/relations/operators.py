@@ -5,12 +5,13 @@ A rule may say less than the truth only by blocking: an operator without a rule 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import onnx_ir as ir
 
 from graphcompress.analysis.relations import attention, products, scales, selections, shapes
 from graphcompress.analysis.relations.rules import Relations
+from graphcompress.graph.match import inner_graphs
 
 Rule = Callable[[Relations, ir.Node], None]
 
@@ -28,16 +29,12 @@ _ELEMENTWISE = frozenset(
 def apply(relations: Relations, node: ir.Node) -> None:
     """Add what ``node`` says about the dimensions of its operands."""
     rule = None if node.domain not in ("", "ai.onnx") else _RULES.get(node.op_type)
-    if rule is None or any(_is_graph(attr) for attr in node.attributes.values()):
+    if rule is None or next(inner_graphs(node), None) is not None:
         _unknown(relations, node)
     elif not _ranks_known(relations, node):
         relations.block_node(node, f"a shape around {node.op_type} is not known")
     else:
         rule(relations, node)
-
-
-def _is_graph(attribute: ir.Attr) -> bool:
-    return attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 def _ranks_known(relations: Relations, node: ir.Node) -> bool:
@@ -47,18 +44,11 @@ def _ranks_known(relations: Relations, node: ir.Node) -> bool:
 
 def _unknown(relations: Relations, node: ir.Node) -> None:
     relations.block_node(node, f"{node.domain or 'ai.onnx'}.{node.op_type} is not known")
-    for attribute in node.attributes.values():
-        for graph in _graphs(attribute):
-            for inner in graph.all_nodes():
-                for value in inner.inputs:
-                    if value is not None:
-                        relations.block(relations.axes(value), "a subgraph reads it")
-
-
-def _graphs(attribute: ir.Attr) -> Sequence[ir.Graph]:
-    if attribute.type == ir.AttributeType.GRAPH:
-        return [attribute.as_graph()]
-    return attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS else []
+    for graph in inner_graphs(node):
+        for inner in graph.all_nodes():
+            for value in inner.inputs:
+                if value is not None:
+                    relations.block(relations.axes(value), "a subgraph reads it")
 
 
 def _elementwise(relations: Relations, node: ir.Node) -> None:

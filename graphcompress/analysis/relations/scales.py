@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import axis_of
 from graphcompress.analysis.relations.rules import AVERAGED, Axes, Relations
+from graphcompress.graph.match import axis_of
 
 
 def layer_norm(relations: Relations, node: ir.Node) -> None:

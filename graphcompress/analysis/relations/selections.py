@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import axis_of
 from graphcompress.analysis.relations.rules import AVERAGED, Relations
-from graphcompress.graph.match import integers_of, operand
+from graphcompress.graph.match import axis_of, integers_of, operand
 
 _MEAN_LIKE = ("ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2")
 _MIXING = ("ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp", "ArgMax", "ArgMin")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from graphcompress.analysis.arguments import axis_of, slice_ranges
 from graphcompress.analysis.relations.rules import Axes, Relations
+from graphcompress.graph.match import axis_of, slice_ranges
 from graphcompress.graph.sizes import Size
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import onnx_ir as ir
 from torch import fx
 
+from graphcompress.analysis.low_bit import integer_range, is_zero
 from graphcompress.fx.builder import FxBuilder, Operand
 from graphcompress.fx.functional import dequantise, dynamic_quantise, fake_quantise, quantise
-from graphcompress.fx.lowbit import is_zero
 from graphcompress.fx.ops.table import operator
-from graphcompress.fx.types import integer_range
 
 
 @operator("QuantizeLinear")

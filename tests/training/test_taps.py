@@ -6,10 +6,10 @@ import numpy as np
 import onnx_ir as ir
 from bert import Bert
 
-from graphcompress.analysis.taps import EMBEDDING, FFN_OUTPUT, HIDDEN, SCORES, Unshared, shared, taps
 from graphcompress.graph.model import Model
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context
+from graphcompress.training.taps import EMBEDDING, FFN_OUTPUT, HIDDEN, SCORES, Unshared, shared, taps
 
 
 def places(model: Model, kind: str) -> list[str]:

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.fx.types import LOW_BIT, integer_range
+from graphcompress.graph.match import operand
 
 PAIR_LIMIT = 128
 """Largest sum of two neighbours of one sign that x86 without VNNI adds in 16 bits: 255 · 128 < 2¹⁵."""
+
+LOW_BIT = frozenset(ir.DataType[f"{sign}INT{bits}"] for sign in ("", "U") for bits in (2, 4, 8, 16))
+"""Integer types that weights and activations are quantised to."""
 
 _MOVES = frozenset({"Cast", "Gather", "Identity", "Reshape", "Transpose"})
 
@@ -37,13 +40,18 @@ class LowBit:
     pairs: int | None = None
 
 
+def integer_range(dtype: ir.DataType | None) -> tuple[int, int] | None:
+    """Smallest and largest number of a quantised type."""
+    return (int(dtype.min), int(dtype.max)) if dtype in LOW_BIT and dtype is not None else None
+
+
 def low_bit(value: ir.Value) -> LowBit | None:
     """The scale behind the integers of an initializer; None: it is no quantised weight."""
-    if value.const_value is None or value.dtype not in LOW_BIT or value.shape is None or len(value.shape) < 1:
+    limits = integer_range(value.dtype)
+    if limits is None or value.const_value is None or not value.shape:
         return None
     found = next(_scales(value), None)
-    limits = integer_range(value.dtype)
-    if found is None or limits is None or found[0].const_value is None or not _fits(value, *found[:2]):
+    if found is None or found[0].const_value is None or not _fits(value, *found[:2]):
         return None
     scale, axis, zero_point = found
     zero_point = None if zero_point is None or is_zero(zero_point) else zero_point
@@ -101,7 +109,7 @@ def _dequantised(
     if scale is None or source is None or source.shape is None:
         return
     axis = node.attributes.get_int("axis", 1) % len(source.shape) - len(source.shape) + rank
-    yield scale, _channel_axis(scale, axis, rank, flipped), _input(node, 2)
+    yield scale, _channel_axis(scale, axis, rank, flipped), operand(node, 2)
 
 
 def _multiplied(
@@ -115,7 +123,7 @@ def _multiplied(
             other = [value for value in product.inputs if value is not cast.outputs[0]]
             scale = _stored_factor(other[0]) if product.op_type == "Mul" and other else None
             if scale is not None:
-                yield scale, _channel_axis(scale, rank - 1, rank, flipped), _input(node, 3)
+                yield scale, _channel_axis(scale, rank - 1, rank, flipped), operand(node, 3)
 
 
 def _stored_factor(value: ir.Value | None) -> ir.Value | None:
@@ -148,7 +156,3 @@ def _fits(value: ir.Value, scale: ir.Value, axis: int | None) -> bool:
     return (len(steps) == len(shape) and all(b in (1, a) for a, b in zip(shape, steps, strict=True))) or (
         len(steps) == len(shape) and shape[axis] % steps[axis] == 0
     )
-
-
-def _input(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
