@@ -29,7 +29,7 @@ class MissingExtraError(GraphCompressError, ImportError):
 
 
 class ContractError(GraphCompressError):
-    """A pass changed the outputs by more than it promised."""
+    """A pass changed the outputs by more than it promised, or an artifact is not as it was built."""
 
     exit_code = 3
 

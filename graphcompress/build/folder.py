@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from graphcompress.build.exchange import Rename, exchange, renameat2
-from graphcompress.errors import GraphCompressError, OutputError, UsageError
+from graphcompress.errors import ContractError, GraphCompressError, OutputError, UsageError
 from graphcompress.graph.reading.hashes import sha256
 from graphcompress.graph.temporary import Temporary, sweep
 
@@ -155,6 +155,29 @@ def foreign(artifact: Path) -> list[Path]:
     """
     made = _made(artifact)
     return [path for path in _contents(artifact) if not _is_as_made(path, made)]
+
+
+def check_hashes(artifact: Path) -> None:
+    """Compare the files of an artifact with the SHA-256 of each in its manifest; others are ignored.
+
+    Raises:
+        ContractError: a file was changed since the build, or is missing.
+        UsageError: ``artifact`` is none, or its manifest is damaged.
+    """
+    if not isinstance(read_manifest(artifact).get("files"), dict):
+        raise UsageError(f"{artifact / MANIFEST} holds no hashes of files; build the artifact again")
+    made, there = _made(artifact), set(_contents(artifact))  # only what lies in it is read, whatever is named
+    missing = [f"{path.relative_to(artifact).as_posix()} is missing" for path in made if path not in there]
+    changed = [
+        f"{path.relative_to(artifact).as_posix()} was changed"
+        for path in made
+        if path in there and not _is_as_made(path, made)
+    ]
+    if found := [*missing, *changed]:
+        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        raise ContractError(
+            f"{artifact} is not as it was built: {', '.join(found[:SHOWN])}{more}; build it again"
+        )
 
 
 def _contents(artifact: Path) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from graphcompress.build.folder import read_manifest
+from graphcompress.build.folder import MANIFEST, read_manifest
 from graphcompress.capturing.checkpoint import is_checkpoint
 from graphcompress.errors import InvalidModelError, UsageError
 from graphcompress.graph.model import Model
@@ -69,6 +69,11 @@ def model_file(path: str | Path) -> Path:
     return file
 
 
+def is_artifact(path: Path) -> bool:
+    """Whether ``path`` is the artifact of one target, by what its manifest says."""
+    return (path / MANIFEST).is_file() and "artifacts" not in read_manifest(path)
+
+
 def target_of(folder: Path) -> Target:
     """The target that made the artifact in ``folder``.
 
@@ -79,4 +84,6 @@ def target_of(folder: Path) -> Target:
     if "artifacts" in manifest:
         folders = ", ".join(str(folder / name) for name in manifest["artifacts"])
         raise UsageError(f"{folder} holds artifacts for several targets; name one of {folders}")
+    if not isinstance(manifest.get("target"), str):
+        raise UsageError(f"{folder / MANIFEST} names no target; build the artifact again")
     return parse_target(manifest["target"])

@@ -40,15 +40,21 @@ def verify(
 ) -> None:
     """Compare the outputs of two models on samples, and each model alone with itself in a padded batch.
 
+    Before that the files of an artifact are compared with the hashes that its build wrote: exit with 3, and
+    the name of the file, when one was changed or is missing.
+
     Example: graphcompress verify model.onnx small --data sentences.jsonl --min-sqnr-db 15
     """
+    from graphcompress.build.folder import check_hashes
     from graphcompress.build.manifest import plain
-    from graphcompress.build.opening import described
+    from graphcompress.build.opening import described, is_artifact
     from graphcompress.build.report import difference_line, invariance_line, output_lines
     from graphcompress.errors import ContractError
 
     with progress_bars() as progress:
         progress("verify", 0, 3)
+        for path in filter(is_artifact, (a, b)):
+            check_hashes(path)
         samples = samples_for(described(a), data, tokenizer, seed).first(limit)
         difference = _difference(a, b, samples)
         invariances: dict[str, Invariance] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from graphcompress.build.exchange import Rename, renameat2
 from graphcompress.build.folder import (
     MANIFEST,
+    check_hashes,
     file_hashes,
     read_manifest,
     refuse_existing,
@@ -24,7 +26,7 @@ from graphcompress.build.folder import (
     write_errors,
     write_manifest,
 )
-from graphcompress.errors import OutputError, UsageError
+from graphcompress.errors import ContractError, OutputError, UsageError
 
 
 def files(folder: Path) -> list[str]:
@@ -345,6 +347,31 @@ def test_hashes_are_of_the_files_but_the_manifest(tmp_path) -> None:
     out = artifact(tmp_path / "out", "one")
     assert file_hashes(out) == {"file": sha256(out / "file")}
     assert sha256(out / "file") == "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda out: (out / "file").write_text("two"), "file was changed"),
+        (lambda out: (out / "file").unlink(), "file is missing"),
+        (replace_by_link, "file was changed"),
+        (lambda out: (out / MANIFEST).write_text('{"files": {"../mine": "0"}}'), "../mine is missing"),
+    ],
+)
+def test_a_file_that_is_not_as_it_was_built_is_named(change, said, tmp_path) -> None:
+    out = artifact(tmp_path / "out", "one")
+    (tmp_path / "mine").write_text("mine")
+    (out / "beside").write_text("a file of the user")
+    check_hashes(out)
+    change(out)
+    with pytest.raises(ContractError, match=f"out is not as it was built: {re.escape(said)}; "):
+        check_hashes(out)
+
+
+def test_an_artifact_without_hashes_is_not_called_whole(tmp_path) -> None:
+    write_manifest(tmp_path, {"target": "cpu"})
+    with pytest.raises(UsageError, match="holds no hashes of files"):
+        check_hashes(tmp_path)
 
 
 def test_the_same_content_gives_the_same_bytes(tmp_path) -> None:

@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -244,6 +245,18 @@ def test_verify_compares_two_models(folder):
     assert document["difference"]["samples"] == 8
     assert document["difference"]["sqnr_db"] > 5
     assert document["batch_invariance"]["a"]["changed"] == 0
+
+
+@pytest.mark.parametrize("order", [("model.onnx", "changed"), ("changed", "model.onnx")])
+def test_verify_names_the_files_of_an_artifact_that_are_not_as_they_were_built(order, folder, tmp_path):
+    shutil.copytree(folder / "small", tmp_path / "changed")
+    shutil.copy(folder / "model.onnx", tmp_path)
+    assert run("verify", *order, cwd=tmp_path).returncode == 0
+    shutil.copy(folder / "model.onnx", tmp_path / "changed" / "model.onnx")  # runs, and answers well
+    (tmp_path / "changed" / "report.md").unlink()
+    done = run("verify", *order, cwd=tmp_path)
+    assert done.returncode == 3
+    assert "changed is not as it was built: report.md is missing, model.onnx was changed; " in done.stderr
 
 
 def test_verify_fails_below_the_wanted_sqnr(folder):
