@@ -198,7 +198,10 @@ def is_slower(times_ms: Mapping[str, Sequence[float]], name: str, than: str) -> 
     ``times_ms`` holds milliseconds at every shape.
     """
     own, other = (np.asarray(times_ms[key], np.float64) for key in (name, than))
+    # At a shape that takes a fraction of a millisecond a ratio magnifies the cost of the call itself, so a
+    # loss below the slack counts as even.
     speeds = np.where(own - other < SLACK_MS, np.maximum(other / own, 1.0), other / own)
+    # Ratios are averaged geometrically: twice as fast at one shape and half as fast at another is even.
     return bool(np.exp(np.log(speeds).mean()) < SLOWER or speeds.min() < SLOWER_AT_ONE)
 
 
@@ -209,6 +212,7 @@ def turns(
 
     ``seconds`` is how long a turn repeats what takes less.
     """
+    # A contender that always came second would always find the caches as the first left them.
     names = list(runs)
     for first in itertools.cycle(range(len(names))):
         yield {name: _turn_ms(runs[name], seconds) for name in names[first:] + names[:first]}
@@ -223,6 +227,7 @@ def _turn_ms(run: Callable[[], object], seconds: float) -> float:
     end = time.perf_counter() + seconds
     while not counted or time.perf_counter() < end:
         counted.append(_ms(run))
+    # Another process may interrupt a few runs of a turn; the median does not see them.
     return float(np.median(counted))
 
 

@@ -86,6 +86,8 @@ class Block:
 
     def norms(self, linears: Sequence[Linear]) -> np.ndarray:
         """[units] root of the sum of squares of what each unit owns in the weights of ``linears``."""
+        # The stored factors are measured, not their product: a slice belongs to a leaf, also where kron
+        # made two of one weight.
         owned = {leaf for linear in linears for leaf in leaves(linear.weight)}
         total = np.zeros(self.size)
         for part in self.group.slices:
@@ -154,11 +156,15 @@ class Witness:
     def stream(self, blocks: Sequence[Block]) -> Iterator[tuple[Block, Evidence]]:
         """Every block with its evidence; what does not fit into memory is gathered again each time."""
         for portion in _portions(blocks):
+            # Where all blocks fit into one portion, the second stream finds everything and the samples run
+            # only once.
             if any(block not in self._known for block in portion):
                 self._known = self._gather(portion)
             yield from ((block, self._known[block]) for block in portion)
 
     def _gather(self, blocks: Sequence[Block]) -> dict[Block, Evidence]:
+        # Blocks whose readers see the same values (those of shared weights) share one evidence, so that it
+        # is gathered once.
         inputs = {block: tuple(reader.input for reader in block.readers) for block in blocks}
         found = {inputs[block]: Evidence(block.reader.in_features) for block in blocks}
         for samples, part in ((self.fit_on, "fit"), (self.held_out, "held_out")):
@@ -179,6 +185,8 @@ def blocks_of(rw: Rewriter, groups: Sequence[Group], only: str) -> list[Block]:
     What cannot is skipped. Factors of a weight make several groups of one axis: the finest of them is taken.
     """
     blocks: dict[ir.Node, Block] = {}
+    # The largest group comes first: it has the most units, and a reader is taken by the first that claims
+    # it.
     for group in sorted(groups, key=lambda group: -group.size):
         names = [linear.name for linear in (*group.producers, *group.consumers)]
         if group.kind not in ("ffn", "head") or not any(fnmatch.fnmatchcase(name, only) for name in names):
@@ -200,6 +208,7 @@ def blocks_of(rw: Rewriter, groups: Sequence[Group], only: str) -> list[Block]:
 def split(samples: Samples) -> tuple[Samples, Samples]:
     """Samples to fit on, and samples to hold out; the same ones twice when there are fewer than five."""
     run = max(1, min(NEIGHBOURS, len(samples) // HELD_OUT))
+    # Every fifth run is held out, not the end of the file, which may hold another kind of text.
     held = [index for index in range(len(samples)) if index // run % HELD_OUT == HELD_OUT - 1]
     rest = sorted(set(range(len(samples))) - set(held))
     fit_on = _choose(samples, rest)
@@ -221,6 +230,7 @@ def _obstacle(group: Group) -> str | None:
     sharing = Counter(linear.weight for linear in (*group.producers, *group.consumers))
     for linear in (*group.producers, *group.consumers):
         stored = (linear.weight, *leaves(linear.weight))
+        # A reader from outside the group would lose rows or columns that it needs.
         if any(len(value.uses()) > sharing.get(value, 1) or value.is_graph_output() for value in stored):
             return f"weight {linear.name!r} is tied: another part of the model reads it too"
     units = _units(group, group.consumers[0])
@@ -246,6 +256,7 @@ def _portions(blocks: Sequence[Block]) -> list[list[Block]]:
     portions: list[list[Block]] = []
     room = 0
     for block in blocks:
+        # Two halves of the samples, eight bytes a number, and one feature more for the bias.
         size = 2 * 8 * (block.reader.in_features + 1) ** 2
         if not portions or size > room:
             portions.append([])

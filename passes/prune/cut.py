@@ -34,6 +34,7 @@ def cut(rw: Rewriter, cuts: Mapping[Group, np.ndarray]) -> None:
     wanted = {group: keep for group, keep in wanted.items() if not keep.all()}
     if not wanted:
         return
+    # Atoms are numbered within one analysis, so the same number means another axis in another one.
     if len({id(group.relations) for group in wanted}) > 1:
         raise ValueError(
             "groups of different analyses cannot be cut together; call couplings once for all of them"
@@ -62,10 +63,13 @@ class _Cut:
 
     def run(self) -> None:
         """Rewrite constants of shape first, then the stored tensors."""
+        # The edits below insert nodes, which must not be visited themselves.
         nodes = list(self.rw.model.graph)
         self._record(nodes)
         for node in nodes:
             edit = _EDITS.get(node.op_type)
+            # Only the standard domain is meant: a custom operator of the same name may give its inputs
+            # another meaning.
             if edit is not None and not node.domain and self._touches(node):
                 edit(self, node)
         for node, index in self.relations.own:
@@ -89,6 +93,7 @@ class _Cut:
         after = self.remaining.shape(self.relations.output(node), target.shape)
         numbers = reshape_target(before, after)
         if numbers is None:
+            # No target of constants says the new shape, so the one that the graph computes is corrected.
             self._patch(node, self.relations.output(node) or [], after)
             return
         self.rw.set_input(node, 1, self._numbers(numbers, node))
@@ -107,6 +112,7 @@ class _Cut:
         if not self.remaining.changes([part[axis] for part in parts]):
             return
         sizes = self._numbers([self.remaining.after(part[axis]) for part in parts], node)
+        # The specification allows sizes or num_outputs, never both, and equal parts need not stay equal.
         self.rw.set_attribute(node, "num_outputs", None)
         self.rw.set_input(node, 1, sizes)
 
@@ -117,6 +123,7 @@ class _Cut:
         if not self.remaining.changes([source[axis] for axis in ranges]):
             return
         moved = {axis: self._moved(source[axis], bounds) for axis, bounds in ranges.items()}
+        # ONNX spells "to the end" as the largest integer: a bound beyond the axis is clamped to its size.
         last = np.iinfo(np.int64).max
         starts = [start for start, _, _ in moved.values()]
         stops = [last if stop is None else stop for _, stop, _ in moved.values()]
@@ -128,6 +135,8 @@ class _Cut:
         index = None if atom is None else self.remaining.index(atom)
         if atom is None or index is None:
             return bounds
+        # Python's own slice turns negative and open bounds into positions, which alone can be counted among
+        # those left.
         start, stop, step = slice(*bounds).indices(self.relations.atoms.size(atom).number)
         return int((index < start).sum()), int((index < stop).sum()), step
 
@@ -136,11 +145,14 @@ class _Cut:
         for name, index in (("q_num_heads", 0), ("kv_num_heads", 1), ("num_heads", 0)):
             heads = node.attributes.get_int(name, 0)
             axes = self.relations.operand(node, index)
+            # With inputs of four axes the operator carries no such attribute: the head is an axis of its
+            # own then.
             if heads and axes and axes[-1] is not None:
                 self.rw.set_attribute(node, name, self._heads_after(axes[-1], heads))
 
     def _heads_after(self, width: int, heads: int) -> int:
         """Heads of which anything is left, in an axis of ``heads`` equal parts."""
+        # A unit may be one channel of a head, so a head counts until its last channel is gone.
         index = self.remaining.index(width)
         size = self.relations.atoms.size(width).number // heads
         return heads if index is None else len(np.unique(index // size))
@@ -150,8 +162,12 @@ class _Cut:
     def _give_its_own(self, node: ir.Node, index: int) -> None:
         """Let one reader of a shared value read what it needs of it."""
         value, axes = node.inputs[index], self.relations.operand(node, index) or []
+        # A value that is broadcast along an axis has one size for several readers, so each is given its own
+        # part of it.
         own = {axis: axes[axis] for axis in sorted(self.relations.own[node, index])}
         producer = None if value is None else value.producer()
+        # An Expand is asked for another size at its source: to gather from its result would need it in full
+        # first.
         if producer is not None and producer.op_type == "Expand" and repeated_axes(producer):
             measured = [atom for axis in own for atom in self._measured(producer.inputs[1], axis)]
             if self.remaining.changes([*own.values(), *measured]):
@@ -190,12 +206,15 @@ class _Cut:
 
     def _scaled(self, node: ir.Node, axes: Axes, target: ir.Value | None, name: str) -> ir.Value | None:
         """The target with its variable sizes brought to what is wanted; 0 and -1 stay."""
+        # Where the graph computes 12·batch and 9·batch is wanted, the size is divided by 12, exactly, and
+        # multiplied by 9.
         factors = [self._factor(target, axis, atom) for axis, atom in enumerate(axes)]
         if target is None or all(old == new for old, new in factors):
             return target
         old, new = (self._numbers(list(numbers), node) for numbers in zip(*factors, strict=True))
         b = self.rw.at(node, name)
         product = b.op("Mul", b.op("Div", target, old, name="parts"), new, name="product")
+        # In a Reshape 0 copies a size and -1 asks for the rest; neither is a number that can be scaled.
         given = b.op("Greater", target, b.constant([0], "zero"), name="given")
         return b.op("Where", given, product, target, name="scaled")
 
@@ -206,6 +225,8 @@ class _Cut:
             return 1, 1
         wanted = self.remaining.size(atom).number
         parts = self._measured(target, axis)
+        # The graph computes this size from axes that are cut themselves, so part of the change arrives
+        # without help.
         if math.prod((atoms.size(part) for part in parts), start=ONE) == atoms.size(atom):
             return math.prod((self.remaining.size(part) for part in parts), start=ONE).number, wanted
         return (1, 1) if self.remaining.changes(parts) else (atoms.size(atom).number, wanted)
@@ -224,9 +245,14 @@ class _Cut:
         slices: dict[tuple[ir.Value, tuple[tuple[ir.Node, int], ...]], dict[int, list[np.ndarray]]] = {}
         for group, keep in self.cuts.items():
             for part in group.slices:
+                # Indices without a unit (-1) belong to no group and stay; keep[-1], which they read as
+                # well, does not count then.
                 stays = (part.units < 0) | keep[part.units]
+                # Several groups may cut one tensor, also along one axis: all masks are gathered first, so
+                # that it is written once.
                 slices.setdefault((part.value, part.uses), {}).setdefault(part.axis, []).append(stays)
         for (value, uses), axes in slices.items():
+            # An index goes as soon as one of the groups that own a part of it lets it go.
             kept = {axis: np.flatnonzero(np.logical_and.reduce(masks)) for axis, masks in axes.items()}
             self._cut_value(value, uses, kept)
 
@@ -238,7 +264,10 @@ class _Cut:
             return
         array = tensor.numpy()
         for axis, index in kept.items():
+            # Axes are cut one after the other: fancy indexing with several arrays at once would pair their
+            # entries up.
             array = np.take(array, index, axis=axis)
+        # Readers that are not among these need the tensor as it is, so it is cut in a copy.
         if not value.is_initializer() or len(value.uses()) > len(uses) or self._is_copied(value):
             new = self._copy(value, array, kept)
             for node, position in uses:
@@ -252,6 +281,7 @@ class _Cut:
 
     def _copy(self, value: ir.Value, array: np.ndarray, kept: Mapping[int, np.ndarray]) -> ir.Value:
         """A tensor for some readers of ``value``; readers that lose the same share it."""
+        # A tied weight stays tied: two groups of readers that lose the same share one copy.
         key = (value, *((axis, index.tobytes()) for axis, index in sorted(kept.items())))
         if key not in self._copies:
             self._copies[key] = self.rw.constant(array, value.name or "", value.dtype)
@@ -275,6 +305,7 @@ def _compose(model: Model, value: ir.Value, kept: Mapping[int, np.ndarray]) -> N
         return
     axes = model.kept.setdefault(value.name, {})
     for axis, index in kept.items():
+        # A second cut counts among what the first has left, whereas the record speaks of the original.
         axes[axis] = axes[axis][index] if axis in axes else index
 
 

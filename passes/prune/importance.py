@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 PORTIONS = 48
-"""A layer's units are eliminated in at most about this many updates of the whole inverse."""
+"""The units of a layer are eliminated in about this many updates of the whole inverse, since one update for
+each unit would take a cubic number of steps for each."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def eliminate(
     """
     features = len(covariance)
     spread = float(np.trace(covariance)) / features
+    # Inputs that never vary are a constant, which the bias takes over at no cost: any order is as good.
     if spread <= 0.0:
         return Elimination(np.arange(count), np.zeros(count))
     inverse = np.linalg.inv(covariance + ridge * spread * np.eye(features))
@@ -100,6 +102,8 @@ def eliminate(
     while len(order) < count:
         take = min(portion, count - len(order))
         costs = _costs(inverse, weight, rows) - free[alive]
+        # Removing a unit changes the costs of the others; twice as many candidates leave room for those
+        # changes.
         candidates = np.argsort(costs, kind="stable")[: 2 * take]
         chosen, paid = _greedy(inverse, weight, rows[candidates], free[alive[candidates]], take)
         gone = candidates[chosen]
@@ -139,11 +143,14 @@ def _greedy(
         costs = _costs(block, part, local[left]) - free[left]
         best = int(np.argmin(costs))
         gone = local[left[best]]
+        # When a unit leaves H, the inverse of the rest is a Schur complement in the old inverse: H is never
+        # inverted again.
         solved = np.linalg.solve(block[np.ix_(gone, gone)], block[gone])
         part = part - solved.T @ part[gone]
         block = block - block[:, gone] @ solved
         alive[left[best]] = False
         chosen.append(int(left[best]))
+        # Taking the share of the ridge off may leave less than nothing where a loss is replaced fully.
         paid.append(max(float(costs[best]), 0.0))
     return chosen, paid
 
@@ -152,6 +159,7 @@ def _costs(inverse: np.ndarray, weight: np.ndarray, rows: np.ndarray) -> np.ndar
     """[units] tr(W_gᵀ · (H⁻¹_gg)⁻¹ · W_g)."""
     parts = weight[rows]
     blocks = inverse[rows[:, :, None], rows[:, None, :]]
+    # An FFN node is one feature: a division is much faster than thousands of solves of size one.
     if rows.shape[1] == 1:
         scalar: np.ndarray = np.sum(parts * parts, axis=(1, 2)) / blocks[:, 0, 0]
         return scalar

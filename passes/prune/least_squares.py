@@ -14,7 +14,8 @@ The last corrects the bias alone, so that a fit to too few tokens does no harm.
 """
 
 ROWS_AT_A_TIME = 1024
-"""Rows that are gathered before the moments are brought up to date."""
+"""So many rows are gathered before the moments are brought up to date: one large product is faster than many
+small ones."""
 
 
 class JointMoments:
@@ -38,6 +39,8 @@ class JointMoments:
     def update(self, x: np.ndarray, y: np.ndarray | None = None) -> None:
         """Take in rows [tokens, features] and their targets [tokens, targets]; many at a time is faster."""
         x = x.reshape(-1, x.shape[-1])
+        # A feature that is always one turns the bias into one more weight, and yields means and count on
+        # the way.
         extended = np.concatenate([x, np.ones((len(x), 1), x.dtype)], axis=1)
         self.count += len(x)
         self.xx += extended.T @ extended
@@ -66,6 +69,8 @@ class JointMoments:
         full = np.concatenate([weight, bias[None]]).astype(np.float64)
         aimed = JointMoments(len(self.xx) - 1, full.shape[1])
         aimed.count, aimed.xx, aimed.xy = self.count, self.xx, self.xx @ full
+        # The targets are linear in the features, so their energy follows from the moments: |Σ w·x⁺|² =
+        # wᵀ·(Σ x⁺·x⁺ᵀ)·w.
         aimed.yy = float(np.sum(full * aimed.xy))
         return aimed
 
@@ -126,6 +131,7 @@ def mean_squared_error(fit: LinearMap, moments: JointMoments) -> float:
     """E|x·weight + bias - y|² over the rows that ``moments`` has seen."""
     full = np.concatenate([fit.weight, fit.bias[None]]).astype(np.float64)
     total = float(np.sum(full * (moments.xx @ full - 2.0 * moments.xy))) + moments.yy
+    # Large terms cancel in the sum, so that rounding may leave a tiny negative number for a perfect fit.
     return max(total, 0.0) / max(moments.count, 1)
 
 
@@ -141,11 +147,13 @@ def ridge(moments: JointMoments, prior: np.ndarray, strength: float) -> LinearMa
     cross = moments.xy[:-1] / max(moments.count, 1) - np.outer(mean, target_mean)
     spread = float(np.trace(covariance)) / max(features, 1)
     prior = prior.astype(np.float64)
+    # With features that never vary, or a prior that may not move, only the bias has anything to correct.
     if spread > 0.0 and np.isfinite(strength):
         system = covariance + strength * spread * np.eye(features)
         weight = prior + _solve(system, cross - covariance @ prior)
     else:
         weight = prior
+    # For any weight this bias is the best one: it makes the mean of the errors zero.
     return LinearMap(weight, target_mean - mean @ weight)
 
 
@@ -158,6 +166,8 @@ def best_ridge(fit_on: JointMoments, held_out: JointMoments, prior: np.ndarray) 
 def _solve(system: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Cholesky; a system that rounding made indefinite is solved in the least-squares sense."""
     try:
+        # Rows with NaN or infinity were left out before, so that checking the whole matrix would find
+        # nothing.
         factor = scipy.linalg.cho_factor(system, lower=True, check_finite=False)
     except np.linalg.LinAlgError:
         solution: np.ndarray = scipy.linalg.lstsq(system, right, check_finite=False)[0]

@@ -25,19 +25,21 @@ from graphcompress.plugin.base import Context
 KINDS = {FFN: "FFN nodes", HEAD: "heads"}
 
 RIDGE = 0.3
-"""Strength while units are being chosen; the fit that is written takes what held-out tokens like best."""
+"""Strength of the ridge while units are being chosen, in units of the mean variance of the features; the fit
+that is written takes the strength that held-out tokens like best."""
 
 DEAD = 1e-6
-"""A unit whose weights are below this share of the largest of its block contributes nothing to see."""
+"""A unit whose norm is at most this share of the largest norm in its block counts as dead: float32 rounds at
+a share of about 1e-7, so that what it adds to a sum is lost."""
 
 CHOICES = 32
-"""Without a ratio, sizes of a block that are considered."""
+"""Without a ratio about this many sizes of a block are considered: steps of 3 % of it."""
 
 DEEPEST = 0.75
-"""Without a ratio, at most this share of a block is removed."""
+"""Without a ratio at most this share of the units of a block is removed."""
 
 OUTLOOK = (0.25, 0.5)
-"""Without a ratio, shares of a block of which it is told what their loss would cost."""
+"""Without a ratio the report tells what removing these shares of the units of a block would cost."""
 
 _TINY = float(np.finfo(np.float64).tiny)
 
@@ -53,7 +55,7 @@ class Goal:
         round_to: FFN nodes that stay are a multiple of it.
         refit: refit what remains.
         max_error: limit on a block's error where the error decides.
-        z: of ``xmax``.
+        z: standard deviations below which the largest activation of a node has to stay for ``xmax``.
     """
 
     ratios: Mapping[str, float] | None
@@ -71,7 +73,7 @@ class Ranking:
 
     Attributes:
         order: [at most size] units.
-        costs: of each, as a share of the energy that the block gives in all; comparable between blocks.
+        costs: what each costs, as a share of the energy that the whole block gives; blocks can be compared.
         peaks: of ``xmax``: the largest activations of all units that could go, ascending, in standard
             deviations; those of ``order`` come first.
     """
@@ -92,11 +94,12 @@ class Removal:
     Attributes:
         block: the block.
         removed: units that go.
-        fit: of the reader's remaining rows, and its bias; None leaves both as they are.
-        error: of the block's output on held-out tokens, as a share of its spread (standard deviation).
+        fit: the reader's remaining rows and its bias, refitted; None leaves both as they are.
+        error: root mean square error of the block's output on held-out tokens, as a share of its standard
+            deviation.
         figures: what removing a quarter or half of the units would cost, and what would let some go.
         reason: why nothing goes.
-        peaks: those of the ranking.
+        peaks: the peaks of the ranking.
     """
 
     block: Block
@@ -122,7 +125,9 @@ class Removal:
 
 def removable(size: int, ratio: float, round_to: int = 1) -> int:
     """How many of ``size`` units may go: at most the ratio; one stays, and what stays divides by it."""
+    # 0.3 · 10 is 2.9999… in floating point; the small addend keeps floor from losing a unit to that.
     kept = max(1, size - int(np.floor(size * ratio + 1e-9)))
+    # Rounding what stays upwards may ask for more units than there are; nothing goes then.
     return max(0, size - -(-kept // round_to) * round_to)
 
 
@@ -142,9 +147,13 @@ class Planner:
             return self._by_weights(blocks)
         witness = Witness(self.model, self.ctx.samples, self.ctx.progress)
         if self.goal.ratios is None:
+            # Error and refit assume that cutting equals zeroing, which does not hold where a normalisation
+            # averages over units.
             exact = [block for block in blocks if block.group.exact]
             found = {block: self._within_error(block, evidence) for block, evidence in witness.stream(exact)}
             return [found.get(block) or _unknown(block) for block in blocks]
+        # With scope=global the blocks share one budget, so all are ranked before any is cut; the samples
+        # run again for the refits where the moments of all blocks do not fit into memory.
         rankings = {block: self._rank(block, evidence) for block, evidence in witness.stream(blocks)}
         chosen = self._at_ratio(rankings)
         return [self._fitted(chosen[block], evidence) for block, evidence in witness.stream(blocks)]
@@ -214,13 +223,17 @@ class Planner:
         """Units that the reader does not listen to, and FFN nodes without input: those give a constant."""
         unread = _negligible(block.norms([block.reader]))
         unfed = _negligible(block.norms(block.group.producers)) & (block.group.kind == FFN)
+        # An axis of size 0 is no model that a runtime accepts, so one unit stays even where all are dead.
         removed = np.flatnonzero(unread | unfed)[: block.size - 1]
         dead = len(removed)
         removed = removed[: self._most(block, dead / block.size)]
         if not len(removed):
             return Removal(block, removed, reason=self._why_none_is_dead(block, dead))
+        # What nobody reads leaves nothing to make up for; a constant that is read has to go into the
+        # reader's bias.
         if not unfed.any():
             return Removal(block, removed)
+        # A constant is the same on any input, so made-up rows show it as well as real ones would.
         witness = Witness(self.model, varied_samples(self.model, seed=self.ctx.seed), self.ctx.progress)
         removal = Removal(block, removed)
         ((_, evidence),) = witness.stream([block])
@@ -239,6 +252,7 @@ class Planner:
     def _least(self, block: Block) -> int:
         """The fewest units that can go at once, so that what stays is a multiple of ``round_to``."""
         step = self._round_to(block)
+        # A block that is no multiple yet gets there by the remainder; one that is has to lose a whole step.
         return block.size % step or step
 
     def _round_to(self, block: Block) -> int:
@@ -254,12 +268,14 @@ class Planner:
         """The most that this block may lose."""
         if self.goal.ratios is None:
             return self._most(block, DEEPEST)
+        # With one budget for all, a block that costs little may lose far more than the ratio.
         return block.size - 1 if self.goal.pooled else self._most(block, self._ratio(block))
 
     def _counts(self, rankings: Mapping[Block, Ranking]) -> dict[Block, int]:
         """How many units of every block may go, before rounding."""
         if not self.goal.pooled:
             return {block: min(len(r.order), self._deepest(block)) for block, r in rankings.items()}
+        # The ratios of FFN nodes and heads are separate options, so each kind has a budget of its own.
         counts: dict[Block, int] = {}
         for kind in KINDS:
             counts |= self._shared_out({b: r for b, r in rankings.items() if b.group.kind == kind})
@@ -271,6 +287,8 @@ class Planner:
         offers = sorted(
             (cost, number)
             for number, ranking in enumerate(rankings.values())
+            # The running maximum keeps a cheap unit from being bought before the dearer ones that go ahead
+            # of it.
             for cost in np.maximum.accumulate(ranking.costs)
         )[:budget]
         counts = np.bincount(np.array([number for _, number in offers], np.int64), minlength=len(rankings))
@@ -281,6 +299,8 @@ class Planner:
     def _rank(self, block: Block, evidence: Evidence | None) -> Ranking:
         measure = self.goal.importance
         if evidence is None or measure == "magnitude":
+            # Squares make these costs energies, like those of the other measures, so that blocks can be
+            # compared.
             scores = (block.norms(block.group.producers) * block.norms([block.reader])) ** 2
         elif measure == "obs":
             return _eliminated(block, evidence, self._deepest(block))
@@ -288,10 +308,13 @@ class Planner:
             scores = evidence.peaks[block.rows].max(axis=1)
         else:
             moments = evidence.all
+            # The last row and column belong to the constant one that stands for the bias.
             second = moments.xx[:-1, :-1] / max(moments.count, 1)
             scores = contribution(second, block.reader.dense(), block.units, block.size)
+        # A stable sort lets ties go by position, so that the same input removes the same units everywhere.
         order, peaks = np.argsort(scores, kind="stable")[: block.size - 1], None
         if measure == "xmax":
+            # All peaks are kept, also those above z, since they tell which z would let more units go.
             peaks = scores[order] / max(float(np.std(scores)), _TINY)
             order = order[rarely_active(scores, self.goal.z)[order]]
         return Ranking(order, scores[order] / max(float(scores.sum()), _TINY), peaks)
@@ -302,6 +325,8 @@ class Planner:
         ranking = self._rank(block, evidence)
         counts = [count for count in self._choices(block) if count <= len(ranking.order)]
         trial = _Trial(block, evidence, refit=self.goal.refit)
+        # The units of a larger count contain those of a smaller one, so the error grows with the count and
+        # the limit can be found by bisection.
         low, high = 0, len(counts)
         while low < high:
             middle = (low + high) // 2
@@ -312,6 +337,7 @@ class Planner:
         removal = self._fitted(Removal(block, ranking.order[: counts[low - 1] if low else 0]), evidence)
         counted = {ratio: self._most(block, ratio) for ratio in OUTLOOK}
         for ratio, count in counted.items():
+            # The ranking of obs has refitted after every unit already, so its errors need no trial.
             if self.goal.importance == "obs":
                 removal.figures[f"error_at_{ratio}"] = ranking.error(count)
             elif count <= len(ranking.order):
@@ -355,6 +381,8 @@ class Planner:
 
 def _unknown(block: Block) -> Removal:
     kind = KINDS[block.group.kind]
+    # Where something averages over the units, cutting one changes all others: neither weights nor samples
+    # of the whole block show that.
     reason = f"a mean or a norm runs over its {kind}: what removing some costs is not known; give a ratio"
     return Removal(block, np.arange(0), reason=reason)
 
@@ -374,6 +402,8 @@ class _Trial:
         """The ridge that held-out tokens like best; infinite where only the bias can be corrected."""
         if not (self.refit and self.can_refit):
             return np.inf
+        # Strengths are compared on the held-out half alone: on the tokens of the fit the weakest one always
+        # wins.
         return best_ridge(self.fit_on.of(rows), self.held_out.of(rows), self.weight[rows])
 
     def error(self, rows: np.ndarray, strength: float) -> float:

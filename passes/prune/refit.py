@@ -23,6 +23,7 @@ def write_bias(rw: Rewriter, readers: Sequence[Linear], bias: np.ndarray) -> Non
     """Give linears that share their bias another one [out], or one where they have none."""
     first = readers[0]
     value = first.bias
+    # A bias that others read too, or that is computed, may not be overwritten; the readers get their own.
     if value is not None and value.is_initializer() and len(value.uses()) == len(readers):
         rw.overwrite(value, bias)
         return
@@ -35,6 +36,7 @@ def write_bias(rw: Rewriter, readers: Sequence[Linear], bias: np.ndarray) -> Non
 def _set_bias(rw: Rewriter, linear: Linear, new: ir.Value) -> None:
     value = linear.bias
     if value is not None:
+        # A Gemm has its bias as an input; behind a MatMul it is an operand of the Add.
         node = linear.node if linear.node.op_type == "Gemm" else linear.output.producer()
         rw.set_input(node, list(node.inputs).index(value), new)  # type: ignore[union-attr, arg-type]
     elif linear.node.op_type == "Gemm":

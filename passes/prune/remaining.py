@@ -35,11 +35,15 @@ class Remaining:
         leaves = [leaf for leaf in atoms.leaves(root) if leaf in self._keep]
         if not leaves:
             return None
+        # Positions of a variable axis are not known; an empty index says that it changes without saying
+        # how.
         if not atoms.size(root).fixed:
             return np.arange(0)
         stays = np.ones(atoms.size(root).number, dtype=bool)
         for leaf in leaves:
             units = atoms.units(root, leaf)
+            # An axis may be the product of several cut ones, and a position stays when each of them keeps
+            # it.
             stays &= (units < 0) | self._keep[leaf][units]
         return np.flatnonzero(stays)
 

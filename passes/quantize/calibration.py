@@ -19,11 +19,12 @@ JUDGING_SHARE = 8
 """One sample in so many is kept from calibration, to judge the outcome by."""
 
 JUDGING_SAMPLES = 16
-"""Samples by which the outcome is judged, at most."""
+"""The outcome is judged by at most this many samples, since the model runs on all of them for every plan."""
 
 
 def split(samples: Samples) -> tuple[Samples, Samples]:
     """Samples to calibrate with, and others to judge by; a handful serves for both."""
+    # So few samples leave one or none to judge by; to judge by all of them says more.
     if len(samples) < 2 * JUDGING_SHARE:
         return samples, samples
     judging = range(0, len(samples), JUDGING_SHARE)[:JUDGING_SAMPLES]
@@ -33,6 +34,7 @@ def split(samples: Samples) -> tuple[Samples, Samples]:
 
 def _only(samples: Samples, indices: Sequence[int]) -> Samples:
     feeds = [samples.feeds[index] for index in indices]
+    # The columns belong to the rows of the file and would no longer match the feeds that were picked.
     return replace(samples, feeds=feeds, columns={}, per_row=1)
 
 

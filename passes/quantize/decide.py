@@ -25,16 +25,17 @@ from graphcompress.passes.quantize.outliers import capping
 from graphcompress.passes.quantize.quantisable import tied_table
 
 CAPPED_FEATURES = (1, 2, 4, 8, 16, 64)
-"""Numbers of features that are tried as outliers: the rest decides the range."""
+"""So many features are tried as outliers, one number after the other; the rest decides the range."""
 
 CAPPING_GAIN_DB = 3.0
-"""What dividing an activation must bring to its linears to be worth an operator of its own (half a bit)."""
+"""Dividing an activation must raise the SQNR of its linears by this many dB (half a bit) to be worth an
+operator of its own."""
 
 JUDGED_ROWS = 256
-"""Rows of an activation on which ways to divide it are compared."""
+"""Ways to divide an activation are compared on at most this many of its rows."""
 
 JUDGED_COLUMNS = 384
-"""Output channels of each linear on which they are compared."""
+"""Ways to divide an activation are compared on at most this many output channels of each linear."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class LinearForm:
     Attributes:
         linear: in the graph that is to be rewritten.
         weight: its int8 weight, with the factors by which its activation is divided.
-        range: of its activation, after that division; None where the runtime computes it.
-        error: relative error of its own product on calibration rows (of its weight, where there are none).
+        range: the range of its activation after that division; None where the runtime computes it.
+        error: relative error of its own product on calibration rows; without any, that of its weight.
         row_error: the same with every row counting alike; a few huge rows cannot hide what the others lose.
     """
 
@@ -97,6 +98,7 @@ class Plan:
 
     def on(self, twin: Model) -> Plan:
         """The same plan for a clone of the model, found by the names of values."""
+        # A clone has other objects under the same names, and names of values are unique within a graph.
         nodes = {linear.node.outputs[0].name: linear for linear in linears(twin)}
         lookups = {table.output.name: table for table in embeddings(twin)}
         values = {value.name: value for value in twin.initializers()}
@@ -145,7 +147,10 @@ def divide_outliers(
         activation = seen.get(readers[0].input)
         if activation is None or activation.histogram.total == 0:
             continue
+        # A table that an embedding reads too cannot take factors: its rows would come out multiplied.
         factors = None if any(map(tied_table, readers)) else _factors(activation, readers, rounding)
+        # A static form without factors is the one in plain; a dynamic one was judged by its weight alone
+        # there.
         if factors is None and rounding.static:
             continue
         for form in _forms(readers, activation, factors, rounding):
@@ -174,6 +179,7 @@ def _forms(
 ) -> list[LinearForm]:
     if activation is None or activation.histogram.total == 0:
         return [_weight_only(linear, rounding) for linear in readers]
+    # Readers share one quantised activation, so its range is judged by all their products together.
     weights = np.concatenate([linear.dense() for linear in readers], axis=1)
     if factors is not None:
         activation, weights = activation.divided(factors), weights * factors[:, None]
@@ -201,6 +207,7 @@ def _form(
 
 def _range(activation: Activation, weights: np.ndarray, rounding: Rounding) -> Affine:
     """The range of an activation, by the method with the least error of what is computed from it."""
+    # The runtime takes the minimum and maximum of each tensor, so that range is the one to be judged by.
     if not rounding.static:
         return quantisation(activation.histogram, "minmax", signed=rounding.signed)
     found = [
@@ -223,6 +230,7 @@ def _factors(activation: Activation, readers: Sequence[Linear], rounding: Roundi
     counts = [count for count in CAPPED_FEATURES if count < len(activation.peaks)]
     tried = [capping(activation.peaks, count) for count in counts]
     figures = [_capped_figure(exact, rows, weights, factors, rounding) for factors in tried]
+    # The first of equal figures wins, and with it the smallest number of features that are touched.
     best = int(np.argmax(figures)) if figures else 0
     return tried[best] if figures and figures[best] >= plain + CAPPING_GAIN_DB else None
 

@@ -175,6 +175,8 @@ class Int8(Pass):
             choice = Choice(Plan(self._fitting(forms), tables))
             if judge is not None and self._lacks(forms, choice.plan, judge):
                 seen = seen or see(model, chosen, calibrating, ctx)
+                # Dividing costs an operator for each activation, so it is tried only where the plain form
+                # is not good enough.
                 forms = divide_outliers(forms, seen, rounding)
                 choice = self._rescue(Plan(self._fitting(forms), tables), judge)
             self._report(rw, forms, choice)
@@ -189,6 +191,7 @@ class Int8(Pass):
         given = ctx.samples if ctx.samples is not None and not ctx.samples.synthetic else None
         self.check_given(calibrated=given is not None)
         if given is not None and self.scheme != "dynamic":
+            # A row with two texts makes two feeds, and the option counts samples.
             return given.first(-(-self.samples // given.per_row))
         return None
 
@@ -198,6 +201,7 @@ class Int8(Pass):
         dynamic = self.scheme == "dynamic" or (self.scheme == "auto" and not calibrated)
         return [
             Scheme(replace(WEIGHTS, bits=bits), replace(kind, dynamic=dynamic))
+            # Where one scheme of the target covers several of these, the first is taken: all 8 bits before 7.
             for bits in (8, 7)
             for kind in kinds
         ]
@@ -235,6 +239,7 @@ class Int8(Pass):
         tied = {tied_table(linear) for linear in chosen}
         forms = []
         for table in self._lookups(rw.model):
+            # A linear has been found fit to share this table, and decides about it.
             reason = None if table.weight in tied else table_reason(table, rw.ctx.capabilities)
             if reason:
                 rw.skip(table, reason)
@@ -256,6 +261,8 @@ class Int8(Pass):
         if not smoothed:
             return chosen
         nodes = {linear.node for linear in chosen}
+        # The weights were replaced, so the descriptions of the linears are read from the graph anew; their
+        # nodes stayed.
         chosen = [linear for linear in linears(rw.model, self.only) if linear.node in nodes]
         again = [linear for linear in chosen if linear.input in smoothed]
         seen.update(see(rw.model, again, samples, rw.ctx))
@@ -325,6 +332,7 @@ class _Judge:
         self._ctx = ctx
         self._feeds = [samples.batch(indices) for indices in equal_batches(bounded(samples, model))]
         self._measured = 0
+        # The answers in float are computed now, before the model is edited.
         with Runner(model) as runner:
             self._expected = [runner(feed) for feed in self._feeds]
 
@@ -336,4 +344,5 @@ class _Judge:
         with Rewriter(twin, Context(capabilities=self._ctx.capabilities)) as rw:
             write(rw, plan.on(twin))
         with Runner(twin, optimize=self._ctx.capabilities.judged_fused) as runner:
+            # Fused products of this machine may saturate where the target's do not; then nothing is fused.
             return error_at(compare(self._expected, runner, self._feeds, token_values(twin)).sqnr_db)

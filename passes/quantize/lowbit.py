@@ -21,13 +21,16 @@ from graphcompress.numerics.quantise import (
 )
 
 SMALLEST_LEAF = 1024
-"""Parameters below which a leaf of an expression stays as it is."""
+"""A leaf of an expression with fewer parameters stays as it is: the operators that restore it would cost more
+than it saves."""
 
 LEAF_MIN_DB = 35.0
-"""SQNR that a leaf must keep in int8, or else in float16; one that keeps it in neither stays as it is."""
+"""A leaf must keep this SQNR, in dB, in int8, or else in float16; one that keeps it in neither stays as it
+is."""
 
 COLUMN_LOSS_DB = 1.0
-"""How much worse one scale per column may be than one per row: it needs one operator less at run time."""
+"""One scale per column may have an SQNR that is this many dB below that of one per row, because it needs one
+operator less at run time."""
 
 Leaf = QuantisedArray | np.ndarray
 """A leaf of an expression: int8 in blocks, or float16."""
@@ -60,6 +63,7 @@ def low_bit_linear(linear: Linear, kind: WeightRange, factors: np.ndarray | None
     if not stays_expression(linear):
         return LowBitWeight(quantise_weight(linear.dense() * by_row, kind), factors=factors)
     chosen = low_bit_leaves(linear.weight)
+    # Scales are taken from what the stored leaves give: their own rounding is part of the weight that runs.
     array = evaluate(linear.weight, {leaf: restored(leaf, form) for leaf, form in chosen.items()})
     dense = array.T if linear.transposed else array
     quantised = quantise_weight(dense * by_row, kind)
@@ -93,6 +97,7 @@ def low_bit_leaves(weight: ir.Value) -> dict[ir.Value, Leaf]:
         for leaf in leaves(weight)
         if leaf.dtype == ir.DataType.FLOAT
         and int(np.prod(leaf.shape.numpy() if leaf.shape is not None else 0)) >= SMALLEST_LEAF
+        # A leaf that something else reads would have to stay in float anyway, and be stored twice.
         and all(node in nodes for node, _ in leaf.uses())
     }
     return {leaf: form for leaf, form in forms.items() if form is not None}
@@ -109,6 +114,7 @@ def _low_bit_leaf(leaf: ir.Value) -> Leaf | None:
     blocks = quantise_blocks(array)
     if blocks is not None and sqnr_db(array.reshape(blocks.values.shape), blocks.dequantise()) >= LEAF_MIN_DB:
         return blocks
+    # The cast would make it infinite, with a warning, before its SQNR could be asked.
     if np.abs(array).max() > np.finfo(np.float16).max:
         return None
     half = array.astype(np.float16)

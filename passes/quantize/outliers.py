@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 SMALLEST = 1e-5
+"""Peaks and factors are at least this large, as in the reference code of SmoothQuant, so that no division is by
+zero."""
 
 
 def smoothing(activation_peaks: np.ndarray, weight_peaks: np.ndarray, alpha: float) -> np.ndarray:
@@ -15,6 +17,7 @@ def smoothing(activation_peaks: np.ndarray, weight_peaks: np.ndarray, alpha: flo
     ``alpha`` (0-1) says how much of the difficulty moves to the weights; features that never carry anything
     get 1.
     """
+    # A peak of zero would make the factor zero or infinite.
     activation = np.maximum(activation_peaks.astype(np.float64), SMALLEST)
     weight = np.maximum(weight_peaks.astype(np.float64), SMALLEST)
     factors = activation**alpha / weight ** (1.0 - alpha)

@@ -49,6 +49,7 @@ class QdqWriter:
     def dynamic(self, linear: Linear, weight: LowBitWeight) -> None:
         """DynamicQuantizeLinear → MatMulInteger → Cast → Mul by both scales, in place of the MatMul."""
         values, weight_scale, weight_zero = self._weight(linear, weight)
+        # MatMulInteger adds no bias and transposes nothing, so a Gemm becomes MatMul and Add first.
         product = self._as_matmul(linear, linear.weight)
         quantised, scale, zero_point = self._dynamic_input(linear.input, weight, product)
         b = self.rw.at(product)
@@ -83,6 +84,7 @@ class QdqWriter:
     def _weight(self, linear: Linear, weight: LowBitWeight) -> tuple[ir.Value, ir.Value, ir.Value]:
         """int8 values [in, out], scale [out], zero point [out]; written once for a weight used twice."""
         layout = linear.weight if linear.transposed else None
+        # Factors belong to an activation, so a weight behind two different ones is written twice.
         key = (linear.weight, layout, linear.input if weight.factors is not None else None)
         if key not in self._weights:
             scale = self.rw.constant(weight.quantised.scale, f"{linear.name}.scale")
@@ -106,6 +108,8 @@ class QdqWriter:
             expression = b.op("Transpose", expression, name="transposed", perm=[1, 0])
         if weight.factors is not None:
             expression = b.op("Mul", expression, b.constant(weight.factors[:, None], "factors"), name="grown")
+        # The runtime folds everything up to here when the session is made, so that the product finds an
+        # int8 constant.
         return b.op("QuantizeLinear", expression, scale, zero_point, name="quantised", axis=1)
 
     def _transposed_table(self, table: ir.Value, linear: Linear, weight: LowBitWeight) -> ir.Value:
@@ -120,6 +124,8 @@ class QdqWriter:
         if linear.node.op_type == "MatMul":
             self.rw.set_weight(linear, weight)
             return linear.node
+        # Setting the weight of a Gemm replaces its node; the new one is found as the reader that was not
+        # there before.
         known = {node for node, _ in weight.uses()}
         self.rw.set_weight(linear, weight)
         return next(node for node, _ in weight.uses() if node not in known)
@@ -152,12 +158,16 @@ class QdqWriter:
     def embedding_from(self, embedding: Embedding, values: ir.Value, scale: ir.Value) -> None:
         """As :meth:`embedding`, from a stored table and its scales."""
         b = self.rw.at(embedding.node, embedding.output.name)
+        # Gathering before dequantising touches only the rows of the tokens, and the whole table never
+        # becomes float.
         rows = b.op("Gather", values, embedding.indices, name="int8", axis=0)
         shape = fixed_shape(scale) or ()
         if len(shape) == 1:
             zero_point = self.rw.constant(np.zeros(shape, np.int8), f"{embedding.name}.zero_point")
             out = b.op("DequantizeLinear", rows, scale, zero_point, name="dequantised", axis=-1)
         else:
+            # DequantizeLinear takes one scale per index of a fixed axis, whereas here each token brings its
+            # own.
             steps = b.op("Gather", scale, embedding.indices, name="scale", axis=0)
             floats = b.op("Cast", rows, name="float", to=ir.DataType.FLOAT)
             out = b.op("Mul", floats, steps, name="dequantised")
@@ -168,5 +178,6 @@ def _divided(b: Builder, x: ir.Value, weight: LowBitWeight) -> ir.Value:
     """The activation divided by the factors that its readers' weights took over."""
     if weight.factors is None:
         return x
+    # A product with the inverse is cheaper than a division, and rounds about as well.
     inverse = b.constant((1.0 / weight.factors).astype(np.float32), "inverse_factors")
     return b.op("Mul", x, inverse, name="divided")

@@ -15,7 +15,7 @@ SMALLEST_SIDE = 16
 """A product with fewer inputs or outputs is not faster in int8 (NVIDIA ModelOpt draws the same line)."""
 
 SMALLEST_TABLE = 4096
-"""Parameters below which storing an embedding in int8 saves nothing worth its error."""
+"""An embedding with fewer parameters than this stays in float: int8 would save less than 12 kB."""
 
 _QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger"})
 

@@ -11,7 +11,7 @@ Measure = Callable[[Plan], float]
 """Relative error of the outputs of the model when a plan is carried out."""
 
 TRIALS = 12
-"""Plans that are measured to put linears back after the search, at most."""
+"""At most this many plans are measured to put linears back after the search: each is a run of the model."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ def fewest_in_float(plan: Plan, limit: float, measure: Measure) -> Choice:
     Linears are ranked by what is left of their own product, every row counting alike; the shortest run of
     the worst that suffices is found by bisection, and then those that were not to blame are put back.
     """
+    # Embeddings come first: they are at fault for everything downstream, so linears are judged with them
+    # settled.
     tables_left = plan.tables if measure(Plan([], plan.tables)) > limit else []
     tables = [] if tables_left else plan.tables
     ranked = sorted(plan.linears, key=lambda form: -form.row_error)
@@ -40,6 +42,8 @@ def fewest_in_float(plan: Plan, limit: float, measure: Measure) -> Choice:
     def enough(left: Sequence[LinearForm]) -> bool:
         return measure(without(left)) <= limit
 
+    # The whole plan is known to fail, so none left out is no candidate, unless tables went back to float
+    # just now.
     few, many = (-1 if tables_left else 0), len(ranked)
     while many - few > 1:
         middle = (few + many) // 2

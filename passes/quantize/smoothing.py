@@ -25,9 +25,11 @@ def smooth(
     reasons: Counter[str] = Counter()
     smoothed: list[ir.Value] = []
     for value, activation in seen.items():
+        # All readers of an activation take the same factors, since it is divided once for all of them.
         readers = [linear for linear in chosen if linear.input is value]
         item = equalisable(value, readers)
         if any(tied_table(reader) for reader in readers):
+            # Multiplying rows of a shared table would change what the embedding looks up.
             item = "an embedding shares the weight that would take them"
         factors = _factors(activation, readers, alpha, signed) if isinstance(item, Equalisable) else None
         if isinstance(item, str):
