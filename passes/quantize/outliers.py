@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 SMALLEST = 1e-5
-"""Peaks and factors are at least this large, as in the reference code of SmoothQuant, so that no division is by
-zero."""
+"""Peaks and factors are at least this large, as in the reference code of SmoothQuant, so that nothing is
+divided by zero."""
 
 
 def smoothing(activation_peaks: np.ndarray, weight_peaks: np.ndarray, alpha: float) -> np.ndarray:
