@@ -109,6 +109,7 @@ class Operand:
             perm = step.node.attributes.get_ints("perm", ())
             if step.scale is not None:
                 scale *= step.scale
+            # The steps are read backwards, so permutations compose from the outside in.
             elif step.node.op_type == "Transpose" and len(perm) == len(order):
                 order = tuple(perm[axis] for axis in order)
             else:
@@ -249,6 +250,7 @@ class _Search:
             return None
         query, key, _ = operands
         rank = len(query.value.shape or ())
+        # With three axes the heads are still merged into the last one.
         size = _last(query.value.shape) // (1 if rank == 4 else heads)
         return Attention(
             node,
@@ -277,8 +279,12 @@ class _Search:
             if value is None or node is None or node.domain:
                 continue
             seen.add(value)
+            # A product with a weight is a linear, such as one that computes a bias; queries times keys are
+            # both computed.
             if node.op_type == "MatMul" and not any(map(self._is_constant, node.inputs)):
                 return node, tuple(_steps(path))
+            # A mask may be added from either side, so both operands are ways back; the first one is looked
+            # at first.
             pending.extend((step.operand, (step, path)) for step in reversed(self._ways_back(node)))
         return None
 
@@ -295,7 +301,9 @@ class _Search:
         left, right = node.inputs
         if self._is_constant(right):
             number = _number(right)
+            # A division by zero is no scale; it is left as a step whose factor is not known.
             return ChainStep(node, 0, number if node.op_type == "Mul" else 1 / number if number else None)
+        # A constant divided by a value is no scaling of it.
         if self._is_constant(left) and node.op_type == "Mul":
             return ChainStep(node, 1, _number(left))
         return ChainStep(node, 0, None)
@@ -310,6 +318,8 @@ class _Search:
                 if node in seen or node.domain:
                     continue
                 seen.add(node)
+                # Probabilities stand on the left of the product with the values; on the right they would be
+                # the values.
                 if node.op_type == "MatMul" and index == 0 and not self._is_constant(node.inputs[1]):
                     return node, tuple(_steps(path))[::-1]
                 if node.op_type in _GUARDS:
@@ -333,6 +343,7 @@ class _Search:
             if node is None or node.domain or node.op_type not in _LAYOUT | _PLAIN | _SCALES:
                 break
             step = self._scale(node) if node.op_type in _SCALES else ChainStep(node)
+            # What multiplies by more than one number is no layout, so the operand begins behind it.
             if step.factor is None:
                 break
             steps.append(step)

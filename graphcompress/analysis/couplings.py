@@ -86,6 +86,8 @@ def relate(model: Model) -> Relations:
     """
     repeated = repeated_uses(model)
     relations = _related(model, repeated)
+    # Only a first analysis shows which terms tie heads together; atoms cannot be pulled apart again, so the
+    # graph is related anew.
     apart = looked_up(_tying_terms(relations, attentions(model)))
     return _related(model, {**apart, **repeated}) if apart else relations
 
@@ -110,6 +112,7 @@ def _related(model: Model, own: OwnAxes) -> Relations:
     relations = Relations(model, own)
     for node in model.graph:
         apply(relations, node)
+    # Which atoms a size is made of is known only once all operators have been read.
     block_measured(relations, model.graph)
     for value in model.graph.inputs:
         relations.block(relations.axes(value), "it is an input of the graph")
@@ -150,12 +153,16 @@ class _Survey:
 
     def _prunable(self, leaf: int) -> bool:
         known = self.relations.atoms
+        # Of a leaf that is twice a factor of one axis no index belongs to one unit, so that there is
+        # nothing to cut out.
         if not known.size(leaf).fixed or known.size(leaf).number < 2 or leaf in self.repeated:
             return False
         if self.relations.is_blocked(leaf) or not self.slices[leaf]:
             return False
         if self.consumers[leaf]:
             return True
+        # Without a weight that reads it, an axis may still end in a product: query and key channels in the
+        # scores, the rank of a factorised weight.
         return CONTRACTED in known.marks(leaf) and (bool(self.producers[leaf]) or leaf in self.inner)
 
     def group(self, leaf: int) -> Group:
@@ -174,6 +181,7 @@ class _Survey:
 
     def _kind(self, leaf: int) -> str:
         marks = self.relations.atoms.marks(leaf)
+        # What lies inside an attention is told first, for its linears look like those of an FFN.
         if leaf in self.heads:
             return HEAD
         if leaf in self.attended or not self.producers[leaf] or not self.consumers[leaf]:
@@ -227,6 +235,8 @@ class _Survey:
 
     def _stored(self, model: Model) -> None:
         for value, uses in _stored_uses(model):
+            # Where readers have axes of their own, the stored tensor keeps those of the value, which are
+            # blocked there.
             own = any(use in self.relations.own for use in uses) and len(uses) > 1
             axes = self.relations.axes(value) if own else self.relations.operand(*uses[0])
             for axis, atom in enumerate(axes or ()):
@@ -245,6 +255,8 @@ class _Survey:
 
     def _attentions(self, found: Sequence[Attention]) -> None:
         for attention in found:
+            # The outermost leaf is the key/value head; further ones are query heads within its group, which
+            # cannot go alone where they share keys.
             self.heads.update(self._heads(attention)[:1])
             for value in (*(operand.origin for operand in attention.operands), attention.output):
                 self.attended.update(self.relations.fixed_leaves(self.relations.axes(value)))
@@ -264,6 +276,7 @@ def _stored_uses(model: Model) -> Iterator[tuple[ir.Value, list[Use]]]:
     values += [node.outputs[0] for node in model.graph if node.op_type == "Constant"]
     for value in values:
         uses = [(use.node, use.idx) for use in value.uses()]
+        # Such a vector has different atoms at every reader, so each reader brings a slice of its own.
         if uses and use_key(value, *uses[0]) is not value:
             yield from ((value, [use]) for use in uses)
         elif uses:
@@ -274,6 +287,7 @@ def _with_distinct_names(groups: Sequence[Group]) -> list[Group]:
     """Tell groups of the same linear (heads and their sizes) apart by a number, heads and FFN nodes first."""
     seen: dict[str, int] = defaultdict(int)
     names: dict[Group, str] = {}
+    # Heads and FFN nodes get the plain name, since those are what a user asks for.
     for group in sorted(groups, key=lambda group: group.kind == OTHER):
         seen[group.name] += 1
         names[group] = group.name if seen[group.name] == 1 else f"{group.name}.{seen[group.name]}"

@@ -145,6 +145,8 @@ def _find_embeddings(model: Model) -> Iterator[Embedding]:
         if node.domain or node.op_type != "Gather" or node.attributes.get_int("axis", 0) != 0:
             continue
         table, indices = node.inputs
+        # With constant indices the result is a constant too, such as positions that were stored: nothing is
+        # looked up at run time.
         if table is None or indices is None or constant(indices):
             continue
         shape = _constant_shape(table, constant)
@@ -171,6 +173,7 @@ def _gemm(node: ir.Node, constant: IsConstant) -> Linear | None:
     if x is None or weight is None or constant(x) or (bias is not None and not constant(bias)):
         return None
     factors = {node.attributes.get_float(key, 1.0) for key in ("alpha", "beta")}
+    # Any other factor belongs into the weight, which the rules that simplify take care of.
     plain = not node.attributes.get_int("transA", 0) and factors == {1.0}
     shape = _constant_shape(weight, constant)
     if shape is None or len(shape) != 2 or not plain:
@@ -188,6 +191,7 @@ def _added_bias(product: ir.Value, width: int, constant: IsConstant) -> tuple[ir
     """The bias added to ``product`` and the sum, when its only use is that addition."""
     add = only_reader(product, "Add")
     other = operand_beside(add, product)
+    # A sum that others read before the bias is added has to stay as a value of its own.
     if add is None or other is None or _constant_shape(other, constant) != (width,):
         return None, product
     return other, add.outputs[0]
@@ -205,6 +209,8 @@ def _display_name(weight: ir.Value, bias: ir.Value | None) -> str:
         return given
     if not _ANONYMOUS.match(name):
         return name
+    # Exporters fold the transposition of a weight into an anonymous tensor but leave the bias its name,
+    # which tells the layer.
     bias_name = (bias.name if bias is not None else None) or ""
     for suffix in (".bias", "/bias", "_bias"):
         if bias_name.endswith(suffix):

@@ -78,6 +78,8 @@ class AtomStore:
             return np.full(known.size.number, -1)
         if known.joined == "concat":
             return np.concatenate([self.units(part, leaf) for part in known.parts])
+        # Built up factor by factor: index i · n + j of a row-major product belongs to the unit of whichever
+        # factor owns one; -1 loses against any unit.
         grid = np.full((1,), -1)
         for part in known.parts:
             inner = self.units(part, leaf)
@@ -88,6 +90,7 @@ class AtomStore:
         """Size of an atom once each leaf in ``kept`` (a root) has only that many units left."""
         root, known = self.root(atom), self.known(atom)
         if not known.parts:
+            # Only leaves are cut, so the sizes of all else follow from them.
             return Size(kept[root]) if root in kept else known.size
         sizes = [self.size_after(part, kept) for part in known.parts]
         if known.joined == "concat":
@@ -120,6 +123,7 @@ class AtomStore:
 
     def _refine(self, root: int, joined: str, parts: Sequence[int]) -> None:
         known = self._classes[root]
+        # Marks were put on a leaf; its new parts are the leaves now, and have to carry them.
         known.joined, known.parts = joined, tuple(parts)
         for mark, reason in known.marks.items():
             for part in parts:

@@ -51,6 +51,7 @@ class Atoms(AtomStore):
 
     def match(self, left: Sequence[int], right: Sequence[int]) -> None:
         """Say that two row-major products with the same total are the same, as a Reshape does."""
+        # A stack in place of recursion, so that deep nesting never meets Python's limit.
         pending = [(list(left), list(right))]
         while pending:
             self._match(*pending.pop(), pending)
@@ -58,12 +59,15 @@ class Atoms(AtomStore):
     # ---- how
 
     def _match(self, left: Factors, right: Factors, pending: Pairs) -> None:
+        # Both ends are tried: a size that is not known stops the matching at its own end alone.
         for end in (-1, 0):
             while self._match_end(left, right, end, pending):
                 pass
         left, right = self._flat(left), self._flat(right)
         if not left and not right:
             return
+        # What is left matches at neither end: a size that is not known may still be the product of the
+        # other side.
         if not self._absorb(left, right) and not self._absorb(right, left):
             self.block([*left, *right], "a Reshape mixes it with other dimensions")
 
@@ -73,6 +77,8 @@ class Atoms(AtomStore):
         if not left or not right:
             return False
         one, other = left[end], right[end]
+        # At the end of a row-major product equal sizes mean the same axis, since both run over the same
+        # elements in the same order.
         if self.size(one) == self.size(other):
             self._unite(left.pop(end), right.pop(end), pending)
             return True
@@ -98,6 +104,8 @@ class Atoms(AtomStore):
         quotient = self.size(atom).over(self.size(by))
         if self.known(atom).parts or quotient is None:
             return False
+        # In a row-major product the right factor varies fastest, so the part that is to match stands at the
+        # end that is matched.
         parts = [self.new(self.size(by)), self.new(quotient)]
         self._refine(atom, "product", parts if end == 0 else parts[::-1])
         return True
@@ -128,6 +136,7 @@ class Atoms(AtomStore):
             grown = total * self.size(atom)
             if grown == size:
                 return factors[len(factors) - count :]
+            # The next factor is too large to fit whole, so that the size is met only by a part of it.
             if size.over(grown) is None:
                 if rest is None or self.known(atom).parts or (quotient := self.size(atom).over(rest)) is None:
                     return None
@@ -175,6 +184,7 @@ class Atoms(AtomStore):
         first, second = self._classes[one], self._classes[other]
         if first.parts and second.parts and not self._align(one, other, pending):
             self.block((one, other), "two ways of cutting it into segments do not agree")
+        # The class that has been refined says more; the other one is a leaf, and takes over its parts.
         known = first if first.parts else second
         marks = {**second.marks, **first.marks}
         self._union.union(one, other)
@@ -182,6 +192,7 @@ class Atoms(AtomStore):
         root = self.root(one)
         self._classes[root] = known
         known.marks = marks
+        # The parts that the leaf has just got inherit what was said of it.
         for mark, reason in marks.items():
             self.mark(root, mark, reason)
 
@@ -216,6 +227,7 @@ class Atoms(AtomStore):
             len(single) != 1
             or self.known(single[0]).parts
             or self.size(single[0]).fixed
+            # A size that contained itself would never end.
             or single[0] in factors
         ):
             return False

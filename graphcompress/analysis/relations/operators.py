@@ -38,12 +38,14 @@ def apply(relations: Relations, node: ir.Node) -> None:
 
 
 def _ranks_known(relations: Relations, node: ir.Node) -> bool:
+    # Optional outputs may lack a shape without harm; the rules read the first.
     values = [*node.inputs, *node.outputs[:1]]
     return all(value is None or not value.name or relations.axes(value) is not None for value in values)
 
 
 def _unknown(relations: Relations, node: ir.Node) -> None:
     relations.block_node(node, f"{node.domain or 'ai.onnx'}.{node.op_type} is not known")
+    # A subgraph reads values of the graph around it without naming them as inputs of its node.
     for graph in inner_graphs(node):
         for inner in graph.all_nodes():
             for value in inner.inputs:

@@ -48,6 +48,7 @@ def einsum(relations: Relations, node: ir.Node) -> None:
     terms = [*inputs.split(","), output]
     values = [relations.operand(node, index) for index in range(len(node.inputs))] + [relations.output(node)]
     repeated = any(len(set(term)) < len(term) for term in terms)
+    # Each of these gives axes without a label, or one label twice, which the rules below cannot follow.
     if not arrow or "." in equation or repeated:
         relations.block_node(node, "Einsum with an ellipsis, a diagonal or no explicit output")
         return
@@ -58,6 +59,7 @@ def einsum(relations: Relations, node: ir.Node) -> None:
                 relations.atoms.unify(seen.setdefault(label, atom), atom)
     computed = [value for value in node.inputs if not relations.constant(value)]
     for label in set(seen) - set(output):
+        # A label in one term alone is summed like a ReduceSum; in two terms it is a product.
         if sum(label in term for term in terms) < 2:
             relations.atoms.mark(seen[label], AVERAGED, "a sum runs over it")
         elif len(computed) > 1:
@@ -93,5 +95,7 @@ def _product(relations: Relations, node: ir.Node, left_index: int, right_index: 
 def _contract(relations: Relations, node: ir.Node, left: int | None, right: int | None) -> None:
     relations.atoms.unify(left, right)
     constant = [relations.constant(value) for value in node.inputs[:2]]
+    # A sum between a weight and an activation has the weight as its consumer; only where both or neither is
+    # stored nothing else says that the axis may go.
     if left is not None and constant[0] == constant[1]:
         relations.atoms.mark(left, CONTRACTED, node.name or "")

@@ -97,6 +97,8 @@ class Relations:
     def head_leaves(self, attention: Attention) -> list[int]:
         """Leaves over which an attention is repeated, outermost first: heads, or groups of heads."""
         axes = self.axes(attention.output) or []
+        # Between the two products heads are an axis before [queries, size]; an operator that merges them
+        # has them in the last.
         joined = attention.scoring is None and len(axes) != 4  # an operator may merge the heads itself
         return self.fixed_leaves(axes[-1:] if joined else axes[:-2])
 
@@ -120,6 +122,7 @@ class Relations:
             self._axes[key] = [
                 new if axis in own else old for axis, (old, new) in enumerate(zip(shared, fresh, strict=True))
             ]
+            # The stored tensor itself keeps its size: readers take what they need out of it.
             self.atoms.block([shared[axis] for axis in own], "its readers look up in it what they need")
         return self._axes[key]
 
@@ -127,6 +130,7 @@ class Relations:
         if value.shape is None:
             return None
         sizes = [size_of(dim) for dim in value.shape]
+        # An axis of size 1 broadcasts against anything, so it must not tie two axes together.
         return [None if size == ONE else self.atoms.new(size) for size in sizes]
 
 

@@ -32,6 +32,8 @@ def gather_elements(relations: Relations, node: ir.Node) -> None:
     relations.unify(indices, relations.output(node))
     relations.block([data[axis]], "it is selected from by index")
     for other, (one, index) in enumerate(zip(data, indices, strict=True)):
+        # Indices may be shorter than data, and then only the first entries are read: the axes are not the
+        # same.
         if other != axis and (one is None) != (index is None):
             relations.block([one, index], "GatherElements reads a part of it")
         elif other != axis:
@@ -98,12 +100,14 @@ def _mix(relations: Relations, atom: int | None, op_type: str) -> None:
 
 
 def _reduced_axes(node: ir.Node, rank: int) -> list[int] | None:
+    # These take one axis, by another attribute than the reductions.
     if node.op_type in ("ArgMax", "ArgMin"):
         return [node.attributes.get_int("axis", 0) % rank]
     if len(node.inputs) > 1 and node.inputs[1] is not None:
         axes = integers_of(operand(node, 1))
     else:
         axes = list(node.attributes.get_ints("axes", []))
+        # Without axes ONNX reduces all of them, unless this attribute makes the node do nothing.
         if not axes and node.attributes.get_int("noop_with_empty_axes", 0) == 1:
             return []
     return None if axes is None else [axis % rank for axis in axes] or list(range(rank))

@@ -57,6 +57,7 @@ def _tiled(relations: Relations, one: int | None, other: int | None) -> None:
         return
     if times != Size(1):
         repeat = relations.atoms.new(times)
+        # The repeats stand in a stored tensor that no cut follows.
         relations.atoms.block([repeat], "a constant number of repeats")
         one = repeat if one is None else relations.atoms.product([repeat, one])
     relations.atoms.unify(one, other)
@@ -94,6 +95,7 @@ def _concatenated(relations: Relations, whole: int | None, parts: Sequence[int |
         relations.atoms.unify(whole, parts[0])
         return
     one = Size(1)
+    # Axes of size 1 have no atom, but as segments they count.
     filled = [relations.atoms.new(one) if part is None else part for part in parts]
     if not all(relations.atoms.size(atom).fixed for atom in (whole, *filled)):
         relations.atoms.block([whole, *parts], "it is joined along an axis of variable size")
@@ -122,6 +124,7 @@ def _sliced(
         relations.atoms.block([one, other], "it is sliced at bounds that are not constant or not contiguous")
         return
     start, stop, _ = slice(*bounds).indices(size.number)
+    # A slice of one entry has no atom either, and still takes up a place in the whole.
     middle = relations.atoms.new(Size(1)) if other is None else other
     segments = [
         middle if begin == start else relations.atoms.new(Size(end - begin))
