@@ -28,7 +28,7 @@ CONTRIB = "com.microsoft"
 _WEIGHTS = "session.model_external_initializers_file_folder_path"
 
 _FATAL_ONLY = 4
-"""Errors are raised with the same text that the runtime would also log."""
+"""The runtime logs nothing below this level (4 is fatal): errors are raised with the same text anyway."""
 
 
 @functools.cache
@@ -86,6 +86,7 @@ def session_of(
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except runtime_errors() as error:
+        # The runtime tells the kinds of its errors apart by text alone.
         if "INVALID_PROTOBUF" in str(error):
             name = "the model" if isinstance(model, bytes) else model
             raise InvalidModelError(
@@ -120,6 +121,7 @@ def provider_session(
         )
     except runtime_errors() as error:
         raise UnsupportedModelError(f"{named[0][0]} refuses {model}: {first_line(error)}") from error
+    # A provider whose libraries are missing is left out with a warning, and the session runs on the CPU.
     if named[0][0] not in session.get_providers():
         raise UnsupportedModelError(
             f"{named[0][0]} did not come up, ONNX Runtime uses {', '.join(session.get_providers())}; "
@@ -149,6 +151,7 @@ def is_runtime_operator(domain: str, name: str, opset: int) -> bool:
     try:
         session_of(model.SerializeToString())
     except UnsupportedModelError as error:
+        # The node lacks its inputs, so an operator that exists is refused as well; the message tells which.
         return "is not a registered function/op" not in str(error) and "No Op registered" not in str(error)
     return True
 
@@ -204,6 +207,7 @@ class Runner:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        # The memory is freed with the last reference, before it is asked to be given back.
         del self._session
         _give_back_memory()
 
@@ -213,6 +217,7 @@ def _source(model: Model | Path, values: Sequence[ir.Value]) -> tuple[bytes | Pa
     if isinstance(model, Path):
         return model, None, model.stat().st_size
     extra = [value for value in values if not value.is_graph_output()]
+    # Values inside a graph are only given back when they are outputs; they are taken off again below.
     model.graph.outputs.extend(extra)
     try:
         written = model.in_place()
@@ -225,6 +230,7 @@ def _source(model: Model | Path, values: Sequence[ir.Value]) -> tuple[bytes | Pa
 def _give_back_memory() -> None:
     """Let glibc return what a session has freed: it keeps blocks below 32 MB, which is most of a model."""
     if sys.platform == "linux":
+        # Only glibc has this function; musl, for one, does not.
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)

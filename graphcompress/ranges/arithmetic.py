@@ -32,6 +32,7 @@ def corners(combine: Callable[[float, float], float]) -> Transfer:
 def pow_(node: ir.Node, operands: Operands) -> Interval | None:
     """Powers 2 and 3."""
     x, exponent = operands[0], scalar(node.inputs[1])
+    # Beyond that a Python float overflows with an error in place of infinity.
     if x is None or exponent not in (2.0, 3.0) or x.magnitude > 1e100:
         return None
     if exponent == 2.0:
@@ -50,6 +51,8 @@ def reciprocal(node: ir.Node, operands: Operands) -> Interval | None:
     x = operands[0]
     if x is None or x.low <= 0 <= x.high:
         return None
+    # The reciprocal is rounded by the runtime, in kernels that may estimate it; both ends get room for
+    # that.
     ends = [factor / end for end in (x.low, x.high) for factor in (0.999, SLACK)]
     return Interval(min(ends), max(ends))
 
@@ -59,6 +62,7 @@ def div(node: ir.Node, operands: Operands) -> Interval | None:
     a, b = operands
     if a is None or b is None or b.low <= 0 <= b.high:
         return None
+    # On each side of zero the quotient is monotone in both operands, so its extremes lie in the corners.
     ends = [x / y for x in (a.low, a.high) for y in (b.low, b.high)]
     quotient = Interval(min(ends), max(ends))
     dtype = node.outputs[0].dtype
@@ -70,7 +74,9 @@ def cast(node: ir.Node, operands: Operands) -> Interval | None:
     x, dtype = operands[0], ir.DataType(node.attributes.get_int("to", 0))
     if x is None:
         return None
+    # To BOOL a half is true, which truncation would miss.
     if dtype == ir.DataType.BOOL:
+        # An interval that touches zero may hold other numbers, too: both truth values are possible.
         return FALSE if x == FALSE else UNIT if x.low <= 0 <= x.high else TRUE
     return _without_fraction(x) if dtype.is_integer() else x
 
@@ -134,6 +140,7 @@ def range_(node: ir.Node, operands: Operands) -> Interval | None:
     if start is None or limit is None or delta is None:
         return None
     if delta.low > 0:
+        # An empty Range has no elements, for which any interval is right.
         return Interval(start.low, max(limit.high, start.low))
     return Interval(min(limit.low, start.high), start.high) if delta.high < 0 else None
 

@@ -27,6 +27,7 @@ class Bounds:
         """The interval of ``value``, or None when nothing finite can be proved."""
         if value is None:
             return None
+        # A stack in place of recursion: a graph may be deeper than Python's limit.
         pending = [value]
         while pending:
             item = pending[-1]
@@ -42,6 +43,7 @@ class Bounds:
         return self._known[value]
 
     def _compute(self, value: ir.Value) -> Interval | None:
+        # An initializer that is an input as well may be given another value by the caller.
         if value.const_value is not None and not value.is_graph_input():
             return of_array(value)
         node = value.producer()
@@ -52,6 +54,7 @@ class Bounds:
         transfer = TRANSFER.get(node.op_type)
         operands = [None if operand is None else self._known.get(operand) for operand in node.inputs]
         interval = transfer(node, operands) if transfer is not None else None
+        # Where no rule says anything, an integer still lies within its type.
         return fit(interval, value.dtype) if interval is not None else of_type(value.dtype)
 
 

@@ -46,5 +46,6 @@ def coordinate(value: ir.Value | None) -> Coordinate | None:
         return None
     rank = len(value.shape)
     added = {int(axis) % rank for axis in axes.reshape(-1)}
+    # The axes of an Unsqueeze count in its result, whose other axes are those of the operand in order.
     kept = [axis for axis in range(rank) if axis not in added]
     return Coordinate(kept[inner.axis] - rank, inner.size)

@@ -10,10 +10,11 @@ import numpy as np
 import onnx_ir as ir
 
 SLACK = 1.01
-"""Rounding of long sums (MatMul, LayerNormalization, Softmax): far above length · epsilon."""
+"""Bounds of long sums (MatMul, LayerNormalization, Softmax) are widened by this factor, because the runtime
+rounds: 1 % is far above the length of a sum times the epsilon of float32, 1.2e-7."""
 
 LARGEST_CONSTANT = 1 << 28
-"""Stored tensors of more elements are not read."""
+"""Stored tensors of more elements than this (1 GiB in float32) are not read, and so of unknown range."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,15 @@ def fit(interval: Interval, dtype: ir.DataType | None) -> Interval | None:
         return None
     if dtype == ir.DataType.BOOL or not dtype.is_floating_point():
         whole = of_type(dtype)
+        # A result beyond its type wraps around, and then may be anything.
         inside = whole is not None and whole.low <= interval.low and interval.high <= whole.high
         return interval if inside else whole
     if dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE):
         return None
     if interval.magnitude > float(np.finfo(dtype.numpy()).max):
         return None
+    # The runtime rounds results to their type as well, possibly beyond an end that was computed in double
+    # precision.
     low, high = np.array([interval.low, interval.high]).astype(dtype.numpy())
     return Interval(float(low), float(high))
 
@@ -91,6 +95,7 @@ Transfer = Callable[[ir.Node, Operands], Interval | None]
 def hull(intervals: Operands) -> Interval | None:
     """The smallest interval that holds all; None when one is not known."""
     known = [interval for interval in intervals if interval is not None]
+    # One operand that may be NaN or infinite makes the whole result unknown.
     if not known or len(known) < len(intervals):
         return None
     return Interval(min(i.low for i in known), max(i.high for i in known))

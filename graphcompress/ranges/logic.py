@@ -16,6 +16,7 @@ def where(node: ir.Node, operands: Operands) -> Interval | None:
         return then
     if condition == FALSE:
         return otherwise
+    # A Softmax over scores of unknown range may be NaN, which is exactly what the guard replaces.
     if _guards_softmax(node):
         return hull([then, UNIT])
     return hull([then, otherwise])

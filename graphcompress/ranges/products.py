@@ -19,11 +19,13 @@ def matmul(node: ir.Node, operands: Operands) -> Interval | None:
     x, weight = node.inputs[:2]
     if a is None or b is None or x is None or weight is None:
         return None
+    # A weighted mean with weights that sum to at most one stays within the range of what is averaged.
     if _averages(x):
         return Interval.around(b.magnitude * SLACK)
     column = _largest_column_sum(weight) if is_constant(weight) else None
     if column is not None:
         return Interval.around(a.magnitude * column * SLACK)
+    # The bound grows with the length of the sum, so it needs a length that is fixed.
     inner = x.shape[-1] if x.shape is not None and len(x.shape) else None
     return Interval.around(inner * a.magnitude * b.magnitude * SLACK) if isinstance(inner, int) else None
 
@@ -56,6 +58,7 @@ def _averages(value: ir.Value) -> bool:
     if node.op_type != "Where" or node.inputs[1] is None or node.inputs[2] is None:
         return False
     zero = node.inputs[1].const_value
+    # Entries that a guard sets to zero can only lower the sum of a row.
     return zero is not None and zero.size == 1 and not zero.numpy().any() and _averages(node.inputs[2])
 
 
@@ -65,8 +68,11 @@ def layer_norm(node: ir.Node, operands: Operands) -> Interval | None:
     bias = operands[2] if len(operands) > 2 else Interval(0.0, 0.0)
     data = node.inputs[0]
     axis = node.attributes.get_int("axis", -1)
+    # Squares of larger numbers, summed for the variance, come near the end of float32, and infinity over
+    # infinity is NaN.
     if x is None or scale is None or bias is None or data is None or data.shape is None or x.magnitude > 1e15:
         return None
+    # Without an epsilon a constant input is divided by zero.
     if node.attributes.get_float("epsilon", 1e-5) <= 0:
         return None
     sizes = list(data.shape)[axis:]
@@ -84,6 +90,7 @@ def mul(node: ir.Node, operands: Operands) -> Interval | None:
         return interval
     size = normalized.shape[-1]
     largest = math.sqrt(size) * SLACK if isinstance(size, int) else math.inf
+    # Both bounds hold, so the smaller one does.
     return Interval.around(min(largest, interval.magnitude))
 
 
@@ -111,5 +118,6 @@ def _steps(value: ir.Value | None, *op_types: str) -> list[ir.Node]:
 def _is_mean_of_squares(shifted: ir.Node, mean: ir.Node, power: ir.Node) -> bool:
     if mean.attributes.get_int("keepdims", 1) != 1:
         return False
+    # Since opset 18 the axes of ReduceMean are an input, before that an attribute.
     axes = [scalar(mean.inputs[1])] if len(mean.inputs) > 1 else [*(mean.attributes.get_ints("axes") or ())]
     return axes == [-1] and scalar(power.inputs[1]) == 2 and (scalar(shifted.inputs[1]) or 0.0) > 0

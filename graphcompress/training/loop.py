@@ -28,7 +28,8 @@ from graphcompress.training.settings import Settings
 
 _LOG = logging.getLogger(__name__)
 SMOOTHING = 0.9
-"""Of the loss terms that are shown."""
+"""The loss terms that are shown keep this share of their former value at every step,
+which makes them about a mean of ten steps."""
 CPU_FULL = "DefaultCPUAllocator"
 """What PyTorch's RuntimeError names when the memory of the CPU is at an end."""
 
@@ -93,6 +94,7 @@ class Trainer:
             TrainingError: the loss became NaN, or memory ran out; the student has its last good weights.
         """
         resumed = self._resume()
+        # A run that goes on has the start in its checkpoint.
         if not self.best:
             self._evaluate()
             self.start = self.best["score"]
@@ -136,7 +138,10 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         with self._advice_when_out_of_memory():
             terms = self._gradients(self.batches(self.step))
+        # An infinite limit clips nothing, and the norm is needed in any case, to see a gradient that is no
+        # number.
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip or math.inf)
+        # Checked before the step: afterwards the weights would be NaN, too.
         if not math.isfinite(float(norm)) or not all(map(math.isfinite, terms.values())):
             raise self._stopped("the loss is no longer a number")
         self.optimizer.step()
@@ -162,10 +167,13 @@ class Trainer:
         for name, value in own.items() if group.rank == 0 else ():  # once, for gradients are summed
             value.backward()  # type: ignore[no-untyped-call]
             totals[name] = value.detach()
+        # Every process adds up the same list, so a parameter without a gradient in this part needs one of
+        # zeros.
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         names = [*self._term_names(), *own]
+        # The names are the same in all processes, so that one vector of sums fits them.
         sums = torch.stack([totals.get(name, torch.zeros((), device=self.given.device)) for name in names])
         group.add_up([*(p.grad for p in self.parameters if p.grad is not None), sums])
         return dict(zip(names, sums.tolist(), strict=True))
@@ -190,14 +198,18 @@ class Trainer:
         may_end = all(attached.may_end(self._now) for attached in self.instruments.values())
         if self._is_best(score, may_end):
             state = self._state()
+            # The training goes on in these tensors, so what is kept has to be a copy.
             state["weights"] = {name: tensor.detach().clone() for name, tensor in state["weights"].items()}
             self.best = {"score": score, "step": self.step, "may_end": may_end, **state}
             self.since_best = 0
+        # As long as no model may be kept, being worse than the best one so far is no reason to stop.
         elif self.best["may_end"]:
             self.since_best += 1
 
     def _is_best(self, score: float, may_end: bool) -> bool:
         """Whether the student is the one to keep: one that may stay as it is goes before one that may not."""
+        # Scores before and after an instrument is done cannot be compared: the earlier model is not one
+        # that may be deployed.
         if not self.best or may_end != self.best["may_end"]:
             return may_end or not self.best
         return self.evaluation.is_better(score, self.best["score"])
@@ -265,6 +277,7 @@ class Trainer:
         try:
             yield
         except (MemoryError, RuntimeError) as error:
+            # On the CPU PyTorch raises a plain RuntimeError when memory is at an end, and for much else.
             if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and CPU_FULL not in str(error):
                 raise
             self.optimizer.zero_grad(set_to_none=True)

@@ -73,6 +73,7 @@ def unit_of(value: torch.Tensor, mask: torch.Tensor | None) -> str:
     """What a mean over ``value`` is a mean over: samples, tokens, or pairs of tokens."""
     if mask is None or value.ndim < 2:
         return ROWS
+    # Four axes, the last two of them tokens: scores of attention [batch, heads, queries, keys].
     if value.ndim == 4 and value.shape[2] == value.shape[3] == mask.shape[1]:
         return PAIRS
     return TOKENS if value.shape[:2] == mask.shape else ROWS
@@ -82,6 +83,7 @@ def squared_error(
     student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, str]:
     """Sum over real positions of the mean squared error at each, and the unit that it is a sum over."""
+    # Squares overflow in half precision.
     return _sum((student.float() - teacher.float()).square(), mask)
 
 
@@ -111,8 +113,11 @@ def divergence(
     """
     student, teacher = student.float() / temperature, teacher.float() / temperature
     if mask is not None and student.shape == mask.shape:
+        # Not -inf: a difference of two infinities in the logarithms would be NaN.
         student, teacher = (value.masked_fill(~mask, -1e4) for value in (student, teacher))
     p, q = functional.log_softmax(teacher, -1), functional.log_softmax(student, -1)
+    # Gradients of softened distributions shrink with the square of the temperature, which T² makes up for
+    # (Hinton et al., arXiv:1503.02531).
     each = (p.exp() * (p - q)).sum(-1) * temperature**2
     if mask is not None and each.shape == mask.shape:
         return each[mask].sum(), TOKENS
@@ -159,6 +164,7 @@ class Losses:
         for name, read in self._compared():
             sums = [power(read(values), self._mask_for(name, mask)) for values, mask in teacher]
             total = sum(float(value) for value, _ in sums) / getattr(counts, sums[0][1])
+            # A value that is always zero must not be divided by.
             self.powers[name] = max(total, 1e-12)
 
     def _mask_for(self, name: str, mask: torch.Tensor | None) -> torch.Tensor | None:

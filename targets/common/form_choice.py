@@ -35,7 +35,8 @@ from graphcompress.targets.common.family import UNCHANGED, Family, Site
 _LOG = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4
-"""Largest difference between two forms of a site, in units of the largest output."""
+"""Two forms of a site may differ by at most this share of the largest output: rounding in another order stays
+far below it."""
 
 _METHOD = 5
 """Part of the cache's keys; raise it when times are taken in another way."""

@@ -15,19 +15,20 @@ from graphcompress.measure.calibrate import observe
 from graphcompress.plugin.base import Context
 
 LARGEST = 65504.0
-"""Largest finite float16."""
+"""Largest finite number of float16 (IEEE 754 binary16)."""
 
 LIMIT = 32000.0
 """A value observed above this (half of the largest float16) stays in float32, and what reads it, too."""
 
 OBSERVED_SAMPLES = 4
-"""Ranges grow with the model, not with the text; the limit leaves a factor of two."""
+"""Ranges are observed on this many samples: they follow from the model more than from the text, and the limit
+leaves a factor of two."""
 
 _GROWING = frozenset({"Add", "Conv", "Div", "Gemm", "MatMul", "Mul", "Sub", "Sum"})
 """Operators whose results may be larger than what they read."""
 
 _SMALLEST = 2.0**-14
-"""Smallest float16 of full precision."""
+"""Smallest normal number of float16 (IEEE 754 binary16): smaller ones lose digits."""
 
 SMALLEST_SCALE = 1e-5
 """Below this, float16 keeps a scale to less than half a percent."""

@@ -16,7 +16,7 @@ SMALLEST_SIDE = 16
 """A product with a smaller side is no integer product on a tensor core."""
 
 WORTH = 0.8
-"""Share of the multiply-accumulates of the dense product that both may take."""
+"""Both products together may take at most this share of the multiply-accumulates of the dense one."""
 
 
 @dataclass(frozen=True)

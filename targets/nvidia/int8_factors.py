@@ -28,7 +28,7 @@ from graphcompress.targets.nvidia.int8_factor_products import (
 )
 
 MIN_SQNR_DB = 12.0
-"""What two products must keep of the exact one; else the weight is expanded and rounded once."""
+"""Two products must keep this SQNR, in dB, of the exact one; else the weight is expanded and rounded once."""
 
 
 def multiply_int8_factors(rw: Rewriter, samples: Samples) -> tuple[dict[str, float], dict[str, str]]:

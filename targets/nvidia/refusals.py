@@ -14,7 +14,7 @@ from graphcompress.graph.match import is_standard, operand, producer, rank_of, t
 from graphcompress.graph.model import Model
 
 SHOWN = 5
-"""Refusals told in one error."""
+"""One error tells at most this many refusals."""
 
 _QOPERATORS = {
     "ConvInteger": "write it as Conv between QuantizeLinear and DequantizeLinear",

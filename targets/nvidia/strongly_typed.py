@@ -29,6 +29,7 @@ OLDEST_OPSET, NEWEST_OPSET = 19, 20
 """Scales may be float16 since opset 19; TensorRT 10 reads up to opset 20 in its first releases."""
 
 CALIBRATION_SAMPLES = 64
+"""The activations between two int8 products are calibrated on at most this many samples."""
 
 
 @dataclass(frozen=True)

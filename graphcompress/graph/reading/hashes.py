@@ -10,6 +10,8 @@ from pathlib import Path
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file; a file that has not changed since is not read again."""
     seen = path.stat()
+    # A file that is written anew has another inode, size or time, so that an old hash is never taken for
+    # it.
     return _sha256(path.resolve(), seen.st_ino, seen.st_size, seen.st_mtime_ns)
 
 

@@ -51,11 +51,14 @@ def read_model(path: Path) -> tuple[ir.Model, tuple[Path, ...]]:
         UnsupportedModelError: a construct that is not supported, such as sparse weights.
     """
     proto = _parse(path)
+    # The order matters: what follows looks operators up by the domain that is written here.
     _normalise_domains(proto)
     _free_initializers(proto)
     _forget_negative_sizes(proto)
     _drop_shadowed_functions(proto)
+    # The message is checked before onnx_ir sees it, which repairs some damage silently.
     check_whole(path, proto)
+    # Before inlining, which would never end on functions that call each other.
     _check_calls(path, proto)
     files = {path.name: path}
     for graph in graphs(proto):
@@ -65,6 +68,7 @@ def read_model(path: Path) -> tuple[ir.Model, tuple[Path, ...]]:
                 files[location] = file
     try:
         model = ir.from_proto(proto)
+        # A graph that is in order stays exactly as the file has it.
         if not is_sorted(proto.graph):
             common.TopologicalSortPass()(model)
         if model.functions:
@@ -213,6 +217,8 @@ def _check_external(path: Path, tensor: onnx.TensorProto) -> tuple[str, Path]:
         raise InvalidModelError(f"{where} names no file; the model is damaged, export it again")
     location = Path(entries["location"])
     offset, length = (_number(where, key, entries.get(key)) for key in ("offset", "length"))
+    # A large weight inside the model's own file is described like external data; it may even be a link
+    # elsewhere.
     file = path if location == Path(path.name) else _contained(where, path.parent, location)
     wanted, seen = number_of_bytes(tensor), file.stat().st_size
     if length is not None and length != wanted:
@@ -236,8 +242,10 @@ def _contained(where: str, parent: Path, location: Path) -> Path:
             f"{where} lies outside the model's folder ({location}); "
             "put the file beside the model and export again"
         )
+    # Said before the next check, because a link to nothing resolves to a path that may lie anywhere.
     if file.is_symlink() and not file.exists():
         raise InvalidModelError(f"{where} is missing: {location} is a link to nothing; copy the file there")
+    # A location without ".." may still lead out of the folder through a link.
     if not file.resolve().is_relative_to(folder):
         raise InvalidModelError(
             f"{where} lies outside the model's folder ({location} is a link that leads out of it); "
@@ -253,6 +261,7 @@ def _contained(where: str, parent: Path, location: Path) -> Path:
 def _number(where: str, key: str, text: str | None) -> int | None:
     if not text:
         return None
+    # int() would take signs, spaces, underscores and digits of other scripts.
     if not (text.isascii() and text.isdigit()):
         raise InvalidModelError(
             f"{where} has the {key} {text!r}, which is no size; the model is damaged, export it again"

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from graphcompress.graph.reading.protos import KINDS, number_of_bytes
 
 LARGE_BYTES = 1 << 16
-"""Smaller weights are read with the graph."""
+"""Weights of fewer bytes (64 KiB) are read with the graph: to map each by itself would take longer."""
 
 _GRAPH = onnx.ModelProto.DESCRIPTOR.fields_by_name["graph"].number
 _INITIALIZER = onnx.GraphProto.DESCRIPTOR.fields_by_name["initializer"].number
@@ -38,6 +38,7 @@ def skim(path: Path) -> onnx.ModelProto:
     """
     model = onnx.ModelProto()
     with path.open("rb") as file:
+        # An empty file cannot be mapped.
         if not path.stat().st_size:
             return model
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -53,6 +54,7 @@ def skim(path: Path) -> onnx.ModelProto:
 
 def _read_graph(data: mmap.mmap, span: Span, graph: onnx.GraphProto, location: str) -> None:
     rest = bytearray()
+    # An empty graph is there all the same, and the checks tell it from a missing one.
     graph.SetInParent()
     for number, whole, body in _fields(data, span):
         if number == _INITIALIZER:
@@ -76,6 +78,7 @@ def _tensor(data: mmap.mmap, span: Span, location: str) -> onnx.TensorProto:
     if raw is None:
         return tensor
     length = raw[1] - raw[0]
+    # A tensor whose sizes disagree is kept whole, so that the checks refuse it as they refuse any other.
     if tensor.data_type not in KINDS or tensor.external_data or number_of_bytes(tensor) != length:
         tensor.raw_data = data[slice(*raw)]
         return tensor
@@ -100,6 +103,7 @@ def _fields(data: mmap.mmap, span: Span) -> Iterator[tuple[int, Span, Span]]:
             stop = body + (8 if kind == _EIGHT_BYTES else 4)
         else:
             raise DecodeError(f"byte {start:,} begins no field")
+        # Field numbers begin at one, so a tag below eight is damage.
         if stop > end or tag < 8:
             raise DecodeError(f"the field at byte {start:,} does not end within its message")
         yield tag >> 3, (start, stop), (body, stop)
@@ -109,6 +113,7 @@ def _fields(data: mmap.mmap, span: Span) -> Iterator[tuple[int, Span, Span]]:
 def _varint(data: mmap.mmap, start: int, end: int) -> tuple[int, int]:
     """The number whose first byte is at ``start``, and the position after it."""
     value = 0
+    # Ten bytes of seven bits hold any number of 64 bits.
     for position in range(start, min(start + 10, end)):
         byte = data[position]
         value |= (byte & 0x7F) << 7 * (position - start)

@@ -36,7 +36,7 @@ _UNCHECKED = "graphcompress.unchecked"
 """Domain under which an operator that the ONNX checker does not know passes it."""
 
 SMALL_BYTES = 1024
-"""Larger weights are not shown to the ONNX checker, which would copy them."""
+"""Weights of more bytes are not shown to the ONNX checker, which would copy them."""
 
 _FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 
@@ -73,6 +73,7 @@ def _check_versions(path: Path, model: onnx.ModelProto) -> None:
     imports: dict[str, int] = {}
     for entry in model.opset_import:
         domain = "" if entry.domain in STANDARD_DOMAINS else entry.domain
+        # "" and "ai.onnx" are one domain, which a file may declare under both names.
         if imports.setdefault(domain, entry.version) != entry.version:
             raise InvalidModelError(
                 f"{path}: declares two versions of operator set {domain!r}, {imports[domain]} and "
@@ -132,6 +133,7 @@ def _size(tensor: onnx.TensorProto) -> tuple[int, int, str]:
     seen = sum(len(getattr(tensor, field)) for field in _FIELDS)
     if kind in PACKED_BITS:
         return math.ceil(elements * PACKED_BITS[kind] / 8), seen, "packed elements"
+    # A complex element is two numbers in its field.
     return elements * (2 if kind.startswith("COMPLEX") else 1), seen, "elements"
 
 
@@ -164,6 +166,8 @@ def _check_names(path: Path, graph: onnx.GraphProto, outer: frozenset[str]) -> N
                     "the file is damaged, export it again"
                 )
             producers.add(name)
+    # Names are collected before they are looked up: the order of the nodes is not checked here, since ONNX
+    # Runtime runs unsorted graphs.
     known = outer | given | producers
     for node in graph.node:
         for name in filter(None, node.input):
@@ -228,21 +232,26 @@ def _check_schema(path: Path, model: onnx.ModelProto) -> None:
         entry.version > onnx.defs.onnx_opset_version() for entry in model.opset_import if not entry.domain
     ):
         return
+    # Before version 4 an initializer had to be an input as well, which this copy does not follow.
     copy = onnx.ModelProto(ir_version=max(model.ir_version, 4))
     copy.opset_import.extend(model.opset_import)
     copy.opset_import.append(onnx.helper.make_opsetid(_UNCHECKED, 1))
     copy.functions.extend(model.functions)
     graph, source = copy.graph, model.graph
     graph.name = source.name or "graph"
+    # The checker asks for sorted nodes, whereas ONNX Runtime does not.
     graph.node.extend(execution_order(path, source))
     opset = next(entry.version for entry in model.opset_import if not entry.domain)
     for node in graph.node:
         if not (node.domain or onnx.defs.has(node.op_type, opset, "")):
+            # Operators that ONNX Runtime writes into the standard domain are unknown to the checker, but
+            # are run.
             node.domain = _UNCHECKED
     graph.input.extend(map(with_shape, source.input))
     graph.output.extend(map(with_shape, source.output))
     inputs = {value.name for value in source.input}
     for tensor in source.initializer:
+        # A large weight becomes an input of its type and shape, so that it is not copied.
         inline = tensor.data_location != onnx.TensorProto.EXTERNAL
         if inline and tensor.ByteSize() <= SMALL_BYTES:
             graph.initializer.append(tensor)
