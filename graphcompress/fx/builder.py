@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -13,9 +13,10 @@ from torch import fx
 
 from graphcompress.errors import UnsupportedModelError
 from graphcompress.fx.names import identifier
-from graphcompress.fx.sizes import Item, Sizes, sizes_of_array
+from graphcompress.fx.sizes import FUNCTIONS, Item, Sizes, elementwise, sizes_of_array
 from graphcompress.fx.stored import Stored
 from graphcompress.fx.types import compute_type, stored_type
+from graphcompress.graph.match import fixed_size
 
 Operand = fx.Node | Sizes
 Argument = Any
@@ -50,18 +51,12 @@ class FxBuilder:
         """A node that calls a method of a tensor, the first argument."""
         return self.graph.call_method(name, args, kwargs)
 
-    def shared(self, function: Callable[..., Any], *args: Argument) -> fx.Node:
-        """As :meth:`call`; the same arguments give the same node again."""
+    def shared(self, function: Callable[..., Any] | str, *args: Argument) -> fx.Node:
+        """As :meth:`call`, or :meth:`method` of a name; the same arguments give the same node again."""
         key = (function, *args)
         if key not in self._shared:
-            self._shared[key] = self.call(function, *args)
-        return self._shared[key]
-
-    def shared_method(self, name: str, x: fx.Node) -> fx.Node:
-        """As :meth:`method`; the same tensor gives the same node again."""
-        key = (name, x)
-        if key not in self._shared:
-            self._shared[key] = self.method(name, x)
+            made = self.method(function, *args) if isinstance(function, str) else self.call(function, *args)
+            self._shared[key] = made
         return self._shared[key]
 
     def item(self, parts: fx.Node, index: int) -> fx.Node:
@@ -91,9 +86,9 @@ class FxBuilder:
     def device(self) -> fx.Node:
         """The device of the inputs."""
         if self._device is None:
-            first = next(node for node in self.graph.nodes if node.op == "placeholder")
-            with self.graph.inserting_after(_last_placeholder(self.graph)):
-                self._device = self.call(getattr, first, "device")
+            placeholders = list(self.graph.find_nodes(op="placeholder"))
+            with self.graph.inserting_after(placeholders[-1]):
+                self._device = self.call(getattr, placeholders[0], "device")
                 self._device._rename("device")
         return self._device
 
@@ -111,10 +106,6 @@ class FxBuilder:
                 self.stored.node(self, value) if operand is None else self._materialised(operand)
             )
         return self._tensors[value]
-
-    def optional(self, node: ir.Node, index: int) -> ir.Value | None:
-        """Input ``index`` of ``node``, when it is given."""
-        return node.inputs[index] if index < len(node.inputs) else None
 
     def operand(self, value: ir.Value | None) -> fx.Node | float:
         """``value`` as a tensor; as a plain number, when it is one that is known or the size of a tensor."""
@@ -142,6 +133,14 @@ class FxBuilder:
         array = self.stored.small_integers(value)
         return None if array is None else sizes_of_array(array)
 
+    def numbers(self, node: ir.Node) -> Sizes | None:
+        """The result of ``node`` as Python numbers, when it is arithmetic and all its operands are such."""
+        known = [sizes for value in node.inputs if (sizes := self.sizes(value)) is not None]
+        dtype, truncates = node.outputs[0].dtype, node.attributes.get_int("fmod", 0)
+        if node.op_type not in FUNCTIONS or len(known) < len(node.inputs) or dtype is None or truncates:
+            return None
+        return elementwise(self.graph, node.op_type, known, dtype)
+
     def ints(self, value: ir.Value | None) -> Sequence[Item] | fx.Node:
         """``value`` as a list of integers; a node that gives the list, when they are in a tensor."""
         sizes = self.sizes(value)
@@ -162,8 +161,8 @@ class FxBuilder:
 
     def size(self, value: ir.Value, axis: int) -> Item:
         """Size of ``value`` along ``axis``: a number where the model fixes it."""
-        if value.shape is not None and isinstance(value.shape[axis], int):
-            fixed: int = value.shape[axis]  # type: ignore[assignment]
+        fixed = fixed_size(value, axis)
+        if fixed is not None:
             return fixed
         if (value, axis) not in self._sizes:
             self._sizes[value, axis] = self.method("size", self.tensor(value), axis)
@@ -182,15 +181,10 @@ class FxBuilder:
             self.refuse(node, "the rank of an operand is not known")
         return len(value.shape)
 
-    def is_never_negative(self, value: ir.Value | None) -> bool:
-        """Whether ``value`` is a stored index without negative entries, which count from the end."""
+    def has_negatives(self, value: ir.Value | None) -> bool | None:
+        """Whether a stored index has negative entries, which count from the end; None: it is computed."""
         array = self.array(value)
-        return array is not None and not (array < 0).any()
-
-    def is_negative(self, value: ir.Value | None) -> bool:
-        """Whether ``value`` is a stored index with negative entries."""
-        array = self.array(value)
-        return array is not None and bool((array < 0).any())
+        return None if array is None else bool((array < 0).any())
 
     def _materialised(self, sizes: Sizes) -> fx.Node:
         data = sizes.items[0] if sizes.scalar else list(sizes.items)
@@ -222,8 +216,3 @@ class FxBuilder:
 def operator_name(node: ir.Node) -> str:
     """Name of the operator of ``node``, with its domain when that is not the standard one."""
     return f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
-
-
-def _last_placeholder(graph: fx.Graph) -> fx.Node:
-    placeholders: Iterable[fx.Node] = (node for node in graph.nodes if node.op == "placeholder")
-    return list(placeholders)[-1]

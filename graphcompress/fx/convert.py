@@ -92,7 +92,9 @@ def _write(builder: FxBuilder, node: ir.Node, fusions: dict[ir.Node, Fusion | No
             builder.set(node.outputs[0], fusion.write(builder))
         return
     function = find(node)
-    result: Result | None = None if function is None else function(builder, node)
+    result: Result | None = builder.numbers(node)
+    if result is None and function is not None:
+        result = function(builder, node)
     results = result if isinstance(result, tuple) else (result,)
     for value, made in zip(node.outputs, results, strict=False):
         if made is not None:
@@ -101,24 +103,10 @@ def _write(builder: FxBuilder, node: ir.Node, fusions: dict[ir.Node, Fusion | No
 
 
 _LAYOUT = frozenset(
-    [
-        "Concat",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "GatherElements",
-        "GatherND",
-        "Identity",
-        "Pad",
-        "Reshape",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-        "Where",
-    ]
+    """
+    Concat Expand Flatten Gather GatherElements GatherND Identity Pad Reshape Slice Split Squeeze Tile
+    Transpose Unsqueeze Where
+    """.split()  # noqa: SIM905 (one name per line would fill a page)
 )
 """Operators that pass integers on as they are."""
 

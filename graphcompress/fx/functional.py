@@ -61,13 +61,10 @@ def along(parameter: Tensor, rank: int, axis: int | None, size: int) -> Tensor:
         return parameter
     if parameter.dim() == rank and rank > 1:
         blocks = parameter.shape[axis]
-        return parameter if blocks in (1, size) else _repeated(parameter, axis, size)
+        if blocks in (1, size):
+            return parameter
+        return parameter.repeat_interleave(-(-size // blocks), dim=axis).narrow(axis, 0, size)
     return parameter.reshape([-1 if index == axis % rank else 1 for index in range(rank)])
-
-
-def _repeated(parameter: Tensor, axis: int, size: int) -> Tensor:
-    repeats = -(-size // parameter.shape[axis])
-    return parameter.repeat_interleave(repeats, dim=axis).narrow(axis, 0, size)
 
 
 def quantise(

@@ -39,8 +39,7 @@ def plan(model: Model, visible: Collection[ir.Value]) -> dict[ir.Node, Fusion | 
 
 
 def _fusions(model: Model) -> Iterator[Fusion]:
-    for nodes, write in attention_fusions(model):
-        yield Fusion(nodes, write)
+    yield from (Fusion(*written) for written in attention_fusions(model))
     yield from _activations(model)
     yield from _linears(model)
 
@@ -86,7 +85,7 @@ def _linear(x: ir.Value | None, weight: ir.Value, bias: ir.Value) -> Callable[[F
         if matrix.target == "transpose" and matrix.args[1:] == (0, 1):
             matrix = matrix.args[0]  # type: ignore[assignment]
         else:
-            matrix = builder.shared_method("t", matrix)
+            matrix = builder.shared("t", matrix)
         return builder.call(functional.linear, builder.tensor(x), matrix, builder.tensor(bias))
 
     return write

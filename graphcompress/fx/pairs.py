@@ -17,7 +17,7 @@ def limit_pairs(module: fx.GraphModule) -> None:
     for path, form in forms.items():
         if form.pairs is not None:
             weight = module.get_parameter(path)
-            weight.copy_(limited(weight, _tensor(module, form.scale), form))
+            weight.copy_(limited(weight, tensor_at(module, form.scale), form))
 
 
 @torch.no_grad()
@@ -45,7 +45,8 @@ def limited(weight: Tensor, scale: Tensor, form: Form) -> Tensor:
     return torch.where(changed == steps.movedim(0, form.pairs), weight, changed * step)
 
 
-def _tensor(module: fx.GraphModule, path: str) -> Tensor:
+def tensor_at(module: fx.GraphModule, path: str) -> Tensor:
+    """The parameter or buffer of a path."""
     folder, _, leaf = path.rpartition(".")
     found: Tensor = getattr(module.get_submodule(folder), leaf)
     return found

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from graphcompress.graph.match import producer
+
 _LARGEST = 1e30
 """A table with a larger number is a mask."""
 
@@ -43,10 +45,7 @@ def _is_argument(node: ir.Node, index: int) -> bool:
 def _is_bias(node: ir.Node) -> bool:
     if node.op_type in _BIASED:
         return True
-    return node.op_type == "Add" and any(
-        operand is not None and operand.producer() is not None and operand.producer().op_type == "MatMul"  # type: ignore[union-attr]
-        for operand in node.inputs
-    )
+    return node.op_type == "Add" and any(producer(value, "MatMul") for value in node.inputs)
 
 
 def _is_mask(tensor: ir.TensorProtocol) -> bool:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from graphcompress.analysis.attention import Attention, ChainStep, Operand, attentions
 from graphcompress.fx.builder import FxBuilder
 from graphcompress.fx.ops.shape import permuted
-from graphcompress.graph.match import is_standard, operand_beside, scalar
+from graphcompress.graph.match import operand_beside, producer, rank_of, scalar
 from graphcompress.graph.model import Model
 
 Written = tuple[tuple[ir.Node, ...], Callable[[FxBuilder], fx.Node]]
@@ -74,14 +74,8 @@ class _Chain:
         options: dict[str, object] = {}
         if self.masks:
             options["attn_mask"] = self._mask(builder)
-        return builder.call(
-            functional.scaled_dot_product_attention,
-            query,
-            _untransposed(builder, self.key),
-            value,
-            **options,
-            scale=self.scale,
-        )
+        operands = (query, _untransposed(builder, self.key), value)
+        return builder.call(functional.scaled_dot_product_attention, *operands, **options, scale=self.scale)
 
     def _mask(self, builder: FxBuilder) -> fx.Node:
         """The sum of all masks, those that attentions share written once."""
@@ -111,8 +105,8 @@ def _chain(attention: Attention) -> _Chain | None:
 
 
 def _is_over_keys(attention: Attention) -> bool:
-    shape = attention.query.value.shape
-    return shape is not None and attention.node.attributes.get_int("axis", -1) in (-1, len(shape) - 1)
+    rank = rank_of(attention.query.value)
+    return rank is not None and attention.node.attributes.get_int("axis", -1) in (-1, rank - 1)
 
 
 def _taken(chain: _Chain, step: ChainStep) -> bool:
@@ -150,9 +144,8 @@ def _guard(attention: Attention) -> list[ir.Node] | None:
     if not attention.guard:
         return [] if attention.guard is not None else None
     step, *others = attention.guard
-    condition = step.node.inputs[0]
-    test = None if condition is None else condition.producer()
-    if others or step.node.op_type != "Where" or step.index != 2 or not is_standard(test, "IsNaN"):
+    test = producer(step.node.inputs[0], "IsNaN")
+    if others or step.node.op_type != "Where" or step.index != 2 or test is None:
         return None
     return [test, step.node] if scalar(step.node.inputs[1]) == 0.0 else None
 
@@ -172,8 +165,8 @@ def _unscaled(chain: _Chain, operand: Operand) -> tuple[ir.Value, list[ir.Node]]
 
 def _untransposed(builder: FxBuilder, value: ir.Value) -> fx.Node:
     """The keys as [..., tokens, size], from [..., size, tokens]."""
-    node = value.producer()
-    if node is None or node.domain or node.op_type != "Transpose" or value.shape is None:
+    node = producer(value, "Transpose")
+    if node is None or value.shape is None:
         return builder.method("transpose", builder.tensor(value), -1, -2)
     perm = list(node.attributes.get_ints("perm", tuple(reversed(range(len(value.shape))))))
     perm[-1], perm[-2] = perm[-2], perm[-1]

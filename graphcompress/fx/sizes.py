@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,13 +84,10 @@ def elementwise(graph: fx.Graph, op_type: str, operands: Sequence[Sizes], dtype:
     length = max(len(operand.items) for operand in operands)
     if any(len(operand.items) not in (1, length) for operand in operands):
         return None
-    rows = zip(*(_repeated(operand.items, length) for operand in operands), strict=True)
+    columns = (x.items if len(x.items) == length else x.items * length for x in operands)
+    rows = zip(*columns, strict=True)
     items = tuple(_apply(graph, op_type, row) for row in rows)
     return Sizes(items, all(operand.scalar for operand in operands), dtype)
-
-
-def _repeated(items: tuple[Item, ...], length: int) -> Iterable[Item]:
-    return items if len(items) == length else items * length
 
 
 def _apply(graph: fx.Graph, op_type: str, row: tuple[Item, ...]) -> Item:

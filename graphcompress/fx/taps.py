@@ -40,8 +40,6 @@ def find_values(model: Model, names: Sequence[str]) -> list[ir.Value]:
     Raises:
         UsageError: there is none of that name.
     """
-    if not names:
-        return []
     known = {value.name: value for node in model.graph for value in node.outputs}
     for name in names:
         if name not in known:

@@ -9,7 +9,7 @@ from torch import fx
 
 from graphcompress.errors import UsageError
 from graphcompress.fx.functional import fake_quantise, quantise
-from graphcompress.fx.pairs import limited
+from graphcompress.fx.pairs import limited, tensor_at
 from graphcompress.fx.stored import Form
 from graphcompress.graph.model import Model
 from graphcompress.plugin.base import Context
@@ -20,8 +20,8 @@ def write_back(module: fx.GraphModule, model: Model) -> set[str]:
     """Put the parameters of ``module``, made by :func:`graphcompress.fx.to_fx`, into ``model``.
 
     Integer weights are quantised again with their scale (neighbours that must not add up to more than 128
-    still do not), half precision is rounded again. What did not change
-    is not touched: without training, the saved file is the same byte by byte.
+    still do not), half precision is rounded again. What did not change is not touched: without training, the
+    saved file is the same byte by byte.
 
     Returns:
         Names of the initializers that changed.
@@ -36,11 +36,8 @@ def write_back(module: fx.GraphModule, model: Model) -> set[str]:
     for path, form in forms.items():
         value = model.graph.initializers.get(form.initializer)
         array = _stored(module, path, form)
-        if (
-            value is None
-            or value.const_value is None
-            or tuple(value.const_value.shape.numpy()) != array.shape
-        ):
+        stored = None if value is None else value.const_value
+        if value is None or stored is None or tuple(stored.shape.numpy()) != array.shape:
             raise UsageError(
                 f"the module's parameter {path!r} does not fit the model: its initializer "
                 f"{form.initializer!r} is missing or not {list(array.shape)}; write back into the model that "
@@ -66,15 +63,9 @@ def _stored(module: fx.GraphModule, path: str, form: Form) -> np.ndarray:
     tensor = module.get_parameter(path).detach().cpu()
     if form.kind != "integer":
         return tensor.numpy()
-    scale = _tensor(module, form.scale)
+    scale = tensor_at(module, form.scale).detach().cpu()
     tensor = limited(tensor, scale, form)
-    zero_point = _tensor(module, form.zero_point) if form.zero_point else 0
+    zero_point = tensor_at(module, form.zero_point).detach().cpu() if form.zero_point else 0
     grid = (scale, zero_point, form.lower, form.upper, form.axis)
     with torch.no_grad():
         return quantise(fake_quantise(tensor, *grid), *grid).numpy()  # as the forward rounds, at ties too
-
-
-def _tensor(module: fx.GraphModule, path: str) -> torch.Tensor:
-    folder, _, leaf = path.rpartition(".")
-    found: torch.Tensor = getattr(module.get_submodule(folder), leaf)
-    return found.detach().cpu()

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import operator as op
-from collections.abc import Callable
-
 import onnx_ir as ir
 import torch
-from torch import fx
+from torch import Tensor
 from torch.nn import functional
 
 from graphcompress.fx.builder import FxBuilder, Operand
-from graphcompress.fx.ops.table import operator
+from graphcompress.fx.ops.table import operator, single_call
+from graphcompress.graph.runtime import CONTRIB
 
 
 @operator("Gelu")
+@operator("Gelu", domain=CONTRIB)
 def gelu(builder: FxBuilder, node: ir.Node) -> Operand:
     """X · Φ(x), or its approximation by tanh."""
     x = builder.tensor(node.inputs[0])
@@ -23,72 +22,43 @@ def gelu(builder: FxBuilder, node: ir.Node) -> Operand:
     return builder.call(functional.gelu, x)
 
 
-@operator("Softplus", "Elu", "Celu", "Selu", "LeakyRelu", "ThresholdedRelu", "HardSigmoid", "Shrink", "Swish")
-def activation(builder: FxBuilder, node: ir.Node) -> Operand:
-    """Activations with parameters of their own."""
-    return _ACTIVATIONS[node.op_type](builder, node, builder.tensor(node.inputs[0]))
+def hard_sigmoid(x: Tensor, alpha: float, beta: float) -> Tensor:
+    """A sigmoid of three straight lines."""
+    return torch.clamp(x * alpha + beta, 0, 1)
 
 
-def _elu(builder: FxBuilder, node: ir.Node, x: fx.Node) -> fx.Node:
-    return builder.call(functional.elu, x, _float(node, "alpha", 1.0))
+def prelu(x: Tensor, slope: Tensor) -> Tensor:
+    """``x`` where it is positive, ``slope`` times ``x`` elsewhere."""
+    return torch.where(x >= 0, x, x * slope)
 
 
-def _celu(builder: FxBuilder, node: ir.Node, x: fx.Node) -> fx.Node:
-    return builder.call(functional.celu, x, _float(node, "alpha", 1.0))
+def selu(x: Tensor, alpha: float, gamma: float) -> Tensor:
+    """An ELU times ``gamma``."""
+    return functional.elu(x, alpha) * gamma
 
 
-def _selu(builder: FxBuilder, node: ir.Node, x: fx.Node) -> fx.Node:
-    alpha = _float(node, "alpha", 1.6732632423543772)
-    scaled = builder.call(functional.elu, x, alpha)
-    return builder.call(op.mul, scaled, _float(node, "gamma", 1.0507009873554805))
+def shrink(x: Tensor, lambd: float, bias: float) -> Tensor:
+    """``x`` closer to 0 by ``bias``; 0 where it is within ``lambd`` of it."""
+    return torch.where(x < -lambd, x + bias, torch.where(x > lambd, x - bias, 0.0))
 
 
-def _leaky_relu(builder: FxBuilder, node: ir.Node, x: fx.Node) -> fx.Node:
-    return builder.call(functional.leaky_relu, x, _float(node, "alpha", 0.01))
+def swish(x: Tensor, alpha: float) -> Tensor:
+    """``x · sigmoid(alpha · x)``."""
+    return functional.silu(x) if alpha == 1.0 else x * torch.sigmoid(x * alpha)
 
 
-def _thresholded_relu(builder: FxBuilder, node: ir.Node, x: fx.Node) -> fx.Node:
-    return builder.call(functional.threshold, x, _float(node, "alpha", 1.0), 0.0)
+def thresholded_relu(x: Tensor, alpha: float) -> Tensor:
+    """``x`` where it is larger than ``alpha``, 0 elsewhere."""
+    return functional.threshold(x, alpha, 0.0)
 
 
-def _hard_sigmoid(builder: FxBuilder, node: ir.Node, x: fx.Node) -> fx.Node:
-    scaled = builder.call(op.mul, x, _float(node, "alpha", 0.2))
-    return builder.call(torch.clamp, builder.call(op.add, scaled, _float(node, "beta", 0.5)), 0, 1)
-
-
-def _shrink(builder: FxBuilder, node: ir.Node, x: fx.Node) -> fx.Node:
-    lambd, bias = _float(node, "lambd", 0.5), _float(node, "bias", 0.0)
-    above = builder.call(torch.where, builder.call(op.gt, x, lambd), builder.call(op.sub, x, bias), 0.0)
-    return builder.call(torch.where, builder.call(op.lt, x, -lambd), builder.call(op.add, x, bias), above)
-
-
-def _swish(builder: FxBuilder, node: ir.Node, x: fx.Node) -> fx.Node:
-    alpha = _float(node, "alpha", 1.0)
-    if alpha == 1.0:
-        return builder.call(functional.silu, x)
-    return builder.call(op.mul, x, builder.call(torch.sigmoid, builder.call(op.mul, x, alpha)))
-
-
-_ACTIVATIONS: dict[str, Callable[[FxBuilder, ir.Node, fx.Node], fx.Node]] = {
-    "Celu": _celu,
-    "Elu": _elu,
-    "HardSigmoid": _hard_sigmoid,
-    "LeakyRelu": _leaky_relu,
-    "Selu": _selu,
-    "Shrink": _shrink,
-    "Softplus": lambda builder, node, x: builder.call(functional.softplus, x),
-    "Swish": _swish,
-    "ThresholdedRelu": _thresholded_relu,
-}
-
-
-@operator("PRelu")
-def prelu(builder: FxBuilder, node: ir.Node) -> Operand:
-    """X where it is positive, a slope times x elsewhere."""
-    x, slope = builder.tensor(node.inputs[0]), builder.tensor(node.inputs[1])
-    return builder.call(torch.where, builder.call(op.ge, x, 0), x, builder.call(op.mul, x, slope))
-
-
-def _float(node: ir.Node, name: str, default: float) -> float:
-    number: float = node.attributes.get_float(name, default)
-    return number
+single_call("Celu", functional.celu, alpha=1.0)
+single_call("Elu", functional.elu, alpha=1.0)
+single_call("HardSigmoid", hard_sigmoid, alpha=0.2, beta=0.5)
+single_call("LeakyRelu", functional.leaky_relu, alpha=0.01)
+single_call("PRelu", prelu)
+single_call("Selu", selu, alpha=1.6732632423543772, gamma=1.0507009873554805)
+single_call("Shrink", shrink, lambd=0.5, bias=0.0)
+single_call("Softplus", functional.softplus)
+single_call("Swish", swish, alpha=1.0)
+single_call("ThresholdedRelu", thresholded_relu, alpha=1.0)

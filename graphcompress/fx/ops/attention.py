@@ -9,13 +9,14 @@ from torch.nn import functional
 from graphcompress.fx.attention import attention, rotary
 from graphcompress.fx.builder import FxBuilder, Operand
 from graphcompress.fx.ops.table import operator
+from graphcompress.graph.match import operand
 
 
 @operator("Attention")
 def attention_(builder: FxBuilder, node: ir.Node) -> Operand | tuple[Operand | None, ...]:
     """softmax(scale · q · kᵀ + mask) · v; with caches, soft caps and scores as outputs on request."""
     q, k, v = (builder.tensor(value) for value in node.inputs[:3])
-    extra = [builder.optional(node, index) for index in (3, 4, 5, 6)]
+    extra = [operand(node, index) for index in (3, 4, 5, 6)]
     mask, past_key, past_value, valid = (None if value is None else builder.tensor(value) for value in extra)
     window = tuple(node.attributes.get_int(f"{side}_window_size", -1) for side in ("left", "right"))
     heads = (node.attributes.get_int("q_num_heads", 0), node.attributes.get_int("kv_num_heads", 0))
@@ -51,39 +52,30 @@ def _plain(
 ) -> fx.Node:
     """One call of PyTorch's attention, with heads split and merged around it."""
     packed = builder.rank(node.inputs[0], node) == 3
-    counts = (heads[0], heads[1], heads[1]) if packed else _heads(builder, node)
-    if packed:
+    counts: tuple[object, ...] = (heads[0], heads[1], heads[1])
+    if not packed:
+        counts = tuple(builder.size(value, 1) for value in node.inputs[:3] if value)
+    else:
         operands = tuple(
             builder.method("transpose", builder.method("unflatten", x, -1, (count, -1)), 1, 2)
             for x, count in zip(operands, counts, strict=True)
         )
-    options: dict[str, object] = {"attn_mask": mask, "is_causal": causal and mask is None, "scale": scale}
     if causal and mask is not None:
         parts = builder.call(attention, *operands, mask, heads=heads, scale=scale, causal=True)
         made = builder.item(parts, 0)
     else:
-        grouped = {"enable_gqa": True} if counts[0] != counts[1] else {}
+        grouped = counts[0] != counts[1]
+        options = {"attn_mask": mask, "is_causal": causal, "scale": scale, "enable_gqa": grouped}
         given = {name: value for name, value in options.items() if value not in (None, False)}
-        made = builder.call(functional.scaled_dot_product_attention, *operands, **given, **grouped)
+        made = builder.call(functional.scaled_dot_product_attention, *operands, **given)
     return builder.method("flatten", builder.method("transpose", made, 1, 2), 2) if packed else made
-
-
-def _heads(builder: FxBuilder, node: ir.Node) -> tuple[object, ...]:
-    return tuple(builder.size(value, 1) for value in node.inputs[:3] if value is not None)
 
 
 @operator("RotaryEmbedding")
 def rotary_embedding(builder: FxBuilder, node: ir.Node) -> Operand:
     """Queries or keys rotated by angles of their positions."""
-    x, cos, sin = (builder.tensor(value) for value in node.inputs[:3])
-    positions = builder.optional(node, 3)
-    return builder.call(
-        rotary,
-        x,
-        cos,
-        sin,
-        None if positions is None else builder.tensor(positions),
-        heads=node.attributes.get_int("num_heads", 0),
-        width=node.attributes.get_int("rotary_embedding_dim", 0),
-        interleaved=bool(node.attributes.get_int("interleaved", 0)),
-    )
+    names = ("num_heads", "rotary_embedding_dim", "interleaved")
+    heads, width, interleaved = (node.attributes.get_int(name, 0) for name in names)
+    given = (*node.inputs[:3], operand(node, 3))
+    operands = [None if value is None else builder.tensor(value) for value in given]
+    return builder.call(rotary, *operands, heads=heads, width=width, interleaved=bool(interleaved))

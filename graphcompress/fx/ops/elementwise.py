@@ -9,46 +9,29 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.nn import functional
 
-from graphcompress.fx import sizes
 from graphcompress.fx.builder import FxBuilder, Operand
-from graphcompress.fx.ops.table import operator
+from graphcompress.fx.ops.table import operator, single_call
+from graphcompress.fx.sizes import Sizes
 from graphcompress.fx.types import NARROW, compute_type
+from graphcompress.graph.match import operand
+
+_SAME_NAME = """
+    Abs Acos Acosh Asin Asinh Atan Atanh Ceil Cos Cosh Erf Exp Floor IsNaN Log Reciprocal Round Sigmoid Sign
+    Sin Sinh Sqrt Tan Tanh
+"""
 
 _UNARY: dict[str, Callable[..., Any]] = {
-    "Abs": torch.abs,
-    "Acos": torch.acos,
-    "Acosh": torch.acosh,
-    "Asin": torch.asin,
-    "Asinh": torch.asinh,
-    "Atan": torch.atan,
-    "Atanh": torch.atanh,
+    **{name: getattr(torch, name.lower()) for name in _SAME_NAME.split()},
     "BitwiseNot": torch.bitwise_not,
-    "Ceil": torch.ceil,
-    "Cos": torch.cos,
-    "Cosh": torch.cosh,
-    "Erf": torch.erf,
-    "Exp": torch.exp,
-    "Floor": torch.floor,
     "HardSwish": functional.hardswish,
-    "IsNaN": torch.isnan,
-    "Log": torch.log,
     "Mish": functional.mish,
     "Neg": op.neg,
     "Not": torch.logical_not,
-    "Reciprocal": torch.reciprocal,
     "Relu": functional.relu,
-    "Round": torch.round,
-    "Sigmoid": torch.sigmoid,
-    "Sign": torch.sign,
-    "Sin": torch.sin,
-    "Sinh": torch.sinh,
     "Softsign": functional.softsign,
-    "Sqrt": torch.sqrt,
-    "Tan": torch.tan,
-    "Tanh": torch.tanh,
 }
 
 _BINARY: dict[str, Callable[..., Any]] = {
@@ -74,16 +57,12 @@ _TENSORS_ONLY = frozenset({"And", "Or", "Xor"})
 @operator(*_UNARY)
 def unary(builder: FxBuilder, node: ir.Node) -> Operand:
     """One operand, one function."""
-    if node.op_type in sizes.FUNCTIONS and (found := _numbers(builder, node)) is not None:
-        return found
     return builder.call(_UNARY[node.op_type], builder.tensor(node.inputs[0]))
 
 
 @operator(*_BINARY)
 def binary(builder: FxBuilder, node: ir.Node) -> Operand:
-    """Two operands that broadcast; sizes of tensors stay Python numbers."""
-    if node.op_type in sizes.FUNCTIONS and (found := _numbers(builder, node)) is not None:
-        return found
+    """Two operands that broadcast."""
     left, right = operands(builder, node, numbers=node.op_type not in _TENSORS_ONLY)
     return builder.call(_BINARY[node.op_type], left, right)
 
@@ -108,9 +87,6 @@ def _is_tensor(builder: FxBuilder, value: ir.Value | None, operand: fx.Node | fl
 @operator("Div")
 def div(builder: FxBuilder, node: ir.Node) -> Operand:
     """Division; integers are rounded towards zero."""
-    found = _numbers(builder, node)
-    if found is not None:
-        return found
     left, right = operands(builder, node)
     if _is_integer(node.inputs[0]) and node.inputs[0] not in builder.quantised:
         return builder.call(torch.div, builder.tensor(node.inputs[0]), right, rounding_mode="trunc")
@@ -120,9 +96,6 @@ def div(builder: FxBuilder, node: ir.Node) -> Operand:
 @operator("Mod")
 def mod(builder: FxBuilder, node: ir.Node) -> Operand:
     """Remainder with the sign of the divisor, or of the dividend with ``fmod``."""
-    found = _numbers(builder, node) if not node.attributes.get_int("fmod", 0) else None
-    if found is not None:
-        return found
     left, right = builder.tensor(node.inputs[0]), builder.operand(node.inputs[1])
     return builder.call(torch.fmod if node.attributes.get_int("fmod", 0) else torch.remainder, left, right)
 
@@ -143,9 +116,6 @@ def power(builder: FxBuilder, node: ir.Node) -> Operand:
 @operator("Max", "Min")
 def extreme(builder: FxBuilder, node: ir.Node) -> Operand:
     """Largest or smallest of any number of operands that broadcast."""
-    found = _numbers(builder, node)
-    if found is not None:
-        return found
     function = torch.maximum if node.op_type == "Max" else torch.minimum
     return reduce(lambda a, b: builder.call(function, a, b), map(builder.tensor, node.inputs))
 
@@ -160,9 +130,6 @@ def total(builder: FxBuilder, node: ir.Node) -> Operand:
 @operator("Where")
 def where(builder: FxBuilder, node: ir.Node) -> Operand:
     """One of two operands, by a condition."""
-    found = _numbers(builder, node)
-    if found is not None:
-        return found
     condition = builder.tensor(node.inputs[0])
     then, otherwise = builder.operand(node.inputs[1]), builder.operand(node.inputs[2])
     are_numbers = not isinstance(then, fx.Node) and not isinstance(otherwise, fx.Node)
@@ -175,7 +142,7 @@ def where(builder: FxBuilder, node: ir.Node) -> Operand:
 def clip(builder: FxBuilder, node: ir.Node) -> Operand:
     """Values limited from below, from above or both."""
     x = builder.tensor(node.inputs[0])
-    limits = [builder.optional(node, index) for index in (1, 2)]
+    limits = [operand(node, index) for index in (1, 2)]
     low, high = (None if limit is None else builder.operand(limit) for limit in limits)
     if low is None and high is None:
         return x
@@ -209,7 +176,7 @@ def _cast(builder: FxBuilder, node: ir.Node, dtype: ir.DataType) -> Operand:
         builder.refuse(node, f"torch has no type {dtype}")
     found = builder.sizes(source)
     if found is not None and found.dtype in _INTEGERS and dtype in _INTEGERS:
-        return sizes.Sizes(found.items, found.scalar, dtype)
+        return Sizes(found.items, found.scalar, dtype)
     x = builder.tensor(source)
     same = source is not None and source.dtype is not None and compute_type(source.dtype) == target
     if same and source not in builder.quantised:
@@ -222,7 +189,7 @@ def _cast(builder: FxBuilder, node: ir.Node, dtype: ir.DataType) -> Operand:
 @operator("Identity", "Dropout")
 def identity(builder: FxBuilder, node: ir.Node) -> Operand | tuple[Operand | None, ...]:
     """The operand itself; of dropout, what it is at inference."""
-    if node.op_type == "Dropout" and (training := builder.optional(node, 2)) is not None:
+    if node.op_type == "Dropout" and (training := operand(node, 2)) is not None:
         flag = builder.array(training)
         if flag is None or flag.any():
             builder.refuse(node, "it drops at random")
@@ -233,34 +200,19 @@ def identity(builder: FxBuilder, node: ir.Node) -> Operand | tuple[Operand | Non
     return made, builder.call(torch.ones_like, builder.tensor(node.inputs[0]), dtype=torch.bool)
 
 
-@operator("IsInf")
-def is_inf(builder: FxBuilder, node: ir.Node) -> Operand:
-    """Whether a value is infinite, of either sign or of one."""
-    x = builder.tensor(node.inputs[0])
-    positive, negative = (node.attributes.get_int(f"detect_{sign}", 1) for sign in ("positive", "negative"))
-    if positive and negative:
-        return builder.call(torch.isinf, x)
-    if not positive and not negative:
-        return builder.call(torch.zeros_like, x, dtype=torch.bool)
-    return builder.call(torch.isposinf if positive else torch.isneginf, x)
+def is_inf(x: Tensor, positive: int, negative: int) -> Tensor:
+    """Whether ``x`` is infinite, of the signs that are asked for."""
+    return (torch.isposinf(x) & bool(positive)) | (torch.isneginf(x) & bool(negative))
 
 
-@operator("BitShift")
-def bit_shift(builder: FxBuilder, node: ir.Node) -> Operand:
-    """Bits moved left or right."""
-    left, right = builder.tensor(node.inputs[0]), builder.tensor(node.inputs[1])
-    is_left = node.attributes.get_string("direction", "LEFT") == "LEFT"
-    return builder.call(op.lshift if is_left else op.rshift, left, right)
+def bit_shift(x: Tensor, places: Tensor, direction: str) -> Tensor:
+    """Bits moved ``LEFT`` or ``RIGHT``."""
+    return x << places if direction == "LEFT" else x >> places
+
+
+single_call("BitShift", bit_shift, direction="LEFT")
+single_call("IsInf", is_inf, detect_positive=1, detect_negative=1)
 
 
 def _is_integer(value: ir.Value | None) -> bool:
     return value is not None and value.dtype is not None and value.dtype.is_integer()
-
-
-def _numbers(builder: FxBuilder, node: ir.Node) -> sizes.Sizes | None:
-    """The result as Python numbers, when all operands are such and not all are stored tables."""
-    found = [builder.sizes(value) for value in node.inputs]
-    known = [item for item in found if item is not None]
-    if len(known) < len(found) or node.outputs[0].dtype is None:
-        return None
-    return sizes.elementwise(builder.graph, node.op_type, known, node.outputs[0].dtype)

@@ -6,26 +6,29 @@ import operator as op
 
 import onnx_ir as ir
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.nn import functional
 
 from graphcompress.fx.builder import FxBuilder, Operand
-from graphcompress.fx.ops.table import operator
+from graphcompress.fx.ops.table import operator, single_call
+from graphcompress.graph.match import operand
 
 
-@operator("Softmax", "LogSoftmax", "Hardmax")
-def softmax(builder: FxBuilder, node: ir.Node) -> Operand:
-    """Shares along an axis, their logarithms, or the largest alone."""
-    x, axis = builder.tensor(node.inputs[0]), node.attributes.get_int("axis", -1)
-    if node.op_type == "Hardmax":
-        return builder.call(hardmax, x, axis)
-    function = functional.softmax if node.op_type == "Softmax" else functional.log_softmax
-    return builder.call(function, x, dim=axis)
+def hardmax(x: Tensor, axis: int) -> Tensor:
+    """1 at the first largest entry along ``axis``, 0 elsewhere."""
+    return torch.zeros_like(x).scatter(axis, x.argmax(axis, keepdim=True), 1)
 
 
-def hardmax(x: torch.Tensor, dim: int) -> torch.Tensor:
-    """1 at the first largest entry along ``dim``, 0 elsewhere."""
-    return torch.zeros_like(x).scatter(dim, x.argmax(dim, keepdim=True), 1)
+def instance_norm(x: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """Normalisation of every channel of every sample."""
+    return functional.instance_norm(x, weight=gain, bias=shift, eps=eps)
+
+
+single_call("Hardmax", hardmax, axis=-1)
+single_call("InstanceNormalization", instance_norm, epsilon=1e-5)
+single_call("LogSoftmax", functional.log_softmax, axis=-1)
+single_call("LpNormalization", functional.normalize, p=2, axis=-1)
+single_call("Softmax", functional.softmax, axis=-1)
 
 
 @operator("LayerNormalization")
@@ -33,7 +36,7 @@ def layer_norm(builder: FxBuilder, node: ir.Node) -> Operand | tuple[Operand | N
     """Mean 0 and variance 1 over the last axes, then gain and shift."""
     value = node.inputs[0]
     shape = _normalised(builder, node, node.attributes.get_int("axis", -1))
-    bias = builder.optional(node, 2)
+    bias = operand(node, 2)
     x, gain = builder.tensor(value), _shaped(builder, node.inputs[1], len(shape))
     shift = None if bias is None else _shaped(builder, bias, len(shape))
     eps = node.attributes.get_float("epsilon", 1e-5)
@@ -81,14 +84,6 @@ def batch_norm(builder: FxBuilder, node: ir.Node) -> Operand:
     return builder.call(functional.batch_norm, x, mean, variance, gain, shift, eps=eps)
 
 
-@operator("InstanceNormalization")
-def instance_norm(builder: FxBuilder, node: ir.Node) -> Operand:
-    """Normalisation of every channel of every sample."""
-    x, gain, shift = map(builder.tensor, node.inputs)
-    eps = node.attributes.get_float("epsilon", 1e-5)
-    return builder.call(functional.instance_norm, x, weight=gain, bias=shift, eps=eps)
-
-
 @operator("GroupNormalization")
 def group_norm(builder: FxBuilder, node: ir.Node) -> Operand:
     """Normalisation of groups of channels; before opset 21 with a gain per group."""
@@ -104,11 +99,3 @@ def group_norm(builder: FxBuilder, node: ir.Node) -> Operand:
         )
     eps = node.attributes.get_float("epsilon", 1e-5)
     return builder.call(functional.group_norm, x, groups, gain, shift, eps)
-
-
-@operator("LpNormalization")
-def lp_norm(builder: FxBuilder, node: ir.Node) -> Operand:
-    """Length 1 along an axis."""
-    x = builder.tensor(node.inputs[0])
-    p, axis = node.attributes.get_int("p", 2), node.attributes.get_int("axis", -1)
-    return builder.call(functional.normalize, x, p=float(p), dim=axis)

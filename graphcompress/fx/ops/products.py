@@ -11,19 +11,16 @@ from torch import fx
 from torch.nn import functional
 
 from graphcompress.fx.builder import FxBuilder, Operand
-from graphcompress.fx.ops.table import operator
+from graphcompress.fx.ops.table import operator, single_call
+from graphcompress.graph.match import operand
 
-
-@operator("MatMul")
-def matmul(builder: FxBuilder, node: ir.Node) -> Operand:
-    """Product of matrices, in batches."""
-    return builder.call(torch.matmul, builder.tensor(node.inputs[0]), builder.tensor(node.inputs[1]))
+single_call("MatMul", torch.matmul)
 
 
 @operator("Gemm")
 def gemm(builder: FxBuilder, node: ir.Node) -> Operand:
     """Alpha · A · B + beta · C; a linear, where the factors are 1."""
-    a, b, c = (builder.optional(node, index) for index in range(3))
+    a, b, c = (operand(node, index) for index in range(3))
     left, right = builder.tensor(a), builder.tensor(b)
     alpha, beta = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
     if node.attributes.get_int("transA", 0):
@@ -53,7 +50,7 @@ def matmul_integer(builder: FxBuilder, node: ir.Node) -> Operand:
 def shifted(builder: FxBuilder, node: ir.Node, index: int, zero_index: int) -> fx.Node:
     """A quantised operand as floats, minus its zero point (per row of a left operand, if per channel)."""
     x = builder.method("float", builder.tensor(node.inputs[index]))
-    zero = builder.optional(node, zero_index)
+    zero = operand(node, zero_index)
     array = builder.array(zero)
     if zero is None or (array is not None and not array.any()):
         return x
@@ -81,7 +78,7 @@ def conv(builder: FxBuilder, node: ir.Node) -> Operand:
     if dims not in _CONVOLUTIONS:
         builder.refuse(node, f"a convolution over {dims} axes")
     x, padding = _padding(builder, node, dims)
-    bias = builder.optional(node, 2)
+    bias = operand(node, 2)
     return builder.call(
         _CONVOLUTIONS[dims],
         x,

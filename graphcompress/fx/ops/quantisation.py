@@ -9,6 +9,7 @@ from graphcompress.analysis.low_bit import integer_range, is_zero
 from graphcompress.fx.builder import FxBuilder, Operand
 from graphcompress.fx.functional import dequantise, dynamic_quantise, fake_quantise, quantise
 from graphcompress.fx.ops.table import operator
+from graphcompress.graph.match import operand
 
 
 @operator("QuantizeLinear")
@@ -48,7 +49,7 @@ def _same_grid(
 
 def _parameters(builder: FxBuilder, node: ir.Node) -> tuple[fx.Node, fx.Node | int]:
     """Scale and zero point; a stored zero point of zeros is the number 0."""
-    zero = builder.optional(node, 2)
+    zero = operand(node, 2)
     if zero is None or (zero.const_value is not None and is_zero(zero)):
         return builder.tensor(node.inputs[1]), 0
     return builder.tensor(node.inputs[1]), builder.tensor(zero)

@@ -14,6 +14,7 @@ from graphcompress.fx.builder import FxBuilder, Operand
 from graphcompress.fx.functional import product
 from graphcompress.fx.ops.table import operator
 from graphcompress.fx.sizes import Item
+from graphcompress.graph.match import operand
 
 _PLAIN: dict[str, Callable[..., Any]] = {
     "ReduceLogSumExp": torch.logsumexp,
@@ -79,7 +80,7 @@ def _each(builder: FxBuilder, op_type: str, x: fx.Node) -> fx.Node:
 def _axes(builder: FxBuilder, node: ir.Node) -> tuple[Any, ...] | fx.Node:
     """The axes: an input since opset 18 (13 for ReduceSum), an attribute before."""
     rank = builder.rank(node.inputs[0], node)
-    value = builder.optional(node, 1)
+    value = operand(node, 1)
     given: Sequence[Item]
     if value is None:
         given = node.attributes.get_ints("axes", ())

@@ -11,9 +11,10 @@ from torch.nn import functional
 
 from graphcompress.fx.builder import FxBuilder, Operand
 from graphcompress.fx.functional import gather_nd, one_hot, pad, quantise, round_to, scatter_nd, take
-from graphcompress.fx.ops.table import operator
+from graphcompress.fx.ops.table import operator, single_call
 from graphcompress.fx.sizes import Sizes
 from graphcompress.graph.expressions import is_constant
+from graphcompress.graph.match import operand
 
 
 @operator("Gather")
@@ -28,16 +29,11 @@ def gather(builder: FxBuilder, node: ir.Node) -> Operand:
         return builder.method("select", builder.tensor(data), axis, numbers.items[0])
     table, index = builder.tensor(data), builder.tensor(indices)
     rank = builder.rank(data, node)
-    if rank == 2 and axis == 0 and _is_table(data) and not builder.is_negative(indices):
+    if rank == 2 and axis == 0 and is_constant(data) and not builder.has_negatives(indices):
         return _embedding(builder, node, table, index)
-    if builder.rank(indices, node) == 1 and builder.is_never_negative(indices):
+    if builder.rank(indices, node) == 1 and builder.has_negatives(indices) is False:
         return builder.call(torch.index_select, table, axis, index)
     return builder.call(take, table, index, axis)
-
-
-def _is_table(value: ir.Value | None) -> bool:
-    """Whether ``value`` holds weights rather than numbers computed from the inputs."""
-    return value is not None and value.dtype is not None and is_constant(value)
 
 
 def _embedding(builder: FxBuilder, node: ir.Node, table: fx.Node, index: fx.Node) -> fx.Node:
@@ -69,17 +65,13 @@ def gather_elements(builder: FxBuilder, node: ir.Node) -> Operand:
     """Elements picked along an axis, an index for each."""
     data, indices = builder.tensor(node.inputs[0]), builder.tensor(node.inputs[1])
     axis = node.attributes.get_int("axis", 0)
-    if not builder.is_never_negative(node.inputs[1]):
+    if builder.has_negatives(node.inputs[1]) is not False:
         size = builder.method("size", data, axis)
         indices = builder.call(op.mod, indices, size)
     return builder.call(torch.gather, data, axis, builder.method("long", indices))
 
 
-@operator("GatherND")
-def gather_by_tuples(builder: FxBuilder, node: ir.Node) -> Operand:
-    """Slices picked by tuples of indices."""
-    data, indices = builder.tensor(node.inputs[0]), builder.tensor(node.inputs[1])
-    return builder.call(gather_nd, data, indices, node.attributes.get_int("batch_dims", 0))
+single_call("GatherND", gather_nd, batch_dims=0)
 
 
 @operator("ScatterND")
@@ -159,7 +151,7 @@ def pad_(builder: FxBuilder, node: ir.Node) -> Operand:
     mode = node.attributes.get_string("mode", "constant")
     if mode not in ("constant", "reflect", "edge", "wrap"):
         builder.refuse(node, f"the mode {mode!r}")
-    value, axes = builder.optional(node, 2), builder.optional(node, 3)
+    value, axes = operand(node, 2), operand(node, 3)
     fill: object = 0 if value is None else builder.operand(value)
     chosen = None if axes is None else builder.ints(axes)
     widths = builder.ints(node.inputs[1])

@@ -10,14 +10,11 @@ import torch
 from torch import fx
 
 from graphcompress.fx.builder import FxBuilder, Operand
-from graphcompress.fx.functional import (
-    expand_to,
-    reshape_to,
-    unsqueeze_at,
-)
+from graphcompress.fx.functional import expand_to, reshape_to, unsqueeze_at
 from graphcompress.fx.ops.table import operator
 from graphcompress.fx.sizes import Item, Sizes, sizes_of_array
 from graphcompress.fx.types import compute_type
+from graphcompress.graph.match import fixed_size, operand
 
 
 @operator("Shape")
@@ -121,7 +118,7 @@ def squeeze(builder: FxBuilder, node: ir.Node) -> Operand:
     found = builder.sizes(node.inputs[0])
     if found is not None and (found.scalar or len(found.items) == 1):
         return Sizes(found.items, True, found.dtype)
-    x, axes = builder.tensor(node.inputs[0]), builder.optional(node, 1)
+    x, axes = builder.tensor(node.inputs[0]), operand(node, 1)
     if axes is None:
         return builder.method("squeeze", x)
     numbers = builder.ints(axes)
@@ -143,18 +140,11 @@ def expand(builder: FxBuilder, node: ir.Node) -> Operand:
     rank = builder.rank(source, node)
     lacking = max(rank - len(target), 0)
     sizes = [*([1] * lacking), *target]
-    known = [1] * (len(sizes) - rank) + [_fixed(source, axis) for axis in range(rank)]
+    known = [1] * (len(sizes) - rank) + [fixed_size(source, axis) for axis in range(rank)]
     if any(_unclear(goal, mine) for goal, mine in zip(sizes, known, strict=True)):
         return builder.call(expand_to, x, tuple(sizes))
     wanted = [-1 if goal == 1 and mine != 1 else goal for goal, mine in zip(sizes, known, strict=True)]
     return builder.method("expand", x, *wanted)
-
-
-def _fixed(value: ir.Value | None, axis: int) -> int | None:
-    if value is None or value.shape is None or not isinstance(value.shape[axis], int):
-        return None
-    fixed: int = value.shape[axis]  # type: ignore[assignment]
-    return fixed
 
 
 def _unclear(goal: Item, mine: int | None) -> bool:
@@ -217,7 +207,7 @@ def eye_like(builder: FxBuilder, node: ir.Node) -> Operand:
 @operator("Trilu")
 def trilu(builder: FxBuilder, node: ir.Node) -> Operand:
     """The upper or the lower triangle of matrices."""
-    value = builder.optional(node, 1)
+    value = operand(node, 1)
     offset = 0 if value is None else _number(builder, value)
     function = torch.triu if node.attributes.get_int("upper", 1) else torch.tril
     return builder.call(function, builder.tensor(node.inputs[0]), offset)

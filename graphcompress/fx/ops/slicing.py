@@ -12,12 +12,10 @@ import torch
 from torch import fx
 
 from graphcompress.fx.builder import FxBuilder, Operand
-from graphcompress.fx.functional import (
-    slice_at_run_time,
-    take_backwards,
-)
+from graphcompress.fx.functional import slice_at_run_time, take_backwards
 from graphcompress.fx.ops.table import operator
 from graphcompress.fx.sizes import Item, Sizes
+from graphcompress.graph.match import operand
 
 
 @operator("Concat")
@@ -34,7 +32,7 @@ def concat(builder: FxBuilder, node: ir.Node) -> Operand:
 @operator("Split")
 def split(builder: FxBuilder, node: ir.Node) -> tuple[Operand | None, ...]:
     """A tensor cut along an axis, into given sizes or equal parts."""
-    x, value = builder.tensor(node.inputs[0]), builder.optional(node, 1)
+    x, value = builder.tensor(node.inputs[0]), operand(node, 1)
     axis, count = node.attributes.get_int("axis", 0), len(node.outputs)
     if value is not None:
         given = builder.ints(value)
@@ -42,9 +40,8 @@ def split(builder: FxBuilder, node: ir.Node) -> tuple[Operand | None, ...]:
         parts = builder.call(torch.split, x, lengths, dim=axis)
     else:
         whole = None if node.inputs[0] is None else builder.size(node.inputs[0], axis)
-        each: object
         if isinstance(whole, int):
-            each = math.ceil(whole / count)
+            each: object = math.ceil(whole / count)
         else:
             each = builder.call(op.floordiv, builder.call(op.add, whole, count - 1), count)
         parts = builder.call(torch.split, x, each, dim=axis)
@@ -56,13 +53,11 @@ def slice_(builder: FxBuilder, node: ir.Node) -> Operand:
     """Parts of axes, from a start to an end in steps."""
     source = node.inputs[0]
     starts, ends = builder.ints(node.inputs[1]), builder.ints(node.inputs[2])
-    axes = builder.known_ints(builder.optional(node, 3))
-    steps = builder.known_ints(builder.optional(node, 4))
+    axes = builder.known_ints(operand(node, 3))
+    steps = builder.known_ints(operand(node, 4))
     if isinstance(starts, fx.Node) or isinstance(ends, fx.Node):
         builder.refuse(node, "the number of its axes is not known")
-    if (builder.optional(node, 3) is not None and axes is None) or (
-        builder.optional(node, 4) is not None and steps is None
-    ):
+    if (operand(node, 3) is not None and axes is None) or (operand(node, 4) is not None and steps is None):
         return _sliced_at_run_time(builder, node, starts, ends)
     axes = tuple(range(len(starts))) if axes is None else axes
     steps = (1,) * len(starts) if steps is None else steps
@@ -85,7 +80,7 @@ def _sliced(builder: FxBuilder, node: ir.Node, cuts: list[tuple[int, Item, Item,
     index: list[object] = [slice(None)] * rank
     for axis, start, end, step in cuts:
         if step < 0:
-            x = _backwards(builder, x, axis, (start, end, step))
+            x = builder.call(take_backwards, x, axis, start, end, step)
             continue
         index[axis % rank] = slice(
             None if start == 0 else start,
@@ -97,15 +92,11 @@ def _sliced(builder: FxBuilder, node: ir.Node, cuts: list[tuple[int, Item, Item,
     return builder.call(op.getitem, x, tuple(index)) if index else x
 
 
-def _backwards(builder: FxBuilder, x: fx.Node, axis: int, cut: tuple[Item, Item, int]) -> fx.Node:
-    return builder.call(take_backwards, x, axis, *cut)
-
-
 def _sliced_at_run_time(
     builder: FxBuilder, node: ir.Node, starts: Sequence[Item], ends: Sequence[Item]
 ) -> fx.Node:
     """Axes or steps are inputs of the model."""
-    axes, steps = builder.optional(node, 3), builder.optional(node, 4)
+    axes, steps = operand(node, 3), operand(node, 4)
     given = [
         list(starts),
         list(ends),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from typing import Any
 
 import onnx_ir as ir
 
@@ -25,7 +26,6 @@ FAMILIES = (
     "quantisation",
     "selections",
     "attention",
-    "contrib",
 )
 """Modules of this package that fill the table."""
 
@@ -39,6 +39,19 @@ def operator(*names: str, domain: str = "") -> Callable[[Operator], Operator]:
         return function
 
     return enter
+
+
+def single_call(name: str, function: Callable[..., Any], **attributes: float | str) -> None:
+    """Enter an operator that is one call: of its operands as tensors, then its attributes in this order.
+
+    An attribute comes with the default of the standard.
+    """
+
+    def write(builder: FxBuilder, node: ir.Node) -> Operand:
+        given = {key: node.attributes[key].value for key in attributes if key in node.attributes}
+        return builder.call(function, *map(builder.tensor, node.inputs), *{**attributes, **given}.values())
+
+    _TABLE["", name] = write
 
 
 def find(node: ir.Node) -> Operator | None:
