@@ -257,13 +257,10 @@ class _Survey:
         for attention in found:
             # The outermost leaf is the key/value head; further ones are query heads within its group, which
             # cannot go alone where they share keys.
-            self.heads.update(self._heads(attention)[:1])
+            leaves = self.relations.head_leaves(attention)
+            self.heads.update([leaf for leaf in leaves if not self.relations.is_blocked(leaf)][:1])
             for value in (*(operand.origin for operand in attention.operands), attention.output):
                 self.attended.update(self.relations.fixed_leaves(self.relations.axes(value)))
-
-    def _heads(self, attention: Attention) -> list[int]:
-        found = self.relations.head_leaves(attention)
-        return [leaf for leaf in found if not self.relations.is_blocked(leaf)]
 
 
 def _name_of(value: ir.Value | None) -> str:

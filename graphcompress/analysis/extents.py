@@ -35,7 +35,7 @@ def _measured(relations: Relations, node: ir.Node, known: dict[ir.Value, Element
     if node.op_type == "Shape":
         return _shape(relations, node)
     operands = [known.get(value) if value is not None else None for value in node.inputs]
-    if not any(operands) or _is_float(node.outputs[0]):
+    if not any(operands) or (dtype := node.outputs[0].dtype) is None or dtype.is_floating_point():
         return None
     if node.op_type in _SAME and operands[0] is not None:
         return operands[0]
@@ -44,10 +44,6 @@ def _measured(relations: Relations, node: ir.Node, known: dict[ir.Value, Element
     if node.op_type == "Concat":
         return _joined(node, operands)
     return _picked(node, operands[0]) if operands[0] is not None else None
-
-
-def _is_float(value: ir.Value) -> bool:
-    return value.dtype is None or value.dtype.is_floating_point()
 
 
 def _shape(relations: Relations, node: ir.Node) -> Elements | None:

@@ -89,7 +89,9 @@ class Embedding:
 
 def linears(model: Model, layers: str = "*") -> list[Linear]:
     """Linear maps of the main graph in execution order whose name matches the glob ``layers``."""
-    return [linear for linear in _find_linears(model) if fnmatch.fnmatchcase(linear.name, layers)]
+    constant = Constants()
+    found = (linear_at(node, constant) for node in model.graph)
+    return [linear for linear in found if linear is not None and fnmatch.fnmatchcase(linear.name, layers)]
 
 
 def embeddings(model: Model, layers: str = "*") -> list[Embedding]:
@@ -129,14 +131,6 @@ def linear_at(node: ir.Node, constant: IsConstant = is_constant) -> Linear | Non
     """The linear map whose product ``node`` is, or None."""
     view = None if node.domain else _VIEWS.get(node.op_type)
     return view(node, constant) if view else None
-
-
-def _find_linears(model: Model) -> Iterator[Linear]:
-    constant = Constants()
-    for node in model.graph:
-        linear = linear_at(node, constant)
-        if linear is not None:
-            yield linear
 
 
 def _find_embeddings(model: Model) -> Iterator[Embedding]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from graphcompress.analysis.cost import macs
-from graphcompress.analysis.tokens import token_values
 from graphcompress.build.inputs import model_bytes
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed, Runner
 from graphcompress.measure.metrics import Scoring
 from graphcompress.measure.reference import check_repeats
+from graphcompress.measure.tokens import token_values
 from graphcompress.measure.verify import batch_invariance
 from graphcompress.pipeline.contract_check import CHECK_BATCH, ModelSize, check_samples
 from graphcompress.plugin.base import Context

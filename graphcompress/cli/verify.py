@@ -84,9 +84,9 @@ def verify(
 
 
 def _difference(a: Path, b: Path, samples: Samples) -> Difference:
-    from graphcompress.analysis.tokens import token_values
     from graphcompress.build.opening import model_file, session
     from graphcompress.graph.model import Model
+    from graphcompress.measure.tokens import token_values
     from graphcompress.measure.verify import compare
 
     feeds = list(samples.batches(BATCH))

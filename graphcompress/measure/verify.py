@@ -189,7 +189,7 @@ def compare(
     """Compare recorded outputs of A with those of ``run`` on the same feeds, batches of ``samples``.
 
     Outputs are matched by name; of those in ``by_token`` (see
-    :func:`graphcompress.analysis.tokens.token_values`; by default of all that have the shape of the mask) the
+    :func:`graphcompress.measure.tokens.token_values`; by default of all that have the shape of the mask) the
     tokens that a mask in the feed marks as padding are left out.
     Outputs that are not numbers with a fraction (labels, token ids) are compared by entry.
 

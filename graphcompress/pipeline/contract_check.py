@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphcompress.analysis.tokens import token_values
 from graphcompress.data.load import Samples
 from graphcompress.data.made_up import varied_samples
 from graphcompress.errors import ContractError
@@ -15,6 +14,7 @@ from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed, Runner
 from graphcompress.measure.memory import bounded
 from graphcompress.measure.reference import check_repeats
+from graphcompress.measure.tokens import token_values
 from graphcompress.measure.verify import Difference, check_structure, compare, interface
 from graphcompress.plugin.base import Context, Pass, Training
 

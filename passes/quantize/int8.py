@@ -9,7 +9,6 @@ from typing import ClassVar, cast
 import onnx_ir as ir
 
 from graphcompress.analysis.linears import Embedding, Linear, embeddings, linears
-from graphcompress.analysis.tokens import token_values
 from graphcompress.data.load import Samples
 from graphcompress.data.made_up import varied_samples
 from graphcompress.errors import UsageError
@@ -18,6 +17,7 @@ from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner
 from graphcompress.measure.calibrate import equal_batches
 from graphcompress.measure.memory import bounded
+from graphcompress.measure.tokens import token_values
 from graphcompress.measure.verify import compare
 from graphcompress.numerics.metrics import error_at
 from graphcompress.numerics.observers import Activation, Calibration

@@ -8,8 +8,8 @@ import pytest
 from bert import Bert
 from onnx import TensorProto, helper
 
-from graphcompress.analysis.tokens import token_values
 from graphcompress.graph.model import Model
+from graphcompress.measure.tokens import token_values
 from graphcompress.measure.verify import compare
 
 MASK = np.array([[1, 1, 1, 1], [1, 1, 0, 0]])
