@@ -78,6 +78,7 @@ class FxBuilder:
     def set(self, value: ir.Value, operand: Operand) -> None:
         """Remember what stands for an ONNX value; a node takes over its name."""
         self._operands[value] = operand
+        # A node that stands for several values keeps the name of the first.
         if isinstance(operand, fx.Node) and operand.op.startswith("call") and "value" not in operand.meta:
             operand.meta["value"] = value.name
             operand._rename(identifier(value.name or operand.name))
@@ -87,6 +88,7 @@ class FxBuilder:
         """The device of the inputs."""
         if self._device is None:
             placeholders = list(self.graph.find_nodes(op="placeholder"))
+            # A torch.fx graph runs in its own order: what all may read comes right behind the arguments.
             with self.graph.inserting_after(placeholders[-1]):
                 self._device = self.call(getattr, placeholders[0], "device")
                 self._device._rename("device")
@@ -113,6 +115,8 @@ class FxBuilder:
         if number is not None:
             return number
         sizes = self.sizes(value)
+        # A plain number multiplies a tensor on any device; a tensor of one number would first have to be
+        # made there.
         if sizes is not None and sizes.scalar and isinstance(sizes.items[0], fx.Node):
             return sizes.items[0]
         return self.tensor(value)
@@ -152,6 +156,8 @@ class FxBuilder:
         length = value.shape[0] if value is not None and value.shape is not None and value.shape else None
         if not isinstance(length, int):
             return listed
+        # The length of a list is not known to torch.fx, but its items can be read one by one where the
+        # graph fixes it.
         return [self.call(operator.getitem, listed, index) for index in range(length)]
 
     def known_ints(self, value: ir.Value | None) -> tuple[int, ...] | None:

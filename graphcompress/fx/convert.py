@@ -54,6 +54,7 @@ def to_fx(model: Model, *, learn_scales: bool = False, taps: Sequence[str] = ())
     builder = FxBuilder(stored)
     names = {}
     for value in model.graph.inputs:
+        # An initializer that is an input as well is a weight here.
         if value.name not in model.graph.initializers:
             builder.placeholder(value)
             names[identifier(value.name or "input")] = value.name or ""
@@ -63,8 +64,10 @@ def to_fx(model: Model, *, learn_scales: bool = False, taps: Sequence[str] = ())
         _write(builder, node, fusions)
     outputs = dict.fromkeys((*model.graph.outputs, *wanted))
     builder.graph.output({value.name or "": _output(builder, value) for value in outputs})
+    # What only fused nodes read was written as well, and goes here.
     builder.graph.eliminate_dead_code()
     module = fx.GraphModule(stored.root, builder.graph, "Model")
+    # A parameter that no node reads is not part of the module.
     used = dict(module.named_parameters())
     module.meta["inputs"] = names
     module.meta[FORMS_KEY] = {path: form for path, form in stored.forms.items() if path in used}

@@ -25,6 +25,7 @@ class _Quantise(torch.autograd.Function):
         steps = x.float() / scale
         rounded = torch.round(steps) + zero_point
         inside = (rounded >= lower) & (rounded <= upper)
+        # The steps are as large as the tensor, and only a learned scale needs them.
         ctx.save_for_backward(inside, scale, steps if ctx.needs_input_grad[1] else None)
         ctx.dtype = x.dtype
         return rounded.clamp_(lower, upper)
@@ -99,6 +100,7 @@ def fake_quantise(
     PyTorch's own kernels do it in one pass, where the scale is fixed and there is one, or one per channel; a
     compiler, which has no such kernel, fuses the elementary steps.
     """
+    # PyTorch's kernels have no gradient for the scale here, and take one scale, or one per channel.
     if scale.requires_grad or scale.dim() > 1 or torch.compiler.is_compiling():
         grid = quantise(x, scale, zero_point, lower, upper, axis)
         return dequantise(grid, scale, zero_point, axis).to(x.dtype)
@@ -118,8 +120,10 @@ def fake_quantise(
 def dynamic_quantise(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``x`` in 256 steps over its own range, the scale and the zero point; no gradient through the range."""
     with torch.no_grad():
+        # DynamicQuantizeLinear is defined on a range that holds zero, so that zero (padding) is exact.
         low, high = x.min().float().clamp(max=0), x.max().float().clamp(min=0)
         scale = (high - low) / 255
+        # A tensor of zeros has no range, and must not be divided by it.
         scale = torch.where(scale == 0, torch.ones_like(scale), scale)
         zero_point = torch.round(-low / scale).clamp(0, 255)
     return quantise(x, scale, zero_point, 0, 255), scale, zero_point
@@ -139,6 +143,8 @@ def expand_to(x: Tensor, sizes: Sequence[int]) -> Tensor:
 def take_backwards(x: Tensor, axis: int, start: int, end: int, step: int) -> Tensor:
     """A slice with a negative step, which PyTorch has not."""
     size = x.shape[axis]
+    # ONNX clamps bounds beyond the axis, and for a negative step the first entry may be the last one at
+    # most.
     first = min(start + size if start < 0 else start, size - 1)
     last = max(end + size, -1) if end < 0 else end
     return x.index_select(axis, torch.arange(first, last, step, device=x.device))
@@ -161,6 +167,7 @@ def slice_at_run_time(
 def take(x: Tensor, index: Tensor, axis: int) -> Tensor:
     """Slices of ``x`` along ``axis`` by an index of any shape; a negative one counts from the end."""
     axis %= x.dim()
+    # ONNX counts negative indices from the end, which index_select refuses.
     flat = index.reshape(-1) % x.shape[axis]
     return x.index_select(axis, flat).reshape(x.shape[:axis] + index.shape + x.shape[axis + 1 :])
 
@@ -227,6 +234,7 @@ def _padded(x: Tensor, axis: int, before: int, after: int, mode: str, value: flo
     elif mode == "wrap":
         place = place % size
     else:
+        # A reflection repeats after going there and back, without the two ends twice.
         period = max(2 * size - 2, 1)
         place = (place % period).minimum(period - place % period)
     return x.index_select(axis, place)
@@ -241,6 +249,8 @@ def reshape_to(x: Tensor, sizes: Sequence[int], copied: bool) -> Tensor:
 def unsqueeze_at(x: Tensor, axes: Sequence[int]) -> Tensor:
     """New axes of size 1, places counted in the result."""
     rank = x.dim() + len(axes)
+    # Places count in the result, so the axes are added from the left; another order would shift the later
+    # ones.
     for axis in sorted(axis % rank for axis in axes):
         x = x.unsqueeze(axis)
     return x
@@ -248,6 +258,7 @@ def unsqueeze_at(x: Tensor, axes: Sequence[int]) -> Tensor:
 
 def product(x: Tensor, axes: Sequence[int], keepdim: bool) -> Tensor:
     """Product of the entries along ``axes``."""
+    # From the right, so that an axis that goes does not renumber those still to come.
     for axis in sorted((axis % x.dim() for axis in axes), reverse=True):
         x = torch.prod(x, axis, keepdim=keepdim)
     return x

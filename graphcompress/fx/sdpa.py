@@ -94,6 +94,7 @@ def _chain(attention: Attention) -> _Chain | None:
     if steps is None or guard is None or not _is_over_keys(attention):
         return None
     chain = _Chain(attention.query.value, attention.key.value, attention.values.value)
+    # From the Softmax backwards, so that a mask is scaled by what follows it and not by what comes before.
     if not all(_taken(chain, step) for step in reversed(steps)):
         return None
     chain.query, of_query = _unscaled(chain, attention.query)
@@ -127,6 +128,7 @@ def _mask(step: ChainStep, scale: float) -> _Mask | None:
     if step.node.op_type == "Add":
         mask = operand_beside(step.node, step.operand)
         return None if mask is step.operand else _Mask(mask)  # scores twice are no mask
+    # A fill that is scaled afterwards is another number than the one that stands in the graph.
     if step.node.op_type != "Where" or scale != 1.0 or step.index == 0:
         return None
     number = scalar(step.node.inputs[3 - step.index])
@@ -155,6 +157,7 @@ def _unscaled(chain: _Chain, operand: Operand) -> tuple[ir.Value, list[ir.Node]]
     nodes: list[ir.Node] = []
     value = operand.value
     for step in reversed(operand.steps):
+        # What something else reads has to be computed anyway, so that taking its factor out saves nothing.
         if step.scale is None or step.operand is None or len(value.uses()) != 1:
             break
         chain.scale *= step.scale
@@ -169,5 +172,6 @@ def _untransposed(builder: FxBuilder, value: ir.Value) -> fx.Node:
     if node is None or value.shape is None:
         return builder.method("transpose", builder.tensor(value), -1, -2)
     perm = list(node.attributes.get_ints("perm", tuple(reversed(range(len(value.shape))))))
+    # Two transpositions become one, so that the keys are arranged once.
     perm[-1], perm[-2] = perm[-2], perm[-1]
     return permuted(builder, builder.tensor(node.inputs[0]), perm)

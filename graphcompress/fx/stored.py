@@ -75,6 +75,7 @@ class Stored:
     def number(self, value: ir.Value) -> float | None:
         """The number of a stored tensor of rank 0 that is not trained, or None."""
         tensor = ir.convenience.get_const_tensor(value)
+        # A number in the code cannot be trained.
         if tensor is None or len(tensor.shape) or value in self._low_bit or self.is_trained(value):
             return None
         number: float = tensor.numpy().item()
@@ -129,6 +130,7 @@ class Stored:
     def _hold(self, value: ir.Value) -> str:
         """Register what ``value`` stores under its path."""
         name = value.name or ""
+        # A constant of a node is no initializer, so its path is made when it is first met.
         path = self._paths.setdefault(name, module_paths([name])[name])
         folder, _, leaf = path.rpartition(".")
         module = _submodule(self.root, folder)
@@ -148,6 +150,7 @@ class Stored:
         array = _plain(self.array(value))
         form = self._low_bit.get(value)
         if form is None:
+            # Without the copy training would write into the array of the model.
             return torch.from_numpy(array).to(compute_type(value.dtype), copy=True)
         numbers = torch.from_numpy(array.astype(np.float32))
         scale = self._as_tensor(form.scale)
@@ -175,10 +178,12 @@ def _plain(array: np.ndarray | None) -> np.ndarray:
     if array is None:
         raise ValueError("a stored value has no numbers")
     kind = array.dtype
+    # NumPy's bfloat16 and 4-bit types are those of ml_dtypes, which torch.from_numpy does not read.
     if kind.name in ("bfloat16", "float16"):
         return array.astype(np.float32)
     if kind.name in ("int4", "uint4"):
         return array.astype(np.int8 if kind.name == "int4" else np.uint8)
+    # PyTorch computes hardly anything in unsigned types wider than a byte.
     wider = {np.dtype(np.uint16): np.int32, np.dtype(np.uint32): np.int64}.get(kind)
     return np.array(array, wider) if wider is not None else np.array(array)
 

@@ -95,6 +95,7 @@ class Builder:
         if dtype is not None:
             array = array.astype(dtype.numpy())
         elif not isinstance(numbers, np.ndarray):
+            # An empty list is float64 to NumPy, but stands for sizes or axes here.
             array = array.astype(_TYPES[array.dtype.kind] if array.size else np.int64)
         return self.rw.constant(array, name, dtype)
 
@@ -131,6 +132,7 @@ class _Definition:
         types = dict(self.fixed)
         for value, (_, letter) in zip(given, self.inputs(len(given)), strict=True):
             if isinstance(value, ir.Value) and value.dtype is not None:
+                # The first operand of a letter decides; the standard wants all of them to be alike.
                 types.setdefault(letter, value.dtype)
         if isinstance(to := attributes.get("to"), int):  # Cast
             types[self.results[0]] = ir.DataType(to)

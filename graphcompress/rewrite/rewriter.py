@@ -39,6 +39,8 @@ class Rewriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        # After an exception the graph may be half rewritten: cleaning it could raise another error and hide
+        # the first.
         if kind is None and self.modified:
             self.clean()
 
@@ -115,6 +117,7 @@ class Rewriter:
 
     def fresh_name(self, name: str) -> str:
         """``name``, with a number behind it when it is taken; the same in every run."""
+        # Names are collected when one is first needed, since many passes make nothing.
         self._names = self._names or _value_names(self.model)
         candidate, number = name, 1
         while candidate in self._names:
@@ -149,7 +152,9 @@ class Rewriter:
         if is_output:
             outputs = self.model.graph.outputs
             outputs[:] = [new if output is old else output for output in outputs]
+        # The uses change while they are gone through.
         for node, index in tuple(old.uses()):
+            # Otherwise a node that wraps the old value would read its own result.
             if node is not new.producer():
                 node.replace_input_with(index, new)
         self._rewired()
@@ -209,6 +214,7 @@ class Rewriter:
 
     def apply(self, step: Callable[[ir.Model], ir.passes.PassResult]) -> bool:
         """Run a pass of a library over the whole model in place; whether it modified anything."""
+        # Passes of libraries fold initializers that are inputs, too, which a caller may override.
         with overridable(self.model.graph):
             modified = bool(step(self.model.ir).modified)
         if modified:

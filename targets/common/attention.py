@@ -76,11 +76,13 @@ def _site(attention: Attention) -> AttentionSite | None:
     merge = attention.merge
     if q is None or k is None or v is None or merge is None or only_reader(softmax.outputs[0]) is None:
         return None
+    # The operators split the heads themselves, in this order only, and have no factor on the values.
     if (q.order, k.order, v.order) != (_SPLIT, _TRANSPOSED, _SPLIT) or v.scale != 1.0:
         return None
     masks = tuple(mask for step in added if (mask := operand_beside(step.node, step.operand)) is not None)
     if not all(is_standard(step.node, "Add") for step in added) or not all(map(_broadcasts, masks)):
         return None
+    # MultiHeadAttention knows no keys that several query heads share.
     if not q.heads == k.heads == v.heads or q.size != k.size:
         return None
     if not _is_one_batch((q.source, k.source, v.source), masks):

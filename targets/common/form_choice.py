@@ -102,12 +102,14 @@ def _choose_family(
     choices = []
     chosen: list[tuple[Site, str]] = []
     for sites in groups.values():
+        # Sites of one signature differ in weights alone, so the first is timed for all.
         times, refused, unmeasured = (
             ({}, {}, "") if cache is None else _times(model, family, sites[0], feeds, cache)
         )
         form = fastest(times, family.default)
         choices.append(ChosenForm(family.name, form, len(sites), times, unmeasured, refused))
         chosen.extend((site, form) for site in sites)
+    # Rewriting comes after all choices: the sites describe the graph as it was when they were found.
     with Rewriter(model, ctx) as rw:
         for site, form in chosen:
             if form != UNCHANGED:
@@ -123,8 +125,10 @@ def fastest(times_ms: Times, default: str) -> str:
     """
     if not times_ms:
         return default
+    # A default without times was refused, or gives other outputs.
     standing = default if default in times_ms else UNCHANGED
     reference = np.array(times_ms[standing])
+    # Sorted, so that a tie does not depend on the order in which the times were kept.
     speeds = {form: reference / np.array(ms) for form, ms in sorted(times_ms.items())}
     gains = {
         form: float(np.exp(np.log(speed).mean()))
@@ -145,6 +149,7 @@ def _times(
     shapes = ",".join("x".join(map(str, next(iter(feed.values())).shape)) for feed in feeds)
     key = f"{_METHOD} {family.name}: {' '.join(family.forms)} {site.signature()} {shapes}"
     kept = cache.get(key)
+    # The cache is a file that anybody may edit, or that another version has written.
     if kept is not None and not _fits(kept, family, len(feeds)):
         kept = None
     if cache.complete:
@@ -197,6 +202,7 @@ def measure_forms(
             twin = _rewritten(alone, family, form)
             try:
                 runner = stack.enter_context(Runner(twin, prepack=True, spin_us=SPIN_US))
+                # This run also warms the session up for the timing.
                 seen = [runner(feed) for feed in feeds]
             except (UnsupportedModelError, DataError) as error:  # of the runtime, as a Runner tells them
                 refused[form] = str(error)
@@ -227,6 +233,7 @@ def _times_ms(
     seen: list[dict[str, list[float]]] = [{name: [] for name in candidates} for _ in feeds]
     rounds = [turns(shape, FORM_TURN_SECONDS) for shape in runs]
     for number in range(FORM_ROUNDS):
+        # Shapes take turns as well, so that a burst of load does not fall on one of them alone.
         for times, source in zip(seen, rounds, strict=True):
             for name, ms in next(source).items():
                 times[name].append(ms)

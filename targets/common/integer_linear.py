@@ -42,6 +42,7 @@ class IntegerLinear(Family[IntegerSite]):
 def _as_integer_to_float(rw: Rewriter, site: IntegerSite) -> None:
     p = site.product
     operands = [p.a, p.b, p.a_scale, p.b_scale, p.a_zero, p.b_zero, p.bias]
+    # Optional inputs at the end are left out, since no input follows for which they would hold a place.
     while operands[-1] is None:
         operands.pop()
     value = site.place(rw).op("MatMulIntegerToFloat", *operands, name="", domain=CONTRIB)

@@ -176,6 +176,7 @@ def _store_the_rest(rw: Rewriter, *, restored_at_run_time: bool) -> list[str]:
 
     What only restores low-bit storage may be left to run time: it has as many elements as are stored.
     """
+    # Expressions that nothing reads any more would be stored otherwise.
     rw.clean()
     larger = []
     for node in list(rw.model.graph):
@@ -186,6 +187,7 @@ def _store_the_rest(rw: Rewriter, *, restored_at_run_time: bool) -> list[str]:
         bytes_stored = sum(leaf.const_value.nbytes for leaf in stored if leaf.const_value is not None)
         grows = elements * dtype_of(value).itemsize > bytes_stored
         only_restored = elements <= sum(number_of_parameters(leaf) for leaf in stored)
+        # Restoring low-bit storage at every call costs about as much as reading the larger tensor would.
         if grows and only_restored and restored_at_run_time:
             continue
         if grows:
@@ -198,6 +200,7 @@ def _to_store(rw: Rewriter, node: ir.Node) -> ir.Value | None:
     """The constant that ``node`` computes and something variable reads; in front of a DequantizeLinear."""
     if len(node.outputs) != 1 or not is_whole_expression(rw, node.outputs[0]):
         return None
+    # The integers are stored and not the floats, so that int8 products stay int8.
     value = node.inputs[0] if is_standard(node, "DequantizeLinear") else node.outputs[0]
     computed = value is not None and value.const_value is None and fixed_shape(value) is not None
     return value if computed else None

@@ -69,6 +69,7 @@ def _pair_peak(weight: ir.Value | None) -> int:
         return 0
     values = evaluate(weight).astype(np.int32)
     if values.shape[-2] % 2:
+        # The last of an odd number of weights has no neighbour: a zero stands in for one.
         values = np.concatenate([values, np.zeros_like(values[..., :1, :])], axis=-2)
     first, second = values[..., 0::2, :], values[..., 1::2, :]
     rises = np.maximum(first, 0) + np.maximum(second, 0)
@@ -80,6 +81,7 @@ def _shift(rw: Rewriter, quantize: ir.Node, readers: list[ir.Node]) -> None:
     for node in (quantize, *readers):
         zero = node.inputs[2]
         if zero is not None and zero.const_value is not None:
+            # The sum does not fit into int8, so it is formed in a wider type.
             moved = (zero.const_value.numpy().astype(np.int16) + _SHIFT).astype(np.uint8)
             rw.set_input(node, 2, rw.constant(moved, f"{zero.name}.unsigned"))
     quantize.outputs[0].type = ir.TensorType(ir.DataType.UINT8)

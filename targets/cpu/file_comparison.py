@@ -102,6 +102,7 @@ def _repeated(measure: Callable[[], Times], subject: str, than: str) -> Times:
             subject: [min(row) for row in zip(*(times[subject] for times in measured), strict=True)],
             than: [max(row) for row in zip(*(times[than] for times in measured), strict=True)],
         }
+        # Either its last measurement acquits the subject, or the best of it against the worst of the other.
         for times in (measured[-1], mildest):
             if not is_slower(times, subject, than):
                 return times
@@ -116,6 +117,7 @@ def _in_turns(models: Mapping[str, Run], feeds: Sequence[Feed], timer: Timer) ->
         for name, run in runs.items():
             _first_run(name, run)
         once = time.perf_counter() - begun
+        # A large model gets fewer rounds, but always one.
         rounds = max(1, min(WHOLE_ROUNDS, int(WHOLE_SECONDS / once)))
         for name, timing in timer(runs, rounds).timings.items():
             times[name].append(round(timing.low_ms, 5))
@@ -153,9 +155,12 @@ def timed_apart(files: Mapping[str, Path], feeds: Sequence[Feed], *, subject: st
         return None
     if _is_clearly_faster(own, before, CLEARLY_AT_ONCE):
         return {subject: own, than: before}
+    # The second time is only there to see whether the machine has changed, for which the short runs
+    # suffice.
     short = [index for index, ms in enumerate(before) if ms < 1000 * LONG_SECONDS] or [0]
     with _mapped(files[than]) as run:
         after = _timed_alone(than, run, [feeds[index] for index in short])
+    # Only a machine that got faster is held against the subject; a slower one would be in its favour.
     change = min(1.0, *(again / before[index] for index, again in zip(short, after, strict=True)))
     if not _is_clearly_faster(own, [ms * change for ms in before], CLEARLY):
         return None

@@ -69,6 +69,7 @@ def take_back(
     kept = first
     with Temporary() as scratch:
         files = {"with": scratch / "with.onnx", "without": scratch / "without.onnx"}
+        # The last chosen first: a family has been measured with the forms of those before it in place.
         for family in reversed([family.name for family in families if family.name in used]):
             without = give_forms(legal, families, shapes, ctx, cache, (*kept.taken_back, family))
             kept.model.save(files["with"])

@@ -49,6 +49,8 @@ class Packed(Family[SharedInput]):
 def _float_groups(model: Model) -> Iterator[SharedInput]:
     groups: dict[ir.Value, list[Linear]] = {}
     for item in linears(model):
+        # A MatMul of a dequantised weight is an integer product to the runtime, which packing in float
+        # would end.
         if item.node.op_type == "MatMul" and producer(item.weight, "DequantizeLinear") is None:
             groups.setdefault(item.input, []).append(item)
     for members in groups.values():
@@ -73,6 +75,7 @@ def _integer_groups(model: Model) -> Iterator[SharedInput]:
             and _width(node)
             and is_constant(node.inputs[1])
         ):
+            # Only products of the same activation with the same scale and zero point can be one.
             groups.setdefault((node.inputs[0], node.inputs[2], operand(node, 4)), []).append(node)
     for nodes in groups.values():
         if len(nodes) > 1:
@@ -88,6 +91,7 @@ def _width(node: ir.Node) -> int:
 
 
 def _as_packed(rw: Rewriter, site: SharedInput) -> None:
+    # The packed product stands where the first of them stood, since a reader of any may follow at once.
     first = min(site.products, key=list(rw.model.graph).index)
     place = rw.at(first, f"{site.results[0].name}.packed")
     bias = _joined_bias(place, site)
@@ -127,6 +131,7 @@ def _joined_weight(place: Builder, site: SharedInput) -> ir.Value:
 
 
 def _joined_bias(place: Builder, site: SharedInput) -> ir.Value | None:
+    # Where one of them has a bias, the others get zeros.
     stored = next((bias for bias in site.biases if bias is not None), None)
     if stored is None:
         return None

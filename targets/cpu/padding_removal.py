@@ -72,6 +72,7 @@ def _mask(model: Model) -> ir.Value | None:
     hidden = [
         _inputs_behind(node.inputs[index] if len(node.inputs) > index else None) for node, index in heads
     ]
+    # A token may only be left out where no attention looks at it, so all have to hide the same ones.
     if not hidden or any(found != hidden[0] for found in hidden):
         return None
     masks = [
@@ -129,9 +130,13 @@ def _is_token_wise(node: ir.Node, sizes: tuple[object, ...]) -> bool:
         return False
     constants = [value for value in operands if is_constant(value)]
     if node.op_type in _PRODUCTS:
+        # A product of two computed values mixes tokens; only a constant matrix on the right treats each
+        # alone.
         return varying == operands[:1] and node.domain in ("", CONTRIB)
     if node.op_type in _BY_LAST_AXIS:
+        # Normalising or splitting over another axis than the last would mix tokens.
         return not node.domain and varying == operands[:1] and node.attributes.get_int("axis", -1) in (-1, 2)
+    # A constant with more axes may hold one entry per position, which the gathered tokens no longer have.
     vectors = all(value.shape is not None and len(value.shape) <= 1 for value in constants)
     quantised_along = node.attributes.get_int("axis", 1) in (-1, 2) or all(
         value.shape is not None and not len(value.shape) for value in constants
@@ -165,9 +170,12 @@ def _indices(rw: Rewriter, mask: ir.Value) -> tuple[ir.Value, ir.Value]:
     flat = node("Reshape", mask, number([-1], "flat_shape"), name="flat")
     bits = node("Cast", flat, name="bits", to=ir.DataType.BOOL)
     ones = node("Cast", bits, name="ones", to=ir.DataType.INT64)
+    # A batch without a single real token would leave nothing to gather.
     real = node("ScatterElements", ones, number([0], "first"), number([1], "one"), name="real", axis=0)
     found = node("NonZero", real, name="found")
     chosen = node("Reshape", found, number([-1], "real_shape"), name="tokens")
+    # Counting real tokens up to a place gives the number of the last one before it, so that padding reads a
+    # real token, too.
     counted = node("CumSum", real, rw.constant(np.array(0, np.int64), f"{mask.name}.axis"), name="counted")
     place = node("Sub", counted, number([1], "one_less"), name="place")
     return chosen, node("Reshape", place, node("Shape", mask, name="sizes"), name="places")
@@ -177,6 +185,7 @@ def _gather(rw: Rewriter, value: ir.Value, region: dict[ir.Node, None], chosen: 
     """Let the region read [1, real, width] of ``value``."""
     readers = [(node, index) for node, index in value.uses() if node in region]
     width = value.shape[2] if value.shape is not None and isinstance(value.shape[2], int) else -1
+    # The gathered value has to stand before the first of its readers.
     before = min((node for node, _ in readers), key=list(rw.model.graph).index)
     shape = rw.constant(np.array([-1, width], np.int64), f"{value.name}.flat_shape")
     flat = rw.node("Reshape", value, shape, before=before, name=f"{value.name}.flat")
@@ -197,10 +206,12 @@ def _spread(rw: Rewriter, value: ir.Value, region: dict[ir.Node, None], back: ir
     tokens = rw.node("Squeeze", value, axis, before=before, name=f"{value.name}.tokens")
     spread = rw.node("Gather", tokens, back, before=before, name=f"{value.name}.spread", axis=0)
     spread.type, spread.shape = value.type, value.shape
+    # Replacing redirects every reader, so those inside are remembered and put back.
     kept = [(node, index) for node, index in value.uses() if node in region]
     squeeze = tokens.producer()
     rw.replace(value, spread)
     for node, index in kept:
         rw.set_input(node, index, value)
+    # The node that makes the new value was redirected as well, and would read what it leads to.
     if squeeze is not None:
         rw.set_input(squeeze, 0, value)

@@ -113,6 +113,7 @@ def choose_provider(
         if times is not None and not is_slower(times, CPU, _runtime(lowering)):
             why = "measured, and not faster than the CPU provider"
             return ProviderChoice(why, noted=True, times_ms=times)
+        # Files are copied only when they are wanted, so that a refusal leaves the artifact as it was.
         shutil.copytree(scratch, artifact.parent, dirs_exist_ok=True)
     faster = [] if times is None else ["measured faster"]
     return ProviderChoice("; ".join([*faster, *lowering.notes]), True, times, lowering, _opener(other))

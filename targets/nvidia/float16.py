@@ -65,7 +65,9 @@ def clip_constants(rw: Rewriter) -> int:
         array = stored.numpy()
         if not overflows_half(array):
             continue
+        # Infinity is a number of float16, too, and stays.
         beyond = np.isfinite(array) & (np.abs(array) > LARGEST)
+        # In a Clip or a comparison another number would mean something else.
         if _read_by_arithmetic(value):
             rw.overwrite(value, np.where(beyond, np.sign(array) * np.float32(STAND_IN), array))
             done += 1
@@ -118,6 +120,7 @@ def _has_half(node: ir.Node, opset: int) -> bool:
     """Whether ``node`` may read and write float16 wherever it reads and writes float32 now."""
     if {held.type for held in node.attributes.values()} & {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}:
         return False
+    # A subgraph reads its values in the type that it was written for.
     if any(use.node.graph is not node.graph for value in node.outputs for use in value.uses()):
         return False
     if node.domain:
@@ -131,6 +134,7 @@ def _has_half(node: ir.Node, opset: int) -> bool:
     allowed = {kind.type_param_str: kind.allowed_type_strs for kind in schema.type_constraints}
     for values, formals in ((node.inputs, schema.inputs), (node.outputs, schema.outputs)):
         for index, value in enumerate(values):
+            # The last operand of a schema may stand for any number of them.
             formal = formals[min(index, len(formals) - 1)] if formals else None
             if value is None or value.dtype != _FLOAT or formal is None:
                 continue
@@ -162,6 +166,7 @@ def _same_scales(rw: Rewriter, kept: set[ir.Node]) -> None:
         sides = [side for side in made if side is not None and is_standard(side, "DequantizeLinear")]
         if len(sides) == 2:
             products.append({node, *sides})
+    # Products that share an operand keep one another, so this goes on until nothing is added.
     while spreading := [whole for whole in products if not kept.isdisjoint(whole) and not whole <= kept]:
         kept.update(*spreading)
 
@@ -179,6 +184,7 @@ class _Halver:
         graph = self._rw.model.graph
         nodes = [node for node in graph if _touches_float(node)]
         half = [node for node in nodes if node not in self._kept]
+        # Types are changed at the end: until then they tell what was float32.
         made = {value for node in half for value in node.outputs if value.dtype == _FLOAT}
         for node in half:
             for index, value in enumerate(node.inputs):

@@ -54,6 +54,7 @@ class _Peak:
 
     def update(self, array: np.ndarray) -> None:
         """Take in the value of one batch."""
+        # A mask of minus infinity is no activation.
         finite = array[np.isfinite(array)]
         self.largest = max(self.largest, float(np.abs(finite).max(initial=0.0)))
 
@@ -75,6 +76,7 @@ def wide_values(model: Model, ctx: Context) -> set[ir.Value]:
 def overflows_half(array: np.ndarray) -> bool:
     """Whether a finite number of ``array`` is beyond float16."""
     ends = array.max(initial=0.0), array.min(initial=0.0)
+    # Two reductions need no copy of a large weight, unlike the masks below.
     if np.isfinite(ends).all():
         return bool(max(ends[0], -ends[1]) > LARGEST)
     return bool((np.isfinite(array) & (np.abs(array) > LARGEST)).any())
@@ -91,6 +93,7 @@ def critical_nodes(graph: ir.Graph, wide: Collection[ir.Value]) -> set[ir.Node]:
             spread.add(node)
         if any(value in wide for value in (*node.inputs, *node.outputs)) or node.op_type in _ANGLES:
             found.add(node)
+    # Backwards, so that what leads to such a node is met after all its readers.
     for node in reversed(list(graph)):
         readers = node.outputs[0].consumers() if node.outputs else ()
         elementwise = node.op_type in _BEFORE and not node.domain
@@ -106,6 +109,8 @@ def _continues(node: ir.Node, spread: set[ir.Node]) -> bool:
     """
     makers = [maker for value in node.inputs if (maker := producer(value)) is not None]
     behind = node.op_type in _BEHIND and not spread.isdisjoint(makers)
+    # With a second activation as operand the result has the range of activations again, which float16
+    # holds.
     return behind and (node.op_type in _ALWAYS_BEHIND or spread.issuperset(makers))
 
 
