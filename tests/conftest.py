@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 
 from graphcompress.data.load import Samples
 from graphcompress.graph.model import Model
+from graphcompress.targets.common import form_choice
 
 ROOT = Path(__file__).parents[1]
 
@@ -101,5 +102,5 @@ def random_samples(count: int, *, vocabulary: int = 100, seed: int = 0) -> Sampl
 def quick_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forms are measured in one short round, and kept for this test alone."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("graphcompress.targets.common.form_choice.FORM_ROUNDS", 1)
-    monkeypatch.setattr("graphcompress.targets.common.form_choice.FORM_TURN_SECONDS", 0.0)
+    monkeypatch.setattr(form_choice, "FORM_ROUNDS", 1)
+    monkeypatch.setattr(form_choice, "FORM_TURN_SECONDS", 0.0)

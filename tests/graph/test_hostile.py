@@ -21,7 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphcompress import cli
+from graphcompress.build import optimize as optimize_module
 from graphcompress.errors import InvalidModelError
+from graphcompress.graph import scratch
 from graphcompress.graph.model import Model
 from graphcompress.graph.scratch import Scratch
 
@@ -249,7 +251,7 @@ def test_a_disk_that_is_full_when_the_artifact_is_written(run, monkeypatch) -> N
     def full(folder: Path, manifest: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("graphcompress.build.optimize.write_manifest", full)
+    monkeypatch.setattr(optimize_module, "write_manifest", full)
     run("optimize", "model.onnx", "-o", "new/out", "--passes", "simplify").check(
         7, "new/out", "No space left"
     )
@@ -259,7 +261,7 @@ def test_a_temporary_folder_that_is_full(run, monkeypatch) -> None:
     def full(self: Scratch) -> Path:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("graphcompress.graph.scratch.IN_MEMORY_BYTES", 1)
+    monkeypatch.setattr(scratch, "IN_MEMORY_BYTES", 1)
     monkeypatch.setattr(Scratch, "_made", full)
     run("optimize", "model.onnx", "-o", "out", "--passes", "int8").check(7, "TMPDIR", "the disk is full")
 

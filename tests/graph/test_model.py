@@ -12,7 +12,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graphcompress.errors import InvalidModelError
+from graphcompress.graph import model as model_module
+from graphcompress.graph import scratch, stored
 from graphcompress.graph.model import Model
+from graphcompress.graph.reading import skim
 from graphcompress.graph.runtime import Runner
 from graphcompress.graph.stored import StoredTensor
 
@@ -209,8 +212,8 @@ def test_subgraphs_and_their_weights_come_back(tmp_path) -> None:
 @pytest.fixture
 def on_disk(monkeypatch) -> None:
     """Weights of any size stay on disk."""
-    monkeypatch.setattr("graphcompress.graph.stored.IN_MEMORY_BYTES", 0)
-    monkeypatch.setattr("graphcompress.graph.reading.skim.LARGE_BYTES", 1)
+    monkeypatch.setattr(stored, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(skim, "LARGE_BYTES", 1)
 
 
 def test_weights_inside_the_file_are_read_late(tiny_bert_proto, tmp_path, on_disk) -> None:
@@ -263,7 +266,7 @@ def test_external_data_are_read_late_and_saved_inside(tiny_bert_proto, tmp_path,
 def test_a_model_with_external_data_can_be_saved_over_itself(
     tiny_bert_proto, tmp_path, monkeypatch, on_disk
 ) -> None:
-    monkeypatch.setattr("graphcompress.graph.model.EXTERNAL_DATA_LIMIT_BYTES", 1000)
+    monkeypatch.setattr(model_module, "EXTERNAL_DATA_LIMIT_BYTES", 1000)
     path = external_copy(tiny_bert_proto, tmp_path)
     loaded = Model.load(path)
     before = {value.name: value.const_value.numpy().copy() for value in loaded.initializers()}
@@ -336,7 +339,7 @@ def test_a_failed_save_leaves_the_earlier_file(tiny_bert, tmp_path, monkeypatch)
 def test_a_large_model_is_saved_with_its_weights_beside_it(
     tiny_bert, tmp_path, monkeypatch, tiny_samples
 ) -> None:
-    monkeypatch.setattr("graphcompress.graph.model.EXTERNAL_DATA_LIMIT_BYTES", 1000)
+    monkeypatch.setattr(model_module, "EXTERNAL_DATA_LIMIT_BYTES", 1000)
     tiny_bert.save(tmp_path / "large.onnx")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["large.onnx", "large.onnx.data"]
     feed = tiny_samples.batch([0, 1])
@@ -345,9 +348,9 @@ def test_a_large_model_is_saved_with_its_weights_beside_it(
 
 
 def test_sessions_read_large_weights_where_they_lie(tiny_bert, tmp_path, monkeypatch, tiny_samples) -> None:
-    monkeypatch.setattr("graphcompress.graph.model.IN_MEMORY_BYTES", 256)
-    monkeypatch.setattr("graphcompress.graph.stored.IN_MEMORY_BYTES", 256)
-    monkeypatch.setattr("graphcompress.graph.scratch.IN_MEMORY_BYTES", 256)
+    monkeypatch.setattr(model_module, "IN_MEMORY_BYTES", 256)
+    monkeypatch.setattr(stored, "IN_MEMORY_BYTES", 256)
+    monkeypatch.setattr(scratch, "IN_MEMORY_BYTES", 256)
     feed = tiny_samples.batch([0, 1])
     with Runner(tiny_bert) as runner:
         expected = runner(feed)["last_hidden_state"]

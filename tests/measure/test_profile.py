@@ -13,6 +13,8 @@ from graphcompress.measure.cache import MeasurementCache
 from graphcompress.measure.profile import Profile, Recorder, check_profile_path, read_profile, write_profile
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context
+from graphcompress.targets.common import form_choice
+from graphcompress.targets.cpu import file_comparison
 from graphcompress.targets.cpu.cpu import Cpu
 
 pytestmark = pytest.mark.usefixtures("quick_measurements")
@@ -27,8 +29,8 @@ def no_measuring(monkeypatch):
         def refuse(*_, **__):
             raise AssertionError("measured although a profile is given")
 
-        monkeypatch.setattr("graphcompress.targets.common.form_choice.turns", refuse)
-        monkeypatch.setattr("graphcompress.targets.cpu.file_comparison.interleaved", refuse)
+        monkeypatch.setattr(form_choice, "turns", refuse)
+        monkeypatch.setattr(file_comparison, "interleaved", refuse)
 
     return forbid
 

@@ -11,6 +11,7 @@ from texts import model_of
 import graphcompress
 from graphcompress.errors import UnsupportedModelError
 from graphcompress.graph.model import Model
+from graphcompress.graph.reading import model_file
 from graphcompress.graph.runtime import Runner, is_runtime_operator
 from graphcompress.measure.reference import check_repeats, random_nodes
 from graphcompress.passes.simplify.simplify import Simplify
@@ -104,7 +105,7 @@ def test_a_function_that_the_runtime_does_not_run_is_not_inlined(domain, name, o
 def test_a_build_is_compared_with_the_file(tmp_path, monkeypatch) -> None:
     """What reading gets wrong is found: here a function is inlined that the runtime does not run."""
     onnx.save(with_function("com.microsoft", "Gelu"), tmp_path / "m.onnx")
-    monkeypatch.setattr("graphcompress.graph.reading.model_file.RUNTIME_DOMAINS", frozenset())
+    monkeypatch.setattr(model_file, "RUNTIME_DOMAINS", frozenset())
     monkeypatch.chdir(tmp_path)
     with pytest.raises(graphcompress.errors.ContractError, match="simplify broke its contract"):
         graphcompress.optimize(tmp_path / "m.onnx", "simplify", target="cpu{measure=false}", output="out")

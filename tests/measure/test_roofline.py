@@ -10,6 +10,7 @@ from graphcompress.analysis.cost import macs
 from graphcompress.cli import app
 from graphcompress.data.made_up import synthetic_samples
 from graphcompress.graph.model import Model
+from graphcompress.measure import roofline as roofline_module
 from graphcompress.measure.roofline import operator_shares, roofline, roofline_line, times_of_operators
 from graphcompress.measure.timing import Measurement
 from graphcompress.pipeline.pipeline import Pipeline
@@ -98,7 +99,7 @@ def test_a_model_without_products_has_none(tmp_path):
 
 
 def test_bench_says_it_in_a_line_and_in_json(tiny_bert_path, monkeypatch):
-    monkeypatch.setattr("graphcompress.measure.roofline.ROOFLINE_ROUNDS", 1)
+    monkeypatch.setattr(roofline_module, "ROOFLINE_ROUNDS", 1)
     arguments = ["bench", str(tiny_bert_path), "--shapes", "1x4,2x8", "--rounds", "1"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output

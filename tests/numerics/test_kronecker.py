@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from strategies import kronecker_problems
 
+from graphcompress.numerics import kronecker
 from graphcompress.numerics.kronecker import (
     Factors,
     Split,
@@ -62,7 +63,7 @@ def test_partial_and_dense_eigenvectors_agree(monkeypatch):
     weight = np.random.default_rng(0).normal(size=(64, 64))
     split = Split(8, 8, 8, 8)
     dense = nearest(weight, split, 3)
-    monkeypatch.setattr("graphcompress.numerics.kronecker.DENSE_EIGEN_SIDE", 16)
+    monkeypatch.setattr(kronecker, "DENSE_EIGEN_SIDE", 16)
     np.testing.assert_allclose(nearest(weight, split, 3).dense(), dense.dense(), atol=1e-8)
 
 

@@ -7,6 +7,7 @@ from operator_forms import RESIDUAL, model_of, norm_weights, random, static_mode
 from graphcompress.measure.cache import MeasurementCache
 from graphcompress.measure.timing import FORM_LEAST_ROUNDS, FORM_ROUNDS
 from graphcompress.plugin.base import Context
+from graphcompress.targets.common import form_choice
 from graphcompress.targets.common.family import UNCHANGED
 from graphcompress.targets.common.form_choice import choose_forms, fastest, measure_forms, same_outputs
 from graphcompress.targets.common.integer_linear import IntegerLinear
@@ -98,7 +99,7 @@ def rounds_of(times, taken=None):
 def test_a_clear_choice_takes_few_rounds(own, rounds, monkeypatch):
     taken = []
     times = {UNCHANGED: [1.0] * 7, "sum": own}
-    monkeypatch.setattr("graphcompress.targets.common.form_choice.turns", rounds_of(times, taken))
+    monkeypatch.setattr(form_choice, "turns", rounds_of(times, taken))
     model = model_of(RESIDUAL.format(op="Add"), norm_weights())
     measure_forms(model, Residual(), [{"x": random(2, 3, 8), "y": random(2, 3, 8, seed=2)}])
     assert len(taken) == rounds
@@ -106,7 +107,7 @@ def test_a_clear_choice_takes_few_rounds(own, rounds, monkeypatch):
 
 def test_rounds_slowed_by_other_work_do_not_count_against_a_form(monkeypatch):
     rounds = {UNCHANGED: [1.0] * 10, "sum": [0.8] * 3 + [5.0] * 7}
-    monkeypatch.setattr("graphcompress.targets.common.form_choice.turns", rounds_of(rounds))
+    monkeypatch.setattr(form_choice, "turns", rounds_of(rounds))
     model = model_of(RESIDUAL.format(op="Add"), norm_weights())
     feeds = [{"x": random(2, 3, 8), "y": random(2, 3, 8, seed=2)}]
     assert fastest(measure_forms(model, Residual(), feeds)[0], UNCHANGED) == "sum"

@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 from bert import Bert
 
+from graphcompress.data import made_up
 from graphcompress.data.lengths import longest_sample
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
@@ -21,6 +22,7 @@ from graphcompress.measure.timing import FORM_FLOOR, FORM_MARGIN
 from graphcompress.measure.verify import interface
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context
+from graphcompress.targets.common import form_choice
 from graphcompress.targets.common.attention import OPERATOR
 from graphcompress.targets.common.form_choice import fastest
 from graphcompress.targets.cpu.cpu import Cpu, detected_isa
@@ -127,7 +129,7 @@ def test_attention_is_an_operator_where_it_is_fastest_and_its_opset_may_be_writt
     def operator_wins(times, default):
         return OPERATOR if OPERATOR in times else default
 
-    monkeypatch.setattr("graphcompress.targets.common.form_choice.fastest", operator_wins)
+    monkeypatch.setattr(form_choice, "fastest", operator_wins)
     simplified.save(tmp_path / "before.onnx")
     record = lower(simplified, tmp_path / "out", newest_opset=newest)
     written = onnx.load(tmp_path / "out" / "model.onnx")
@@ -167,7 +169,7 @@ def test_second_lowering_writes_the_same_bytes_and_record(simplified, tmp_path, 
     def no_measuring(*_, **__):
         raise AssertionError("measured although it is in the cache")
 
-    monkeypatch.setattr("graphcompress.targets.common.form_choice.turns", no_measuring)
+    monkeypatch.setattr(form_choice, "turns", no_measuring)
     second = lower(simplified, tmp_path / "second")
     assert json.dumps(first, sort_keys=True) == json.dumps(second, sort_keys=True)
     assert (tmp_path / "first/model.onnx").read_bytes() == (tmp_path / "second/model.onnx").read_bytes()
@@ -335,7 +337,7 @@ def test_a_model_that_cannot_run_at_a_shape_keeps_the_default_forms(
     tiny_bert, tmp_path, monkeypatch, caplog
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("graphcompress.data.made_up.longest_sample", lambda model: None)
+    monkeypatch.setattr(made_up, "longest_sample", lambda model: None)
     Cpu(shapes="2x128").lower(tiny_bert, tmp_path, Context())
     assert not MeasurementCache()._entries
     assert "are not measured: ONNX Runtime cannot run the model" in caplog.text

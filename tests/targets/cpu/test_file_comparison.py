@@ -9,7 +9,9 @@ from graphcompress.graph.model import Model
 from graphcompress.measure.cache import MeasurementCache
 from graphcompress.measure.timing import REPETITIONS, Measurement, is_slower
 from graphcompress.plugin.base import Context
+from graphcompress.targets.common import form_choice
 from graphcompress.targets.common.form_choice import shaped_feeds
+from graphcompress.targets.cpu import cpu as cpu_target
 from graphcompress.targets.cpu import file_comparison
 from graphcompress.targets.cpu.cpu import Cpu, families
 from graphcompress.targets.cpu.file_comparison import compare_files
@@ -177,8 +179,8 @@ def test_nothing_is_taken_back_that_does_not_slow_down(tiny_bert, cache):
 
 def slow_lowering(monkeypatch):
     times = {"input": [1.0, 2.0], "artifact": [2.0, 4.0]}
-    monkeypatch.setattr("graphcompress.targets.cpu.cpu.times_against_input", lambda *_, **__: (times, ""))
-    monkeypatch.setattr("graphcompress.targets.cpu.cpu.take_back", lambda legal, first, *_, **__: first)
+    monkeypatch.setattr(cpu_target, "times_against_input", lambda *_, **__: (times, ""))
+    monkeypatch.setattr(cpu_target, "take_back", lambda legal, first, *_, **__: first)
 
 
 def test_a_slower_artifact_is_not_written(tiny_bert_path, tmp_path, monkeypatch):
@@ -208,7 +210,7 @@ def test_without_measuring_the_record_says_so(tiny_bert, tmp_path):
 def test_a_model_without_a_file_is_not_compared(tiny_bert_proto, tmp_path, monkeypatch):
     from onnx_ir import from_proto
 
-    monkeypatch.setattr("graphcompress.targets.common.form_choice.FORM_ROUNDS", 1)
+    monkeypatch.setattr(form_choice, "FORM_ROUNDS", 1)
     model = Model(from_proto(tiny_bert_proto))
     record = Cpu(shapes="1x4").lower(model, tmp_path, Context()).record
     assert any("not a file" in note for note in record["notes"])

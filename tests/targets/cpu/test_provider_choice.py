@@ -14,6 +14,7 @@ from graphcompress.graph.runtime import runner_of, session_of
 from graphcompress.measure.cache import MeasurementCache
 from graphcompress.measure.timing import Measurement
 from graphcompress.plugin.base import Capabilities, Context, Lowering, Target
+from graphcompress.targets.cpu import cpu as cpu_target
 from graphcompress.targets.cpu import provider_choice
 from graphcompress.targets.cpu.cpu import Cpu
 from graphcompress.targets.cpu.provider_choice import choose_provider
@@ -124,7 +125,7 @@ def test_nothing_is_measured_that_was_not_asked_for(decide):
 
 def test_an_artifact_for_openvino_is_run_by_that_target(tiny_bert_path, tiny_samples, tmp_path, monkeypatch):
     monkeypatch.setattr(provider_choice, "openvino", Other)
-    monkeypatch.setattr("graphcompress.targets.cpu.cpu.openvino", Other)
+    monkeypatch.setattr(cpu_target, "openvino", Other)
     target = Cpu(provider="openvino", measure=False)
     build = optimize(tiny_bert_path, "simplify", target=target, output=tmp_path / "out")
     assert "provider: OpenVINO" in (tmp_path / "out" / "report.md").read_text()
