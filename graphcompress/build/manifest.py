@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from graphcompress.build.recipe import TABLES
+
 if TYPE_CHECKING:
-    from graphcompress.build.result import Build
+    from graphcompress.build.result import Artifact, Build
     from graphcompress.measure.bench import ShapeResult
 
 TOOLS = ("graphcompress", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "scipy")
@@ -25,7 +28,7 @@ def manifest(build: Build, files: Mapping[str, str]) -> dict[str, Any]:
     (lowered,) = build.lowered
     return {
         "target": lowered.target,
-        "recipe": {name: value for name, value in build.recipe.items() if name != "sha256"},
+        "recipe": {name: value for name, value in build.recipe.items() if name not in TABLES},
         "versions": {name: version(name) for name in TOOLS},
         "input": build.recipe["sha256"],
         "files": dict(files),
@@ -39,6 +42,17 @@ def manifest(build: Build, files: Mapping[str, str]) -> dict[str, Any]:
             "metric": {"before": plain(build.score), "after": plain(lowered.score)},
         },
         "lowering": without_times(plain(lowered.record)),
+    }
+
+
+def pinned(artifacts: Sequence[Artifact]) -> dict[str, str]:
+    """Target → the record of its lowering, of the targets whose measurements decided about the files."""
+    return {
+        artifact.target: json.dumps(
+            without_times(plain(artifact.record)), sort_keys=True, ensure_ascii=False, separators=(",", ":")
+        )
+        for artifact in artifacts
+        if artifact.lowering.measured
     }
 
 

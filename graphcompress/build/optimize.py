@@ -24,7 +24,7 @@ from graphcompress.build.folder import (
     write_manifest,
 )
 from graphcompress.build.inputs import folder_bytes, input_hashes
-from graphcompress.build.manifest import manifest
+from graphcompress.build.manifest import manifest, pinned
 from graphcompress.build.recipe import RECIPE, check_inputs, recipe_text
 from graphcompress.build.request import Request, explained
 from graphcompress.build.result import Artifact, Build
@@ -102,7 +102,8 @@ def optimize(request: Request) -> Build:
         if stage is None:
             return build
         with write_errors(request.folder):
-            build = replace(build, lowered=_lower(request, opened, baseline, stage))
+            lowered = _lower(request, opened, baseline, stage)
+            build = replace(build, lowered=lowered, recipe={**build.recipe, "pinned": pinned(lowered)})
             _write(build, artifact_folders(stage, request.targets))
     if checkpoints is not None:
         remove_checkpoints(checkpoints)
@@ -168,7 +169,7 @@ def _open(request: Request) -> _Opened:
         training = Training(learnt, teacher, evaluated, metric, _checkpoints(request))
         samples = samples or learnt.spread(CALIBRATION_ROWS)
     capabilities = common_capabilities(request.targets)
-    ctx = Context(samples, capabilities, request.seed, request.progress, training)
+    ctx = Context(samples, capabilities, request.seed, request.progress, training, pinned=request.pinned)
     scored = evaluated or samples
     scoring = Scoring(metric, scored, request.progress) if metric and scored else None
     return _Opened(model, {**recipe, "sha256": hashes}, ctx, scoring)

@@ -18,20 +18,24 @@ _HEADER = """\
 # Made by graphcompress. The same files come out again with
 #   graphcompress optimize --recipe recipe.toml -o <folder>
 # Paths are as they were given, read from the working folder. [sha256] names the inputs that it was made from:
-# a build from other files is refused; remove a line to allow it.
+# a build from other files is refused; remove a line to allow it. [pinned] holds what was measured and chosen:
+# nothing is measured again; remove it to choose anew on this machine.
 """
+
+TABLES = ("sha256", "pinned")
+"""What a recipe knows of an earlier build, besides the options that were given."""
 
 
 def recipe_text(recipe: Mapping[str, Any]) -> str:
     """The recipe of a :class:`Request` as the text of a TOML file; options without a value are left out."""
-    hashes = recipe["sha256"]
     lines = [
         f"{name} = {_toml(value)}"
         for name, value in recipe.items()
-        if name != "sha256" and value is not None and value != []
+        if name not in TABLES and value is not None and value != []
     ]
-    if hashes:
-        lines += ["", "[sha256]", *(f"{_toml(path)} = {_toml(hashes[path])}" for path in sorted(hashes))]
+    for table in TABLES:
+        if known := recipe[table]:
+            lines += ["", f"[{table}]", *(f"{_toml(name)} = {_toml(known[name])}" for name in sorted(known))]
     return _HEADER + "\n" + "\n".join(lines) + "\n"
 
 

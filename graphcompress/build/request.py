@@ -112,6 +112,7 @@ class Request:
     )
     overwrite: bool = asked(False, "Replace an existing artifact.", decides=False)
     sha256: Mapping[str, str] = asked({}, "Path → SHA-256 of a file that must not have changed.")
+    pinned: Mapping[str, str] = asked({}, "Target → what an earlier build measured and chose.")
     progress: Progress = asked(no_progress, "Called on long work.", decides=False)
     on_record: Callable[[PassRecord], None] = asked(
         lambda record: None, "Called after every pass.", decides=False

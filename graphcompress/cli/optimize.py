@@ -126,14 +126,22 @@ def optimize(
 
 
 def _merged(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe with the options of the command line on top; hashes are kept for inputs that stayed."""
+    """A recipe with the options of the command line on top.
+
+    Hashes are kept for inputs that stayed, what was measured and chosen where everything that decides did.
+    """
     changes = {
         name: value.as_posix() if isinstance(value, Path) else value
         for name, value in given.items()
         if value is not None
     }
     merged = {**base, **changes}
-    return {**merged, "sha256": _kept_hashes(base, merged)}
+    stays = all(merged.get(field.name) == base.get(field.name) for field in deciding())
+    return {
+        **merged,
+        "sha256": _kept_hashes(base, merged),
+        "pinned": base.get("pinned", {}) if stays else {},
+    }
 
 
 def _kept_hashes(base: Mapping[str, Any], merged: Mapping[str, Any]) -> dict[str, str]:

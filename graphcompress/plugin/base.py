@@ -192,6 +192,7 @@ class Context:
         progress: called on long work.
         training: what a pass that trains learns from, or None.
         original: the model as it came in, kept (its weights on disk) where a later pass trains, else None.
+        pinned: target as the user would type it → the record of an earlier lowering that is to be made again.
     """
 
     samples: Samples | None = None
@@ -200,6 +201,7 @@ class Context:
     progress: Progress = no_progress
     training: Training | None = None
     original: Model | None = None
+    pinned: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Renaming(abc.ABCMeta):
@@ -310,6 +312,8 @@ class Lowering:
         forms: the forms that operators were given, in words; None of a target that does not choose any.
         deployed_bytes: how much one device gets; None: all files of the artifact.
         details: what else the manifest keeps; names that end in ``_ms`` are times, which it does not.
+        measured: whether measurements decided about the files; the recipe then holds the record, and the
+            target makes the same again from :attr:`Context.pinned`, on any machine.
     """
 
     notes: tuple[str, ...] = ()
@@ -317,6 +321,7 @@ class Lowering:
     forms: str | None = None
     deployed_bytes: int | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    measured: bool = False
 
     @property
     def record(self) -> dict[str, Any]:

@@ -53,6 +53,7 @@ class ChosenForm:
         times_ms: form → milliseconds at every shape; empty when nothing was measured.
         unmeasured: why there are no times although they were asked for, or an empty text.
         refused: form → why it was not taken: the runtime refuses it, or it gives other outputs.
+        signature: of the sites.
     """
 
     family: str
@@ -61,6 +62,7 @@ class ChosenForm:
     times_ms: Times
     unmeasured: str = ""
     refused: Mapping[str, str] = field(default_factory=dict)
+    signature: str = ""
 
     @property
     def record(self) -> dict[str, Any]:
@@ -96,25 +98,54 @@ def choose_forms(
 def _choose_family(
     model: Model, family: Family[Any], feeds: Sequence[Feed], ctx: Context, cache: Measurements | None
 ) -> list[ChosenForm]:
-    groups: dict[str, list[Site]] = {}
-    for site in family.sites(model):
-        groups.setdefault(site.signature(), []).append(site)
     choices = []
     chosen: list[tuple[Site, str]] = []
-    for sites in groups.values():
+    for signature, sites in _by_signature(model, family).items():
         # Sites of one signature differ in weights alone, so the first is timed for all.
         times, refused, unmeasured = (
             ({}, {}, "") if cache is None else _times(model, family, sites[0], feeds, cache)
         )
         form = fastest(times, family.default)
-        choices.append(ChosenForm(family.name, form, len(sites), times, unmeasured, refused))
+        choices.append(ChosenForm(family.name, form, len(sites), times, unmeasured, refused, signature))
         chosen.extend((site, form) for site in sites)
     # Rewriting comes after all choices: the sites describe the graph as it was when they were found.
+    _rewrite(model, family, chosen, ctx)
+    return choices
+
+
+def take_forms(
+    model: Model, families: Sequence[Family[Any]], forms: Mapping[tuple[str, str], str], ctx: Context
+) -> None:
+    """Give every site of ``model`` the form that ``forms`` has for its family and its signature.
+
+    Raises:
+        DataError: it has none for a site, or one that is unknown.
+    """
+    for family in families:
+        chosen: list[tuple[Site, str]] = []
+        for signature, sites in _by_signature(model, family).items():
+            form = forms.get((family.name, signature), "")
+            if form not in {UNCHANGED, *family.forms}:
+                raise DataError(
+                    f"the recipe has no form for {sites[0].name} ({family.name}): [pinned] is of another "
+                    "version or from another model; remove [pinned] from the recipe to choose anew"
+                )
+            chosen.extend((site, form) for site in sites)
+        _rewrite(model, family, chosen, ctx)
+
+
+def _by_signature(model: Model, family: Family[Any]) -> dict[str, list[Site]]:
+    groups: dict[str, list[Site]] = {}
+    for site in family.sites(model):
+        groups.setdefault(site.signature(), []).append(site)
+    return groups
+
+
+def _rewrite(model: Model, family: Family[Any], chosen: Sequence[tuple[Site, str]], ctx: Context) -> None:
     with Rewriter(model, ctx) as rw:
         for site, form in chosen:
             if form != UNCHANGED:
                 family.forms[form](rw, site)
-    return choices
 
 
 def fastest(times_ms: Times, default: str) -> str:

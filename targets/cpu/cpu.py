@@ -24,6 +24,7 @@ from graphcompress.rules.opsets.raising import why_not_raised
 from graphcompress.rules.opsets.versions import NEWEST_OPSET
 from graphcompress.targets.common.attention import OPERATOR, OPERATOR_OPSET, FusedAttention
 from graphcompress.targets.common.family import Family
+from graphcompress.targets.common.form_choice import take_forms
 from graphcompress.targets.common.gelu import Gelu
 from graphcompress.targets.common.integer_linear import IntegerLinear
 from graphcompress.targets.common.unsigned_activations import unsigned_activations
@@ -42,6 +43,7 @@ from graphcompress.targets.cpu.kronecker import Kronecker, KroneckerTable
 from graphcompress.targets.cpu.notes import forms_text, notes_on
 from graphcompress.targets.cpu.packed_linears import Packed
 from graphcompress.targets.cpu.padding_choice import AUTO, KEEP, REMOVE, choose_padding
+from graphcompress.targets.cpu.pinned import Pinned, read_pinned
 from graphcompress.targets.cpu.provider_choice import (
     OPENVINO,
     PROVIDERS,
@@ -67,6 +69,7 @@ class Cpu(Target):
 
     The artifact is one ``model.onnx`` for ``onnxruntime.InferenceSession`` with its default options.
     Measurements are kept in the user's cache folder: a second build takes the same forms without measuring.
+    An artifact's recipe holds what was chosen, so that it makes the same bytes on any machine.
     ``profile`` brings the measurements of another machine, so that one machine builds for the processor of
     another: ``graphcompress tune --out profile.json MODEL`` writes it there.
 
@@ -128,6 +131,8 @@ class Cpu(Target):
     def __post_init__(self) -> None:
         super().__post_init__()
         parse_shapes(self.shapes)
+        if self.isa == "auto":  # what this machine is decides, also where a recipe is built again
+            object.__setattr__(self, "isa", detected_isa())
         if self.profile is not None and not self.measure:
             raise UsageError("cpu{profile=… measure=false}: a profile is measurements; leave one of them out")
 
@@ -140,7 +145,7 @@ class Cpu(Target):
     @property
     def _saturates(self) -> bool:
         """Whether products of uint8 and all 8 bits of int8 overflow the 16 bits in which two are added."""
-        return (detected_isa() if self.isa == "auto" else self.isa) == "avx2"
+        return self.isa == "avx2"
 
     @property
     def files_read(self) -> tuple[str, ...]:
@@ -175,6 +180,8 @@ class Cpu(Target):
             SpeedError: measured as a whole, it is slower than the file that the model came from.
         """
         legal, about = self._legal(model, ctx)
+        if self.measure and self.profile is None and str(self) in ctx.pinned:
+            return self._as_pinned(read_pinned(ctx.pinned[str(self)]), legal, folder, ctx)
         if self.measure and self.profile is None:
             return self._finished(self._lower_by_measuring(legal, model.path, folder, ctx), about)
         asked, shapes, profile = NOTHING_MEASURED, [], None
@@ -187,6 +194,19 @@ class Cpu(Target):
         artifact = lowered.model.save(folder / self.model_file)
         provider = choose_provider(self.provider, artifact, legal, shapes, ctx, None)
         return self._finished(_lowering(lowered, provider, asked), about)
+
+    def _as_pinned(self, pinned: Pinned, legal: Model, folder: Path, ctx: Context) -> Lowering:
+        """What an earlier build measured and chose, made again; its record is that of the earlier build."""
+        file, details = folder / self.model_file, pinned.details
+        if pinned.provider == OPENVINO:
+            found = choose_provider(OPENVINO, file, legal, [], ctx, None)
+            details = {**details, **found.details}
+        else:
+            model = legal.clone()
+            families = [each for each in self._families(legal) if each.name not in pinned.taken_back]
+            take_forms(model, families, pinned.forms, ctx)
+            choose_padding(model, pinned.padding, ctx, None)[0].save(file)
+        return Lowering(pinned.notes, forms=pinned.text, details=details, measured=True)
 
     def _finished(self, found: Lowering, about: dict[str, Any]) -> Lowering:
         """``found`` with what was done before any form was chosen; of that, what to know is a note, too."""
@@ -211,7 +231,10 @@ class Cpu(Target):
     ) -> FormedModel:
         lowered = give_forms(legal, self._families(legal), shapes, ctx, cache)
         model, note = choose_padding(lowered.model, self.padding, ctx, cache)
-        return replace(lowered, model=model, notes=(*lowered.notes, note)) if note else lowered
+        padding = KEEP if model is lowered.model else REMOVE
+        return replace(
+            lowered, model=model, notes=(*lowered.notes, note) if note else lowered.notes, padding=padding
+        )
 
     def _families(self, legal: Model) -> tuple[Family[Any], ...]:
         """All forms that ``legal`` may get: attention as an operator where its opset can be written."""
@@ -232,7 +255,8 @@ class Cpu(Target):
         artifact = lowered.model.save(folder / self.model_file)
         provider = choose_provider(self.provider, artifact, legal, shapes, ctx, cache)
         if source is None or not source.is_file():
-            return _lowering(lowered, provider, "speed not compared with the input, which is not a file")
+            asked = "speed not compared with the input, which is not a file"
+            return replace(_lowering(lowered, provider, asked), measured=True)
 
         def against_input() -> tuple[Times, str]:
             return times_against_input(source, artifact, legal, shapes, ctx, cache, opener=provider.opener)
@@ -249,7 +273,7 @@ class Cpu(Target):
         asked = "slower than the input, which allow_slower=true accepts" if slower else asked
         speed = {"slower_than_input": slower, "compared": bool(times), "whole_ms": times}
         found = _lowering(lowered, provider, asked)
-        return replace(found, details={**found.details, "speed": speed})
+        return replace(found, details={**found.details, "speed": speed}, measured=True)
 
     def tune(self, model: Model, ctx: Context) -> Mapping[str, Mapping[str, Sequence[float]]]:
         """Times of every form of every site that :meth:`lower` would meet in ``model``, measured here."""
@@ -290,7 +314,13 @@ def _lowering(lowered: FormedModel, provider: ProviderChoice, asked: str) -> Low
     choices = lowered.choices
     operator = any(choice.form == OPERATOR for choice in choices)
     notes = [*provider.notes, *notes_on(lowered, families(), asked), *([_NEWER_RUNTIME] if operator else [])]
-    details = {"forms": [each.record for each in choices], "opset": lowered.model.opset, **provider.details}
+    details = {
+        "forms": [each.record for each in choices],
+        "taken_back": list(lowered.taken_back),
+        "padding": lowered.padding,
+        "opset": lowered.model.opset,
+        **provider.details,
+    }
     return Lowering(tuple(notes), forms=forms_text(choices), details=details)
 
 

@@ -17,6 +17,7 @@ from graphcompress.plugin.base import Context
 from graphcompress.targets.common.family import UNCHANGED, Family
 from graphcompress.targets.common.form_choice import ChosenForm, choose_forms, shaped_feeds
 from graphcompress.targets.cpu.file_comparison import Opener, Timer, compare_files, on_cpu, timed
+from graphcompress.targets.cpu.padding_choice import KEEP
 
 INPUT, ARTIFACT = "input", "artifact"
 
@@ -30,12 +31,14 @@ class FormedModel:
         choices: one for every kind of site.
         taken_back: families whose forms made the whole model slower.
         notes: what else was done, for the report.
+        padding: whether it is kept or removed.
     """
 
     model: Model
     choices: tuple[ChosenForm, ...]
     taken_back: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    padding: str = KEEP
 
 
 def give_forms(

@@ -26,8 +26,11 @@ texts = st.text(st.characters(blacklist_categories=("Cs",)), min_size=1, max_siz
     allow=st.lists(texts, max_size=3),
     coverage=st.floats(0, 1),
     hashes=st.dictionaries(texts, texts, max_size=3),
+    pinned=st.dictionaries(texts, texts, max_size=3),
 )
-def test_a_recipe_survives_its_file(tmp_path_factory, model, passes, data, seed, allow, coverage, hashes):
+def test_a_recipe_survives_its_file(
+    tmp_path_factory, model, passes, data, seed, allow, coverage, hashes, pinned
+):
     request = Request(
         Path(model).as_posix(),
         passes,
@@ -36,10 +39,11 @@ def test_a_recipe_survives_its_file(tmp_path_factory, model, passes, data, seed,
         allow=sorted(allow),
         require_coverage=coverage,
         sha256=hashes,
+        pinned=pinned,
     )
     path = tmp_path_factory.mktemp("recipe") / "recipe.toml"
     path.write_text(recipe_text(request.recipe), encoding="utf-8")
-    assert Request(**{"sha256": {}, **read_recipe(path)}).recipe == request.recipe
+    assert Request(**{"sha256": {}, "pinned": {}, **read_recipe(path)}).recipe == request.recipe
 
 
 def test_passes_may_be_a_list(tmp_path):

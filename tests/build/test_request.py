@@ -20,7 +20,7 @@ from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.targeting import parse_target
 
 FIELDS = {field.name: field for field in dataclasses.fields(Request)}
-NOT_TYPED = {"sha256", "progress", "on_record"}
+NOT_TYPED = {"sha256", "pinned", "progress", "on_record"}
 """Fields that a command line has no words for; hashes are read from a recipe."""
 
 
@@ -68,6 +68,7 @@ def test_a_recipe_has_a_key_for_every_field_that_decides_the_result(tmp_path: Pa
         task="features",
         allow={"int8"},
         sha256={"d.jsonl": "0"},
+        pinned={"cpu": "{}"},
     )
     text = recipe_text(request.recipe)
     assert [field.name for field in deciding()] == list(request.recipe)

@@ -19,6 +19,7 @@ import onnx
 import pytest
 
 from graphcompress import cli
+from graphcompress.cli.optimize import _merged
 from graphcompress.graph.model import Model
 from graphcompress.plugin.registry import KINDS
 
@@ -170,6 +171,13 @@ def test_a_recipe_remakes_the_artifact(folder):
     done = run("optimize", "--recipe", "small/recipe.toml", "-o", "remade", "--no-bench", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert contents(folder / "remade") == contents(folder / "small")
+
+
+def test_what_was_pinned_goes_with_the_options_that_it_was_measured_for():
+    base = {"model": "m.onnx", "target": "cpu", "passes": "int8", "pinned": {"cpu": "{}"}}
+    assert _merged(base, {"output": "out", "target": "cpu", "seed": None})["pinned"] == {"cpu": "{}"}
+    for change in ({"passes": "prune"}, {"model": "n.onnx"}, {"target": "cpu{shapes=1x4}"}, {"seed": 1}):
+        assert _merged(base, change)["pinned"] == {}
 
 
 def test_a_recipe_refuses_a_changed_input(folder, tmp_path):
