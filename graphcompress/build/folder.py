@@ -19,7 +19,7 @@ from graphcompress.graph.temporary import Temporary, sweep
 MANIFEST, REPORT = "graphcompress.json", "report.md"
 
 SHOWN = 5
-"""Files that are named in a refusal; the others are counted."""
+"""A refusal names at most this many files and counts the others."""
 
 
 @contextlib.contextmanager

@@ -47,7 +47,7 @@ from graphcompress.training.checkpoint_folder import refuse_other_files, remove_
 from graphcompress.training.processes import rank
 
 CALIBRATION_ROWS = 512
-"""Rows of the samples to train on that serve for calibration where there are no others."""
+"""So many rows of the samples to train on serve for calibration where there are no others."""
 
 P = ParamSpec("P")
 

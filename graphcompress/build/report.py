@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from graphcompress.pipeline.pipeline import PassRecord
 
 SHOWN_OUTPUTS = 4
-"""Outputs that have a line of their own on the screen; the report on disk tells all."""
+"""At most this many outputs have a line of their own on the screen; the report on disk tells all."""
 
 
 # ---- lines

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import torch
 
 DEFAULT_OPSET = 18
-"""What every ONNX Runtime of the last years reads; the oldest that the exporter writes without conversion."""
+"""Every ONNX Runtime since 1.14 reads this opset, and it is the oldest that PyTorch's exporter writes
+without conversion."""
 
 
 def capture(

@@ -39,10 +39,10 @@ Tokenizer = Annotated[Path | None, as_option("tokenizer")]
 Seed = Annotated[int, as_option("seed")]
 
 SECONDS_PER_LINE = 20.0
-"""Seconds between two lines of progress where they do not go to a terminal."""
+"""Where progress does not go to a terminal, two lines of it are at least this many seconds apart."""
 
 FILE_WIDTH = 200
-"""Characters in a line of a table that does not go to a terminal."""
+"""A table that does not go to a terminal has lines of at most this many characters."""
 
 
 class _Screen(Console):

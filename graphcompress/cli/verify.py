@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from graphcompress.measure.verify import Difference, Invariance
 
 BATCH = 8
+"""Models are compared on batches of this many samples."""
 
 
 def verify(

@@ -25,7 +25,7 @@ _BOUNDING = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Min"
 """Operators that compare sizes and positions with constants."""
 
 _FEW = 16
-"""Constants of more numbers are tables, not bounds."""
+"""A constant of more numbers than this is a table and no bound."""
 
 
 def longest_sample(model: Model) -> int | None:

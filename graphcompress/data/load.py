@@ -21,6 +21,8 @@ from graphcompress.plugin.task import Pair
 __all__ = ["Sample", "Samples", "load_samples"]
 
 DEFAULT_MAX_LENGTH = 128
+"""Texts are cut after this many tokens, where the model takes that many: enough for sentences and their
+pairs."""
 
 
 def load_samples(

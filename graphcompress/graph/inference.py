@@ -17,7 +17,8 @@ _SINCE = 13
 """The lowest opset that is read; the library's own rules are registered for earlier ones."""
 
 _LONGEST = 64
-"""Elements of an integer vector that is followed."""
+"""Integer vectors of at most this many elements are followed: sizes and axes are short, tables of ids are
+not."""
 
 _FAR = 2**31 - 1
 """An end of a Slice from here on means the end of the axis, however long."""

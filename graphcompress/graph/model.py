@@ -23,7 +23,8 @@ from graphcompress.graph.stored import IN_MEMORY_BYTES, StoredTensor
 from graphcompress.graph.temporary import Temporary
 
 EXTERNAL_DATA_LIMIT_BYTES = 1_500_000_000
-"""Above this a model is saved with its weights beside it: protobuf ends at 2 GB."""
+"""A model of more bytes is saved with its weights beside it: protobuf refuses messages above 2 GiB, and the
+graph needs room, too."""
 
 
 @dataclass(frozen=True)

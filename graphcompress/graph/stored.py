@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 IN_MEMORY_BYTES = 1 << 16
-"""Smaller tensors stay in memory."""
+"""Tensors of fewer bytes (64 KiB) stay in memory: a file for each would cost more than it saves."""
 
 
 class StoredTensor(ir.LazyTensor):

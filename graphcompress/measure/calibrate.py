@@ -19,7 +19,8 @@ from graphcompress.plugin.base import Progress, no_progress
 T = TypeVar("T")
 
 MEMORY_BYTES = 256_000_000
-"""Of the values that are fetched together for one batch; more values take more runs."""
+"""Values that are fetched together for one batch take at most this many bytes; more values take more
+runs."""
 
 
 TOKENS_PER_FEATURE = 2

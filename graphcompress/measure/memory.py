@@ -12,10 +12,11 @@ from graphcompress.data.samples import Samples
 from graphcompress.graph.model import Model
 
 LARGEST_BYTES = 128_000_000
-"""Of one value in a batch: a runtime holds two or three of the largest (scores, probabilities) at a time."""
+"""One value in a batch takes at most this many bytes: a runtime holds two or three of the largest (scores,
+probabilities) at a time."""
 
 MOST = 8
-"""Samples that run together where memory is no question."""
+"""At most this many samples run together where memory is no question."""
 
 
 def bounded(samples: Samples, model: Model) -> Samples:

@@ -22,6 +22,7 @@ from graphcompress.plugin.registry import METRICS, TASKS
 from graphcompress.plugin.task import Metric, Pair, Task, own_metric
 
 BATCH = 16
+"""Rows are scored in batches of at most this many samples."""
 
 
 @dataclass(frozen=True)

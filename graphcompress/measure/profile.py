@@ -14,7 +14,7 @@ from graphcompress.measure.cache import Measurements, Times, is_times, machine_f
 from graphcompress.measure.shapes import Shape
 
 FORMAT = 1
-"""Of the file; a profile of another one is refused."""
+"""The version of the file's format; a profile of another one is refused."""
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ WHOLE_SECONDS = 4.0
 """One measurement at one shape may take that long; a large model gets fewer rounds."""
 
 LARGE_BYTES = 100_000_000
-"""From here on two files are not in memory at once where that can be avoided."""
+"""Two files of more bytes than this together are not in memory at once where that can be avoided."""
 
 CLEARLY = 1.1
 """Models that did not take turns are believed to be apart when one is this many times as fast at every shape
@@ -121,7 +121,7 @@ APART_ROUNDS = 2
 """A model that is timed alone runs in so many rounds, of which the faster counts."""
 
 LONG_SECONDS = 0.1
-"""A run that takes longer is not repeated: what its first time costs more is little then."""
+"""A run that takes longer than this is not repeated: what its first time costs more is little then."""
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 SQNR_CEILING_DB = 200.0
-"""Reported for identical arrays, where the ratio is infinite."""
+"""This SQNR, in dB, is reported for identical arrays, where the ratio is infinite."""
 
 BLOCK = 1 << 20
-"""Elements that are held in double precision at once."""
+"""So many elements are held in double precision at once (8 MiB)."""
 
 
 def sqnr_db(reference: np.ndarray, actual: np.ndarray) -> float:

@@ -13,10 +13,10 @@ from graphcompress.numerics.quantise import Affine, affine
 Calibration = Literal["minmax", "percentile", "mse"]
 
 BINS = 4096
-"""Bins on each side of zero."""
+"""A histogram has this many bins on each side of zero, far more than the 256 steps of a quantisation."""
 
 MSE_STEPS = 40
-"""Clipping points that are tried for each end of the range, between a fifth and all of it."""
+"""So many clipping points are tried for each end of the range, between a fifth and all of it."""
 
 
 class Histogram:

@@ -19,13 +19,13 @@ from graphcompress.measure.verify import Difference, check_structure, compare, i
 from graphcompress.plugin.base import Context, Pass, Training
 
 CHECK_SAMPLES = 16
-"""Samples on which the outputs before and after a pass are compared."""
+"""The outputs before and after a pass are compared on this many samples."""
 
 CHECK_BATCH = 8
-"""Samples in a batch of them."""
+"""The samples of a check run in batches of this many."""
 
 TRAINED_CHECK_SAMPLES = 64
-"""Samples that are compared where a pass trains: what is learned differs from one to the next."""
+"""Where a pass trains, this many samples are compared: what is learned differs from one to the next."""
 
 Outputs = Mapping[str, np.ndarray]
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 ROUNDINGS = 4
-"""Roundings of the coarsest float type by which outputs of an exact pass may differ."""
+"""Outputs of an exact pass may differ by this many roundings of the coarsest float type."""
 
 HELD_OUT_SHARE, HELD_OUT_ROWS = 0.05, 512
 """Part of the samples to train on that is held out where a user gives no others; at most so many rows."""

@@ -14,12 +14,12 @@ from graphcompress.graph.model import is_weight, number_of_parameters
 from graphcompress.rewrite.rewriter import Rewriter
 
 FOLDED_ELEMENTS = 1024
-"""Integer tables above this size are left alone."""
+"""Integer tables of more elements than this are left alone."""
 
 _Stored = tuple[ir.Value, ir.TensorProtocol]
 
 SAMPLED = 64
-"""Elements of a tensor that are compared before all of it is read."""
+"""So many elements of a tensor are compared before all of it is read."""
 
 
 def clean_up(rw: Rewriter) -> bool:

@@ -23,6 +23,7 @@ from graphcompress.rules import (
 from graphcompress.rules.base import Rule
 
 MAX_ROUNDS = 20
+"""Rules are applied in at most this many rounds, a guard against two that undo each other."""
 FAMILIES = (
     *(heads.RULES, shapes.RULES, arithmetic.RULES),
     *(linears.RULES, convolutions.RULES, masks.RULES),

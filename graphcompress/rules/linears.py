@@ -25,7 +25,7 @@ from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.base import Rule, same_shape
 
 SMALL_BYTES = 64
-"""Results up to this size are folded even when the expression is smaller."""
+"""Results of at most this many bytes are folded even when the expression is smaller."""
 
 
 def fold_weight(rw: Rewriter, node: ir.Node) -> str | None:

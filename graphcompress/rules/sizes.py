@@ -11,7 +11,7 @@ from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.base import Dim, same_dim
 
 LARGEST_TABLE = 64
-"""Elements of an integer value that shape inference knows and that becomes a stored constant."""
+"""An integer value that shape inference knows becomes a stored constant up to this many elements."""
 
 _SAME_NUMBER = ("Squeeze", "Unsqueeze", "Identity")
 

@@ -15,7 +15,7 @@ from graphcompress.errors import OutputError
 from graphcompress.training.checkpoint_folder import PART, checkpoint_name
 
 SECONDS = 60.0
-"""How often the state is written."""
+"""The state is written at most once in this many seconds: an interruption costs no more than that."""
 
 
 class Checkpoints:

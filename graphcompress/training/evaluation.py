@@ -19,6 +19,7 @@ from graphcompress.training.prepare import Prepared, run
 from graphcompress.training.settings import Settings
 
 BATCH = 16
+"""Samples are evaluated in batches of this many."""
 
 
 def terms_of(

@@ -15,6 +15,7 @@ import scipy.linalg
 from graphcompress.numerics.kronecker import RIDGE, Factors, Split, balanced, nearest, relative_error
 
 ITERATIONS = 30
+"""Alternating least squares makes at most this many rounds; a fit ends earlier once it meets TOLERANCE."""
 TOLERANCE = 1e-3
 """A fit ends when a round lowers the squared error by less than this share."""
 

@@ -32,7 +32,8 @@ MAX_ERROR = 0.04
 """Relative output error that a layer may have when the options ask for nothing else."""
 
 MOMENT_BYTES = 400_000_000
-"""Most memory for second moments at a time; a larger model is calibrated in portions, front to back."""
+"""Second moments take at most this many bytes at a time; a larger model is calibrated in portions, front to
+back."""
 
 WORKERS = min(4, os.cpu_count() or 1)
 """Weights that are looked at side by side; each needs memory of a few times its own size."""

@@ -9,9 +9,10 @@ from graphcompress.numerics.kronecker import Factors, Split, balanced, signed
 from graphcompress.passes.kron.fit import FittedFactors
 
 COUNTED_SHARE = 0.5
-"""Of the total weight, this share follows the samples; the rest is the same for every row."""
+"""This share of the total weight follows the samples; the rest is the same for every row."""
 
 CHUNK_ROWS = 8192
+"""So many rows are held in double precision at once."""
 
 
 class RowProblem:

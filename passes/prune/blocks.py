@@ -30,7 +30,8 @@ NEIGHBOURS = 10
 """Samples are held out in runs, since neighbours in a file are often alike (the two sentences of a pair)."""
 
 MEMORY_BYTES = 600_000_000
-"""Second moments kept at a time; a larger model runs over the samples once for every portion of blocks."""
+"""Second moments take at most this many bytes at a time; a larger model runs over the samples once for every
+portion of blocks."""
 
 
 @dataclass(frozen=True, eq=False)

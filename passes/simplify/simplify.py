@@ -16,6 +16,7 @@ from graphcompress.rules import convolutions, linears
 from graphcompress.rules.everything import simplify
 
 LARGEST_INPUT = 1e6
+"""With finite_inputs, the float inputs of the model are taken to lie within this magnitude."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ UNCHANGED = "unchanged"
 """Name of the form that a site has already."""
 
 _SMALL = 64
-"""Axes and shapes of up to this many elements are part of a site's signature."""
+"""Axes and shapes of at most this many elements are part of a site's signature."""
 
 
 @dataclass(frozen=True, eq=False)

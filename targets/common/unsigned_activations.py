@@ -12,6 +12,7 @@ from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter
 
 _SHIFT = 128
+"""Adding this to an int8 number gives the uint8 number in the same place of its range."""
 _PAIR_LIMIT = 128
 """Largest sum of two neighbouring weights of one sign: u8×s8 products of them fit into 16 bits then."""
 

@@ -14,7 +14,7 @@ from graphcompress.targets.cpu.padding_removal import remove_padding
 
 KEEP, REMOVE, AUTO = "keep", "remove", "auto"
 BATCH = 8
-"""Samples of the batch that is measured, evenly spread over the data."""
+"""The batch that is measured has this many samples, evenly spread over the data."""
 
 DIFFER = "token-wise work sees real tokens only; outputs differ at padding"
 

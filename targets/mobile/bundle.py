@@ -15,7 +15,7 @@ from graphcompress.targets.mobile.kotlin_and_swift import TYPES, identifiers, ko
 EXAMPLE_FILE = "example.json"
 
 LARGEST_EXAMPLE = 16_384
-"""Numbers in an example; a larger one is left out, and the page starts with zeros."""
+"""An example of more numbers than this is left out, and the page starts with zeros."""
 
 _FILES = {
     "GraphCompressModel.kt": "android/GraphCompressModel.kt",

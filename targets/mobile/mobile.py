@@ -48,6 +48,7 @@ from graphcompress.targets.mobile.partitions import described, partitions, write
 from graphcompress.targets.mobile.where_as_arithmetic import where_as_arithmetic
 
 SAMPLE_LENGTH = 24
+"""Made-up samples have this many tokens, about a sentence."""
 PROOF = "reloaded from the ORT format and run on ONNX Runtime's CPU provider"
 LAYOUT = (
     "model.ort is not the same bytes when it is built again: this system does not let a process fix its "

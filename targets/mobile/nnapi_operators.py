@@ -14,13 +14,14 @@ from graphcompress.rewrite.builder import Builder
 from graphcompress.rewrite.rewriter import Rewriter
 
 _P = 0.3275911
+"""The p of the approximation of erf below."""
 _COEFFICIENTS = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
 """erf(z) = 1 - (a1·t + … + a5·t⁵)·exp(-z²), t = 1 / (1 + p·z), for z ≥ 0; largest error 1.5e-7, which is a
 rounding of float32. Abramowitz & Stegun, Handbook of Mathematical Functions, 7.1.26; a5 first."""
 
 
 _CUBE = 0.044715
-"""Of the tanh approximation of GELU, as the operator Gelu defines it."""
+"""The factor of the cube in the tanh approximation of GELU, as the operator Gelu defines it."""
 
 
 def without_erf(rw: Rewriter) -> int:

@@ -18,6 +18,7 @@ MODEL_FILE = "model.ort"
 OPERATORS_FILE = "required_operators.config"
 
 TIMEOUT_S = 600
+"""The conversion, a process of its own, may take this many seconds."""
 LARGEST_DIFFERENCE = 1e-4
 """Share of the output range by which the converted model may differ from the graph that went in."""
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 PROVIDER = "OpenVINOExecutionProvider"
 _MODULE = "onnxruntime_ep_openvino"
 _FATAL_ONLY = 4
+"""The runtime logs nothing below this level (4 is fatal): errors are raised with the same text anyway."""
 _OPTIONS = {"device_type": "CPU"}
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import fx
 
 SMALLEST = 0.01
-"""Least size of a scale, as a share of its mean before the training: it never reaches zero."""
+"""A scale never falls below this share of its mean before the training, so that it never reaches zero."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import onnx_ir as ir
 from graphcompress.passes.simplify.fused.base import Operator, Writer
 
 _TANH_INNER = 0.044715
-"""Of the approximation 0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))."""
+"""The factor of the cube in the tanh approximation of GELU, 0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³))),
+arXiv:1606.08415."""
 
 _QUICK_ALPHA = 1.702
 """QuickGelu's default, x·sigmoid(1.702·x)."""

@@ -9,6 +9,7 @@ from graphcompress.passes.simplify.fused.base import Operator, Writer
 
 _PLAIN_ACTIVATIONS = ("Relu", "Sigmoid", "Tanh")
 _LEAKY_ALPHA = 0.01
+"""The slope of LeakyRelu below zero, where no attribute says it: the default of ONNX."""
 
 
 def matmul(w: Writer) -> None:

@@ -21,6 +21,7 @@ FULL, RTX = "tensorrt", "tensorrt_rtx"
 EXTRA = "tensorrt-rtx"
 INSTALL = f"pip install 'graphcompress[{EXTRA}]'"
 _SHOWN = 5
+"""At most this many lines or names are shown of what a builder says."""
 _WINDOWS_CRASH = 0x80000000
 """Exit codes from here on are those of crashes on Windows; elsewhere a signal's are negative."""
 
