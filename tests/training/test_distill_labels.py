@@ -97,7 +97,7 @@ def test_every_kind_of_label_has_its_loss_and_parts_add_up(case: str) -> None:
     with torch.no_grad():
         parts = sum(loss([index]) for index in range(6))
         whole = loss(list(range(6)))
-    assert whole > 0
+    assert 0.8 < whole < 6
     if kind == TOKEN_CLASSES:  # the others average over padding, which this graph does not mask
         assert whole == pytest.approx(parts, rel=1e-5)
 

@@ -106,7 +106,7 @@ def test_fixed_sizes_leave_no_shape_arithmetic_and_the_same_numbers(tiny_bert):
     before = answers(tiny_bert)
     assert "Shape" in kinds(tiny_bert)
     assert not is_fixed(tiny_bert)
-    assert fix_shapes(tiny_bert, {"batch": 1, "sequence": 6}, Context()) > 0
+    assert fix_shapes(tiny_bert, {"batch": 1, "sequence": 6}, Context()) == 12
     assert not kinds(tiny_bert) & {"Shape", "Expand", "Slice"}
     assert is_fixed(tiny_bert)
     assert all(value.shape.is_static() for value in tiny_bert.graph.outputs)
@@ -142,7 +142,7 @@ def test_a_mask_needs_no_where(tiny_bert):
     before = answers(tiny_bert)
     assert "Where" in kinds(tiny_bert)
     with Rewriter(tiny_bert, Context()) as rw:
-        assert where_as_arithmetic(rw) > 0
+        assert where_as_arithmetic(rw) == 1
     assert "Where" not in kinds(tiny_bert)
     assert error(before, answers(tiny_bert)) == 0
 
@@ -276,8 +276,7 @@ def test_products_with_factors_are_the_same_and_store_no_more(tiny_bert):
     before, size = answers(tiny_bert), stored(tiny_bert)
     with Rewriter(tiny_bert, Context()) as rw:
         done = multiply_factors(rw)
-    assert done.linears > 5
-    assert done.tables > 0
+    assert (done.linears, done.tables) == (12, 3)
     assert done.expanded == ()
     assert stored(tiny_bert) < size * 1.05
     assert error(before, answers(tiny_bert)) < 1e-5
