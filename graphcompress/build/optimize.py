@@ -93,6 +93,7 @@ def optimize(request: Request) -> Build:
     request.check()
     with _stage(request) as stage:
         checkpoints = _checkpoints(request)
+        # Before anything is read: a recipe is about these very files.
         check_inputs(request.sha256)
         with disk_errors():
             opened = _open(request)

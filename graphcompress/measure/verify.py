@@ -164,6 +164,7 @@ def output_difference(name: str, a: np.ndarray, b: np.ndarray) -> OutputDifferen
 
 def _error(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """|a - b|; 0 where both are the same infinity or NaN, infinite where only one is."""
+    # Infinity minus infinity is NaN, so that equal entries are told apart first.
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     with np.errstate(invalid="ignore"):
         error = np.where(same, 0.0, np.abs(a - b))
@@ -206,12 +207,14 @@ def compare(
         mask = padding_mask(feed)
         for name, array in expected.items():
             _check_shape(name, array, actual)
+            # What a model computes at padding is nobody's answer.
             keep = mask if by_token is None or name in by_token else None
             a, b = _real_rows(array, keep), _real_rows(actual[name], keep)
             new = _new_part(a, b, [_real_rows(given, keep) for given in feed.values()])
             sums.setdefault(name, _Accumulator()).add(a[new], b[new])
             if sums[name].entries == 0:
                 copies.setdefault(name, _Accumulator()).add(a, b)
+    # Outputs that only copy an input say nothing of a model, unless it has no others.
     if any(total.entries for total in sums.values()):
         sums = {name: total for name, total in sums.items() if total.entries or not copies[name].entries}
     else:

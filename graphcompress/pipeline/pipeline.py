@@ -109,6 +109,7 @@ class Pipeline:
         self.check_target("in use", ctx.capabilities, calibrated=ctx.samples is not None)
         check = Checker(model, ctx, original)
         records = []
+        # Passes edit the model in place; the copy shares the weights, which stay on disk.
         teacher = model.clone() if self.trains else None
         exact = [isinstance(step.contract, Exact) for step in self.passes]
         for number, step in enumerate(self.passes):
@@ -187,6 +188,7 @@ def _run_pass(
     if not isinstance(done, Record):  # a pass of another package: nothing checks its types
         raise UsageError(f"{step} returned no record; let its run() end with: return rw.record")
     change, total, bytes_on_disk = check.after(model, trained=step.trains)
+    # A pass that awaits training broke nothing yet: what it lost may be learned again.
     judged = [] if awaits else [step]
     if step.trains:
         judged, check.awaiting = [*check.awaiting, step], []

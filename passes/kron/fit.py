@@ -59,6 +59,7 @@ def fit(
     errors = [relative_error(weight, each.dense(), gram) for each in starts]
     best = int(np.argmin(errors))
     unknowns = starts[best].rank * max(split.n1, split.n2)
+    # With n1 or n2 of one, G is separable, so the weighted nearest factors are the answer already.
     if split.n1 == 1 or split.n2 == 1 or unknowns > MOST_UNKNOWNS:
         return FittedFactors(starts[best], (errors[best],))
     return refine(weight, starts[best], gram, iterations=iterations)

@@ -110,6 +110,8 @@ class Kron(Pass):
             tables = list(self._embeddings(model, rw)) if self.embeddings else []
             total, done = len(jobs) + len(tables), 0
             seen: list[tuple[int, int]] = []
+            # Front to back: later inputs are observed on the graph whose earlier layers are factored
+            # already, so that their fit makes up for it.
             for portion in portions(jobs, _moment_bytes, MOMENT_BYTES):
                 moments = _moments(model, ctx, portion)
                 seen += [(len(moment.total), moment.count) for moment in moments.values()]
@@ -149,6 +151,7 @@ class Kron(Pass):
             by_tensor.setdefault(tensor, []).append(linear)
             wishes[tensor] = wish
         for tensor, uses in by_tensor.items():
+            # A shared weight is factored once, which is only possible where all its readers see it alike.
             forms = {(use.transposed, layout(use.weight)) for use in uses}
             if len(forms) > 1 or readers(tensor) != {use.node for use in uses}:
                 rw.skip(uses[0], "its weight is also used in another way (tied)")
@@ -162,6 +165,7 @@ class Kron(Pass):
             wish = self._wish("embedding", table.weight, table.rows, table.width)
             if tensor is None:
                 rw.skip(table, "its table is an expression already")
+            # A preset factors the word embedding alone; the tables of positions and token types are small.
             elif self.preset and table.rows < most_rows:
                 rw.skip(table, f"not the word embedding; {self.preset} leaves it alone")
             elif layout(table.weight) or readers(tensor) != {table.node}:
@@ -210,6 +214,7 @@ def _choose_linears(jobs: Sequence[_Job], moments: dict[ir.Value, SecondMoment])
 
 def _choose_linear(job: _Job, moments: dict[ir.Value, SecondMoment]) -> Factored:
     values = dict.fromkeys(use.node.inputs[0] for use in job.uses)
+    # Linears that share a weight are fitted to the inputs of all of them.
     matrices = [moments[value].matrix() for value in values if value in moments]
     gram = np.sum(matrices, axis=0) if matrices else None
     return choose_linear(job.uses[0].dense(), gram, job.wish)

@@ -149,6 +149,8 @@ def _look_at(
     max_error: float | None,
     rank: int | None,
 ) -> None:
+    # With a side of one the nearest factors are optimal in this norm; elsewhere the fit that follows still
+    # lowers the error.
     allowed = 0.0 if max_error is None else max_error * (1.0 if 1 in (split.n1, split.n2) else SLACK)
     most = min(limit, found.most_kept_parameters - 1)
     smaller = 0 if max_error is None else ranks_within(split, most, rank)
@@ -156,10 +158,12 @@ def _look_at(
     if smaller == 0 and useful == 0:
         return
     gram = small_gram(arrange(white, split))
+    # A bound from two traces costs far less than the eigenvalues, and rules most splits out.
     hopeful = smaller > 0 and 1 - captured_at_most(gram, smaller) <= allowed**2
     better = useful > 0 and 1 - captured_at_most(gram, useful) < found.worst_kept_error**2
     if not hopeful and not better:
         return
+    # Rounding may leave small negative eigenvalues of a matrix that has none.
     values = np.maximum(scipy.linalg.eigvalsh(gram, check_finite=False)[::-1].astype(np.float64), 0.0)
     tail = 1 - np.cumsum(values) / max(float(values.sum()), 1e-300)
     errors = np.sqrt(np.maximum(tail, 0.0))

@@ -262,6 +262,7 @@ class Cpu(Target):
             return times_against_input(source, artifact, legal, shapes, ctx, cache, opener=provider.opener)
 
         times, reason = against_input()
+        # Each form was faster by itself; only as a whole it shows when one of them slows down what follows.
         if times and is_slower(times, ARTIFACT, INPUT) and provider.lowering is None:
             lowered = take_back(legal, lowered, self._families(legal), shapes, ctx, cache)
             lowered.model.save(artifact)
