@@ -126,20 +126,18 @@ class Request:
 
     @cached_property
     def pipeline(self) -> Pipeline:
-        """The passes, with ``simplify`` in front unless they name it.
+        """The passes, with those in front that go first and are not named.
 
         Raises:
             UsageError: a text that is no pipeline.
         """
-        from graphcompress.pipeline.pipeline import Pipeline
+        from graphcompress.pipeline.pipeline import Pipeline, first_passes
 
         given = self.passes
         if isinstance(given, str):
             given = Pipeline.parse(given)
         steps = given.passes if isinstance(given, Pipeline) else tuple(given)
-        if not any(step.name == "simplify" for step in steps):
-            steps = (PASSES.find("simplify")(), *steps)
-        return Pipeline(steps)
+        return Pipeline((*first_passes(steps), *steps))
 
     @cached_property
     def targets(self) -> tuple[Target, ...]:

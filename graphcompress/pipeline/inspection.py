@@ -15,6 +15,7 @@ from graphcompress.analysis.couplings import FFN, Group, couplings
 from graphcompress.analysis.layers import layers
 from graphcompress.analysis.linears import embeddings, linears
 from graphcompress.graph.model import Model
+from graphcompress.pipeline.pipeline import first_passes
 from graphcompress.plugin.base import Context, Pass, Progress, Skipped, Touched, no_progress
 from graphcompress.plugin.registry import PASSES
 
@@ -116,7 +117,7 @@ def inspect(
 ) -> Inspection:
     """Look at ``model`` without changing it, and try each of ``passes`` (default: all installed) on a copy.
 
-    Every pass is tried alone, after ``simplify``; ``ctx`` gives samples, capabilities and seed.
+    Every pass is tried alone, after those that go first; ``ctx`` gives samples, capabilities and seed.
     """
     groups = couplings(model)
     costs = {cost.node: cost.macs for cost in node_costs(model)}
@@ -205,8 +206,8 @@ def _layers(model: Model, groups: list[Group], costs: Mapping[ir.Node, int]) -> 
 def _try(model: Model, step: Pass, ctx: Context) -> Opportunity:
     copy = model.clone()
     untrained = dataclasses.replace(ctx, training=None)
-    if step.name != "simplify":
-        PASSES.find("simplify")().run(copy, dataclasses.replace(untrained, progress=no_progress))
+    for first in () if step.goes_first else first_passes([step]):
+        first.run(copy, dataclasses.replace(untrained, progress=no_progress))
     done = step.run(copy, untrained)
     return Opportunity(
         text=str(step),

@@ -175,6 +175,13 @@ class Pipeline:
                 raise UsageError(f"the target {name} cannot run what {step} asks for: {reason}")
 
 
+def first_passes(named: Iterable[Pass]) -> tuple[Pass, ...]:
+    """The installed passes that go first and are not ``named``, with their default options."""
+    names = {step.name for step in named}
+    kinds = [PASSES.find(name) for name in PASSES.names() if name not in names]
+    return tuple(kind() for kind in kinds if kind.goes_first)
+
+
 def _run_pass(
     step: Pass, model: Model, ctx: Context, check: Checker, allow: Collection[str], *, awaits: bool
 ) -> PassRecord:

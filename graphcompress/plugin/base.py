@@ -269,6 +269,8 @@ class Pass(Named, abc.ABC):
     contract: ClassVar[Contract]
     trains: ClassVar[bool] = False
     """Whether it makes good what lossy passes before it cost: they are judged by their contracts after it."""
+    goes_first: ClassVar[bool] = False
+    """Whether it runs first by itself where a pipeline does not name it: the others expect what it leaves."""
 
     @classmethod
     def about(cls) -> Mapping[str, object]:

@@ -39,6 +39,7 @@ class Simplify(Pass):
 
     name: ClassVar[str] = "simplify"
     contract: ClassVar[Contract] = Exact()
+    goes_first: ClassVar[bool] = True
     assume_visible: bool = option(
         default=False, help="every row of attention sees a position; drops guards for rows masked throughout"
     )
