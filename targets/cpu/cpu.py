@@ -190,7 +190,8 @@ class Cpu(Target):
             shapes = self._shapes_of(profile)
             asked = f"forms as measured on {profile.name}; speed not compared with the input on this machine"
             about["profile"] = {"machine": profile.name, "sha256": sha256(Path(self.profile))}
-        lowered = self._lowered(legal, shapes, ctx, profile)
+        formed = give_forms(legal, self._families(legal), shapes, ctx, profile)
+        lowered = self._padded(formed, ctx, profile)
         artifact = lowered.model.save(folder / self.model_file)
         provider = choose_provider(self.provider, artifact, legal, shapes, ctx, None)
         return self._finished(_lowering(lowered, provider, asked), about)
@@ -226,15 +227,12 @@ class Cpu(Target):
             about["float_storage"] = store_floats_as_fp16(legal, ctx)
         return legal, about
 
-    def _lowered(
-        self, legal: Model, shapes: Sequence[Shape], ctx: Context, cache: Measurements | None
-    ) -> FormedModel:
-        lowered = give_forms(legal, self._families(legal), shapes, ctx, cache)
-        model, note = choose_padding(lowered.model, self.padding, ctx, cache)
-        padding = KEEP if model is lowered.model else REMOVE
-        return replace(
-            lowered, model=model, notes=(*lowered.notes, note) if note else lowered.notes, padding=padding
-        )
+    def _padded(self, formed: FormedModel, ctx: Context, cache: Measurements | None) -> FormedModel:
+        """``formed``, or the same without the padding of a batch, as asked or as measured."""
+        model, note = choose_padding(formed.model, self.padding, ctx, cache)
+        padding = KEEP if model is formed.model else REMOVE
+        notes = (*formed.notes, note) if note else formed.notes
+        return replace(formed, model=model, notes=notes, padding=padding)
 
     def _families(self, legal: Model) -> tuple[Family[Any], ...]:
         """All forms that ``legal`` may get: attention as an operator where its opset can be written."""
@@ -251,7 +249,8 @@ class Cpu(Target):
 
     def _lower_by_measuring(self, legal: Model, source: Path | None, folder: Path, ctx: Context) -> Lowering:
         cache, shapes = MeasurementCache(), parse_shapes(self.shapes)
-        lowered = self._lowered(legal, shapes, ctx, cache)
+        formed = give_forms(legal, self._families(legal), shapes, ctx, cache)
+        lowered = self._padded(formed, ctx, cache)
         artifact = lowered.model.save(folder / self.model_file)
         provider = choose_provider(self.provider, artifact, legal, shapes, ctx, cache)
         if source is None or not source.is_file():
@@ -264,7 +263,8 @@ class Cpu(Target):
         times, reason = against_input()
         # Each form was faster by itself; only as a whole it shows when one of them slows down what follows.
         if times and is_slower(times, ARTIFACT, INPUT) and provider.lowering is None:
-            lowered = take_back(legal, lowered, self._families(legal), shapes, ctx, cache)
+            formed = take_back(legal, formed, self._families(legal), shapes, ctx, cache)
+            lowered = self._padded(formed, ctx, cache)
             lowered.model.save(artifact)
             times, reason = against_input()
         slower = bool(times) and is_slower(times, ARTIFACT, INPUT)

@@ -85,6 +85,8 @@ def test_a_recipe_takes_what_was_measured(
     record = json.loads(first["graphcompress.json"])["lowering"]
     assert bool(record["taken_back"]) == slow
     assert record["padding"] == ("remove" if unpadded and not slow else "keep")
+    # Attention as one operator is what was taken back: without it padding stays, and the record says so.
+    assert any("so padding is kept" in note for note in record["notes"]) == slow
     other_machine()
     assert build("again", **read_recipe(tmp_path / "first" / RECIPE)) == first
 
