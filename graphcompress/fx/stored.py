@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from graphcompress.analysis.low_bit import LowBit, low_bit
-from graphcompress.fx.functional import dequantise, quantise, round_to
+from graphcompress.analysis.low_bit import PAIR_LIMIT, LowBit, low_bit
+from graphcompress.fx.functional import along, dequantise, quantise, round_to
 from graphcompress.fx.names import module_paths
 from graphcompress.fx.roles import is_frozen
 from graphcompress.fx.sizes import LARGEST
@@ -202,3 +202,28 @@ def _submodule(root: nn.Module, path: str) -> nn.Module:
             module.add_module(part, nn.Module())
         module = getattr(module, part)
     return module
+
+
+@torch.no_grad()
+def limited(weight: Tensor, scale: Tensor, form: Form) -> Tensor:
+    """``weight``; two neighbours of one sign that exceed the limit, in steps of ``scale``, lowered alike.
+
+    Before rounding such a pair has one step less than the limit: rounding adds one at most.
+    """
+    if form.pairs is None:
+        return weight
+    step = along(scale, weight.dim(), form.axis, weight.shape[1 - form.pairs])
+    steps = (weight / step).movedim(form.pairs, 0)
+    rows = steps.shape[0] // 2 * 2
+    pairs = steps[:rows].reshape(rows // 2, 2, -1)
+    found = pairs
+    for sign in (1, -1):
+        parts = (sign * pairs).clamp(min=0, max=form.upper)
+        over = parts.round().sum(1, keepdim=True) > PAIR_LIMIT
+        if bool(over.any()):
+            lower = parts - (parts.sum(1, keepdim=True) - (PAIR_LIMIT - 1)) / 2
+            found = torch.where(over, sign * lower, found)
+    if found is pairs:
+        return weight
+    changed = torch.cat([found.reshape(rows, -1), steps[rows:]]).movedim(0, form.pairs)
+    return torch.where(changed == steps.movedim(0, form.pairs), weight, changed * step)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -9,8 +11,7 @@ from torch import fx
 
 from graphcompress.errors import UsageError
 from graphcompress.fx.functional import fake_quantise, quantise
-from graphcompress.fx.pairs import limited, tensor_at
-from graphcompress.fx.stored import Form
+from graphcompress.fx.stored import Form, limited
 from graphcompress.graph.model import Model
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter
@@ -63,9 +64,9 @@ def _stored(module: fx.GraphModule, path: str, form: Form) -> np.ndarray:
     tensor = module.get_parameter(path).detach().cpu()
     if form.kind != "integer":
         return tensor.numpy()
-    scale = tensor_at(module, form.scale).detach().cpu()
+    scale = attrgetter(form.scale)(module).detach().cpu()
     tensor = limited(tensor, scale, form)
-    zero_point = tensor_at(module, form.zero_point).detach().cpu() if form.zero_point else 0
+    zero_point = attrgetter(form.zero_point)(module).detach().cpu() if form.zero_point else 0
     grid = (scale, zero_point, form.lower, form.upper, form.axis)
     with torch.no_grad():
         return quantise(fake_quantise(tensor, *grid), *grid).numpy()  # as the forward rounds, at ties too

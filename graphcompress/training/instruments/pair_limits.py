@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, ClassVar
 
 from graphcompress.plugin.instrument import Attached, Instrument, Step
@@ -37,7 +38,18 @@ class _Limits(Attached):
         self._every = every
 
     def after_step(self, step: Step) -> None:
-        from graphcompress.fx.pairs import limit_pairs
-
         if step.evaluated or step.number % self._every == 0:
             limit_pairs(self._student)
+
+
+def limit_pairs(module: fx.GraphModule) -> None:
+    """Move parameters whose rounded neighbours exceed their limit to the nearest values that do not."""
+    import torch
+
+    from graphcompress.fx.stored import limited
+
+    for path, form in module.meta["forms"].items():
+        if form.pairs is not None:
+            weight, scale = module.get_parameter(path), attrgetter(form.scale)(module)
+            with torch.no_grad():
+                weight.copy_(limited(weight, scale, form))
