@@ -37,10 +37,7 @@ def too_few(what: str, seen: Iterable[tuple[int, int]]) -> str:
         return ""
     features, tokens = max(short, key=lambda pair: pair[0] / max(pair[1], 1))
     enough = TOKENS_PER_FEATURE * features
-    return (
-        f"too little data: {what} of {features:,} features saw {tokens:,} tokens; {enough:,} would do, "
-        f"{enough / max(tokens, 1):.1f} times as many as these samples hold"
-    )
+    return f"too little data: {what} of {features:,} features saw {tokens:,} tokens; {enough:,} would do"
 
 
 class Observer(Protocol):
