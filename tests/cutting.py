@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.couplings import Group, couplings
+from graphcompress.coupling.couplings import Group, couplings
 from graphcompress.graph.model import Model
 from graphcompress.passes.prune.cut import cut
 from graphcompress.plugin.base import Context

@@ -8,8 +8,8 @@ import texts
 from graphcompress.analysis.activations import activations
 from graphcompress.analysis.attention import attentions
 from graphcompress.analysis.cost import node_costs
-from graphcompress.analysis.couplings import couplings
 from graphcompress.analysis.linears import embeddings, linears
+from graphcompress.coupling.couplings import couplings
 from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.plugin.base import Context
 from graphcompress.ranges.bounds import Bounds

@@ -98,16 +98,18 @@ PLAN: dict[str, str] = {
     "graph": "errors",
     "ranges": "errors graph",
     "analysis": "errors numerics graph",
+    "coupling": "errors numerics graph analysis",
     "rewrite": "errors numerics graph plugin analysis",
     "data": "errors graph plugin analysis",
     "rules": "errors numerics graph ranges plugin analysis rewrite",
     "measure": "errors numerics graph plugin analysis data",
     "fx": "errors numerics graph plugin analysis rewrite rules",
     "capturing": "errors graph plugin data measure",
-    "training": "errors numerics graph plugin analysis rewrite data measure fx",
-    "pipeline": "errors numerics graph plugin analysis rewrite rules data measure",
-    "build": "errors numerics graph plugin analysis rewrite rules data measure capturing training pipeline",
-    "cli": "errors graph plugin analysis rules data measure capturing training pipeline build",
+    "training": "errors numerics graph plugin analysis coupling rewrite data measure fx",
+    "pipeline": "errors numerics graph plugin analysis coupling rewrite rules data measure",
+    "build": "errors numerics graph plugin analysis coupling rewrite rules data measure capturing training"
+    " pipeline",
+    "cli": "errors graph plugin analysis coupling rules data measure capturing training pipeline build",
 }
 """Room → the rooms that it may import, its own aside; a room stands below all that it imports."""
 

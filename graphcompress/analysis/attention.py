@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from graphcompress.analysis.linears import Linear, linears
-from graphcompress.analysis.relations.uses import Use
+from graphcompress.analysis.uses import Use
 from graphcompress.graph.expressions import Constants, evaluate
 from graphcompress.graph.match import only_reader
 from graphcompress.graph.model import Model

@@ -11,9 +11,9 @@ import onnx_ir as ir
 
 from graphcompress.analysis.attention import Attention, attentions
 from graphcompress.analysis.cost import macs, node_costs
-from graphcompress.analysis.couplings import FFN, Group, couplings
-from graphcompress.analysis.layers import layers
 from graphcompress.analysis.linears import embeddings, linears
+from graphcompress.coupling.couplings import FFN, Group, couplings
+from graphcompress.coupling.layers import layers
 from graphcompress.graph.model import Model
 from graphcompress.pipeline.pipeline import first_passes
 from graphcompress.plugin.base import Context, Pass, Progress, Skipped, Touched, no_progress

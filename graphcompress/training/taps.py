@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.attention import Attention
-from graphcompress.analysis.layers import Layer, layers
 from graphcompress.analysis.residual import Branch, branches
+from graphcompress.coupling.layers import Layer, layers
 from graphcompress.graph.model import Model
 
 EMBEDDING, HIDDEN, FFN_OUTPUT, SCORES = "embedding", "hidden", "ffn", "scores"

@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 from threadpoolctl import threadpool_limits
 
-from graphcompress.analysis.couplings import FFN, HEAD, couplings
 from graphcompress.analysis.linears import Embedding, Linear, embeddings, linears
+from graphcompress.coupling.couplings import FFN, HEAD, couplings
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.measure.calibrate import observe, portions, too_few

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.couplings import Group
 from graphcompress.analysis.linears import Linear
+from graphcompress.coupling.couplings import Group
 from graphcompress.data.load import Samples
 from graphcompress.graph.expressions import evaluate, leaves
 from graphcompress.graph.model import Model

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.couplings import Group
-from graphcompress.analysis.relations.rules import Axes, Relations
-from graphcompress.analysis.relations.uses import repeated_axes
+from graphcompress.analysis.uses import repeated_axes
+from graphcompress.coupling.couplings import Group
+from graphcompress.coupling.relations.rules import Axes, Relations
 from graphcompress.graph.match import slice_ranges
 from graphcompress.graph.model import Model
 from graphcompress.graph.sizes import ONE, Dim, reshape_target

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from graphcompress.analysis.couplings import FFN, HEAD
+from graphcompress.coupling.couplings import FFN, HEAD
 from graphcompress.data.made_up import varied_samples
 from graphcompress.graph.model import Model
 from graphcompress.measure.calibrate import too_few

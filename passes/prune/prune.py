@@ -10,10 +10,10 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.atoms.store import BLOCKED
 from graphcompress.analysis.attention import attentions
-from graphcompress.analysis.couplings import FFN, HEAD, Group, couplings, relate
-from graphcompress.analysis.layers import Layer, layers
+from graphcompress.coupling.atoms.store import BLOCKED
+from graphcompress.coupling.couplings import FFN, HEAD, Group, couplings, relate
+from graphcompress.coupling.layers import Layer, layers
 from graphcompress.data.load import Samples
 from graphcompress.data.made_up import varied_samples
 from graphcompress.errors import UsageError

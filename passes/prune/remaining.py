@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from graphcompress.analysis.relations.rules import Axes, Relations
+from graphcompress.coupling.relations.rules import Axes, Relations
 from graphcompress.graph.sizes import Dim, Size
 
 

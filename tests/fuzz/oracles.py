@@ -16,7 +16,7 @@ from onnx import numpy_helper
 
 from fuzz.graph import Part
 from fuzz.models import Case, Feed
-from graphcompress.analysis.couplings import couplings
+from graphcompress.coupling.couplings import couplings
 from graphcompress.errors import ContractError, GraphCompressError
 from graphcompress.graph.model import Model
 from graphcompress.passes.prune.prune import Prune

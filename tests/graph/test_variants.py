@@ -11,9 +11,9 @@ import pytest
 from model_variants import WIDTH, bert, load, random, stem_and_head
 from onnx import TensorProto, helper, numpy_helper
 
-from graphcompress.analysis.couplings import couplings
 from graphcompress.analysis.linears import linears
 from graphcompress.build.unsupported import refuse_unsupported
+from graphcompress.coupling.couplings import couplings
 from graphcompress.data.load import Samples
 from graphcompress.data.made_up import synthetic_samples
 from graphcompress.errors import UnsupportedModelError

@@ -14,9 +14,9 @@ import numpy as np
 import onnx
 
 from graphcompress.analysis.attention import attentions
-from graphcompress.analysis.couplings import FFN, HEAD, couplings
 from graphcompress.analysis.linears import embeddings, linears
 from graphcompress.build.optimize import optimize
+from graphcompress.coupling.couplings import FFN, HEAD, couplings
 from graphcompress.errors import UnsupportedModelError
 from graphcompress.graph.model import Model
 from graphcompress.measure.verify import compare

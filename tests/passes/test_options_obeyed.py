@@ -15,8 +15,8 @@ from bert import Bert
 from conftest import random_samples
 from onnx import TensorProto, helper, numpy_helper
 
-from graphcompress.analysis.couplings import couplings
-from graphcompress.analysis.layers import layers
+from graphcompress.coupling.couplings import couplings
+from graphcompress.coupling.layers import layers
 from graphcompress.data.load import Samples
 from graphcompress.graph.model import Model
 from graphcompress.pipeline.pipeline import Pipeline

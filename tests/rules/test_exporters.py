@@ -11,9 +11,9 @@ import onnxruntime
 import pytest
 
 from graphcompress.analysis.attention import attentions
-from graphcompress.analysis.couplings import couplings
 from graphcompress.analysis.linears import linears
 from graphcompress.build.unsupported import refuse_unsupported
+from graphcompress.coupling.couplings import couplings
 from graphcompress.data.load import Samples
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner, session_of

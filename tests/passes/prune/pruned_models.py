@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 from bert import Bert
 
-from graphcompress.analysis.couplings import couplings
 from graphcompress.analysis.linears import linears
+from graphcompress.coupling.couplings import couplings
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner
 from graphcompress.passes.prune.prune import Prune

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pruned_models import FFN_IN, FFN_OUT, bert, distance, edit, outputs, pruned, sizes, stored, weight
 
-from graphcompress.analysis.couplings import couplings
 from graphcompress.analysis.linears import linears
+from graphcompress.coupling.couplings import couplings
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner

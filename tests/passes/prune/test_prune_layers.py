@@ -6,8 +6,8 @@ import numpy as np
 from conftest import random_samples
 from pruned_models import bert, distance, edit, outputs, pruned, sizes, stored
 
-from graphcompress.analysis.layers import layers
 from graphcompress.analysis.linears import linears
+from graphcompress.coupling.layers import layers
 from graphcompress.passes.prune.prune import layer_changes
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from pruned_models import FFN_IN, FFN_OUT, distance, edit, outputs, pruned, sizes, stored, weight
 
-from graphcompress.analysis.couplings import couplings
 from graphcompress.analysis.linears import linears
+from graphcompress.coupling.couplings import couplings
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner
 from graphcompress.passes.prune.blocks import Witness, bias_of, blocks_of

@@ -21,9 +21,9 @@ from fused_operators import (
 )
 from onnx import TensorProto, helper
 
-from graphcompress.analysis.couplings import couplings
 from graphcompress.analysis.linears import embeddings, linears
 from graphcompress.build.unsupported import refuse_unsupported
+from graphcompress.coupling.couplings import couplings
 from graphcompress.errors import UnsupportedModelError
 from graphcompress.graph.model import Model
 from graphcompress.passes.simplify.simplify import Simplify

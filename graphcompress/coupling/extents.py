@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from graphcompress.analysis.relations.rules import Elements, Relations
+from graphcompress.coupling.relations.rules import Elements, Relations
 from graphcompress.graph.match import fixed_size, integers_of, operand, slice_ranges
 
 _SAME = frozenset({"Identity", "Squeeze", "Unsqueeze", "Reshape", "Cast"})

@@ -5,8 +5,8 @@ import onnx_ir as ir
 import texts
 from bert import Bert
 
-from graphcompress.analysis.couplings import FFN, HEAD, couplings
-from graphcompress.analysis.layers import layers
+from graphcompress.coupling.couplings import FFN, HEAD, couplings
+from graphcompress.coupling.layers import layers
 from graphcompress.graph.model import Model
 
 PRE_NORM = """

@@ -12,9 +12,9 @@ import texts
 from cutting import TOLERANCE, narrowed, some_of, zeroed
 from hypothesis import given
 
-from graphcompress.analysis.atoms.unify import Atoms
-from graphcompress.analysis.couplings import FFN, HEAD, HIDDEN, OTHER, Group, couplings
 from graphcompress.analysis.linears import linears
+from graphcompress.coupling.atoms.unify import Atoms
+from graphcompress.coupling.couplings import FFN, HEAD, HIDDEN, OTHER, Group, couplings
 from graphcompress.graph.model import Model
 from graphcompress.graph.sizes import Size, reshape_target, size_of
 from graphcompress.passes.prune.cut import cut

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graphcompress.analysis.atoms.store import AtomStore
+from graphcompress.coupling.atoms.store import AtomStore
 from graphcompress.graph.sizes import ONE, Size
 
 Factors = list[int]

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from graphcompress.analysis.atoms.store import BLOCKED
-from graphcompress.analysis.atoms.unify import Atoms
 from graphcompress.analysis.attention import Attention
-from graphcompress.analysis.relations.uses import OwnAxes
+from graphcompress.analysis.uses import OwnAxes
+from graphcompress.coupling.atoms.store import BLOCKED
+from graphcompress.coupling.atoms.unify import Atoms
 from graphcompress.graph.expressions import Constants
 from graphcompress.graph.model import Model
 from graphcompress.graph.sizes import ONE, size_of
@@ -33,7 +33,7 @@ class Relations:
     nothing but its storage is shared, so each use has atoms of its own. So have single axes of some readers.
 
     Attributes:
-        own: reader → axes of what it reads that are its own (:mod:`graphcompress.analysis.relations.uses`).
+        own: reader → axes of what it reads that are its own (:mod:`graphcompress.analysis.uses`).
     """
 
     def __init__(self, model: Model, own: OwnAxes | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphcompress.analysis.relations.rules import AVERAGED, Axes, Relations
+from graphcompress.coupling.relations.rules import AVERAGED, Axes, Relations
 from graphcompress.graph.match import axis_of
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphcompress.analysis.relations.rules import AVERAGED, CONTRACTED, Relations
-from graphcompress.analysis.relations.scales import per_axis
+from graphcompress.coupling.relations.rules import AVERAGED, CONTRACTED, Relations
+from graphcompress.coupling.relations.scales import per_axis
 
 
 def matmul(relations: Relations, node: ir.Node) -> None:

@@ -10,12 +10,12 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.attention import Attention, attentions
-from graphcompress.analysis.extents import block_measured
 from graphcompress.analysis.linears import Linear, embeddings, linears
-from graphcompress.analysis.relations.operators import apply
-from graphcompress.analysis.relations.rules import AVERAGED, CONTRACTED, Axes, Relations, use_key
-from graphcompress.analysis.relations.uses import OwnAxes, Use, looked_up, repeated_uses
 from graphcompress.analysis.residual import branches
+from graphcompress.analysis.uses import OwnAxes, Use, looked_up, repeated_uses
+from graphcompress.coupling.extents import block_measured
+from graphcompress.coupling.relations.operators import apply
+from graphcompress.coupling.relations.rules import AVERAGED, CONTRACTED, Axes, Relations, use_key
 from graphcompress.graph.expressions import expression_nodes
 from graphcompress.graph.model import Model
 
@@ -70,7 +70,7 @@ class Group:
 def couplings(model: Model) -> list[Group]:
     """Groups of the main graph that can be cut physically, in execution order of their first producer.
 
-    A group is a class of equal atoms (see :mod:`graphcompress.analysis.atoms.unify`) that nothing blocks,
+    A group is a class of equal atoms (see :mod:`graphcompress.coupling.atoms.unify`) that nothing blocks,
     that a weight produces, and that a weight consumes or a product of two computed values contracts.
     """
     relations = relate(model)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from graphcompress.analysis.relations.rules import Axes, Relations
+from graphcompress.coupling.relations.rules import Axes, Relations
 from graphcompress.graph.match import axis_of, slice_ranges
 from graphcompress.graph.sizes import Size
 

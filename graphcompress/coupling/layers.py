@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from graphcompress.analysis.attention import Attention
-from graphcompress.analysis.couplings import FFN, HEAD, Group, couplings
 from graphcompress.analysis.linears import Linear
 from graphcompress.analysis.residual import Branch, branches
+from graphcompress.coupling.couplings import FFN, HEAD, Group, couplings
 from graphcompress.graph.expressions import Constants
 from graphcompress.graph.model import Model
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from graphcompress.analysis.relations import attention, products, scales, selections, shapes
-from graphcompress.analysis.relations.rules import Relations
+from graphcompress.coupling.relations import attention, products, scales, selections, shapes
+from graphcompress.coupling.relations.rules import Relations
 from graphcompress.graph.match import inner_graphs
 
 Rule = Callable[[Relations, ir.Node], None]
