@@ -109,7 +109,8 @@ PLAN: dict[str, str] = {
     "pipeline": "errors numerics graph plugin analysis coupling rewrite rules data measure",
     "build": "errors numerics graph plugin analysis coupling rewrite rules data measure capturing training"
     " pipeline",
-    "cli": "errors graph plugin analysis coupling rules data measure capturing training pipeline build",
+    "cli": "errors numerics graph plugin analysis coupling rules data measure capturing training pipeline"
+    " build",
 }
 """Room → the rooms that it may import, its own aside; a room stands below all that it imports."""
 

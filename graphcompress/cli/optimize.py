@@ -110,7 +110,7 @@ def optimize(
     )
     with progress_bars() as progress:
         request = Request(
-            **_merged(base, given), progress=progress, on_record=_silent if json else _print_record
+            **with_changes(base, given), progress=progress, on_record=_silent if json else _print_record
         )
         build = build_for(request)
         if rank() > 0:
@@ -125,7 +125,7 @@ def optimize(
     out().print(f"written to {build.output}" + (f", report in {report}" if report else ""))
 
 
-def _merged(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def with_changes(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe with the options of the command line on top.
 
     Hashes are kept for inputs that stayed, what was measured and chosen where everything that decides did.

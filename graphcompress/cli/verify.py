@@ -33,8 +33,12 @@ def verify(
     data: Data = None,
     tokenizer: Tokenizer = None,
     limit: Annotated[int, typer.Option(min=1, help="Rows of the data that are used.")] = 64,
+    max_error: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Exit with 3 when the relative error is larger.", show_default="none"),
+    ] = None,
     min_sqnr_db: Annotated[
-        float | None, typer.Option(help="Exit with 3 when the SQNR is lower, in dB.", show_default="none")
+        float | None, typer.Option(hidden=True, help="The same limit in dB, under its former name.")
     ] = None,
     seed: Seed = 0,
     json: Json = False,
@@ -44,13 +48,14 @@ def verify(
     Before that the files of an artifact are compared with the hashes that its build wrote: exit with 3, and
     the name of the file, when one was changed or is missing.
 
-    Example: graphcompress verify model.onnx small --data sentences.jsonl --min-sqnr-db 15
+    Example: graphcompress verify model.onnx small --data sentences.jsonl --max-error 0.2
     """
     from graphcompress.build.folder import check_hashes
     from graphcompress.build.manifest import plain
     from graphcompress.build.opening import described, is_artifact
     from graphcompress.build.report import difference_line, invariance_line, output_lines
     from graphcompress.errors import ContractError
+    from graphcompress.numerics.metrics import error_at
 
     with progress_bars() as progress:
         progress("verify", 0, 3)
@@ -78,9 +83,12 @@ def verify(
         for name, path in (("a", a), ("b", b)):
             console.print(f"{path}: {invariance_line(invariances[name])}")
         console.print(f"on {origin(samples)}")
-    if min_sqnr_db is not None and difference.sqnr_db < min_sqnr_db:
+    allowed = error_at(min_sqnr_db) if max_error is None and min_sqnr_db is not None else max_error
+    error = error_at(difference.sqnr_db)
+    if allowed is not None and error > allowed:
         raise ContractError(
-            f"{b}: SQNR {difference.sqnr_db:.1f} dB against {a}, {min_sqnr_db:g} dB are required"
+            f"{b}: relative error {error:.3g} against {a} (SQNR {difference.sqnr_db:.1f} dB), "
+            f"at most {allowed:.3g} is allowed"
         )
 
 

@@ -41,14 +41,14 @@ class Constants:
             if pending[-1] in self._known:
                 pending.pop()
                 continue
-            verdict, unknown = self._decide(pending[-1])
+            verdict, unknown = self.decide(pending[-1])
             if verdict is None:
                 pending.append(unknown)
             else:
                 self._known[pending.pop()] = verdict
         return self._known[value]
 
-    def _decide(self, value: ir.Value) -> tuple[bool | None, ir.Value]:
+    def decide(self, value: ir.Value) -> tuple[bool | None, ir.Value]:
         """The verdict on ``value``, or None and an operand that it depends on."""
         if value.is_graph_input():
             return False, value

@@ -219,7 +219,7 @@ def turns(
 
 
 def _turn_ms(run: Callable[[], object], seconds: float) -> float:
-    _wait_until_idle()
+    wait_until_idle()
     first = _ms(run)
     if first > 1000.0 * seconds:
         return first
@@ -237,7 +237,7 @@ def _ms(run: Callable[[], object]) -> float:
     return (time.perf_counter() - start) * 1000.0
 
 
-def _wait_until_idle() -> None:
+def wait_until_idle() -> None:
     """Wait until no thread of this process uses a core any more; gives up after a quarter of a second."""
     end = time.perf_counter() + IDLE_PATIENCE_SECONDS
     while time.perf_counter() < end:

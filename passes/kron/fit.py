@@ -69,7 +69,7 @@ def refine(
     weight: np.ndarray, start: Factors, gram: np.ndarray, *, iterations: int = ITERATIONS
 ) -> FittedFactors:
     """Improve ``start`` by alternating least squares; the error never grows from one round to the next."""
-    problem = _Problem(np.asarray(weight, np.float64), np.asarray(gram, np.float64), start.split)
+    problem = Problem(np.asarray(weight, np.float64), np.asarray(gram, np.float64), start.split)
     a, b = start.a.astype(np.float64), start.b.astype(np.float64)
     squared = [problem.error(a, b)]
     for _ in range(iterations):
@@ -116,7 +116,7 @@ def _cholesky(matrix: np.ndarray) -> np.ndarray:
     return root
 
 
-class _Problem:
+class Problem:
     """One weight, one second moment, one split: the two half-steps and the squared error."""
 
     def __init__(self, weight: np.ndarray, gram: np.ndarray, split: Split) -> None:

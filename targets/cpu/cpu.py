@@ -190,7 +190,7 @@ class Cpu(Target):
             shapes = self._shapes_of(profile)
             asked = f"forms as measured on {profile.name}; speed not compared with the input on this machine"
             about["profile"] = {"machine": profile.name, "sha256": sha256(Path(self.profile))}
-        formed = give_forms(legal, self._families(legal), shapes, ctx, profile)
+        formed = give_forms(legal, self.families_for(legal), shapes, ctx, profile)
         lowered = self._padded(formed, ctx, profile)
         artifact = lowered.model.save(folder / self.model_file)
         provider = choose_provider(self.provider, artifact, legal, shapes, ctx, None)
@@ -204,7 +204,7 @@ class Cpu(Target):
             details = {**details, **found.details}
         else:
             model = legal.clone()
-            families = [each for each in self._families(legal) if each.name not in pinned.taken_back]
+            families = [each for each in self.families_for(legal) if each.name not in pinned.taken_back]
             take_forms(model, families, pinned.forms, ctx)
             choose_padding(model, pinned.padding, ctx, None)[0].save(file)
         return Lowering(pinned.notes, forms=pinned.text, details=details, measured=True)
@@ -234,7 +234,7 @@ class Cpu(Target):
         notes = (*formed.notes, note) if note else formed.notes
         return replace(formed, model=model, notes=notes, padding=padding)
 
-    def _families(self, legal: Model) -> tuple[Family[Any], ...]:
+    def families_for(self, legal: Model) -> tuple[Family[Any], ...]:
         """All forms that ``legal`` may get: attention as an operator where its opset can be written."""
         newer = self.newest_opset >= OPERATOR_OPSET and why_not_raised(legal, OPERATOR_OPSET) is None
         return families(attention_operator=newer)
@@ -249,7 +249,7 @@ class Cpu(Target):
 
     def _lower_by_measuring(self, legal: Model, source: Path | None, folder: Path, ctx: Context) -> Lowering:
         cache, shapes = MeasurementCache(), parse_shapes(self.shapes)
-        formed = give_forms(legal, self._families(legal), shapes, ctx, cache)
+        formed = give_forms(legal, self.families_for(legal), shapes, ctx, cache)
         lowered = self._padded(formed, ctx, cache)
         artifact = lowered.model.save(folder / self.model_file)
         provider = choose_provider(self.provider, artifact, legal, shapes, ctx, cache)
@@ -263,7 +263,7 @@ class Cpu(Target):
         times, reason = against_input()
         # Each form was faster by itself; only as a whole it shows when one of them slows down what follows.
         if times and is_slower(times, ARTIFACT, INPUT) and provider.lowering is None:
-            formed = take_back(legal, formed, self._families(legal), shapes, ctx, cache)
+            formed = take_back(legal, formed, self.families_for(legal), shapes, ctx, cache)
             lowered = self._padded(formed, ctx, cache)
             lowered.model.save(artifact)
             times, reason = against_input()
@@ -280,7 +280,7 @@ class Cpu(Target):
         """Times of every form of every site that :meth:`lower` would meet in ``model``, measured here."""
         seen = Recorder(MeasurementCache())
         legal, _ = self._legal(model, ctx)
-        give_forms(legal, self._families(legal), parse_shapes(self.shapes), ctx, seen)
+        give_forms(legal, self.families_for(legal), parse_shapes(self.shapes), ctx, seen)
         return seen.times
 
     def session(self, folder: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:

@@ -19,7 +19,7 @@ import onnx
 import pytest
 
 from graphcompress import cli
-from graphcompress.cli.optimize import _merged
+from graphcompress.cli.optimize import with_changes
 from graphcompress.graph.model import Model
 from graphcompress.plugin.registry import KINDS
 
@@ -175,9 +175,9 @@ def test_a_recipe_remakes_the_artifact(folder):
 
 def test_what_was_pinned_goes_with_the_options_that_it_was_measured_for():
     base = {"model": "m.onnx", "target": "cpu", "passes": "int8", "pinned": {"cpu": "{}"}}
-    assert _merged(base, {"output": "out", "target": "cpu", "seed": None})["pinned"] == {"cpu": "{}"}
+    assert with_changes(base, {"output": "out", "target": "cpu", "seed": None})["pinned"] == {"cpu": "{}"}
     for change in ({"passes": "prune"}, {"model": "n.onnx"}, {"target": "cpu{shapes=1x4}"}, {"seed": 1}):
-        assert _merged(base, change)["pinned"] == {}
+        assert with_changes(base, change)["pinned"] == {}
 
 
 def test_a_recipe_refuses_a_changed_input(folder, tmp_path):
@@ -267,10 +267,14 @@ def test_verify_names_the_files_of_an_artifact_that_are_not_as_they_were_built(o
     assert "changed is not as it was built: report.md is missing, model.onnx was changed; " in done.stderr
 
 
-def test_verify_fails_below_the_wanted_sqnr(folder):
-    done = run("verify", "model.onnx", "small", "--min-sqnr-db", "150", cwd=folder)
-    assert done.returncode == 3
-    assert "150 dB are required" in done.stderr
+@pytest.mark.parametrize(
+    ("option", "value", "code"),
+    [("--max-error", 1e-6, 3), ("--max-error", 0.9, 0), ("--min-sqnr-db", 120, 3), ("--min-sqnr-db", 1, 0)],
+)
+def test_verify_fails_above_the_allowed_error(folder, option, value, code):
+    done = run("verify", "model.onnx", "small", option, value, cwd=folder)
+    assert done.returncode == code
+    assert ("at most 1e-06 is allowed" in done.stderr) == (code == 3)
 
 
 def test_bench_takes_turns(folder):

@@ -27,9 +27,9 @@ def test_every_value_is_judged_once():
     class Counted(Constants):
         judged = 0
 
-        def _decide(self, value):
+        def decide(self, value):
             Counted.judged += 1
-            return super()._decide(value)
+            return super().decide(value)
 
     model = chain(2000)
     constant = Counted()

@@ -81,19 +81,19 @@ def test_a_turn_waits_for_threads_that_are_still_spinning(clock):
         Clock.sleep(clock, seconds)
 
     clock.sleep = rest_after_a_while
-    measure._wait_until_idle()
+    measure.wait_until_idle()
     assert 0.05 <= clock.now < 0.08
 
 
 @pytest.mark.parametrize("tick", [0.001, 0.004, 0.01])
 def test_a_thread_whose_time_is_counted_at_ticks_only_is_waited_for(clock, tick):
     clock.process_time = lambda: tick * (min(clock.now, 0.05) // tick)
-    measure._wait_until_idle()
+    measure.wait_until_idle()
     assert clock.now > 0.05
 
 
 def test_a_process_that_never_rests_is_waited_for_only_so_long(clock):
-    measure._wait_until_idle()
+    measure.wait_until_idle()
     assert 0.25 <= clock.now < 0.27
 
 

@@ -20,7 +20,7 @@ from graphcompress.numerics.kronecker import (
     splits,
 )
 from graphcompress.passes.kron.choice import Wish, choose_embedding, choose_linear
-from graphcompress.passes.kron.fit import fit, refine, weighted_nearest
+from graphcompress.passes.kron.fit import Problem, fit, refine, weighted_nearest
 from graphcompress.passes.kron.presets import PRESETS
 from graphcompress.passes.kron.rows import RowProblem
 from graphcompress.passes.kron.search import captured_at_most, search
@@ -61,9 +61,7 @@ def test_a_half_step_is_the_least_squares_solution():
     best = np.linalg.lstsq(np.array(columns).T, (inputs @ weight).ravel(), rcond=None)[0]
     expected = relative_error(inputs @ weight, inputs @ Factors(split, best.reshape(6, rank), b).dense())
     start = Factors(split, rng.normal(size=(6, rank)), b)
-    from graphcompress.passes.kron.fit import _Problem
-
-    problem = _Problem(weight, inputs.T @ inputs, split)
+    problem = Problem(weight, inputs.T @ inputs, split)
     found = problem.solve_a(start.a, b)
     reached = np.sqrt(problem.error(found, b) / problem.signal)
     assert reached == pytest.approx(expected, abs=1e-6)

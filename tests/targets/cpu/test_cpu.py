@@ -155,9 +155,9 @@ def test_an_operator_without_an_older_equal_keeps_the_opset_which_is_said(tmp_pa
 
 
 def test_a_model_that_cannot_be_raised_has_no_attention_operator(simplified):
-    assert OPERATOR in Cpu()._families(simplified)[-1].forms
+    assert OPERATOR in Cpu().families_for(simplified)[-1].forms
     simplified.graph.append(ir.node("GroupNormalization", [simplified.graph.outputs[0]] * 3))
-    assert OPERATOR not in Cpu()._families(simplified)[-1].forms
+    assert OPERATOR not in Cpu().families_for(simplified)[-1].forms
 
 
 # ---- repeating a build
