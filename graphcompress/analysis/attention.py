@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphcompress.analysis.linears import Linear, linears
 from graphcompress.analysis.uses import Use
 from graphcompress.graph.expressions import Constants, evaluate
-from graphcompress.graph.match import only_reader
+from graphcompress.graph.match import fixed_size, only_reader, rank_of
 from graphcompress.graph.model import Model
 from graphcompress.graph.sizes import ONE, size_of
 
@@ -382,11 +382,10 @@ class _Search:
 
 def operator_heads(node: ir.Node, index: int) -> int | None:
     """Heads in the queries, keys or values of an Attention operator; None where they are not known."""
-    value = node.inputs[index]
-    shape = None if value is None else value.shape
-    if shape is not None and len(shape) == 4:
-        return _fixed_part(shape[1:2])
-    return None if shape is None else node.attributes.get_int("kv_num_heads" if index else "q_num_heads", 1)
+    rank = rank_of(node.inputs[index])
+    if rank == 3:
+        return node.attributes.get_int("kv_num_heads" if index else "q_num_heads", 0) or None
+    return fixed_size(node.inputs[index], 1) if rank == 4 else None
 
 
 def _split_by(

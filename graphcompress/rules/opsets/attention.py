@@ -7,6 +7,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
+from graphcompress.analysis.attention import operator_heads
 from graphcompress.graph.match import dtype_of, fixed_size, operand, rank_of
 from graphcompress.rewrite.builder import Builder
 from graphcompress.rewrite.rewriter import Rewriter
@@ -25,7 +26,7 @@ def decompose_attention(rw: Rewriter, node: ir.Node) -> bool:
         return False
     if any(value.uses() for value in node.outputs[1:]) or any(value is not None for value in node.inputs[4:]):
         return False
-    heads = [_heads(node, index) for index in range(3)]
+    heads = [operator_heads(node, index) for index in range(3)]
     size = fixed_size(node.inputs[0], -1)
     if heads[0] is None or size is None or len(set(heads)) != 1:
         return False
@@ -50,14 +51,6 @@ def decompose_attention(rw: Rewriter, node: ir.Node) -> bool:
 def _is_set(attribute: ir.Attr) -> bool:
     """Whether an attribute differs from 0, the default of all that are not plain."""
     return attribute.value not in (0, 0.0)
-
-
-def _heads(node: ir.Node, index: int) -> int | None:
-    """Number of heads of an operand, which is [batch, tokens, width] or [batch, heads, tokens, size]."""
-    rank = rank_of(node.inputs[index])
-    if rank == 3:
-        return node.attributes.get_int("q_num_heads" if index == 0 else "kv_num_heads", 0) or None
-    return fixed_size(node.inputs[index], 1) if rank == 4 else None
 
 
 def _split(rw: Rewriter, node: ir.Node, index: int, heads: int) -> ir.Value | None:
