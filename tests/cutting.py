@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.coupling.couplings import Group, couplings
+from graphcompress.cutting.cut import cut
 from graphcompress.graph.model import Model
-from graphcompress.passes.prune.cut import cut
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter
 

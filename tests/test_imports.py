@@ -100,6 +100,7 @@ PLAN: dict[str, str] = {
     "analysis": "errors numerics graph",
     "coupling": "errors numerics graph analysis",
     "rewrite": "errors numerics graph plugin analysis",
+    "cutting": "errors numerics graph plugin analysis coupling rewrite",
     "data": "errors graph plugin analysis",
     "rules": "errors numerics graph ranges plugin analysis rewrite",
     "measure": "errors numerics graph plugin analysis data",

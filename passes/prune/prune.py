@@ -14,6 +14,7 @@ from graphcompress.analysis.attention import attentions
 from graphcompress.coupling.atoms.store import BLOCKED
 from graphcompress.coupling.couplings import FFN, HEAD, Group, couplings, relate
 from graphcompress.coupling.layers import Layer, layers
+from graphcompress.cutting.cut import cut
 from graphcompress.data.load import Samples
 from graphcompress.data.made_up import varied_samples
 from graphcompress.errors import UsageError
@@ -23,12 +24,12 @@ from graphcompress.measure.calibrate import real_tokens
 from graphcompress.measure.memory import MOST, bounded
 from graphcompress.numerics.metrics import cosine
 from graphcompress.passes.prune.blocks import Block, blocks_of
-from graphcompress.passes.prune.cut import cut
 from graphcompress.passes.prune.least_squares import LinearMap
 from graphcompress.passes.prune.planner import KINDS, OUTLOOK, Goal, Planner, Removal
-from graphcompress.passes.prune.refit import write_bias, write_fit
+from graphcompress.passes.prune.refit import write_fit
 from graphcompress.plugin.base import Context, Contract, Lossy, Pass, Record
 from graphcompress.plugin.options import option
+from graphcompress.rewrite.bias import write_bias
 from graphcompress.rewrite.rewriter import Rewriter
 
 

@@ -15,9 +15,9 @@ from hypothesis import given
 from graphcompress.analysis.linears import linears
 from graphcompress.coupling.atoms.unify import Atoms
 from graphcompress.coupling.couplings import FFN, HEAD, HIDDEN, OTHER, Group, couplings
+from graphcompress.cutting.cut import cut
 from graphcompress.graph.model import Model
 from graphcompress.graph.sizes import Size, reshape_target, size_of
-from graphcompress.passes.prune.cut import cut
 from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter

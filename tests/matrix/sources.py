@@ -18,7 +18,7 @@ SIMPLIFY = "graphcompress.passes.simplify.simplify"
 INT8, PRUNE = "graphcompress.passes.quantize.int8", "graphcompress.passes.prune.prune"
 PIPELINE, BUILD = "graphcompress.pipeline.pipeline", "graphcompress.build.optimize"
 CPU = "graphcompress.targets.cpu.cpu"
-COUPLINGS, CUT = "graphcompress.coupling.couplings", "graphcompress.passes.prune.cut"
+COUPLINGS, CUT = "graphcompress.coupling.couplings", "graphcompress.cutting.cut"
 
 ROOTS: dict[str, tuple[str, ...]] = {
     "attentions": ("graphcompress.analysis.attention",),

@@ -11,10 +11,10 @@ import onnx_ir as ir
 from graphcompress.analysis.uses import repeated_axes
 from graphcompress.coupling.couplings import Group
 from graphcompress.coupling.relations.rules import Axes, Relations
+from graphcompress.cutting.remaining import Remaining
 from graphcompress.graph.match import slice_ranges
 from graphcompress.graph.model import Model
 from graphcompress.graph.sizes import ONE, Dim, reshape_target
-from graphcompress.passes.prune.remaining import Remaining
 from graphcompress.rewrite.rewriter import Rewriter
 
 
