@@ -50,7 +50,7 @@ def read_model(path: Path) -> tuple[ir.Model, tuple[Path, ...]]:
             outside its folder.
         UnsupportedModelError: a construct that is not supported, such as sparse weights.
     """
-    proto = _parse(path)
+    proto = parse(path)
     # The order matters: what follows looks operators up by the domain that is written here.
     _normalise_domains(proto)
     _free_initializers(proto)
@@ -88,7 +88,12 @@ def read_model(path: Path) -> tuple[ir.Model, tuple[Path, ...]]:
     return model, tuple(files.values())
 
 
-def _parse(path: Path) -> onnx.ModelProto:
+def parse(path: Path) -> onnx.ModelProto:
+    """The message in ``path``; its large weights are not read (see :mod:`graphcompress.graph.reading.skim`).
+
+    Raises:
+        InvalidModelError: no such file, not ONNX, or truncated.
+    """
     if not path.exists():
         raise InvalidModelError(f"{path}: no such file; check the path")
     if not path.is_file():
