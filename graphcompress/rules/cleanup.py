@@ -24,11 +24,11 @@ SAMPLED = 64
 
 def clean_up(rw: Rewriter) -> bool:
     """Run the libraries' passes; whether anything was modified."""
-    from onnxscript.optimizer._constant_folding import FoldConstantsPass  # takes a second to import
+    from graphcompress.rules.folding import Folding  # takes a second to import
 
     steps: list[Callable[[ir.Model], ir.passes.PassResult]] = [
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        FoldConstantsPass(
+        Folding(
             shape_inference=False,
             input_size_limit=FOLDED_ELEMENTS,
             output_size_limit=FOLDED_ELEMENTS,

@@ -182,3 +182,16 @@ def test_a_long_chain_and_many_paths_end(tmp_path):
     doubled = [node("Add", [f"v{i}", f"v{i}"], f"v{i + 1}") for i in range(40)]
     graph, weights = repeated_row(*doubled, last="v40")
     assert "Expand" not in check(tmp_path, graph, ["o"], weights)
+
+
+def test_a_size_that_is_doubled_many_times_ends(tmp_path):
+    weights = {"zero": np.array([0]), "small": np.float32(2.0**-40)}
+    nodes = [
+        node("Shape", ["x"], "shape"),
+        node("Gather", ["shape", "zero"], "v0", axis=0),
+        *(node("Add", [f"v{i}", f"v{i}"], f"v{i + 1}") for i in range(40)),
+        node("Cast", ["v40"], "number", to=FLOAT),
+        node("Mul", ["number", "small"], "batch"),
+        node("Add", ["x", "batch"], "o"),
+    ]
+    check(tmp_path, nodes, ["o"], weights)
