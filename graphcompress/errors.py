@@ -35,7 +35,7 @@ class ContractError(GraphCompressError):
 
 
 class SpeedError(GraphCompressError):
-    """An artifact that is slower than the model it was made from."""
+    """An artifact that is slower than the model it was made from, or something that could not be timed."""
 
     exit_code = 3
 
@@ -85,7 +85,12 @@ class OutputError(GraphCompressError, OSError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for a misspelt ``name``: the closest known one, or all of them."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
+    close = closest(name, names)
     if close:
-        return f"did you mean {close[0]!r}?"
+        return f"did you mean {close!r}?"
     return f"known: {', '.join(names)}" if names else "none are installed"
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The one of ``known`` that ``name`` is a misspelling of, or None."""
+    return next(iter(difflib.get_close_matches(name.lower(), sorted(known), n=1)), None)

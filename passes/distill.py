@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -53,6 +54,9 @@ class Distill(Pass):
     """
 
     name: ClassVar[str] = "distill"
+    also_called: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("distillation", "finetune", "fine_tune", "kd", "qat", "training"), "distill")
+    }
     contract: ClassVar[Contract] = Lossy(min_sqnr_db=5.0)
     trains: ClassVar[bool] = True
 

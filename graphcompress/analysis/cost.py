@@ -39,6 +39,14 @@ def macs(model: Model, *, batch: int = BATCH, length: int = LENGTH) -> int:
     return sum(cost.macs for cost in node_costs(model, batch=batch, length=length))
 
 
+def counted_on(model: Model) -> str:
+    """What :func:`macs` counts one run on: ``one sample``, of 128 tokens where a length is free."""
+    free = any(
+        isinstance(dim, ir.SymbolicDim) for value in model.graph.inputs for dim in (value.shape or ())[1:]
+    )
+    return f"one sample of {LENGTH} tokens" if free else "one sample"
+
+
 def node_costs(model: Model, *, batch: int = BATCH, length: int = LENGTH) -> list[NodeCost]:
     """MACs of every linear, MatMul, Conv and Attention, in execution order; a constant expression is free.
 

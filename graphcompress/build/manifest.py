@@ -39,7 +39,11 @@ def manifest(build: Build, files: Mapping[str, str]) -> dict[str, Any]:
             "artifact": plain(lowered.difference),
             "batch_invariance": plain(lowered.invariance),
             "batch_invariance_of_input": plain(build.reference_invariance),
-            "metric": {"before": plain(build.score), "after": plain(lowered.score)},
+            "metric": {
+                "before": plain(build.score),
+                "after": plain(lowered.score),
+                "drop": plain(lowered.drop),
+            },
         },
         "lowering": without_times(plain(lowered.record)),
     }
@@ -84,6 +88,7 @@ def bench_json(results: Sequence[ShapeResult]) -> list[dict[str, Any]]:
         {
             "shape": result.shape,
             "skipped": result.skipped,
+            "failed": dict(result.failed),
             "times_ms": plain(result.timings),
             "ratios": plain(result.ratios),
         }

@@ -104,7 +104,10 @@ def optimize(request: Request) -> Build:
             return build
         with write_errors(request.folder):
             lowered = _lower(request, opened, baseline, stage)
-            build = replace(build, lowered=lowered, recipe={**build.recipe, "pinned": pinned(lowered)})
+            *others, last = build.records
+            last = replace(last, score=lowered[0].score, drop=lowered[0].drop)
+            recipe = {**build.recipe, "pinned": pinned(lowered)}
+            build = replace(build, lowered=lowered, records=(*others, last), recipe=recipe)
             _write(build, artifact_folders(stage, request.targets))
     if checkpoints is not None:
         remove_checkpoints(checkpoints)
@@ -124,9 +127,8 @@ def _checkpoints(request: Request) -> Path | None:
     """
     if not request.pipeline.trains:
         return None
-    folder = request.folder.with_name(f"{request.folder.name}.training")
-    refuse_other_files(folder)
-    return folder
+    refuse_other_files(request.training_folder)
+    return request.training_folder
 
 
 @dataclass(frozen=True)
@@ -201,6 +203,7 @@ def _run(request: Request, opened: _Opened, baseline: Baseline) -> Build:
         require_coverage=request.require_coverage,
         on_record=request.on_record,
         original=baseline.outputs,
+        scoring=opened.scoring,
     )
     return Build(
         output=request.folder,
@@ -233,6 +236,7 @@ def _artifact(target: Target, stage: Path, opened: _Opened, baseline: Baseline) 
     copy_tokenizer(model.path, stage)
     run = target.session(stage)
     deployed = lowering.deployed_bytes
+    score, drop = opened.scoring.judged(run, "evaluate the artifact") if opened.scoring else (None, None)
     return Artifact(
         target=str(target),
         folder=stage,
@@ -242,7 +246,8 @@ def _artifact(target: Target, stage: Path, opened: _Opened, baseline: Baseline) 
         ),
         invariance=batch_invariance(run, baseline.samples),
         lowering=lowering,
-        score=opened.scoring(run, "evaluate the artifact") if opened.scoring else None,
+        score=score,
+        drop=drop,
         timed=target.timed,
     )
 

@@ -301,7 +301,8 @@ def bench_lines(results: Sequence[ShapeResult]) -> list[tuple[str, str]]:
         if result.skipped:
             lines.append((result.shape, f"not measured: {result.skipped}"))
             continue
-        times = ", ".join(f"{name} {timing.median_ms:.2f} ms" for name, timing in result.timings.items())
+        told = [f"{name} {timing.median_ms:.2f} ms" for name, timing in result.timings.items()]
+        times = ", ".join([*told, *result.failed.values()])
         ratios = ", ".join(
             f"{name} {ratio} × as fast as {result.first}" for name, ratio in result.ratios.items()
         )

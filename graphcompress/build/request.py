@@ -27,6 +27,7 @@ def asked(
     default: Any,  # noqa: ANN401 - as its field
     help: str,
     *,
+    group: str = "",
     unset: str = "",
     flags: tuple[str, ...] = (),
     decides: bool = True,
@@ -36,14 +37,19 @@ def asked(
     Args:
         default: its value where nothing is given.
         help: its line on the command line and in ``help(graphcompress.optimize)``.
+        group: the heading under which the command line shows it.
         unset: what happens without a value; the default itself when empty.
         flags: its names on the command line, where it has others than its own.
         decides: whether the files of the artifact depend on it, so that recipe and manifest hold it.
     """
-    metadata = {"help": help, "unset": unset, "flags": flags, "decides": decides}
+    metadata = {"help": help, "group": group, "unset": unset, "flags": flags, "decides": decides}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=dict, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+MODEL, DATA, GOALS, OUTPUT = "Model", "Data", "Goals", "Output"
+"""Headings of the options on the command line."""
 
 
 @dataclass(frozen=True)
@@ -62,39 +68,56 @@ class Request:
     passes: str | Pipeline | Collection[Pass] = asked(
         "simplify,int8",
         "Passes in order, such as 'kron{rank=2},prune,int8'; simplify runs first by itself.",
+        group=MODEL,
     )
     _: KW_ONLY
     target: str | Target | Collection[Target] = asked(
-        "cpu", "Runtime to lower for; several, such as cpu,mobile, share the work."
+        "cpu", "Runtime to lower for; several, such as cpu,mobile, share the work.", group=MODEL
     )
     data: Samples | str | Path | None = asked(
         None,
         "Samples: .jsonl, .csv, .tsv, .parquet or .npz; columns named like the inputs, or texts.",
         unset="none",
+        group=DATA,
     )
     tokenizer: str | Path | None = asked(
-        None, "tokenizer.json or its folder, for samples that are texts.", unset="beside the model"
+        None,
+        "tokenizer.json or its folder, for samples that are texts.",
+        unset="beside the model",
+        group=DATA,
     )
     metric: str | Metric | Function | None = asked(
         None,
         "Task metric, before and after, such as accuracy (graphcompress metrics), or my_file.py:function.",
         unset="none",
+        group=DATA,
     )
     eval_data: Samples | str | Path | None = asked(
-        None, "Samples for the metric.", unset="those of --data, or held out of --train"
+        None, "Samples for the metric.", unset="those of --data, or held out of --train", group=DATA
     )
     train: Samples | str | Path | None = asked(
-        None, "Samples that a pass such as distill learns from.", unset="none"
+        None, "Samples that a pass such as distill learns from.", unset="none", group=DATA
     )
     teacher: Model | str | Path | None = asked(
         None,
         "ONNX file or Hugging Face folder whose answers are learned.",
         unset="the model as it came in",
+        group=DATA,
     )
     task: str | None = asked(
         None,
         "What a checkpoint is exported for, as in graphcompress export.",
         unset="as the checkpoint says",
+        group=MODEL,
+    )
+    allow: Collection[str] = asked(
+        (), "Accept a broken contract of this pass; may be repeated.", unset="none", group=GOALS
+    )
+    require_coverage: float = asked(
+        0.0,
+        "Fail when a lossy pass touches a smaller share (0-1) of the parameters.",
+        unset="none",
+        group=GOALS,
     )
     output: str | Path | None = asked(
         None,
@@ -102,15 +125,10 @@ class Request:
         unset="<model>-<target>",
         flags=("--output", "-o"),
         decides=False,
+        group=OUTPUT,
     )
-    seed: int = asked(0, "For everything random.")
-    allow: Collection[str] = asked(
-        (), "Accept a broken contract of this pass; may be repeated.", unset="none"
-    )
-    require_coverage: float = asked(
-        0.0, "Fail when a lossy pass touches a smaller share (0-1) of the parameters."
-    )
-    overwrite: bool = asked(False, "Replace an existing artifact.", decides=False)
+    seed: int = asked(0, "For everything random.", group=MODEL)
+    overwrite: bool = asked(False, "Replace an existing artifact.", decides=False, group=OUTPUT)
     sha256: Mapping[str, str] = asked({}, "Path → SHA-256 of a file that must not have changed.")
     pinned: Mapping[str, str] = asked({}, "Target → what an earlier build measured and chose.")
     progress: Progress = asked(no_progress, "Called on long work.", decides=False)
@@ -170,6 +188,11 @@ class Request:
         source = Path(self.model) if isinstance(self.model, (str, Path)) else self.model and self.model.path
         kind = self.targets[0].name if len(self.targets) == 1 else "compressed"
         return Path(f"{source.stem if source else 'model'}-{kind}")
+
+    @property
+    def training_folder(self) -> Path:
+        """Where a pass that trains keeps what an interrupted build goes on from."""
+        return self.folder.with_name(f"{self.folder.name}.training")
 
     @property
     def recipe(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from graphcompress.data.samples import Samples
 from graphcompress.graph.model import Model
-from graphcompress.measure.metrics import Score
+from graphcompress.measure.metrics import Drop, Score
 from graphcompress.measure.verify import Difference, Invariance
 from graphcompress.pipeline.contract_check import ModelSize
 from graphcompress.pipeline.pipeline import PassRecord
@@ -28,6 +28,7 @@ class Artifact:
         invariance: whether its answers depend on batch mates or padding.
         lowering: what the target says about its work.
         score: the task metric, when one was asked for.
+        drop: how much worse that is than the metric of the model that came in.
         timed: whether times on this machine are those of the target's runtime.
     """
 
@@ -38,6 +39,7 @@ class Artifact:
     invariance: Invariance
     lowering: Lowering = field(default_factory=Lowering)
     score: Score | None = None
+    drop: Drop | None = None
     timed: bool = True
 
     @property

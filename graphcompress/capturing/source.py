@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 
 from graphcompress.capturing.checkpoint import export, is_checkpoint
-from graphcompress.errors import UsageError
+from graphcompress.errors import InvalidModelError, UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.temporary import Temporary
+from graphcompress.plugin.registry import PASSES, meant
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -28,6 +29,7 @@ def open_model(source: str | Path, *, task: str | None = None) -> Model:
             raise UsageError(
                 f"--task {task} is for checkpoints; {source} is not one, its task is in its graph"
             )
+        _refuse_other_things(Path(source))
         return Model.load(source)
     folder = Temporary()
     try:
@@ -37,6 +39,45 @@ def open_model(source: str | Path, *, task: str | None = None) -> Model:
         raise
     model.own(folder)
     return model
+
+
+WEIGHTS_ALONE = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack"})
+"""Suffixes of files that hold weights, but no graph."""
+
+OTHER_RUNTIMES = frozenset({".tflite", ".gguf", ".mlmodel", ".mlpackage", ".engine", ".plan", ".trt", ".xml"})
+"""Suffixes of models that are made for another runtime."""
+
+
+def _refuse_other_things(path: Path) -> None:
+    """Say what to give in place of something that people take for a model.
+
+    Raises:
+        InvalidModelError: weights alone, another runtime's file, a folder, or a name that only a hub knows.
+    """
+    if path.suffix in WEIGHTS_ALONE:
+        raise InvalidModelError(
+            f"{path} holds weights alone, no graph; give the folder that holds it and its config.json, "
+            "or export the model to ONNX"
+        )
+    if path.suffix in OTHER_RUNTIMES:
+        raise InvalidModelError(
+            f"{path} is made for another runtime; give the ONNX file or the checkpoint it was made from"
+        )
+    if path.is_dir():
+        raise InvalidModelError(f"{path} is a folder, but no Hugging Face checkpoint{_models_in(path)}")
+    if not path.exists() and not path.suffix and len(path.parts) == 1:
+        told = meant(str(path), PASSES) or f"a name on the Hugging Face hub has its owner: OWNER/{path}"
+        raise InvalidModelError(f"{path}: no such file or folder; {told}")
+
+
+def _models_in(folder: Path) -> str:
+    """What in a folder can be given in its place."""
+    names = sorted(path.name for path in folder.glob("*.onnx"))
+    if (folder / "graphcompress.json").is_file():
+        return ", it is an artifact: give the model that it was made from"
+    if names:
+        return f": give a file in it, {' or '.join(str(folder / name) for name in names[:3])}"
+    return ", which has a config.json and weights (*.safetensors)"
 
 
 def is_hub_name(source: str | Path) -> bool:

@@ -14,13 +14,14 @@ from typing import Annotated, NoReturn
 import typer
 
 from graphcompress.cli import bench, export, inspect, listing, optimize, tune, verify
+from graphcompress.cli.usage import BadUsage, sentence
 
 EXIT_CODES = """\
 Exit codes: 0 done · 1 unexpected error · 2 usage · 3 contract, coverage or speed broken ·
 4 model not supported · 5 invalid model file · 6 data · 7 output · 8 training ·
 9 a metric of your own · 130 interrupted · 143 terminated
 """
-INTERRUPTED, TERMINATED = 130, 143
+USAGE, INTERRUPTED, TERMINATED = 2, 130, 143
 STOPPED: Mapping[object, str] = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}
 
 app = typer.Typer(
@@ -43,7 +44,7 @@ for command in (
     listing.metrics,
     listing.instruments,
 ):
-    app.command(epilog=EXIT_CODES)(command)
+    app.command()(command)
 
 
 def _print_version(wanted: bool) -> None:
@@ -74,18 +75,30 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _terminate)
     _prepare_streams()
     try:
-        app(arguments, prog_name="graphcompress")
+        code = app(arguments, prog_name="graphcompress", standalone_mode=False)
     except SystemExit as leave:
         if leave.code in STOPPED:
-            _say(f"{STOPPED[leave.code]}; nothing half-done is left behind")
+            _say(_stopped(leave, STOPPED[leave.code]))
         raise
-    except KeyboardInterrupt:
-        _fail(f"{STOPPED[INTERRUPTED]}; nothing half-done is left behind", INTERRUPTED)
+    except KeyboardInterrupt as interruption:
+        _fail(_stopped(interruption, STOPPED[INTERRUPTED]), INTERRUPTED)
+    except BadUsage as error:
+        if not arguments:  # typer's way to show the help
+            error.show()  # type: ignore[attr-defined]
+            sys.exit(USAGE)
+        _fail(f"error: {sentence(error, arguments)}", USAGE)
     except Exception as error:
         if debug:
             raise
         _fail(*_explain(error))
-    sys.exit(0)
+    if code in STOPPED:
+        _fail(_stopped(KeyboardInterrupt(), STOPPED[code]), code)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _stopped(by: BaseException, how: str) -> str:
+    """What a stopped command says: what is kept and how to go on, where the command noted that."""
+    return "; ".join([how, *getattr(by, "__notes__", ["nothing half-done is left behind"])])
 
 
 def _prepare_streams() -> None:

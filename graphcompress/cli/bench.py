@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,6 +55,8 @@ def bench(
 ) -> None:
     """Measure speed: models take turns, each alone while it runs; ratios with their 10th to 90th percentile.
 
+    What can be timed is; where something could not be, the exit code is 3.
+
     Example: graphcompress bench model.onnx small --data sentences.jsonl --shapes 1x128,8x128
     """
     from graphcompress.build.manifest import bench_json, plain
@@ -78,6 +81,7 @@ def bench(
         progress("load", len(timed), len(timed))
         results = measure(contenders, samples, shapes=shapes.split(","), rounds=rounds, progress=progress)
         found = _rooflines(timed, samples, results, progress) if roofline else {}
+    incomplete = [result.shape for result in results if result.skipped or result.failed] + untimed
     if json:
         document = {
             "models": {name: str(path) for name, path in names.items()},
@@ -86,6 +90,7 @@ def bench(
             "roofline": {name: {**plain(item), "share": plain(item.share)} for name, item in found.items()},
         }
         print_json(document)
+        _refuse_incomplete(incomplete)
         return
     console = out()
     for shape, text in bench_lines(results):
@@ -98,6 +103,19 @@ def bench(
     for name, item in found.items():
         console.print(f"roofline, {roofline_line(name, results[-1].shape, item)}")
     console.print(f"lengths from {origin(samples)}; brackets: 10th to 90th percentile of {rounds} rounds")
+    _refuse_incomplete(incomplete)
+
+
+def _refuse_incomplete(names: Sequence[str]) -> None:
+    """End with a code when a shape or a model could not be timed: a build step must not take it for done.
+
+    Raises:
+        SpeedError: one could not.
+    """
+    from graphcompress.errors import SpeedError
+
+    if names:
+        raise SpeedError(f"not everything was timed: {', '.join(names)}; what could be is printed above")
 
 
 def _rooflines(

@@ -60,7 +60,7 @@ def _print(path: Path, found: Inspection) -> None:
     console = out()
     console.print(
         f"{path}: opset {found.opset}, {count(found.parameters)} parameters, "
-        f"{size(found.weight_bytes)} of weights, {count(found.macs)} MACs for one sample of 128 tokens"
+        f"{size(found.weight_bytes)} of weights, {count(found.macs)} MACs for {found.counted_on}"
     )
     for title, values in (("in", found.inputs), ("out", found.outputs)):
         console.print(f"  {title:<4}{'; '.join(values)}")

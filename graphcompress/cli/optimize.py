@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
+import shlex
+import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
-from graphcompress.build.request import Request, deciding, kind
-from graphcompress.cli.terminal import Json, as_option, out, print_json, progress_bars
+from graphcompress.build.request import MODEL, OUTPUT, Request, deciding, kind
+from graphcompress.cli.terminal import Json, as_option, err, out, print_json, progress_bars
 
 if TYPE_CHECKING:
-    from graphcompress.build.result import Build
+    from graphcompress.build.result import Artifact, Build
     from graphcompress.measure.bench import ShapeResult
     from graphcompress.pipeline.pipeline import PassRecord
     from graphcompress.plugin.base import Progress
+
+
+WIDTH = 100
+"""What is printed of a run has lines of at most this many characters."""
 
 
 def _with_request(command: Callable[..., None]) -> Callable[..., None]:
@@ -67,6 +75,7 @@ def optimize(
         str | None,
         typer.Option(
             help="<batch>x<length>, comma-separated, at which the target measures: short for cpu{shapes=…}.",
+            rich_help_panel=MODEL,
             show_default="those of the target",
         ),
     ] = None,
@@ -74,17 +83,29 @@ def optimize(
         Path | None,
         typer.Option(
             help="Build for the machine on which graphcompress tune wrote this: short for cpu{profile=…}.",
+            rich_help_panel=MODEL,
             show_default="none",
         ),
     ] = None,
     recipe: Annotated[
         Path | None,
-        typer.Option(help="TOML file that says the same as these options; options given here win."),
+        typer.Option(
+            help="TOML file that says the same as these options; options given here win.",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="Also write a report with times, .md or .html.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Also write a report with times, .md or .html.", rich_help_panel=OUTPUT),
+    ] = None,
     bench: Annotated[
-        bool, typer.Option("--bench/--no-bench", help="Measure latency before and after.")
+        bool,
+        typer.Option("--bench/--no-bench", help="Measure latency before and after.", rich_help_panel=OUTPUT),
     ] = True,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", "-v", help="Print all that the report says, too.", rich_help_panel=OUTPUT),
+    ] = False,
     json: Json = False,
     **given: Any,  # noqa: ANN401 - a field of Request each
 ) -> None:
@@ -108,21 +129,84 @@ def optimize(
         shapes=shapes,
         profile=profile.as_posix() if profile else None,
     )
-    with progress_bars() as progress:
-        request = Request(
-            **with_changes(base, given), progress=progress, on_record=_silent if json else _print_record
-        )
-        build = build_for(request)
+    request = Request(**with_changes(base, given))
+    done: list[PassRecord] = []
+    with (
+        progress_bars(_stages(request, bench=bench)) as progress,
+        _told_when_stopped(request),
+        _passes_told_when_failed(done, quiet=json),
+    ):
+        _say_resumed(request)
+        progress(OPENING, 0, 1)
+        build = build_for(dataclasses.replace(request, progress=progress, on_record=done.append))
         if rank() > 0:
             return
+        progress(MEASURING, 0, 1)
         benched = _bench(build, progress) if bench else []
     if report is not None:
         write_report(report, build, benched)
     if json:
         print_json(_document(build, benched))
         return
-    _print_summary(build, benched)
-    out().print(f"written to {build.output}" + (f", report in {report}" if report else ""))
+    _print_result(build, benched)
+    if verbose:
+        _print_all(build, benched)
+    if report is not None:
+        out().print(f"report with times in {report}")
+
+
+INTERRUPTED = 130
+"""Exit code of a run that the user interrupted."""
+
+OPENING, MEASURING = "read and run the model", "measure speed"
+"""Steps of a run that are neither a pass nor a target."""
+
+
+def _stages(request: Request, *, bench: bool) -> list[str]:
+    """The steps of a run, by the texts that progress is reported under."""
+    lowering = [f"lower for {target.name}" for target in request.targets]
+    return [OPENING, *map(str, request.pipeline.passes), *lowering, *([MEASURING] if bench else [])]
+
+
+def _say_resumed(request: Request) -> None:
+    """Say at the start when an interrupted training goes on."""
+    from graphcompress.training.checkpoint_folder import has_checkpoints
+
+    folder = request.training_folder
+    if request.pipeline.trains and has_checkpoints(folder):
+        err().print(f"goes on from the training in {folder}; to start over, delete that folder")
+
+
+@contextlib.contextmanager
+def _passes_told_when_failed(done: Sequence[PassRecord], *, quiet: bool) -> Iterator[None]:
+    """Print a line for each pass that was ``done`` when a later step fails."""
+    from graphcompress.build.summary import pass_line
+    from graphcompress.errors import GraphCompressError
+
+    try:
+        yield
+    except GraphCompressError:
+        for before, record in zip([*done[:1], *done], done, strict=False):
+            if not quiet:
+                _print_wrapped(pass_line(record, before.size))
+        raise
+
+
+@contextlib.contextmanager
+def _told_when_stopped(request: Request) -> Iterator[None]:
+    """Note on an interruption what is kept, and which command goes on."""
+    from graphcompress.training.checkpoint_folder import has_checkpoints
+
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stopped:
+        leave = stopped if isinstance(stopped, SystemExit) else SystemExit(INTERRUPTED)
+        command = shlex.join(["graphcompress", *sys.argv[1:]])
+        if request.pipeline.trains and has_checkpoints(request.training_folder):
+            leave.add_note(f"what was learned is kept in {request.training_folder}; go on with: {command}")
+        else:
+            leave.add_note(f"no artifact was written; start again with: {command}")
+        raise leave from None
 
 
 def with_changes(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,10 +246,6 @@ def _files(recipe: Mapping[str, Any]) -> set[str]:
     return {Path(path).as_posix() for path in paths if path}
 
 
-def _silent(record: PassRecord) -> None:
-    """What is printed of a pass where one JSON document is asked for: nothing."""
-
-
 def _bench(build: Build, progress: Progress) -> list[ShapeResult]:
     from graphcompress.build.opening import session
     from graphcompress.data.made_up import synthetic_samples
@@ -183,33 +263,60 @@ def _bench(build: Build, progress: Progress) -> list[ShapeResult]:
     return bench(contenders, samples, seconds=BENCH_SECONDS, progress=progress)
 
 
-def _print_record(record: PassRecord) -> None:
-    from graphcompress.build.report import detail_lines, pass_line
+def _print_result(build: Build, benched: list[ShapeResult]) -> None:
+    """The box of every artifact, then one line per pass."""
+    from graphcompress.build.summary import pass_lines
+
+    for artifact in build.lowered:
+        _print_box(build, artifact, benched)
+    for line in pass_lines(build):
+        _print_wrapped(line)
+
+
+def _print_box(build: Build, artifact: Artifact, benched: list[ShapeResult]) -> None:
+    from rich.panel import Panel
+
+    from graphcompress.build.summary import loading_lines, result_lines, title, wrapped
 
     console = out()
-    console.print(pass_line(record))
-    for line in detail_lines(record):
-        console.print(f"    {line}")
+    width = min(console.width, WIDTH)
+    lines = result_lines(build, artifact, benched)
+    indent = max(len(topic) for topic, _ in lines) + 2
+    told = [wrapped(f"{topic:<{indent}}{text}", width - 4, " " * indent) for topic, text in lines]
+    text = Text("\n".join([*told, "", *loading_lines(artifact)]), overflow="fold")
+    console.print(Panel(text, title=Text(title(build, artifact), overflow="ellipsis"), width=width))
 
 
-def _print_summary(build: Build, benched: list[ShapeResult]) -> None:
-    from graphcompress.build.report import bench_lines, summary_lines, target_lines, target_table
+def _print_wrapped(text: str, indent: str = "    ") -> None:
+    from graphcompress.build.summary import wrapped
 
     console = out()
+    console.print(wrapped(text, min(console.width, WIDTH), indent))
+
+
+def _print_all(build: Build, benched: list[ShapeResult]) -> None:
+    """What the report says: of every pass, of every artifact, of every shape."""
+    from graphcompress.build.report import (
+        bench_lines,
+        detail_lines,
+        pass_line,
+        summary_lines,
+        target_lines,
+        target_table,
+    )
+
+    for record in build.records:
+        _print_wrapped(pass_line(record))
+        for line in detail_lines(record):
+            _print_wrapped(f"    {line}", "      ")
     if len(build.lowered) == 1:
-        for topic, text in summary_lines(build):
-            console.print(f"{topic:<11} {text}")
+        lines = summary_lines(build)
     else:
         _print_table(target_table(build))
-        for name, text in target_lines(build):
-            console.print(f"{name:<11} {text}")
-    for shape, text in bench_lines(benched):
-        console.print(f"{'latency':<11} {shape}: {text}")
-    untimed = [lowered.name for lowered in build.lowered if not lowered.timed]
-    if untimed:
-        console.print(
-            f"{'latency':<11} not measured for {', '.join(untimed)}: this machine is not what runs it"
-        )
+        lines = target_lines(build)
+    lines += [("latency", f"{shape}: {text}") for shape, text in bench_lines(benched)]
+    for topic, text in lines:
+        _print_wrapped(f"{topic:<11} {text}", " " * 12)
 
 
 def _print_table(rows: list[list[str]]) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +14,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from graphcompress.build.request import Request
+from graphcompress.build.request import OUTPUT, Request
+from graphcompress.cli.progress import shown_on
 from graphcompress.plugin.legible import legible
 from graphcompress.training.processes import rank
 
@@ -30,16 +30,17 @@ def as_option(name: str) -> typer.models.OptionInfo:
     field = {field.name: field for field in dataclasses.fields(Request)}[name]
     flags = field.metadata["flags"] or (f"--{name.replace('_', '-')}",)
     shown = field.metadata["unset"] or (field.default is not False and str(field.default))
-    return typer.Option(*flags, help=field.metadata["help"], show_default=shown)  # type: ignore[no-any-return]
+    group = field.metadata["group"] or None
+    made = typer.Option(*flags, help=field.metadata["help"], show_default=shown, rich_help_panel=group)
+    return made  # type: ignore[no-any-return]
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document instead of text.", rich_help_panel=OUTPUT)
+]
 Data = Annotated[Path | None, as_option("data")]
 Tokenizer = Annotated[Path | None, as_option("tokenizer")]
 Seed = Annotated[int, as_option("seed")]
-
-SECONDS_PER_LINE = 20.0
-"""Where progress does not go to a terminal, two lines of it are at least this many seconds apart."""
 
 FILE_WIDTH = 200
 """A table that does not go to a terminal has lines of at most this many characters."""
@@ -60,6 +61,11 @@ def out() -> Console:
     return console
 
 
+def err() -> Console:
+    """What is said beside results, on standard error."""
+    return _Screen(stderr=True, highlight=False, soft_wrap=True, markup=False, quiet=rank() > 0)
+
+
 def print_json(document: object) -> None:
     """One JSON document on standard output."""
     if rank() > 0:
@@ -67,43 +73,9 @@ def print_json(document: object) -> None:
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-@contextlib.contextmanager
-def progress_bars() -> Iterator[Progress]:
-    """Progress bars on standard error: one line per piece of work, gone when it is finished.
-
-    Where standard error is no terminal, long work that has details to tell (a training) prints a line now and
-    then instead.
-    """
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    console = _Screen(stderr=True)
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[detail]}", markup=False),
-    )
-    with Progress(
-        *columns, console=console, transient=True, disable=rank() > 0 or not console.is_terminal
-    ) as bars:
-        tasks: dict[str, Any] = {}
-        printed = time.monotonic()
-
-        def report(text: str, done: int, total: int, detail: str = "") -> None:
-            nonlocal printed
-            if bars.disable and detail and rank() == 0 and time.monotonic() - printed >= SECONDS_PER_LINE:
-                printed = time.monotonic()
-                console.print(
-                    f"{text} {done:,} of {total:,}: {detail}", markup=False, highlight=False, soft_wrap=True
-                )
-            if text not in tasks:
-                tasks[text] = bars.add_task(text, total=total, detail="")
-            bars.update(tasks[text], completed=done, total=total, detail=detail)
-            if done >= total:
-                bars.remove_task(tasks.pop(text))
-
-        yield report
+def progress_bars(stages: Sequence[str] = ()) -> AbstractContextManager[Progress]:
+    """The progress of a run of ``stages`` on standard error, see :mod:`graphcompress.cli.progress`."""
+    return shown_on(err(), stages)
 
 
 def samples_for(

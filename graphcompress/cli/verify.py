@@ -61,6 +61,7 @@ def verify(
         progress("verify", 0, 3)
         for path in filter(is_artifact, (a, b)):
             check_hashes(path)
+        _refuse_other_inputs(a, b)
         samples = samples_for(described(a), data, tokenizer, seed).first(limit)
         difference = _difference(a, b, samples)
         invariances: dict[str, Invariance] = {}
@@ -89,6 +90,25 @@ def verify(
         raise ContractError(
             f"{b}: relative error {error:.3g} against {a} (SQNR {difference.sqnr_db:.1f} dB), "
             f"at most {allowed:.3g} is allowed"
+        )
+
+
+def _refuse_other_inputs(a: Path, b: Path) -> None:
+    """Raise where ``b`` cannot be fed like ``a``.
+
+    Raises:
+        UsageError: their inputs differ.
+    """
+    from graphcompress.build.opening import described
+    from graphcompress.data.inputs import inputs_of
+    from graphcompress.errors import UsageError
+
+    takes = [sorted(inputs_of(described(path))) for path in (a, b)]
+    if takes[0] != takes[1]:
+        first, second = (", ".join(names) for names in takes)
+        raise UsageError(
+            f"{a} takes {first}, {b} takes {second}: they are not two forms of one model; "
+            "give one and what was made of it"
         )
 
 

@@ -79,5 +79,9 @@ class Rows(Sequence[Mapping[str, Any]]):
         chosen = range(len(self))[index]
         if isinstance(chosen, int):
             return {name: values[chosen] for name, values in self.samples.columns.items()}
-        original = None if self._original is None else self._original[list(chosen)]
-        return Rows(self.samples.rows(chosen), original)
+        return self.taken(chosen)
+
+    def taken(self, rows: Sequence[int]) -> Rows:
+        """The rows of these numbers, in that order."""
+        original = None if self._original is None else self._original[list(rows)]
+        return Rows(self.samples.rows(rows), original)

@@ -19,6 +19,19 @@ Columns = dict[str, list[Any]]
 """Column name → one entry per row."""
 
 
+_OTHER_FILES = {
+    ".json": "write one object in each line, and call it .jsonl",
+    ".txt": 'write each line as {"text": "…"}, and call the file .jsonl',
+    ".npy": "name the arrays by the inputs of the model: numpy.savez('data.npz', input_ids=…)",
+    ".arrow": "save the data set with to_json('data.jsonl') or to_parquet('data.parquet')",
+}
+"""Suffix of a file that is often taken for data → what to do with it."""
+
+
+def _instead(suffix: str) -> str:
+    return _OTHER_FILES.get(suffix) or nearest(suffix, _READERS)
+
+
 def read_columns(path: Path) -> Columns:
     """Columns of ``path`` (.jsonl, .csv, .tsv, .parquet, .npz; text also with .gz), equally long.
 
@@ -29,7 +42,12 @@ def read_columns(path: Path) -> Columns:
         raise DataError(f"{path}: no such data file; check the path")
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if suffix not in _READERS:
-        raise DataError(f"{path}: unknown kind of data file {suffix!r}; {nearest(suffix, _READERS)}")
+        what = (
+            f"unknown kind of data file {suffix!r}"
+            if suffix
+            else "a data file has a suffix that says its kind"
+        )
+        raise DataError(f"{path}: {what}; {_instead(suffix)}")
     try:
         columns = _READERS[suffix](path)
     except DataError:

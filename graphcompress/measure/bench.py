@@ -33,11 +33,12 @@ class ShapeResult:
     """Times at one shape; ratios say how many times as fast each contender is as the first one.
 
     Attributes:
-        shape: such as ``8×128``.
+        shape: such as ``8×128``, or ``8×3×224×224`` where no input has a length.
         first: the contender that the others are compared with.
         timings: per contender.
-        ratios: per contender but the first.
+        ratios: per contender but the first, where that one runs.
         skipped: why nothing was measured, or an empty text.
+        failed: contender that does not run at this shape → why.
     """
 
     shape: str
@@ -45,11 +46,12 @@ class ShapeResult:
     timings: Mapping[str, Timing] = field(default_factory=dict)
     ratios: Mapping[str, Ratio] = field(default_factory=dict)
     skipped: str = ""
+    failed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def size(self) -> tuple[int, int]:
-        """Batch and length."""
-        batch, length = self.shape.partition(" ")[0].split("×")
+        """Batch, and length where an input has one."""
+        batch, length = self.shape.partition(" ")[0].split("×")[:2]
         return int(batch), int(length)
 
 
@@ -64,27 +66,30 @@ def bench(
 ) -> list[ShapeResult]:
     """Time ``contenders`` on feeds of ``shapes``: ``<batch>x<length>``, ``natural`` for the median length.
 
-    A shape is given fewer rounds where ``rounds`` would take more than ``seconds``, and is skipped where
-    three would.
+    Of images and the like, which have no length, only the batch counts. A shape is given fewer rounds where
+    ``rounds`` would take more than ``seconds``, and is skipped where three would.
 
     Raises:
         UsageError: a shape that does not read.
     """
     first = next(iter(contenders))
     results = []
-    for shape in shapes:
-        feed, label = shaped_feed(samples, shape)
-        took, reason = _first_runs(contenders, feed)
+    feeds = {label: feed for feed, label in (shaped_feed(samples, shape) for shape in shapes)}
+    for label, feed in feeds.items():
+        took, failed = _first_runs(contenders, feed)
+        running = {name: run for name, run in contenders.items() if name not in failed}
         possible = int(min(rounds, seconds / (RUNS_PER_ROUND * took))) if took else rounds
-        if not reason and possible < min(rounds, FEWEST_ROUNDS):
+        reason = "" if running else next(iter(failed.values()))
+        if running and possible < min(rounds, FEWEST_ROUNDS):
             reason = f"a run of each takes {took:.2g} s; time it with graphcompress bench"
         if reason:
-            results.append(ShapeResult(label, first, skipped=reason))
+            results.append(ShapeResult(label, first, skipped=reason, failed=failed))
             continue
-        runs = {name: (lambda run=run, feed=feed: run(feed)) for name, run in contenders.items()}
+        runs = {name: (lambda run=run, feed=feed: run(feed)) for name, run in running.items()}
         measured = interleaved(runs, rounds=possible, warmup=1, progress=progress, text=f"measure {label}")
-        ratios = {name: measured.ratio(name, first) for name in contenders if name != first}
-        results.append(ShapeResult(label, first, measured.timings, ratios))
+        others = [name for name in running if name != first and first in running]
+        ratios = {name: measured.ratio(name, first) for name in others}
+        results.append(ShapeResult(label, first, measured.timings, ratios, failed=failed))
     return results
 
 
@@ -103,6 +108,10 @@ def shaped_feed(samples: Samples, shape: str) -> tuple[dict[str, np.ndarray], st
         )
     order = samples.order(by_length=True)
     sample = samples.feeds[order[len(order) // 2]]
+    if not has_length(samples):
+        largest = max(sample.values(), key=lambda array: array.size)
+        label = "×".join(map(str, (int(match[1]), *largest.shape)))
+        return {name: np.stack([array] * int(match[1])) for name, array in sample.items()}, label
     own = max((array.shape[0] for array in sample.values() if array.ndim), default=0)
     length = own if match[2] == "natural" else int(match[2])
     label = f"{match[1]}×{length}" + (" (natural)" if match[2] == "natural" else "")
@@ -112,6 +121,14 @@ def shaped_feed(samples: Samples, shape: str) -> tuple[dict[str, np.ndarray], st
     return feed, label
 
 
+def has_length(samples: Samples) -> bool:
+    """Whether an input is a sequence, whose length may be chosen; images and fixed features are none."""
+    return any(
+        array.ndim == 1 or (array.ndim == 2 and (samples.fixed.get(name) or (None, None))[1] is None)
+        for name, array in samples.feeds[0].items()
+    )
+
+
 def _stretched(array: np.ndarray, own: int, length: int) -> np.ndarray:
     if not array.ndim or array.shape[0] != own or own == length:
         return array
@@ -119,12 +136,14 @@ def _stretched(array: np.ndarray, own: int, length: int) -> np.ndarray:
     return np.concatenate([array] * repeats)[:length]
 
 
-def _first_runs(contenders: Mapping[str, Run], feed: Mapping[str, np.ndarray]) -> tuple[float, str]:
-    """Seconds that one run of each took, and why one did not run, or an empty text."""
-    start = time.perf_counter()
+def _first_runs(
+    contenders: Mapping[str, Run], feed: Mapping[str, np.ndarray]
+) -> tuple[float, dict[str, str]]:
+    """Seconds that one run of each took, and why some of them did not run."""
+    start, failed = time.perf_counter(), {}
     for name, run in contenders.items():
         try:
             run(feed)
         except runtime_errors(GraphCompressError) as error:
-            return 0.0, f"{name} does not run at this shape ({first_line(error)})"
-    return time.perf_counter() - start, ""
+            failed[name] = f"{name} does not run at this shape ({first_line(error)})"
+    return time.perf_counter() - start, failed

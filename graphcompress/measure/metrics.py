@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -11,7 +12,7 @@ import numpy as np
 
 from graphcompress.data.rows import Rows
 from graphcompress.data.samples import Samples
-from graphcompress.errors import UsageError
+from graphcompress.errors import GraphCompressError, UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed
 from graphcompress.measure.own_metric import Function, of_object, read
@@ -23,6 +24,36 @@ from graphcompress.plugin.task import Metric, Pair, Task, own_metric
 
 BATCH = 16
 """Rows are scored in batches of at most this many samples."""
+
+
+PARTS = 20
+"""The rows are divided into so many parts for the standard error of a drop: the metric is asked twice for
+each, so that one which takes a second costs less than a minute."""
+
+
+@dataclass(frozen=True)
+class Drop:
+    """How much worse a metric became: what a person reads before and after on the same rows.
+
+    Attributes:
+        value: how much worse, in units of the metric; negative where it became better.
+        before: the metric of the model that came in.
+        standard_error: of ``value``, both models on the same rows; None where it cannot be told.
+    """
+
+    value: float
+    before: float
+    standard_error: float | None = None
+
+    @property
+    def share(self) -> float:
+        """:attr:`value` as a share of the metric before."""
+        return self.value / abs(self.before) if self.before else math.inf * self.value if self.value else 0.0
+
+    @property
+    def within_error(self) -> bool:
+        """Whether the metric moved by no more than the standard error of its movement."""
+        return self.standard_error is not None and abs(self.value) <= self.standard_error
 
 
 @dataclass(frozen=True)
@@ -147,6 +178,7 @@ class Scoring:
         self.metric = chosen
         self._rows = Rows(samples)
         self._progress = progress
+        self._first: tuple[object, Score] | None = None
         chosen.check(self._rows)
 
     def original(self, run: Run, text: str = "evaluate the original") -> Score:
@@ -154,11 +186,47 @@ class Scoring:
         given = self._given(run, text)
         if self.metric.given == "answers":
             self._rows = Rows(self._rows.samples, np.asarray(given))
-        return self._score(given)
+        found = self._score(given)
+        self._first = given, found
+        return found
 
     def __call__(self, run: Run, text: str = "evaluate") -> Score:
         """The score of another model."""
         return self._score(self._given(run, text))
+
+    def judged(self, run: Run, text: str = "evaluate") -> tuple[Score, Drop]:
+        """The score of another model, and how much worse it is than the original's.
+
+        Raises:
+            UsageError: the original was not scored.
+        """
+        if self._first is None:
+            raise UsageError("the original is scored first: there is nothing to compare with")
+        answered, first = self._first
+        given = self._given(run, text)
+        found = self._score(given)
+        return found, Drop(self._worse(first.value, found.value), first.value, self._error(answered, given))
+
+    def _worse(self, before: float, after: float) -> float:
+        return before - after if self.metric.higher_is_better else after - before
+
+    def _error(self, before: object, after: object) -> float | None:
+        """Standard error of the drop, by the delete-a-group jackknife (Kott, 2001), or None."""
+        parts = min(PARTS, len(self._rows))
+        if parts < 2 or not isinstance(before, np.ndarray) or not isinstance(after, np.ndarray):
+            return None
+        try:
+            drops = np.array([self._drop_without(part, parts, before, after) for part in range(parts)])
+        except GraphCompressError:  # such as a label that none of the rows has: then there is no error
+            return None
+        error = math.sqrt((parts - 1) / parts * float(np.sum(np.square(drops - np.mean(drops)))))
+        return error if math.isfinite(error) else None
+
+    def _drop_without(self, part: int, parts: int, before: np.ndarray, after: np.ndarray) -> float:
+        """The drop on the rows of all ``parts`` but one; neighbours lie in different parts."""
+        kept = [row for row in range(len(self._rows)) if row % parts != part]
+        rows = self._rows.taken(kept)
+        return self._worse(*(self.metric.figure(given[kept], rows).value for given in (before, after)))
 
     def _given(self, run: Run, text: str) -> np.ndarray | Callable[[Feed], Mapping[str, np.ndarray]]:
         if self.metric.given == "run":

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from graphcompress.analysis.attention import Attention, attentions
-from graphcompress.analysis.cost import macs, node_costs
+from graphcompress.analysis.cost import counted_on, macs, node_costs
 from graphcompress.analysis.linears import embeddings, linears
 from graphcompress.coupling.couplings import FFN, Group, couplings
 from graphcompress.coupling.layers import layers
@@ -88,7 +88,8 @@ class Inspection:
         opset: of the standard operators.
         inputs, outputs: name, type and shape as text.
         operators: operator (with its domain) → number of nodes.
-        parameters, weight_bytes, macs: totals; MACs of one sample of 128 tokens.
+        parameters, weight_bytes, macs: totals.
+        counted_on: what one run is whose MACs are counted, such as one sample of 128 tokens.
         weights: linears and embeddings, in execution order.
         attentions, layers, groups: what the analyses found.
         opportunities: one per pass that was tried.
@@ -101,6 +102,7 @@ class Inspection:
     parameters: int
     weight_bytes: int
     macs: int
+    counted_on: str
     weights: tuple[Weight, ...]
     attentions: tuple[AttentionView, ...]
     layers: tuple[LayerView, ...]
@@ -135,6 +137,7 @@ def inspect(
         parameters=model.parameters,
         weight_bytes=model.weight_bytes,
         macs=macs(model),
+        counted_on=counted_on(model),
         weights=_weights(model, costs),
         attentions=_attentions(model, costs),
         layers=_layers(model, groups, costs),

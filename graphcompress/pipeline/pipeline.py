@@ -12,6 +12,8 @@ from graphcompress.analysis.cost import macs
 from graphcompress.analysis.linears import embeddings, linears
 from graphcompress.errors import CoverageError, UsageError, nearest
 from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import Runner
+from graphcompress.measure.metrics import Drop, Score, Scoring
 from graphcompress.measure.verify import Difference
 from graphcompress.pipeline.contract_check import Checker, ModelSize, Outputs, judge, rounding
 from graphcompress.plugin.base import (
@@ -42,6 +44,9 @@ class PassRecord:
         total: outputs against the model that came in.
         coverage: share of the parameters of linears and embeddings that it touched.
         broken: how it broke its contract, when that was allowed.
+        exact: whether it promises that the outputs stay the same.
+        score: the task metric after it, where one was asked for; of an exact pass it is that before it.
+        drop: how much worse that is than the metric of the model that came in.
     """
 
     text: str
@@ -53,6 +58,9 @@ class PassRecord:
     total: Difference
     coverage: float
     broken: str | None
+    exact: bool = False
+    score: Score | None = None
+    drop: Drop | None = None
 
 
 class Pipeline:
@@ -91,11 +99,14 @@ class Pipeline:
         require_coverage: float = 0.0,
         on_record: Callable[[PassRecord], None] = lambda record: None,
         original: Sequence[Outputs] | None = None,
+        scoring: Scoring | None = None,
     ) -> list[PassRecord]:
         """Run every pass on ``model``, in place, and check structure, outputs and coverage after each.
 
         ``allow`` names passes whose broken contract is accepted; ``require_coverage`` (0-1) binds lossy ones.
-        ``original`` are outputs of ``model`` on the batches of :func:`check_samples`, when they are known.
+        ``original`` are outputs of ``model`` on the batches of :func:`check_samples`, when they are known;
+        with ``scoring``, which has scored ``model``, every pass that is not exact is scored, but the last,
+        whose score is that of what is made of the result.
 
         Raises:
             ContractError: a pass changed the outputs by more than it promised, or broke the graph.
@@ -119,6 +130,8 @@ class Pipeline:
                     later.check(model, ctx)
             given = dataclasses.replace(ctx, original=teacher)
             record = _run_pass(step, model, given, check, allow, awaits=self._awaits_training(number))
+            if scoring is not None and not exact[number] and step is not self.passes[-1]:
+                record = _scored(record, model, ctx, scoring)
             ctx.progress(f"{step}", len(self.passes), len(self.passes))
             if teacher and all(exact[: number + 1]):
                 teacher = model.clone()  # the same model in a plainer form
@@ -209,7 +222,15 @@ def _run_pass(
         total=total,
         coverage=min(1.0, parameters_of(done.touched) / weights) if weights else 0.0,
         broken=judge(judged, change, allow, rounding(model), ctx.training),
+        exact=isinstance(step.contract, Exact),
     )
+
+
+def _scored(record: PassRecord, model: Model, ctx: Context, scoring: Scoring) -> PassRecord:
+    """``record`` with the task metric of the model as it is now."""
+    with Runner(model, optimize=ctx.capabilities.judged_fused, prepack=True) as runner:
+        score, drop = scoring.judged(runner, f"evaluate after {record.text}")
+    return dataclasses.replace(record, score=score, drop=drop)
 
 
 def _require(coverage: float, step: Pass, record: PassRecord) -> None:

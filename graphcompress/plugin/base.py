@@ -224,6 +224,8 @@ class Named(metaclass=_Renaming):
     """
 
     name: ClassVar[str]
+    also_called: ClassVar[Mapping[str, str]] = {}
+    """Words that a user may know it by → what to type instead."""
     deprecated: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:

@@ -233,9 +233,24 @@ def _skip_comma(text: str, position: int) -> int:
 
 
 def _syntax_error(text: str, position: int, problem: str) -> UsageError:
-    return UsageError(
-        f"cannot read {text!r}: {problem} at character {position + 1} ({text[position : position + 12]!r})"
-    )
+    where = f"{problem} at character {position + 1} ({text[position : position + 12]!r})"
+    advice = _advice(text)
+    return UsageError(f"cannot read {text!r}: {where}" + (f"; {advice}" if advice else ""))
+
+
+def _advice(text: str) -> str:
+    """What was meant by a text in a form that other tools have; empty where nobody knows."""
+    braced = text.translate(str.maketrans("([)]", "{{}}"))
+    if braced != text:
+        return f"options stand in braces: '{braced}'"
+    if "{" not in text and (found := re.fullmatch(r"([A-Za-z]\w*)[\s:.]+(\w+=.+)", text)):
+        return f"options stand in braces: '{found[1]}{{{found[2]}}}'"
+    if "{" not in text and "=" in text:
+        return "options stand in braces, and all of it in quotes, since shells read braces: 'name{key=value}'"
+    if text.count("{") > text.count("}"):
+        return "the braces do not close: put the whole text in quotes"
+    joined = ",".join(filter(None, re.split(r"[\s,;+|>-]+", text)))
+    return f"join them by commas: {joined}" if "{" not in text and joined != text else ""
 
 
 def _parse_value(raw: object, hint: Any, where: str) -> Any:

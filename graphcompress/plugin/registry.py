@@ -6,13 +6,15 @@ anything else in the group of its kind; nothing in this package has to change.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
-from graphcompress.errors import UsageError, nearest
+from graphcompress.errors import UsageError, closest, nearest
 from graphcompress.plugin.base import Named, Pass, Target
 from graphcompress.plugin.instrument import Instrument
 from graphcompress.plugin.task import Metric, Task
@@ -27,12 +29,14 @@ class Kind(Generic[T_co]):
     Attributes:
         plural: the command that lists them, and the end of their group of entry points.
         noun: one of them, in a message.
+        flag: the option of the command line that names them, or an empty text.
         base: the class that all of them extend.
     """
 
     plural: str
     noun: str
     base: type[T_co]
+    flag: str = ""
 
     def names(self) -> list[str]:
         """Names of the installed ones, sorted; nothing is imported."""
@@ -46,7 +50,7 @@ class Kind(Generic[T_co]):
         """
         declared = self._declared()
         if name not in declared:
-            raise UsageError(f"unknown {self.noun} {name!r}: {nearest(name, declared)}")
+            raise UsageError(f"unknown {self.noun} {name!r}: {hint(name, self)}")
         first, *others = declared[name]
         if others:
             raise UsageError(
@@ -67,10 +71,10 @@ class Kind(Generic[T_co]):
         return loaded
 
 
-PASSES = Kind("passes", "pass", Pass)
-TARGETS = Kind("targets", "target", Target)
+PASSES = Kind("passes", "pass", Pass, "--passes")
+TARGETS = Kind("targets", "target", Target, "--target")
 TASKS = Kind("tasks", "task", Task)
-METRICS = Kind("metrics", "metric", Metric)
+METRICS = Kind("metrics", "metric", Metric, "--metric")
 INSTRUMENTS = Kind("instruments", "instrument", Instrument)
 KINDS: tuple[Kind[Named], ...] = (PASSES, TARGETS, TASKS, METRICS, INSTRUMENTS)
 
@@ -97,3 +101,39 @@ def _load(entry: EntryPoint) -> object:
             f"{entry.name!r} is declared as {entry.value} but cannot be loaded ({error}); "
             "install its package again, or what it needs"
         ) from error
+
+
+def hint(name: str, kind: Kind[Named]) -> str:
+    """What to type in place of ``name``, which is no ``kind``: looked for in all that is installed."""
+    names = kind.names()
+    return meant(name, kind) or nearest(name, names)
+
+
+def meant(name: str, kind: Kind[Named] | None = None) -> str:
+    """What ``name`` is called here: by its own kind first, else by another one; empty where nobody knows."""
+    word = name.lower().lstrip("-").replace("-", "_")
+    told = " or ".join(dict.fromkeys(_by_words(word)))
+    if told:
+        return f"write {told}"
+    if kind is not None and closest(name, kind.names()):
+        return ""
+    for other in KINDS:
+        if other is not kind and name in other.names():
+            return f"{name} is a {other.noun}" + (f": {other.flag} {name}" if other.flag else "")
+    options = " or ".join(dict.fromkeys(_options(word)))
+    return f"{word} is an option: write {options}" if options else ""
+
+
+def _by_words(word: str) -> Iterator[str]:
+    for kind in KINDS:
+        for installed in kind.names():
+            text = kind.find(installed).also_called.get(word)
+            if text is not None:
+                yield text if text.startswith("-") or not kind.flag else f"{kind.flag} {text}"
+
+
+def _options(word: str) -> Iterator[str]:
+    for kind in KINDS:
+        for installed in kind.names() if kind.flag else ():
+            if any(field.name == word for field in dataclasses.fields(kind.find(installed))):
+                yield f"{kind.flag} '{installed}{{{word}=…}}'"

@@ -56,6 +56,7 @@ class Similarity(Metric):
     """Spearman correlation of the cosine of a pair's two embeddings with the score column, as in STS-B."""
 
     name: ClassVar[str] = "similarity"
+    also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("sts", "stsb", "cosine"), "similarity")
     tasks: ClassVar[tuple[str, ...]] = (FeatureExtraction.name,)
     label: ClassVar[str] = "Spearman"
     noun: ClassVar[str] = "pairs"

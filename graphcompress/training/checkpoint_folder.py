@@ -34,6 +34,13 @@ def refuse_other_files(folder: Path) -> None:
         )
 
 
+def has_checkpoints(folder: Path) -> bool:
+    """Whether a training left something in ``folder`` that it can go on from."""
+    return folder.is_dir() and any(
+        path.suffix == WHOLE and _NAME.fullmatch(path.name) for path in folder.iterdir()
+    )
+
+
 def remove_checkpoints(folder: Path) -> None:
     """Delete the checkpoints in ``folder``, and the folder when nothing else is in it."""
     with contextlib.suppress(OSError):  # the build is done: what cannot be deleted is no failure of it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ClassVar
@@ -81,6 +81,9 @@ class Kron(Pass):
     """
 
     name: ClassVar[str] = "kron"
+    also_called: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("kronecker", "factorise", "factorize", "low_rank", "lowrank", "svd"), "kron")
+    }
     contract: ClassVar[Contract] = Lossy(min_sqnr_db=10.0)
 
     only: str = option("*", "glob over weight names", aliases={"layers": None})

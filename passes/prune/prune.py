@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -62,6 +62,10 @@ class Prune(Pass):
     """
 
     name: ClassVar[str] = "prune"
+    also_called: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("pruning", "sparsify", "sparse"), "prune"),
+        **dict.fromkeys(("drop_layers", "layer_drop"), "'prune{layers=1}'"),
+    }
     contract: ClassVar[Contract] = Lossy(min_sqnr_db=10.0)
 
     ffn: float | None = option(None, "share of FFN nodes to remove", minimum=0.0, maximum=1.0)

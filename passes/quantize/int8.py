@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
@@ -72,6 +72,26 @@ class Int8(Pass):
     """
 
     name: ClassVar[str] = "int8"
+    also_called: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(
+            (
+                "quantize",
+                "quantise",
+                "quantization",
+                "quant",
+                "ptq",
+                "w8a8",
+                "i8",
+                "qint8",
+                "uint8",
+                "smoothquant",
+            ),
+            "int8",
+        ),
+        **dict.fromkeys(("int4", "w4a16", "gptq", "awq", "nf4"), "int8, the fewest bits that there are"),
+        **dict.fromkeys(("static", "qdq"), "'int8{scheme=static}'"),
+        "dynamic": "'int8{scheme=dynamic}'",
+    }
     contract: ClassVar[Contract] = Lossy(min_sqnr_db=12.0)
 
     scheme: str = option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -38,6 +39,9 @@ class Simplify(Pass):
     """
 
     name: ClassVar[str] = "simplify"
+    also_called: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("optimise", "fold", "fuse", "constant_folding", "onnxsim", "clean"), "simplify")
+    }
     contract: ClassVar[Contract] = Exact()
     goes_first: ClassVar[bool] = True
     assume_visible: bool = option(

@@ -97,6 +97,10 @@ class Cpu(Target):
     """
 
     name: ClassVar[str] = "cpu"
+    also_called: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("x86", "onnx", "ort", "onnxruntime", "avx2", "vnni", "intel", "amd"), "cpu"),
+        **dict.fromkeys(("fp16", "float16", "half"), "'cpu{float_storage=fp16}'"),
+    }
 
     measure: bool = option(True, "measure the operator forms on this machine; false takes the default forms")
     shapes: str = option(DEFAULT_SHAPES, "batch x sequence length to measure at", unit="samples x tokens")

@@ -83,6 +83,9 @@ class Mobile(Target):
     """
 
     name: ClassVar[str] = "mobile"
+    also_called: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("android", "ios", "web", "wasm", "browser", "edge", "phone"), "mobile")
+    }
     model_file: ClassVar[str] = MODEL_FILE
 
     shape: str = option("", 'sizes to fix: batch x length such as 1x128, or "batch=1,sequence=128"')

@@ -58,6 +58,7 @@ class Gpu(Target):
     """
 
     name: ClassVar[str] = "gpu"
+    also_called: ClassVar[Mapping[str, str]] = {**dict.fromkeys(("cuda", "nvidia"), "gpu")}
 
     provider: str = option("cuda", "provider of ONNX Runtime", choices=tuple(PROVIDERS))
     opt: str = option("1x128", "batch x length that engines are tuned for, or sizes by name; not for cuda")

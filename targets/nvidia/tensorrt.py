@@ -61,6 +61,10 @@ class TensorRT(Target):
     """
 
     name: ClassVar[str] = "tensorrt"
+    also_called: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("trt", "nvidia"), "tensorrt"),
+        **dict.fromkeys(("fp16", "float16", "half"), "'tensorrt{precision=fp16}'"),
+    }
 
     compute: str = option("80+86+89+120", "compute capabilities to compile for, joined by +")
     build: str = option(

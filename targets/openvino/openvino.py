@@ -35,6 +35,7 @@ class OpenVINO(Target):
     """
 
     name: ClassVar[str] = "openvino"
+    also_called: ClassVar[Mapping[str, str]] = {**dict.fromkeys(("ov", "intel"), "openvino")}
 
     @property
     def capabilities(self) -> Capabilities:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import io
 import json
 import os
 import shutil
@@ -12,11 +10,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import onnx
 import pytest
+from bert import Bert
+from commandline import Done, run
 
 from graphcompress import cli
 from graphcompress.cli.optimize import with_changes
@@ -27,30 +26,6 @@ PASSES = "simplify,int8"
 LIMIT = ("--no-bench", "--target", "cpu{measure=false}")
 """Nothing is timed where times are not the subject."""
 HEAVY = {"torch", "onnx_ir", "onnxruntime", "numpy", "transformers"}
-
-
-class Done(NamedTuple):
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def run(*arguments: object, cwd: Path = Path()) -> Done:
-    """Run the command line in this process."""
-    said, failed = io.StringIO(), io.StringIO()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stdout(said),
-        contextlib.redirect_stderr(failed),
-    ):
-        patch.chdir(cwd)
-        patch.setattr(sys, "argv", ["graphcompress", *map(str, arguments)])
-        patch.setattr(signal, "signal", lambda number, handler: None)
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-    return Done(int(left.value.code or 0), said.getvalue(), failed.getvalue())
 
 
 def spawn(*arguments: str, code: str = "") -> Done:
@@ -137,8 +112,19 @@ def test_the_help_of_a_command_loads_no_heavy_module():
 
 def test_optimize_says_what_happened(folder):
     said = (folder / "said.txt").read_text()
-    for words in ("simplify: ", "int8: touched ", "size  ", "artifact  ", "batches  ", "written to small"):
+    for words in (
+        "size  ",
+        "outputs  ",
+        "verdict  ",
+        "written  small",
+        'InferenceSession("small/model.onnx")',
+    ):
         assert words in said
+    *_, simplify, int8 = said.splitlines()
+    assert simplify.startswith("simplify: ")
+    assert simplify.endswith("; answers the same")
+    assert int8.startswith("int8: 12 weights changed, 3 left alone, ")
+    assert max(map(len, said.splitlines())) <= 100
 
 
 def test_the_artifact_is_whole(folder):
@@ -219,7 +205,7 @@ def test_a_report_holds_the_measured_times(folder):
         cwd=folder,
     )
     assert done.returncode == 0, done.stderr
-    assert "latency" in done.stdout
+    assert " tokens (natural): " in done.stdout
     page = (folder / "report.html").read_text()
     assert page.startswith("<!doctype html>")
     assert "as fast as before" in page
@@ -291,8 +277,36 @@ def test_bench_takes_turns(folder):
 
 def test_bench_says_why_a_shape_was_not_measured(folder):
     done = run("bench", "model.onnx", "--shapes", "1x999", "--rounds", "1", cwd=folder)
-    assert done.returncode == 0
+    assert done.returncode == 3
     assert "not measured: model.onnx does not run at this shape" in done.stdout
+    assert done.stderr == "error: not everything was timed: 1×999; what could be is printed above\n"
+
+
+def test_bench_times_the_models_that_run_at_a_shape(folder, tmp_path):
+    (tmp_path / "model.onnx").write_bytes((folder / "model.onnx").read_bytes())
+    onnx.save(Bert(positions=128).model(), tmp_path / "longer.onnx")
+    shapes = ("--shapes", "1x8,1x100", "--rounds", "1", "--no-roofline", "--json")
+    done = run("bench", "longer.onnx", "model.onnx", *shapes, cwd=tmp_path)
+    assert done.returncode == 3
+    short, long = json.loads(done.stdout)["shapes"]
+    assert set(short["times_ms"]) == {"longer.onnx", "model.onnx"}
+    assert set(long["times_ms"]) == {"longer.onnx"}
+    assert set(long["failed"]) == {"model.onnx"}
+
+
+def test_verify_refuses_models_of_other_inputs(folder):
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["x"], ["y"])],
+        "other",
+        [value("x", 1, [None, 4])],
+        [value("y", 1, [None, 4])],
+    )
+    opsets = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets), folder / "other.onnx")
+    done = run("verify", "model.onnx", "other.onnx", cwd=folder)
+    assert done.returncode == 2
+    assert "model.onnx takes attention_mask, input_ids, token_type_ids, other.onnx takes x" in done.stderr
 
 
 def test_inspect_shows_what_is_there(folder):
@@ -357,7 +371,7 @@ def test_listings_give_defaults_and_contracts(command):
             "needs a column label",
         ),
         (("verify", "model.onnx", "elsewhere"), 5, "no such file"),
-        (("verify", "model.onnx", "data.jsonl"), 5, "data.jsonl: not an ONNX file"),
+        (("verify", "model.onnx", "data.jsonl"), 5, "data.jsonl is JSON, not an ONNX file"),
         (("bench", "model.onnx", "--shapes", "128"), 2, "expected <batch>x<length>"),
         (("passes", "krom"), 2, "did you mean 'kron'"),
     ],
@@ -448,6 +462,8 @@ def test_an_interrupted_run_leaves_nothing(folder, tmp_path, number, code):
     process.send_signal(number)
     _, said = process.communicate(timeout=30)
     assert process.returncode == code
-    assert said == f"{'interrupted' if code == 130 else 'terminated'}; nothing half-done is left behind\n"
+    command = "optimize model.onnx --passes simplify -o cut-off --json"
+    how = "interrupted" if code == 130 else "terminated"
+    assert said == f"{how}; no artifact was written; start again with: graphcompress {command}\n"
     assert set(folder.iterdir()) == before
     assert not list(temporary.glob("*graphcompress*"))

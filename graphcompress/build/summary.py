@@ -1,0 +1,194 @@
+"""The result of a build in a few lines: what a person reads first, on a screen or in the report."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graphcompress.build.report import count, decibels, size
+from graphcompress.plugin.targeting import parse_target
+
+if TYPE_CHECKING:
+    from graphcompress.build.result import Artifact, Build
+    from graphcompress.measure.bench import ShapeResult
+    from graphcompress.measure.metrics import Drop, Score
+    from graphcompress.pipeline.contract_check import ModelSize
+    from graphcompress.pipeline.pipeline import PassRecord
+
+WIDTH = 100
+"""Lines of a result are at most this many characters long, so that they fit a terminal of a usual size."""
+
+NOT_TIMED = "not measured: this machine is not what runs it"
+
+_QUOTED = re.compile(r'"([^"]+)"')
+
+
+def title(build: Build, artifact: Artifact) -> str:
+    """``minilm.onnx → simplify,int8 → cpu``."""
+    model = Path(build.recipe["model"] or "model").name
+    return f"{model} → {build.recipe['passes']} → {artifact.target}"
+
+
+def result_lines(
+    build: Build, artifact: Artifact, benched: Sequence[ShapeResult] = ()
+) -> list[tuple[str, str]]:
+    """What came out, as (topic, text): size, speed at each shape, metric, verdict and place."""
+    lines = [("size", _size_text(build.before, artifact.size))]
+    lines += _speed_lines(build, artifact, benched)
+    if build.score and artifact.score:
+        lines.append(("metric", score_text(build.score, artifact.score, artifact.drop)))
+    difference = artifact.difference
+    outputs = f"SQNR {decibels(difference.sqnr_db)} against the original on {difference.samples_text}"
+    lines.append(("outputs", outputs))
+    lines.append(("verdict", verdict(build, artifact, benched)))
+    lines.append(("written", f"{artifact.folder}, told in full in report.md"))
+    return lines
+
+
+def loading_lines(artifact: Artifact) -> list[str]:
+    """Lines of Python that load and run an artifact without this package, from the working folder."""
+    lines = [
+        _QUOTED.sub(lambda match: _in_folder(artifact.folder, match[1]), line)
+        for line in parse_target(artifact.target).loading
+    ]
+    runs = any(line.startswith("session = ") for line in lines)
+    return [*lines, "outputs = session.run(None, feed)  # input name → array"] if runs else lines
+
+
+def _in_folder(folder: Path, name: str) -> str:
+    """A quoted text, which is the path of a file where ``folder`` has one of that name."""
+    return f'"{(folder / name).as_posix()}"' if (folder / name).is_file() else f'"{name}"'
+
+
+def pass_lines(build: Build) -> list[str]:
+    """One line per pass: what it did, what it brought, and what that cost."""
+    before = (build.before, *(record.size for record in build.records))
+    return [pass_line(record, size) for record, size in zip(build.records, before, strict=False)]
+
+
+def pass_line(record: PassRecord, before: ModelSize) -> str:
+    """What a pass did to a model that had the size ``before``, and what that cost."""
+    did = [_touched(record)]
+    after = record.size
+    if size(after.bytes_on_disk) != size(before.bytes_on_disk):
+        did.append(f"{size(before.bytes_on_disk)} → {size(after.bytes_on_disk)}")
+    if count(after.macs) != count(before.macs):
+        did.append(f"{count(before.macs)} → {count(after.macs)} MACs")
+    return f"{record.text}: {', '.join(did)}; {_cost(record)}"
+
+
+def _touched(record: PassRecord) -> str:
+    if not record.touched and record.notes and not record.skipped:
+        return record.notes[-1]
+    changed = f"{len(record.touched) or 'no'} weight{'s' if len(record.touched) != 1 else ''} changed"
+    return changed + (f", {len(record.skipped)} left alone" if record.skipped else "")
+
+
+def _cost(record: PassRecord) -> str:
+    broken = "contract broken, allowed; " if record.broken else ""
+    if record.exact:
+        return f"{broken}answers the same"
+    if record.score is None or record.drop is None:
+        made_up = " on made-up samples" if record.total.made_up else ""
+        return f"{broken}outputs at {decibels(record.total.sqnr_db)}{made_up}"
+    value = record.score.value
+    return f"{broken}{record.score.label} {value:.4f} ({value - record.drop.before:+.4f})"
+
+
+def wrapped(text: str, width: int = WIDTH, indent: str = "    ") -> str:
+    """``text`` in lines of at most ``width`` characters; a word that is longer stays whole."""
+    return textwrap.fill(
+        text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
+# ---- the parts
+
+
+def _size_text(before: ModelSize, after: ModelSize) -> str:
+    ratio = before.bytes_on_disk / max(after.bytes_on_disk, 1)
+    return f"{size(before.bytes_on_disk)} → {size(after.bytes_on_disk)}, {ratio:.2f} × smaller"
+
+
+def _speed_lines(build: Build, artifact: Artifact, benched: Sequence[ShapeResult]) -> list[tuple[str, str]]:
+    if not artifact.timed:
+        return [("speed", NOT_TIMED)]
+    name = contender(build, artifact)
+    topics = ["speed", *[""] * len(benched)]
+    return [
+        (topic, f"{shape_text(result)}: {_speed_text(result, name)}")
+        for topic, result in zip(topics, benched, strict=False)
+    ]
+
+
+def contender(build: Build, artifact: Artifact) -> str:
+    """What an artifact is called where it is timed."""
+    return "after" if len(build.lowered) == 1 else artifact.name
+
+
+def shape_text(result: ShapeResult) -> str:
+    """``1×13 tokens (natural)``, ``8×3×224×224``."""
+    shape, _, natural = result.shape.partition(" ")
+    tokens = " tokens" if shape.count("×") == 1 else ""
+    return f"{shape}{tokens}{' ' if natural else ''}{natural}"
+
+
+def _speed_text(result: ShapeResult, name: str) -> str:
+    if result.skipped:
+        return f"not measured, {result.skipped.partition(' (')[0]}"
+    if name in result.failed or result.first in result.failed:
+        return f"not measured, {' and '.join(result.failed)} does not run at this shape"
+    before, after, ratio = result.timings[result.first], result.timings[name], result.ratios[name]
+    return (
+        f"{before.median_ms:.2f} → {after.median_ms:.2f} ms, {ratio.median:.2f} × as fast "
+        f"({ratio.low:.2f} to {ratio.high:.2f})"
+    )
+
+
+def score_text(before: Score, after: Score, drop: Drop | None) -> str:
+    """``Spearman 0.9134 → 0.9102 on 375 pairs, 0.0032 ± 0.0014 worse``."""
+    moved = f"{before.label} {before.value:.4f} → {after.value:.4f} on {after.count:,} {after.noun}"
+    return f"{moved}, {drop_text(drop)}" if drop else moved
+
+
+def drop_text(drop: Drop) -> str:
+    """``0.0032 ± 0.0014 worse``; a drop within its standard error is said to be so."""
+    if not drop.value:
+        return "no change"
+    error = "" if drop.standard_error is None else f" ± {drop.standard_error:.4f}"
+    within = ", within the standard error" if drop.within_error else ""
+    return f"{abs(drop.value):.4f}{error} {'worse' if drop.value > 0 else 'better'}{within}"
+
+
+def verdict(build: Build, artifact: Artifact, benched: Sequence[ShapeResult] = ()) -> str:
+    """What a person may conclude, in one sentence."""
+    parts = [f"{build.before.bytes_on_disk / max(artifact.size.bytes_on_disk, 1):.2f} × smaller"]
+    parts += _speed_verdict(build, artifact, benched)
+    parts.append(_answers_verdict(build, artifact))
+    if artifact.invariance.changed and not build.reference_invariance.changed:
+        parts.append("an answer depends on what else is in its batch")
+    return "; ".join(parts)
+
+
+def _speed_verdict(build: Build, artifact: Artifact, benched: Sequence[ShapeResult]) -> list[str]:
+    name = contender(build, artifact)
+    ratios = [result.ratios[name].median for result in benched if name in result.ratios]
+    if not ratios:
+        return []
+    low, high = f"{min(ratios):.2f}", f"{max(ratios):.2f}"
+    return [f"{low} × as fast" if low == high else f"{low} to {high} × as fast"]
+
+
+def _answers_verdict(build: Build, artifact: Artifact) -> str:
+    drop = artifact.drop
+    if build.score is None or drop is None:
+        return "what that costs in answers is not measured: give --metric and its data"
+    if drop.value <= 0:
+        return f"{build.score.label} no worse"
+    if drop.within_error:
+        return f"{build.score.label} the same within its standard error"
+    errors = f", {drop.value / drop.standard_error:.1f} standard errors" if drop.standard_error else ""
+    return f"{build.score.label} {drop.value:.4f} worse{errors}"
