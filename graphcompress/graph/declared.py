@@ -17,7 +17,7 @@ _DEEPEST = 16
 Dim = int | ir.SymbolicDim
 
 
-def _is_legible(name: str) -> bool:
+def is_legible(name: str) -> bool:
     """Whether inference reads ``name`` as what its author meant: a name, or arithmetic with names."""
     if not _ARITHMETIC.fullmatch(name) or "**" in name or name.count("(") > _DEEPEST:
         return False
@@ -41,7 +41,7 @@ class Declared:
     def __init__(self, model: ir.Model) -> None:
         """Take down the shapes of ``model`` and give its sizes names that inference can read."""
         self._shapes = {value.name: _copy(value.shape) for value in _interface(model.graph)}
-        self._taken = {name for name in _names(model) if _is_legible(name)}
+        self._taken = {name for name in _names(model) if is_legible(name)}
         self._legible: dict[str, str] = {}
         for value in _values(model):
             if value.shape is not None:
@@ -53,7 +53,7 @@ class Declared:
         return dim if dim.value is None else ir.SymbolicDim(self._name(dim.value))
 
     def _name(self, name: str) -> str:
-        if _is_legible(name):
+        if is_legible(name):
             return name
         if name not in self._legible:
             base = "size_" + re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_")

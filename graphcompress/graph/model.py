@@ -17,7 +17,9 @@ import onnx_shape_inference
 from graphcompress.errors import InvalidModelError
 from graphcompress.graph.declared import Declared
 from graphcompress.graph.inference import inferable, overridable
-from graphcompress.graph.reading.model_file import read_model
+from graphcompress.graph.joining import read_model_or_parts, separated
+from graphcompress.graph.part_files import save_parts
+from graphcompress.graph.parts import Part
 from graphcompress.graph.scratch import Scratch
 from graphcompress.graph.stored import IN_MEMORY_BYTES, StoredTensor
 from graphcompress.graph.temporary import Temporary
@@ -49,12 +51,15 @@ class Model:
         ir: the ``onnx_ir`` model; edit it through :class:`graphcompress.rewrite.rewriter.Rewriter` only.
         files: that it came from: the ONNX file, and those of its external data.
         declared: what the file says about the shapes of inputs and outputs.
+        parts: of a model that writes sequences, the files that its graph was joined from, or the one file
+            that reads what it has returned; empty for an ordinary model.
         kept: provenance of narrowed values: name → axis → the indices of the original that were kept.
     """
 
-    def __init__(self, model: ir.Model, files: Sequence[Path] = ()) -> None:
+    def __init__(self, model: ir.Model, files: Sequence[Path] = (), parts: Sequence[Part] = ()) -> None:
         self.ir = model
         self.files = tuple(files)
+        self.parts = tuple(parts)
         self.kept: dict[str, dict[int, np.ndarray]] = {}
         self._scratch = Scratch()
         self.declared = Declared(model)
@@ -64,15 +69,17 @@ class Model:
     def load(cls, path: str | Path) -> Model:
         """Read an ONNX file, opset 13–25, with or without external data; functions are inlined.
 
-        Weights stay on disk.
+        Weights stay on disk. A folder holds the files of a model that writes sequences, which are joined in
+        one graph (:mod:`graphcompress.graph.joining`), or one file.
 
         Raises:
-            InvalidModelError: not an ONNX file, truncated, or weights that are missing or outside its folder.
+            InvalidModelError: not an ONNX file, truncated, or weights that are missing or outside its folder;
+                files that are no model together.
             UnsupportedModelError: an opset outside 13–25, or sparse weights.
         """
         path = Path(path)
         try:
-            return cls(*read_model(path))
+            return cls(*read_model_or_parts(path))
         except (onnx_shape_inference.ShapeInferenceError, onnx_shape_inference.OpUsageError) as error:
             raise InvalidModelError(
                 f"{path}: its shapes contradict each other ({error}); export it again"
@@ -95,11 +102,22 @@ class Model:
 
     def clone(self) -> Model:
         """A copy with its own graph; weights are shared, not copied."""
-        twin = Model(self.ir.clone(), self.files)
+        twin = Model(self.ir.clone(), self.files, self.parts)
         twin.declared = self.declared.copy()
         twin.kept = {name: dict(axes) for name, axes in self.kept.items()}
         twin._scratch = self._scratch
         return twin
+
+    def separate(self) -> list[tuple[Part, Model]]:
+        """Every part by itself, with the names of its own file; weights are shared, not copied."""
+        found = []
+        for part in self.parts:
+            with self.declared.shown(self.graph):
+                graph = separated(self.ir, part)
+            twin = Model(graph, (part.path,))
+            twin._scratch = self._scratch
+            found.append((part, twin))
+        return found
 
     # ---- weights
 
@@ -186,10 +204,14 @@ class Model:
     def save(self, path: str | Path) -> Path:
         """Write the model to ``path``, the weights of a large one to ``<name>.data`` beside it; atomically.
 
+        A model of several files is written to the folder ``path``, under the names of those files.
+
         Raises:
             OSError: the disk is full or not writable; an earlier file at ``path`` is untouched.
         """
         path = Path(path)
+        if any(part.prefix for part in self.parts):
+            return self._save_parts(path)
         self._hold({path.resolve(), path.with_name(f"{path.name}.data").resolve()})
         external = f"{path.name}.data" if self.weight_bytes > EXTERNAL_DATA_LIMIT_BYTES else None
         with Temporary(path.parent) as folder:
@@ -197,6 +219,21 @@ class Model:
             for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
                 file.replace(path.parent / file.name)
         return path
+
+    def _save_parts(self, folder: Path) -> Path:
+        """Write every part into ``folder``, under the name of its file."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._hold({file.resolve() for file in folder.rglob("*")})
+        with Temporary(folder) as stage, contextlib.ExitStack() as stack:
+            models = self.separate()
+            for _, model in models:
+                stack.enter_context(model.declared.shown(model.graph))
+            save_parts([(part, model.ir) for part, model in models], stage)
+            for file in sorted((file for file in stage.rglob("*") if file.is_file()), reverse=True):
+                place = folder / file.relative_to(stage)
+                place.parent.mkdir(exist_ok=True)
+                file.replace(place)
+        return folder
 
     def _hold(self, files: Collection[Path]) -> None:
         """Map the weights that are read from ``files``, which will be replaced: a map outlives the name."""

@@ -93,6 +93,8 @@ class Part:
     inputs: tuple[PartValue, ...]
     outputs: tuple[PartValue, ...]
     past: tuple[tuple[str, str], ...] = ()
+    prefix: str = ""
+    whole: Part | None = None
 
     def input(self, kind: Kind) -> str | None:
         """Name of the first input of ``kind``, or None."""
@@ -135,14 +137,13 @@ def read_parts(path: str | Path) -> tuple[Part, ...]:
     """
     path = Path(path)
     if not path.is_dir():
-        part = part_of(path, parse(path))
-        return (part,) if part.past and not _needs_encoder(part) else ()
+        return alone(_part_in(path))
     files = model_files(path)
     if not files:
         raise InvalidModelError(
             f"{path}: no ONNX file in this folder; give one that holds {', '.join(STANDARD_NAMES[:3])}"
         )
-    return checked_parts([part_of(file, parse(file)) for file in files])
+    return checked_parts([_part_in(file) for file in files])
 
 
 def model_files(folder: Path) -> tuple[Path, ...]:
@@ -153,6 +154,11 @@ def model_files(folder: Path) -> tuple[Path, ...]:
         if found:
             return tuple(standard or found)
     return ()
+
+
+def alone(part: Part) -> tuple[Part, ...]:
+    """A file that is given by itself: a whole model that writes, or, empty, an ordinary model."""
+    return (part,) if part.past and part.role != "decoder_merged" and not _needs_encoder(part) else ()
 
 
 def checked_parts(found: Sequence[Part]) -> tuple[Part, ...]:
@@ -206,15 +212,18 @@ def _slot(name: str) -> str:
 # ---- one file
 
 
-def part_of(path: Path, proto: onnx.ModelProto) -> Part:
-    """What the file at ``path``, which holds ``proto``, does in a model that writes."""
-    stored = {tensor.name for tensor in proto.graph.initializer}
-    given = [value for value in proto.graph.input if value.name not in stored]
-    inputs = tuple(_port(value, _input_kind(value.name)) for value in given)
-    outputs = tuple(_port(value, _output_kind(value.name)) for value in proto.graph.output)
+Named = tuple[str, np.dtype, tuple[int | str, ...]]
+"""Name, type and sizes of an input or output, as a file has them."""
+
+
+def part_of(path: Path, reads: Sequence[Named], returns: Sequence[Named]) -> Part:
+    """What the file at ``path``, which reads and returns these, does in a model that writes."""
+    inputs = tuple(PartValue(name, _input_kind(name), dtype, shape) for name, dtype, shape in reads)
+    outputs = tuple(PartValue(name, _output_kind(name), dtype, shape) for name, dtype, shape in returns)
     part = Part(path, _role(inputs, outputs), inputs, outputs)
-    own = [(port.name, _counterpart(part, port)) for port in part.reads("past") if not is_cross(port.name)]
-    return replace(part, past=tuple((name, present) for name, present in own if present is not None))
+    own = [(value.name, _counterpart(part, value)) for value in part.reads("past")]
+    kept = tuple((name, present) for name, present in own if present is not None and not is_cross(name))
+    return replace(part, past=kept)
 
 
 def is_cross(name: str) -> bool:
@@ -222,14 +231,22 @@ def is_cross(name: str) -> bool:
     return "encoder" in name.lower().replace("decoder", "")
 
 
-def _port(value: onnx.ValueInfoProto, kind: Kind) -> PartValue:
+def _part_in(path: Path) -> Part:
+    """The part that the file at ``path`` is."""
+    graph = parse(path).graph
+    stored = {tensor.name for tensor in graph.initializer}
+    given = [value for value in graph.input if value.name not in stored]
+    return part_of(path, [_named(value) for value in given], [_named(value) for value in graph.output])
+
+
+def _named(value: onnx.ValueInfoProto) -> Named:
     tensor = value.type.tensor_type
     dims = tuple(
         dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param
         for dim in tensor.shape.dim
     )
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type or onnx.TensorProto.FLOAT)
-    return PartValue(value.name, kind, np.dtype(dtype), dims)
+    return value.name, np.dtype(dtype), dims
 
 
 def _is_encoder_states(name: str) -> bool:
@@ -273,8 +290,8 @@ def _role(inputs: Iterable[PartValue], outputs: Iterable[PartValue]) -> Role:
 
 def _is_sequence(part: Part) -> bool:
     """Whether a file by itself is a model that writes, or a part of one."""
-    alone = part.role == "encoder" and part.path.name == "encoder_model.onnx"
-    return bool(part.past or part.returns("present") or part.reads("encoder_states") or alone)
+    lonely = part.role == "encoder" and part.path.name == "encoder_model.onnx"
+    return bool(part.past or part.returns("present") or part.reads("encoder_states") or lonely)
 
 
 # ---- whether they are a model together
