@@ -40,6 +40,12 @@ class SpeedError(GraphCompressError):
     exit_code = 3
 
 
+class GoalError(GraphCompressError):
+    """An artifact that misses a goal of the build: its metric, its speed or its size."""
+
+    exit_code = 3
+
+
 class CoverageError(GraphCompressError):
     """A pass touched a smaller share of the weights than the build requires."""
 

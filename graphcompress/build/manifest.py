@@ -35,6 +35,7 @@ def manifest(build: Build, files: Mapping[str, str]) -> dict[str, Any]:
         "before": plain(build.before),
         "after": plain(lowered.size),
         "passes": plain(build.records),
+        "goals": plain(build.goals.get(lowered.name, ())),
         "verification": {
             "artifact": plain(lowered.difference),
             "batch_invariance": plain(lowered.invariance),

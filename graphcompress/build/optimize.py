@@ -24,6 +24,7 @@ from graphcompress.build.folder import (
     write_manifest,
 )
 from graphcompress.build.inputs import folder_bytes, input_hashes
+from graphcompress.build.judging import judged
 from graphcompress.build.manifest import manifest, pinned
 from graphcompress.build.recipe import RECIPE, check_inputs, recipe_text
 from graphcompress.build.request import Request, explained
@@ -108,6 +109,7 @@ def optimize(request: Request) -> Build:
             last = replace(last, score=lowered[0].score, drop=lowered[0].drop)
             recipe = {**build.recipe, "pinned": pinned(lowered)}
             build = replace(build, lowered=lowered, records=(*others, last), recipe=recipe)
+            build = judged(request, build, artifact_folders(stage, request.targets))
             _write(build, artifact_folders(stage, request.targets))
     if checkpoints is not None:
         remove_checkpoints(checkpoints)
@@ -172,9 +174,12 @@ def _open(request: Request) -> _Opened:
         training = Training(learnt, teacher, evaluated, metric, _checkpoints(request))
         samples = samples or learnt.spread(CALIBRATION_ROWS)
     capabilities = common_capabilities(request.targets)
-    ctx = Context(samples, capabilities, request.seed, request.progress, training, pinned=request.pinned)
     scored = evaluated or samples
     scoring = Scoring(metric, scored, request.progress) if metric and scored else None
+    ctx = Context(samples, capabilities, request.seed, request.progress, training, pinned=request.pinned)
+    allowed = request.allowed_drop
+    if scoring is not None and allowed is not None:
+        ctx = replace(ctx, spent=lambda run: allowed.spent(scoring.judged(run, "evaluate a plan")[1]))
     return _Opened(model, {**recipe, "sha256": hashes}, ctx, scoring)
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from graphcompress.build.result import Artifact, Build
     from graphcompress.measure.bench import ShapeResult
     from graphcompress.measure.metrics import Score
-    from graphcompress.measure.verify import Difference, Invariance
+    from graphcompress.measure.verify import Difference, Invariance, OutputDifference
     from graphcompress.pipeline.pipeline import PassRecord
 
 SHOWN_OUTPUTS = 4
@@ -96,18 +96,22 @@ def difference_line(difference: Difference) -> str:
     """How far outputs are apart, in one line: the worst figures, the agreement of what is read first."""
     several = len(difference.outputs) > 1
     worst = f" (worst of {len(difference.outputs)} outputs: {difference.worst.name})" if several else ""
-    first = next((output for output in difference.outputs if output.argmax_agreement is not None), None)
-    agreement = (
-        ""
-        if difference.argmax_agreement is None
-        else f"argmax agreement {difference.argmax_agreement:.1%}"
-        f"{f' ({first.name})' if several and first else ''}, "
-    )
+    first = next((output for output in difference.outputs if _has_classes(output)), None)
+    named = f" ({first.name})" if several and first else ""
+    agreement = f"same top class in {first.argmax_agreement:.1%}{named}, " if first else ""
     return (
         f"SQNR {decibels(difference.sqnr_db)}{worst}, lowest cosine {difference.min_cosine:.4f}, "
         f"largest error {difference.max_error:.3g} ({difference.max_relative_error:.1%} of the range), "
         f"{agreement}on {difference.samples_text}"
     )
+
+
+_CLASSES = ("logit", "label", "class", "prob", "score")
+"""Words in the names of outputs whose largest entry is an answer; that of an embedding means nothing."""
+
+
+def _has_classes(output: OutputDifference) -> bool:
+    return output.argmax_agreement is not None and any(word in output.name.lower() for word in _CLASSES)
 
 
 def output_lines(difference: Difference, most: int = SHOWN_OUTPUTS) -> list[str]:
@@ -118,7 +122,7 @@ def output_lines(difference: Difference, most: int = SHOWN_OUTPUTS) -> list[str]
     lines = [
         f"{output.name}: SQNR {decibels(output.sqnr_db)}, "
         f"largest error {output.max_error:.3g} ({output.max_relative_error:.1%} of its range)"
-        + ("" if output.argmax_agreement is None else f", argmax agreement {output.argmax_agreement:.1%}")
+        + (f", same top class in {output.argmax_agreement:.1%}" if _has_classes(output) else "")
         for output in outputs[:most]
     ]
     rest = outputs[most:]
@@ -168,6 +172,7 @@ def summary_lines(build: Build, most: int = SHOWN_OUTPUTS) -> list[tuple[str, st
     lines += lowering_lines(lowered.lowering)
     lines.append(("artifact", f"{difference_line(lowered.difference)}, {proof(lowered)}"))
     lines += [("", line) for line in output_lines(lowered.difference, most)]
+    lines += [("goal", f"{goal.text}: {goal.found or 'met'}") for goal in build.goals.get(lowered.name, ())]
     lines.append(("batches", invariance_line(lowered.invariance)))
     reason = why_it_varies(build.model, lowered.invariance, build.reference_invariance, lowered.difference)
     lines += [("", reason)] if reason else []

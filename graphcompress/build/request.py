@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphcompress.build.goals import MaxDrop, parse_size
 from graphcompress.errors import UsageError
 from graphcompress.plugin.base import Pass, Progress, Target, no_progress
 from graphcompress.plugin.registry import PASSES
@@ -118,6 +119,27 @@ class Request:
         "Fail when a lossy pass touches a smaller share (0-1) of the parameters.",
         unset="none",
         group=GOALS,
+    )
+    max_drop: str | None = asked(
+        None,
+        "Most that the metric may become worse, in its units or as a share: 0.01 or 1%.",
+        unset="none",
+        group=GOALS,
+    )
+    confidence: float = asked(
+        0.0,
+        "How sure (0.5-1) the drop must be to be no larger than --max-drop, by its standard error.",
+        unset="the figure itself counts",
+        group=GOALS,
+    )
+    min_speedup: float = asked(
+        0.0,
+        "How many times as fast as before the artifact must be, at each shape that is measured.",
+        unset="none",
+        group=GOALS,
+    )
+    max_size: str | None = asked(
+        None, "Most that the files may take, such as 25MB or 24MiB.", unset="none", group=GOALS
     )
     output: str | Path | None = asked(
         None,
@@ -234,6 +256,7 @@ class Request:
             PASSES.find(name)
         self.pipeline.check_request(self.allow, self.require_coverage)
         self._check_metric()
+        self._check_goals()
         self._check_training()
         self._check_inputs_stay()
 
@@ -255,6 +278,32 @@ class Request:
         if self.eval_data is None and self.data is None and self.train is None:
             raise UsageError(
                 f"metric {str(self.scored_by)!r} needs samples; give them with --eval-data or --data"
+            )
+
+    @cached_property
+    def allowed_drop(self) -> MaxDrop | None:
+        """What the metric may lose, or None.
+
+        Raises:
+            UsageError: it does not read.
+        """
+        if self.max_drop is None:
+            return None
+        return MaxDrop.parse(self.max_drop, self.confidence)
+
+    def _check_goals(self) -> None:
+        if self.allowed_drop is not None and self.metric is None:
+            raise UsageError("--max-drop bounds a metric; name one with --metric")
+        if self.confidence and self.allowed_drop is None:
+            raise UsageError("--confidence says how sure --max-drop has to hold; give both")
+        if self.max_size is not None:
+            parse_size(self.max_size)
+        if self.min_speedup < 0.0:
+            raise UsageError(f"--min-speedup {self.min_speedup:g}: give a number above 0, such as 2")
+        untimed = [target.name for target in self.targets if not target.timed]
+        if self.min_speedup and untimed:
+            raise UsageError(
+                f"--min-speedup cannot be checked for {', '.join(untimed)}: this machine is not what runs it"
             )
 
     def _check_training(self) -> None:

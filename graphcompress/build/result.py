@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from graphcompress.build.goals import CheckedGoal
 from graphcompress.data.samples import Samples
 from graphcompress.graph.model import Model
+from graphcompress.measure.bench import ShapeResult
 from graphcompress.measure.metrics import Drop, Score
 from graphcompress.measure.verify import Difference, Invariance
 from graphcompress.pipeline.contract_check import ModelSize
@@ -65,6 +67,8 @@ class Build:
         lowered: one artifact per target, in the order in which they were named.
         reference_invariance: whether the answers of the model that came in depend on batch mates or padding.
         score: the task metric of the model that came in, when one was asked for.
+        goals: target → what was asked for, and whether the artifact has it.
+        benched: times at each shape, where a goal asked for them.
         samples: on which the outputs were compared.
         model: what the passes made of the model; ``model.path`` is the file of the one that came in.
     """
@@ -76,5 +80,7 @@ class Build:
     lowered: tuple[Artifact, ...]
     reference_invariance: Invariance
     score: Score | None = None
+    goals: Mapping[str, Sequence[CheckedGoal]] = field(default_factory=dict)
+    benched: Sequence[ShapeResult] = ()
     samples: Samples = field(default_factory=lambda: Samples([]), repr=False)
     model: Model | None = field(default=None, repr=False)

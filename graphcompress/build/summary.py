@@ -168,6 +168,8 @@ def verdict(build: Build, artifact: Artifact, benched: Sequence[ShapeResult] = (
     parts = [f"{build.before.bytes_on_disk / max(artifact.size.bytes_on_disk, 1):.2f} × smaller"]
     parts += _speed_verdict(build, artifact, benched)
     parts.append(_answers_verdict(build, artifact))
+    if goals := build.goals.get(artifact.name):
+        parts.append(f"goals met: {', '.join(goal.text for goal in goals)}")
     if artifact.invariance.changed and not build.reference_invariance.changed:
         parts.append("an answer depends on what else is in its batch")
     return "; ".join(parts)

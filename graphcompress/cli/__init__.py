@@ -17,7 +17,7 @@ from graphcompress.cli import bench, export, inspect, listing, optimize, tune, v
 from graphcompress.cli.usage import BadUsage, sentence
 
 EXIT_CODES = """\
-Exit codes: 0 done · 1 unexpected error · 2 usage · 3 contract, coverage or speed broken ·
+Exit codes: 0 done · 1 unexpected error · 2 usage · 3 contract, coverage, goal or speed missed ·
 4 model not supported · 5 invalid model file · 6 data · 7 output · 8 training ·
 9 a metric of your own · 130 interrupted · 143 terminated
 """

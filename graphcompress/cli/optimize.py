@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from graphcompress.build.result import Artifact, Build
     from graphcompress.measure.bench import ShapeResult
     from graphcompress.pipeline.pipeline import PassRecord
-    from graphcompress.plugin.base import Progress
 
 
 WIDTH = 100
@@ -113,6 +112,7 @@ def optimize(
 
     Example: graphcompress optimize model.onnx --passes kron,prune,int8 --data sentences.jsonl -o small
     """
+    from graphcompress.build.judging import timed
     from graphcompress.build.optimize import optimize as build_for
     from graphcompress.build.recipe import read_recipe
     from graphcompress.build.report_file import check_report_path, write_report
@@ -142,7 +142,10 @@ def optimize(
         if rank() > 0:
             return
         progress(MEASURING, 0, 1)
-        benched = _bench(build, progress) if bench else []
+        benched = list(build.benched)
+        if bench and not benched:
+            folders = {artifact.name: artifact.folder for artifact in build.lowered}
+            benched = timed(build, folders, progress=progress)
     if report is not None:
         write_report(report, build, benched)
     if json:
@@ -244,23 +247,6 @@ def _files(recipe: Mapping[str, Any]) -> set[str]:
     paths = [recipe.get(field.name) for field in deciding() if kind(field) is Path]
     paths.append(own_metric(recipe.get("metric") or "")[0])
     return {Path(path).as_posix() for path in paths if path}
-
-
-def _bench(build: Build, progress: Progress) -> list[ShapeResult]:
-    from graphcompress.build.opening import session
-    from graphcompress.data.made_up import synthetic_samples
-    from graphcompress.measure.bench import bench
-    from graphcompress.measure.timing import BENCH_SECONDS
-
-    read = build.model.path if build.model else None
-    timed = [lowered for lowered in build.lowered if lowered.timed]
-    if not timed or not read or build.model is None:
-        return []
-    contenders = {"before": session(read)}
-    for lowered in timed:
-        contenders["after" if len(build.lowered) == 1 else lowered.name] = session(lowered.folder)
-    samples = synthetic_samples(build.model) if build.samples.synthetic else build.samples
-    return bench(contenders, samples, seconds=BENCH_SECONDS, progress=progress)
 
 
 def _print_result(build: Build, benched: list[ShapeResult]) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from graphcompress.data.load import Samples
     from graphcompress.graph.model import Model
-    from graphcompress.measure.verify import Difference, OutputDifference
+    from graphcompress.measure.verify import Difference, OutputDifference, Run
     from graphcompress.plugin.task import Metric
 
 
@@ -193,6 +193,8 @@ class Context:
         training: what a pass that trains learns from, or None.
         original: the model as it came in, kept (its weights on disk) where a later pass trains, else None.
         pinned: target as the user would type it → the record of an earlier lowering that is to be made again.
+        spent: share of the drop allowed to the task metric that a model takes which runs like this; above 1
+            is too much; None where no drop is bounded.
     """
 
     samples: Samples | None = None
@@ -202,6 +204,7 @@ class Context:
     training: Training | None = None
     original: Model | None = None
     pinned: Mapping[str, str] = field(default_factory=dict)
+    spent: Callable[[Run], float] | None = None
 
 
 class _Renaming(abc.ABCMeta):

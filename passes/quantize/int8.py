@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, cast
@@ -14,11 +15,6 @@ from graphcompress.data.made_up import varied_samples
 from graphcompress.errors import UsageError
 from graphcompress.graph.expressions import is_constant
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner
-from graphcompress.measure.calibrate import equal_batches
-from graphcompress.measure.memory import bounded
-from graphcompress.measure.tokens import token_values
-from graphcompress.measure.verify import compare
 from graphcompress.numerics.metrics import error_at
 from graphcompress.numerics.observers import Activation, Calibration
 from graphcompress.numerics.quantise import WeightRange
@@ -32,6 +28,7 @@ from graphcompress.passes.quantize.decide import (
     decide_table,
     divide_outliers,
 )
+from graphcompress.passes.quantize.judge import Judge
 from graphcompress.passes.quantize.quantisable import linear_reason, table_reason, tied_table
 from graphcompress.passes.quantize.search import Choice, fewest_in_float
 from graphcompress.passes.quantize.smoothing import smooth
@@ -67,7 +64,8 @@ class Int8(Pass):
     more than ``max_model_error``, the few features of an activation that are far larger than the others are
     divided down in front of its quantisation, and the rows of the weights multiplied: exact anywhere, for one
     elementwise product. If that is not enough, as few linears as possible stay in float, found by running the
-    model without the worst of them, and are listed with the figure. Errors are relative, ‖exact - int8‖ /
+    model without the worst of them, and are listed with the figure. With ``--max-drop`` the metric of the
+    task judges in the same way after that. Errors are relative, ‖exact - int8‖ /
     ‖exact‖: 0.1 is an SQNR of 20 dB.
     """
 
@@ -183,8 +181,9 @@ class Int8(Pass):
         calibrating, judging = split(samples or ctx.samples or varied_samples(model, seed=ctx.seed))
         with Rewriter(model, ctx) as rw:
             chosen = self._admissible(rw)
-            limit = self.max_model_error
-            judge = _Judge(model, judging, ctx, limit) if chosen and limit is not None else None
+            limit = math.inf if self.max_model_error is None else self.max_model_error
+            judged = chosen and (limit < math.inf or ctx.spent is not None)
+            judge = Judge(model, judging, ctx, limit) if judged else None
             seen: dict[ir.Value, Activation] = {}
             if samples:
                 seen = see(model, chosen, calibrating, ctx)
@@ -200,6 +199,8 @@ class Int8(Pass):
                 forms = divide_outliers(forms, seen, rounding)
                 choice = self._rescue(Plan(self._fitting(forms), tables), judge)
             self._report(rw, forms, choice)
+            if judge is not None:
+                choice = self._keep_metric(rw, choice, judge)
             write(rw, choice.plan)
             self._notes(rw, choice.plan, static=rounding.static)
         return rw.record
@@ -293,17 +294,36 @@ class Int8(Pass):
     def _fitting(self, forms: Sequence[LinearForm]) -> list[LinearForm]:
         return [form for form in forms if form.error <= self.max_error]
 
-    def _lacks(self, forms: Sequence[LinearForm], plan: Plan, judge: _Judge) -> bool:
+    def _lacks(self, forms: Sequence[LinearForm], plan: Plan, judge: Judge) -> bool:
         """Whether ``plan`` leaves a linear out, or the outputs err by more than they may."""
         if not forms and not plan.tables:
             return False
-        return len(plan.linears) < len(forms) or judge.error(plan) > judge.limit
+        return len(plan.linears) < len(forms) or judge.error(plan) > judge.limit or judge.spent(plan) > 1.0
 
-    def _rescue(self, plan: Plan, judge: _Judge) -> Choice:
+    def _rescue(self, plan: Plan, judge: Judge) -> Choice:
         """``plan``, or as much of it as keeps the outputs, where the plain one does not."""
         if judge.error(plan) <= judge.limit:
             return Choice(plan)
         return fewest_in_float(plan, judge.limit, judge.error)
+
+    def _keep_metric(self, rw: Rewriter, choice: Choice, judge: Judge) -> Choice:
+        """``choice``, or as much of it as the task metric allows; what goes back to float is skipped."""
+        if judge.spent(choice.plan) <= 1.0:
+            return choice
+        if judge.spent(Plan([], [])) > 1.0:
+            rw.note("the metric has dropped by more than it may before int8: nothing here can make it good")
+            return choice
+        fewer = fewest_in_float(choice.plan, 1.0, judge.spent)
+        reason = "with it in int8 the metric drops by more than it may"
+        for form in fewer.left:
+            rw.skip(form.linear, reason, error=form.row_error)
+        for table in fewer.tables_left:
+            rw.skip(table.table, reason)
+        rw.note(
+            f"{len(fewer.left) + len(fewer.tables_left)} weights stay in float for the metric, which chose "
+            "them on the rows that it is told on"
+        )
+        return fewer
 
     def _report(self, rw: Rewriter, forms: Sequence[LinearForm], choice: Choice) -> None:
         """Skip what stays in float, with the reason and the figure."""
@@ -341,28 +361,3 @@ class Int8(Pass):
                 "scales are computed from the whole batch: an answer changes a little with its batch mates "
                 "and with padding; with samples (--data) they are calibrated once, and it does not"
             )
-
-
-class _Judge:
-    """Measures plans by the outputs of the model, written and run on a copy; they may err by ``limit``."""
-
-    def __init__(self, model: Model, samples: Samples, ctx: Context, limit: float) -> None:
-        self.limit = limit
-        self._model = model
-        self._ctx = ctx
-        self._feeds = [samples.batch(indices) for indices in equal_batches(bounded(samples, model))]
-        self._measured = 0
-        # The answers in float are computed now, before the model is edited.
-        with Runner(model) as runner:
-            self._expected = [runner(feed) for feed in self._feeds]
-
-    def error(self, plan: Plan) -> float:
-        """Relative error of the worst output when ``plan`` is carried out."""
-        self._ctx.progress("int8: judge the outputs", self._measured, self._measured + 1)
-        self._measured += 1
-        twin = self._model.clone()
-        with Rewriter(twin, Context(capabilities=self._ctx.capabilities)) as rw:
-            write(rw, plan.on(twin))
-        with Runner(twin, optimize=self._ctx.capabilities.judged_fused) as runner:
-            # Fused products of this machine may saturate where the target's do not; then nothing is fused.
-            return error_at(compare(self._expected, runner, self._feeds, token_values(twin)).sqnr_db)

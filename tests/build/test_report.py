@@ -109,11 +109,11 @@ def test_several_outputs_have_a_line_each_on_the_screen_and_all_of_them_in_the_p
     build = dataclasses.replace(build, lowered=(lowered,))
     assert report.difference_line(lowered.difference) == (
         "SQNR 17.6 dB (worst of 31 outputs: hidden_states.29), lowest cosine 0.9800, "
-        "largest error 0.25 (3.1% of the range), argmax agreement 90.0% (logits), on 16 samples"
+        "largest error 0.25 (3.1% of the range), same top class in 90.0% (logits), on 16 samples"
     )
     shown = report.output_lines(lowered.difference)
     assert shown[0] == (
-        "logits: SQNR 40.0 dB, largest error 0.25 (3.1% of its range), argmax agreement 90.0%"
+        "logits: SQNR 40.0 dB, largest error 0.25 (3.1% of its range), same top class in 90.0%"
     )
     assert len(shown) == 5
     assert shown[-1] == "27 more outputs: SQNR at least 31.0 dB"

@@ -66,6 +66,8 @@ def test_a_recipe_has_a_key_for_every_field_that_decides_the_result(tmp_path: Pa
         train="l.jsonl",
         teacher="t.onnx",
         task="features",
+        max_drop="1%",
+        max_size="25MB",
         allow={"int8"},
         sha256={"d.jsonl": "0"},
         pinned={"cpu": "{}"},
