@@ -95,6 +95,8 @@ def test_options_without_a_value_are_left_out():
         "target": "cpu",
         "seed": 0,
         "require_coverage": 0.0,
+        "confidence": 0.0,
+        "min_speedup": 0.0,
     }
 
 
