@@ -48,7 +48,8 @@ class Distill(Pass):
 
     The student is evaluated on ``--eval-data`` with ``--metric`` (without, by the loss on a part of the
     training samples that is held out), and the best of the evaluated states is kept, which may be the first.
-    An interrupted run goes on from its checkpoint to the same result. Several processes (``torchrun``,
+    An interrupted run goes on from its checkpoint to the same result. The same bytes come again with the same
+    number of threads (``OMP_NUM_THREADS``), since torch shares every sum out among them. Several processes (``torchrun``,
     ``accelerate launch``) share every batch. Instruments add to the training what a graph needs (int8 weights
     for x86 without VNNI keep to their limits by themselves) or what ``instruments`` asks for.
     """

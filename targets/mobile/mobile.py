@@ -50,10 +50,6 @@ from graphcompress.targets.mobile.where_as_arithmetic import where_as_arithmetic
 SAMPLE_LENGTH = 24
 """Made-up samples have this many tokens, about a sentence."""
 PROOF = "reloaded from the ORT format and run on ONNX Runtime's CPU provider"
-LAYOUT = (
-    "model.ort is not the same bytes when it is built again: this system does not let a process fix its "
-    "addresses, by which ONNX Runtime lays the file out"
-)
 _PROCESSORS = {"arm": ("arm64", "aarch64"), "amd64": ("x86_64", "amd64")}
 
 
@@ -77,9 +73,7 @@ class Mobile(Target):
     pass out for them. Where it was run, ``nnapi`` and ``coreml`` keep QuantizeLinear and DequantizeLinear;
     for ``cpu`` and ``xnnpack`` they become the integer products of the CPU provider.
 
-    Latency is measured only where this machine's processor is of ``platform``. The same bytes come again on
-    Linux where a process may fix its addresses; elsewhere the runtime lays the file out anew, and a note
-    says so.
+    Latency is measured only where this machine's processor is of ``platform``.
     """
 
     name: ClassVar[str] = "mobile"
@@ -130,15 +124,13 @@ class Mobile(Target):
         interface.write(folder)
         with Temporary() as scratch:
             source = lowered.save(scratch / "model.onnx")
-            same_bytes = convert(source, folder / MODEL_FILE, arm=self.platform == "arm")
+            convert(source, folder / MODEL_FILE, arm=self.platform == "arm")
             feeds = [samples.batch([index]) for index in range(min(2, len(samples)))]
             reloaded = compare_converted(source, folder / MODEL_FILE, interface, feeds)
         write_operators(folder / MODEL_FILE, folder / OPERATORS_FILE)
         tips = advice(after)
         write_partitions(folder, before, after, tips)
         notes = advice(after, self.provider) if self.provider != "cpu" else []
-        if not same_bytes:
-            notes.append(LAYOUT)
         unknown = unknown_types(interface)
         if self.bundle and unknown:
             notes.append(f"no loading examples: they have no word for {', '.join(unknown)}; bundle=false")
@@ -148,7 +140,6 @@ class Mobile(Target):
             write_example(folder, feed, self.session(folder)(feed))
         details = {
             "opset": lowered.opset,
-            "same_bytes": same_bytes,
             "fixed_sizes": sizes,
             "rewritten": rewritten,
             "operators_before": operators,

@@ -13,6 +13,7 @@ from graphcompress.graph.runtime import Feed, runner_of, session_of
 from graphcompress.measure.verify import Difference, compare
 from graphcompress.targets.mobile.fitted_feeds import fitted
 from graphcompress.targets.mobile.interface import Interface
+from graphcompress.targets.mobile.ort_layout import order_kernels
 
 MODEL_FILE = "model.ort"
 OPERATORS_FILE = "required_operators.config"
@@ -23,13 +24,7 @@ LARGEST_DIFFERENCE = 1e-4
 """Share of the output range by which the converted model may differ from the graph that went in."""
 
 _CONVERT = """\
-import ctypes, os, sys
-if sys.argv[-1] != "again" and sys.platform == "linux":
-    ctypes.CDLL(None).personality(0x0040000)  # ADDR_NO_RANDOMIZE, for what is executed from here on
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], "again"])
-here = ctypes.CDLL(None).personality(0xFFFFFFFF) if sys.platform == "linux" else 0  # asks, sets nothing
-print("same bytes" if here != -1 and here & 0x0040000 else "other bytes")
-import onnxruntime
+import sys, onnxruntime
 options = onnxruntime.SessionOptions()
 options.log_severity_level = 4
 options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -39,8 +34,6 @@ options.add_session_config_entry("session.save_model_format", "ORT")
 options.add_session_config_entry("session.qdqisint8allowed", sys.argv[3])
 onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 """
-"""The runtime lays the file out by hashes of addresses: where those are the same, so are the bytes."""
-
 _OPERATORS = """\
 import pathlib, sys
 from onnxruntime.tools.ort_format_model import create_config_from_models
@@ -48,26 +41,23 @@ create_config_from_models([pathlib.Path(sys.argv[1])], pathlib.Path(sys.argv[2])
 """
 
 
-def convert(source: Path, target: Path, *, arm: bool) -> bool:
+def convert(source: Path, target: Path, *, arm: bool) -> None:
     """Write the ONNX file ``source`` in the ORT format, as the runtime's converter does in its Fixed style.
 
     The graph is written as it is. A session that loads the ORT format folds no constants, so an optimiser
     that folded here would store what the factors expand to; and its fusions are chosen for x86.
 
-    Returns whether the same bytes come again: not where the system does not let a process fix its addresses
-    (other systems than Linux, some containers).
-
     Raises:
         UnsupportedModelError: the runtime refuses the model, or takes too long.
     """
-    said, printed = _run(_CONVERT, source.name, MODEL_FILE, "1" if arm else "0", folder=source.parent)
+    said = _run(_CONVERT, source.name, MODEL_FILE, "1" if arm else "0", folder=source.parent)
     written = source.parent / MODEL_FILE
     if said is not None or not written.is_file():
         raise UnsupportedModelError(
             f"ONNX Runtime cannot write the model in its own format: {said}; lower for the target cpu"
         )
+    order_kernels(written)
     shutil.move(written, target)
-    return printed.strip() == "same bytes"
 
 
 def write_operators(model: Path, target: Path) -> None:
@@ -78,7 +68,7 @@ def write_operators(model: Path, target: Path) -> None:
     Raises:
         UnsupportedModelError: the tool cannot read the model.
     """
-    said, _ = _run(_OPERATORS, str(model.resolve()), str(target.resolve()), folder=model.parent)
+    said = _run(_OPERATORS, str(model.resolve()), str(target.resolve()), folder=model.parent)
     if said is not None or not target.is_file():
         raise UnsupportedModelError(
             f"ONNX Runtime's tool cannot list the operators of {model.name}: {said}; "
@@ -88,8 +78,8 @@ def write_operators(model: Path, target: Path) -> None:
     target.write_text("\n".join([f"# Operators of {model.name}", *content]) + "\n", encoding="utf-8")
 
 
-def _run(program: str, *words: str, folder: Path) -> tuple[str | None, str]:
-    """Run a Python program in a process of its own; what went wrong, or None, and what it printed."""
+def _run(program: str, *words: str, folder: Path) -> str | None:
+    """Run a Python program in a process of its own; what went wrong, or None."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", program, *words],
@@ -100,10 +90,10 @@ def _run(program: str, *words: str, folder: Path) -> tuple[str | None, str]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"not done after {TIMEOUT_S} s", ""
+        return f"not done after {TIMEOUT_S} s"
     if done.returncode:
-        return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1], done.stdout
-    return None, done.stdout
+        return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return None
 
 
 def compare_converted(

@@ -1,5 +1,7 @@
 """Work on real tokens only: the same answers at real tokens, for any mask, and only where it is right."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -127,8 +129,9 @@ def test_auto_removes_padding_where_that_is_clearly_faster(
     (before, asked), context = (len(float_model.graph), measured(keep, remove)), Context(samples=tiny_samples)
     model, note = choose_padding(float_model, "auto", context, MeasurementCache())
     assert (model is not float_model) == is_removed
-    assert note.startswith("padding is removed (" if is_removed else "padding is kept (")
-    assert f"{remove:.2f} ms without it, {keep:.2f} ms with it, on 8 samples of " in note
+    assert note.startswith("padding is removed" if is_removed else "padding is kept")
+    assert "faster on 8 samples of " in note
+    assert not re.search(r"[0-9] ms|[0-9][.][0-9]", note)  # a build that chooses the same writes the same
     assert len(float_model.graph) == before
     (feed,) = asked
     mask = feed["attention_mask"]

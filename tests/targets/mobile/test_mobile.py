@@ -356,12 +356,3 @@ def test_a_type_without_a_word_has_no_loading_examples_and_a_note(tmp_path):
     assert any("mask (bool)" in note for note in record["notes"])
     assert not (folder / "GraphCompressModel.kt").exists()
     assert not (folder / "android").exists()
-
-
-def test_a_layout_by_chance_is_noted(tmp_path, monkeypatch):
-    forbidden = edge_convert._CONVERT.replace("0x0040000)  # ADDR", "0xFFFFFFFF)  # ADDR")
-    assert forbidden != edge_convert._CONVERT
-    monkeypatch.setattr(edge_convert, "_CONVERT", forbidden)
-    record, _ = lowered(one_input(tmp_path, TensorProto.FLOAT, "Relu"), tmp_path, bundle=False)
-    assert record["same_bytes"] is False
-    assert mobile.LAYOUT in record["notes"]
