@@ -49,9 +49,10 @@ class Distill(Pass):
     The student is evaluated on ``--eval-data`` with ``--metric`` (without, by the loss on a part of the
     training samples that is held out), and the best of the evaluated states is kept, which may be the first.
     An interrupted run goes on from its checkpoint to the same result. The same bytes come again with the same
-    number of threads (``OMP_NUM_THREADS``), since torch shares every sum out among them. Several processes (``torchrun``,
-    ``accelerate launch``) share every batch. Instruments add to the training what a graph needs (int8 weights
-    for x86 without VNNI keep to their limits by themselves) or what ``instruments`` asks for.
+    number of threads (``OMP_NUM_THREADS``), among which torch shares out every sum. Several processes
+    (``torchrun``, ``accelerate launch``) share every batch. Instruments add to the training what a graph
+    needs (int8 weights for x86 without VNNI keep to their limits by themselves) or what ``instruments`` asks
+    for.
     """
 
     name: ClassVar[str] = "distill"
@@ -163,7 +164,5 @@ class Distill(Pass):
             f"{result.label} {result.start:.4f} → {result.best:.4f}, "
             f"the best after step {result.best_step:,} of {result.steps:,}"
         )
-        if result.resumed:
-            rw.note(f"went on at step {result.resumed:,}, where an earlier run had ended")
         if result.best_step == result.steps:
             rw.note("the last evaluation was the best: more epochs would bring more")

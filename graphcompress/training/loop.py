@@ -43,7 +43,6 @@ class Outcome:
         best_step: after which the student was best; its weights are the result.
         start, best: what the evaluation gave before the first step and after ``best_step``.
         label: what is evaluated.
-        resumed: the step at which the run went on after an interruption, or 0.
         terms: the loss terms of the last steps.
     """
 
@@ -52,7 +51,6 @@ class Outcome:
     start: float
     best: float
     label: str
-    resumed: int
     terms: dict[str, float]
 
 
@@ -93,7 +91,7 @@ class Trainer:
         Raises:
             TrainingError: the loss became NaN, or memory ran out; the student has its last good weights.
         """
-        resumed = self._resume()
+        self._resume()
         # A run that goes on has the start in its checkpoint.
         if not self.best:
             self._evaluate()
@@ -110,9 +108,7 @@ class Trainer:
         self._report(clock, done=True)
         self._save()
         self._take(self.best)
-        return Outcome(
-            self.step, self.best["step"], self.start, self.best["score"], self.label, resumed, self.terms
-        )
+        return Outcome(self.step, self.best["step"], self.start, self.best["score"], self.label, self.terms)
 
     @property
     def label(self) -> str:
@@ -242,16 +238,15 @@ class Trainer:
             }
         )
 
-    def _resume(self) -> int:
+    def _resume(self) -> None:
         state = self.group.from_first(self.checkpoints.read() if self.group.rank == 0 else None)
         if state is None:
-            return 0
+            return
         self._take(state)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best, self.since_best = state["step"], state["best"], state["since_best"]
         self.start, self.terms = state["start"], state["terms"]
         _LOG.info("goes on at step %d of %d, where an earlier run was interrupted", self.step, self.steps)
-        return self.step
 
     # ---- what can go wrong
 

@@ -12,7 +12,6 @@ import pytest
 from bert import Bert
 
 TARGETS = ("cpu{measure=false}", "mobile", "gpu", "tensorrt")
-OPTIONS = ("--no-bench", "--data", "rows.jsonl", "--allow", "int8")
 
 
 def prepared(folder: Path) -> Path:
@@ -32,7 +31,7 @@ def prepared(folder: Path) -> Path:
 def started(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
     """A build in a process of its own, for whose address space and hashes are its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "graphcompress", "optimize", *arguments, *OPTIONS],
+        [sys.executable, "-m", "graphcompress", "optimize", *arguments, "--no-bench"],
         cwd=folder, env={**os.environ, **environment}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
     )  # fmt: skip
 
@@ -50,7 +49,8 @@ def built(folder: Path, output: str, *arguments: str, **environment: str) -> dic
 def plain(tmp_path_factory):
     """A short place, one thread."""
     folder = prepared(tmp_path_factory.mktemp("p") / "a")
-    wanted = ("model.onnx", "--passes", "kron,int8", "--target", ",".join(TARGETS), "--allow", "kron")
+    wanted = ("model.onnx", "--passes", "kron,int8", "--target", ",".join(TARGETS), "--data", "rows.jsonl")
+    wanted = (*wanted, "--allow", "kron", "--allow", "int8")
     variables = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "1"}
     return folder, wanted, built(folder, "o", *wanted, **variables)
 
@@ -69,21 +69,16 @@ def test_places_threads_and_hashes_have_no_say(plain, tmp_path):
 
 
 def test_a_recipe_makes_every_file_again(plain):
-    folder, wanted, files = plain
+    folder, _, files = plain
     again = built(folder, "again", "--recipe", "o/mobile/recipe.toml")
     assert [name for name in files.keys() | again.keys() if files.get(name) != again.get(name)] == []
 
 
 def test_an_interruption_changes_no_file(tmp_path):
     folder = prepared(tmp_path / "a")
-    wanted = (
-        "model.onnx",
-        "--passes",
-        "int8,distill{steps=40 evaluations=8 batch=4}",
-        "--target",
-        TARGETS[0],
-    )
-    wanted = (*wanted, "--train", "rows.jsonl", "--allow", "distill")
+    passes = "kron,distill{steps=40 evaluations=8 batch=4}"
+    wanted = ("model.onnx", "--passes", passes, "--target", TARGETS[0], "--train", "rows.jsonl")
+    wanted = (*wanted, "--allow", "kron", "--allow", "distill")
     whole = built(folder, "whole", *wanted)
     process = started(folder, *wanted, "-o", "cut")
     while process.poll() is None and not list((folder / "cut.training").glob("**/*.*")):
