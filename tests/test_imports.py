@@ -103,6 +103,7 @@ PLAN: dict[str, str] = {
     "cutting": "errors numerics graph plugin analysis coupling rewrite",
     "data": "errors graph plugin analysis",
     "rules": "errors numerics graph ranges plugin analysis rewrite",
+    "generation": "errors graph plugin analysis data",
     "measure": "errors numerics graph plugin analysis data",
     "fx": "errors numerics graph plugin analysis rewrite rules",
     "capturing": "errors graph plugin data measure",
@@ -110,8 +111,8 @@ PLAN: dict[str, str] = {
     "pipeline": "errors numerics graph plugin analysis coupling rewrite rules data measure",
     "build": "errors numerics graph plugin analysis coupling rewrite rules data measure capturing training"
     " pipeline",
-    "cli": "errors numerics graph plugin analysis coupling rules data measure capturing training pipeline"
-    " build",
+    "cli": "errors numerics graph plugin analysis coupling rules data generation measure capturing training"
+    " pipeline build",
 }
 """Room → the rooms that it may import, its own aside; a room stands below all that it imports."""
 

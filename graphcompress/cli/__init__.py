@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from graphcompress.cli import bench, export, inspect, listing, optimize, tune, verify
+from graphcompress.cli import bench, export, generate, inspect, listing, optimize, tune, verify
 from graphcompress.cli.usage import BadUsage, sentence
 
 EXIT_CODES = """\
@@ -34,6 +34,7 @@ app = typer.Typer(
 for command in (
     optimize.optimize,
     export.export,
+    generate.generate,
     inspect.inspect,
     bench.bench,
     verify.verify,

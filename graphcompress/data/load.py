@@ -49,9 +49,8 @@ def load_samples(
     if set(inputs) <= set(columns):
         samples = _from_arrays(path, columns, inputs)
     else:
-        samples = samples_from_texts(
-            path, columns, model, inputs, find_tokenizer(tokenizer, model), pair, max_length
-        )
+        found = find_tokenizer(tokenizer, model.path.parent if model.path else None)
+        samples = samples_from_texts(path, columns, model, inputs, found, pair, max_length)
     _refuse_empty(path, samples)
     return dataclasses.replace(samples, fixed=fixed_sizes(inputs), axes=batch_axes(inputs))
 

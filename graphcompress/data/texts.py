@@ -112,17 +112,15 @@ def _encoded(name: str, value: ir.Value, encoding: tokenizers.Encoding) -> np.nd
     return np.asarray(values, dtype=value.dtype.numpy() if value.dtype else np.int64)
 
 
-def find_tokenizer(tokenizer: str | Path | None, model: Model) -> tokenizers.Tokenizer | None:
-    """The tokenizer in a file or folder; without either, the one beside the model, if there is one.
+def find_tokenizer(tokenizer: str | Path | None, beside: Path | None) -> tokenizers.Tokenizer | None:
+    """The tokenizer in a file or folder; without either, the one in the folder ``beside``, if there is one.
 
     Raises:
         DataError: there is none where it was said to be, or it cannot be read.
     """
     if tokenizer is None:
-        beside = model.path.parent / "tokenizer.json" if model.path else None
-        if beside is None or not beside.is_file():
-            return None
-        return _read_tokenizer(beside)
+        file = beside / "tokenizer.json" if beside else None
+        return _read_tokenizer(file) if file and file.is_file() else None
     path = Path(tokenizer)
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():

@@ -137,13 +137,13 @@ def read_parts(path: str | Path) -> tuple[Part, ...]:
     """
     path = Path(path)
     if not path.is_dir():
-        return alone(_part_in(path))
+        return alone(part_in(path))
     files = model_files(path)
     if not files:
         raise InvalidModelError(
             f"{path}: no ONNX file in this folder; give one that holds {', '.join(STANDARD_NAMES[:3])}"
         )
-    return checked_parts([_part_in(file) for file in files])
+    return checked_parts([part_in(file) for file in files])
 
 
 def model_files(folder: Path) -> tuple[Path, ...]:
@@ -231,7 +231,7 @@ def is_cross(name: str) -> bool:
     return "encoder" in name.lower().replace("decoder", "")
 
 
-def _part_in(path: Path) -> Part:
+def part_in(path: Path) -> Part:
     """The part that the file at ``path`` is."""
     graph = parse(path).graph
     stored = {tensor.name for tensor in graph.initializer}

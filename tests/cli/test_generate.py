@@ -1,0 +1,38 @@
+"""``graphcompress generate`` prints what the model writes."""
+
+from __future__ import annotations
+
+import json
+
+import bigram
+import pytest
+from typer.testing import CliRunner
+
+from graphcompress.cli import app
+from graphcompress.errors import DataError
+
+
+def output(*arguments: str, given: str | None = None) -> str:
+    result = CliRunner().invoke(app, ["generate", *arguments], input=given, catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def test_texts_of_the_command_line_a_file_and_standard_input(tmp_path):
+    folder = str(bigram.decoder_alone(tmp_path))
+    (tmp_path / "texts.txt").write_text("auf\n\nder\n")
+    found = output(folder, "--text", "ein mann", "--file", str(tmp_path / "texts.txt"), "--beams", "2")
+    assert found.splitlines() == ["sitzt auf der bank", "der bank", "bank"]
+    assert output(folder, "--max-new-tokens", "1", given="ein\n") == "mann\n"
+
+
+def test_json_names_the_text_and_the_answer(tmp_path):
+    folder = str(bigram.encoder_decoder(tmp_path))
+    assert json.loads(output(folder, "--text", "a man", "--json")) == [
+        {"text": "a man", "answer": "ein mann sitzt auf der bank"}
+    ]
+
+
+def test_no_text_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no text to answer"):
+        output(str(bigram.decoder_alone(tmp_path)), given="\n")
