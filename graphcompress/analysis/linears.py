@@ -146,7 +146,7 @@ def _find_embeddings(model: Model) -> Iterator[Embedding]:
         shape = _constant_shape(table, constant)
         if shape is None or len(shape) != 2 or table.dtype is None or not table.dtype.is_floating_point():
             continue
-        yield Embedding(node, indices, table, node.outputs[0], _display_name(table, None), *shape)
+        yield Embedding(node, indices, table, node.outputs[0], display_name(table, None), *shape)
 
 
 def _matmul(node: ir.Node, constant: IsConstant) -> Linear | None:
@@ -157,7 +157,7 @@ def _matmul(node: ir.Node, constant: IsConstant) -> Linear | None:
     if shape is None or len(shape) != 2:
         return None
     bias, output = _added_bias(node.outputs[0], shape[1], constant)
-    name = _display_name(weight, bias)
+    name = display_name(weight, bias)
     return Linear(node, x, weight, bias, output, name, shape[0], shape[1], transposed=False)
 
 
@@ -174,7 +174,7 @@ def _gemm(node: ir.Node, constant: IsConstant) -> Linear | None:
         return None
     transposed = node.attributes.get_int("transB", 0) == 1
     rows, columns = reversed(shape) if transposed else shape
-    name = _display_name(weight, bias)
+    name = display_name(weight, bias)
     return Linear(node, x, weight, bias, node.outputs[0], name, rows, columns, transposed=transposed)
 
 
@@ -195,7 +195,8 @@ def _constant_shape(value: ir.Value, constant: IsConstant) -> tuple[int, ...] | 
     return fixed_shape(value) if constant(value) else None
 
 
-def _display_name(weight: ir.Value, bias: ir.Value | None) -> str:
+def display_name(weight: ir.Value, bias: ir.Value | None) -> str:
+    """What a user calls a weight; where an exporter gave it a number, the name of its bias tells."""
     weight_leaves = [leaf for leaf in leaves(weight) if is_weight(leaf)] or [weight]
     name = weight_leaves[0].name or ""
     given = weight.metadata_props.get(NAME_KEY)

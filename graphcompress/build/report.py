@@ -291,8 +291,24 @@ def _detail(item: Touched) -> str:
 def _skipped_table(skipped: Sequence[Skipped]) -> list[str]:
     if not skipped:
         return []
-    rows = [f"| {_cell(s.name)} | {_cell(s.reason)} | {figures_text(s.figures)} |" for s in skipped]
+    rows = [
+        f"| {_cell(_names(items))} | {_cell(reason)} | {figures_text(figures)} |"
+        for (reason, figures), items in _alike(skipped)
+    ]
     return ["", "| left alone | why | measured |", "|---|---|---|", *rows]
+
+
+def _alike(skipped: Sequence[Skipped]) -> list[tuple[tuple[str, Mapping[str, float]], list[Skipped]]]:
+    """Skipped things in their order; those of one reason for which nothing was measured are together."""
+    groups: dict[tuple[str, str], list[Skipped]] = {}
+    for item in skipped:
+        groups.setdefault((item.reason, item.name if item.figures else ""), []).append(item)
+    return [((items[0].reason, items[0].figures), items) for items in groups.values()]
+
+
+def _names(items: Sequence[Skipped], most: int = 8) -> str:
+    names = ", ".join(item.name for item in items[:most])
+    return f"{names} and {len(items) - most:,} more" if len(items) > most else names
 
 
 def _cell(text: str) -> str:

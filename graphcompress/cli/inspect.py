@@ -75,6 +75,11 @@ def _print(path: Path, found: Inspection) -> None:
         ],
     )
     _table(
+        "other parameters",
+        ("tensors", "parameters", "why no pass takes them", "such as"),
+        [(f"{o.tensors:,}", count(o.parameters), o.reason, o.example) for o in found.others],
+    )
+    _table(
         "attentions",
         ("from", "to", "heads", "key/value heads", "head size", "MACs"),
         [

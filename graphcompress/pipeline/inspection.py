@@ -11,18 +11,24 @@ import onnx_ir as ir
 
 from graphcompress.analysis.attention import Attention, attentions
 from graphcompress.analysis.cost import counted_on, macs, node_costs
+from graphcompress.analysis.experts import all_experts
 from graphcompress.analysis.linears import embeddings, linears
+from graphcompress.analysis.parameters import Parameters, all_parameters
 from graphcompress.coupling.couplings import FFN, Group, couplings
 from graphcompress.coupling.layers import layers
 from graphcompress.graph.model import Model
+from graphcompress.pipeline.account import Account
 from graphcompress.pipeline.pipeline import first_passes
-from graphcompress.plugin.base import Context, Pass, Progress, Skipped, Touched, no_progress
+from graphcompress.plugin.base import Context, Lossy, Pass, Progress, Skipped, Touched, no_progress
 from graphcompress.plugin.registry import PASSES
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A linear [rows = in, columns = out] or an embedding [rows, width]; MACs of one sample of 128 tokens."""
+    """A linear [rows = in, columns = out], experts [in, experts · out] or an embedding [rows, width].
+
+    MACs are of one sample of 128 tokens.
+    """
 
     kind: str
     name: str
@@ -30,6 +36,16 @@ class Weight:
     columns: int
     parameters: int
     macs: int
+
+
+@dataclass(frozen=True)
+class OtherParameters:
+    """Stored tensors that are no weight of a linear, of experts or of an embedding."""
+
+    reason: str
+    tensors: int
+    parameters: int
+    example: str
 
 
 @dataclass(frozen=True)
@@ -90,7 +106,8 @@ class Inspection:
         operators: operator (with its domain) → number of nodes.
         parameters, weight_bytes, macs: totals.
         counted_on: what one run is whose MACs are counted, such as one sample of 128 tokens.
-        weights: linears and embeddings, in execution order.
+        weights: linears, experts and embeddings, in execution order.
+        others: all other float parameters.
         attentions, layers, groups: what the analyses found.
         opportunities: one per pass that was tried.
     """
@@ -104,6 +121,7 @@ class Inspection:
     macs: int
     counted_on: str
     weights: tuple[Weight, ...]
+    others: tuple[OtherParameters, ...]
     attentions: tuple[AttentionView, ...]
     layers: tuple[LayerView, ...]
     groups: tuple[GroupView, ...]
@@ -139,6 +157,7 @@ def inspect(
         macs=macs(model),
         counted_on=counted_on(model),
         weights=_weights(model, costs),
+        others=_others(model),
         attentions=_attentions(model, costs),
         layers=_layers(model, groups, costs),
         groups=tuple(GroupView(group.name, group.kind, group.size, len(group.slices)) for group in groups),
@@ -156,6 +175,17 @@ def _weights(model: Model, costs: Mapping[ir.Node, int]) -> tuple[Weight, ...]:
         Weight("embedding", table.name, table.rows, table.width, table.parameters, 0)
         for table in embeddings(model)
     ]
+    experts = [
+        Weight(
+            f"{each.experts} experts",
+            each.name,
+            each.in_features,
+            each.out_features,
+            each.parameters,
+            costs.get(each.node, 0),
+        )
+        for each in all_experts(model)
+    ]
     maps = [
         Weight(
             "linear",
@@ -167,7 +197,18 @@ def _weights(model: Model, costs: Mapping[ir.Node, int]) -> tuple[Weight, ...]:
         )
         for linear in linears(model)
     ]
-    return tuple(tables + maps)
+    return tuple(tables + maps + experts)
+
+
+def _others(model: Model) -> tuple[OtherParameters, ...]:
+    by_reason: dict[str, list[Parameters]] = {}
+    for each in all_parameters(model):
+        if each.reason:
+            by_reason.setdefault(each.reason, []).append(each)
+    return tuple(
+        OtherParameters(reason, len(found), sum(each.count for each in found), found[0].name)
+        for reason, found in by_reason.items()
+    )
 
 
 def _attentions(model: Model, costs: Mapping[ir.Node, int]) -> tuple[AttentionView, ...]:
@@ -211,11 +252,13 @@ def _try(model: Model, step: Pass, ctx: Context) -> Opportunity:
     untrained = dataclasses.replace(ctx, training=None)
     for first in () if step.goes_first else first_passes([step]):
         first.run(copy, dataclasses.replace(untrained, progress=no_progress))
+    account = Account(copy)
     done = step.run(copy, untrained)
+    rest = account.unnamed(copy, done) if isinstance(step.contract, Lossy) else ()
     return Opportunity(
         text=str(step),
         touched=done.touched,
-        skipped=done.skipped,
+        skipped=(*done.skipped, *rest),
         notes=done.notes,
         parameters=copy.parameters,
         weight_bytes=copy.weight_bytes,

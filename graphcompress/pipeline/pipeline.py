@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from threadpoolctl import threadpool_limits
 
 from graphcompress.analysis.cost import macs
-from graphcompress.analysis.linears import embeddings, linears
 from graphcompress.errors import CoverageError, UsageError, nearest
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner
 from graphcompress.measure.metrics import Drop, Score, Scoring
 from graphcompress.measure.verify import Difference
+from graphcompress.pipeline.account import Account
 from graphcompress.pipeline.contract_check import Checker, ModelSize, Outputs, judge, rounding
 from graphcompress.plugin.base import (
     Capabilities,
@@ -25,7 +25,6 @@ from graphcompress.plugin.base import (
     Record,
     Skipped,
     Touched,
-    parameters_of,
 )
 from graphcompress.plugin.options import build, split_calls
 from graphcompress.plugin.registry import PASSES
@@ -42,7 +41,7 @@ class PassRecord:
         step: outputs against the model before this pass; of a pass that trains, against the model before the
             first lossy pass that awaits it.
         total: outputs against the model that came in.
-        coverage: share of the parameters of linears and embeddings that it touched.
+        coverage: share of all float parameters that it touched.
         broken: how it broke its contract, when that was allowed.
         exact: whether it promises that the outputs stay the same.
         score: the task metric after it, where one was asked for; of an exact pass it is that before it.
@@ -199,7 +198,7 @@ def _run_pass(
     step: Pass, model: Model, ctx: Context, check: Checker, allow: Collection[str], *, awaits: bool
 ) -> PassRecord:
     """Run one pass and judge it; one that ``awaits`` training is judged with the pass that trains."""
-    weights = weight_parameters(model)
+    account = Account(model)
     if awaits:
         check.await_training(step)
     # How BLAS shares its work out decides the last bits; training has libraries and threads of its own.
@@ -207,6 +206,7 @@ def _run_pass(
         done = step.run(model, ctx)
     if not isinstance(done, Record):  # a pass of another package: nothing checks its types
         raise UsageError(f"{step} returned no record; let its run() end with: return rw.record")
+    rest = account.unnamed(model, done) if isinstance(step.contract, Lossy) else ()
     change, total, bytes_on_disk = check.after(model, trained=step.trains)
     # A pass that awaits training broke nothing yet: what it lost may be learned again.
     judged = [] if awaits else [step]
@@ -215,12 +215,12 @@ def _run_pass(
     return PassRecord(
         text=str(step),
         touched=done.touched,
-        skipped=done.skipped,
+        skipped=(*done.skipped, *rest),
         notes=(*step.deprecated, *done.notes),
         size=ModelSize(model.parameters, bytes_on_disk, macs(model)),
         step=change,
         total=total,
-        coverage=min(1.0, parameters_of(done.touched) / weights) if weights else 0.0,
+        coverage=account.coverage(model, done),
         broken=judge(judged, change, allow, rounding(model), ctx.training),
         exact=isinstance(step.contract, Exact),
     )
@@ -239,13 +239,6 @@ def _require(coverage: float, step: Pass, record: PassRecord) -> None:
             f"{step} touched {record.coverage:.1%} of the parameters, {coverage:.1%} are "
             f"required; it left alone: {_reasons(record.skipped)}"
         )
-
-
-def weight_parameters(model: Model) -> int:
-    """Stored parameters of all linears and embeddings."""
-    return sum(item.parameters for item in linears(model)) + sum(
-        item.parameters for item in embeddings(model)
-    )
 
 
 def _reasons(skipped: Sequence[Skipped]) -> str:

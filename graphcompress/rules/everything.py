@@ -19,6 +19,7 @@ from graphcompress.rules import (
     masks,
     normalisations,
     shapes,
+    stacks,
 )
 from graphcompress.rules.base import Rule
 
@@ -26,7 +27,7 @@ MAX_ROUNDS = 20
 """Rules are applied in at most this many rounds, a guard against two that undo each other."""
 FAMILIES = (
     *(heads.RULES, shapes.RULES, arithmetic.RULES),
-    *(linears.RULES, convolutions.RULES, masks.RULES),
+    *(linears.RULES, convolutions.RULES, masks.RULES, stacks.RULES),
 )
 
 

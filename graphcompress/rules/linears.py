@@ -100,6 +100,42 @@ def gemm(rw: Rewriter, node: ir.Node) -> str | None:
     return "Gemm"
 
 
+def gemm_with_factors(rw: Rewriter, node: ir.Node) -> str | None:
+    """A Gemm of a weight with alpha, beta, transA or a computed C becomes MatMul and Add, each as it is.
+
+    alpha goes into the weight, or, where a number would lose digits there, behind the product.
+    """
+    x, weight, added = (operand(node, place) for place in ("A", "B", "C"))
+    if x is None or weight is None or rw.is_constant(x) or not rw.is_constant(weight):
+        return None
+    if weight.dtype is None or not weight.dtype.is_floating_point():
+        return None
+    alpha, beta = (node.attributes.get_float(key, 1.0) for key in ("alpha", "beta"))
+    b = rw.at(node, weight_name(weight))
+    if node.attributes.get_int("transA", 0):
+        x = b.op("Transpose", x, name="rows", perm=[1, 0])
+    inside = alpha == 1.0 or _keeps_digits(evaluate(weight), alpha, weight.dtype)
+    if node.attributes.get_int("transB", 0):
+        weight = b.op("Transpose", weight, name="transposed", perm=[1, 0])
+    if inside and alpha != 1.0:
+        weight = b.op("Mul", weight, alpha, name="scaled")
+    out = b.op("MatMul", x, weight, name="product")
+    if not inside:
+        out = b.op("Mul", out, alpha, name="scaled_product")
+    if added is not None:
+        bias = added if beta == 1.0 else b.op("Mul", added, beta, name="scaled_bias")
+        out = b.op("Add", out, bias, name="sum")
+    rw.replace(node.outputs[0], out, take_name=True)
+    return "Gemm with factors"
+
+
+def _keeps_digits(array: np.ndarray, factor: float, dtype: ir.DataType) -> bool:
+    """Whether ``array`` times ``factor`` has all its digits in ``dtype``."""
+    sizes = np.abs(array[array != 0].astype(np.float64)) * abs(factor)
+    limit = float(np.finfo(array.dtype).max) if array.dtype.kind == "f" else np.inf
+    return not sizes.size or bool(_LEAST.get(dtype, 0.0) <= sizes.min() and sizes.max() < limit)
+
+
 def bias_last(rw: Rewriter, node: ir.Node) -> str | None:
     """A bias is the second operand of the Add after a MatMul, and has one axis."""
     a, b = node.inputs
@@ -198,7 +234,7 @@ def unflattened_rows(rw: Rewriter, node: ir.Node) -> str | None:
 
 
 RULES: dict[str, tuple[Rule, ...]] = {
-    "Gemm": (gemm,),
+    "Gemm": (gemm, gemm_with_factors),
     "Add": (bias_last,),
     "MatMul": (one_scale, unflattened_rows),
 }

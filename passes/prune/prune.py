@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.attention import attentions
+from graphcompress.analysis.parameters import weighted
 from graphcompress.coupling.atoms.store import BLOCKED
 from graphcompress.coupling.couplings import FFN, HEAD, Group, couplings, relate
 from graphcompress.coupling.layers import Layer, layers
@@ -31,6 +32,9 @@ from graphcompress.plugin.base import Context, Contract, Lossy, Pass, Record
 from graphcompress.plugin.options import option
 from graphcompress.rewrite.bias import write_bias
 from graphcompress.rewrite.rewriter import Rewriter
+
+NO_UNITS = "no heads or FFN nodes that can be cut begin or end in it"
+"""Reason of a weight that belongs to no group of units."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,7 @@ class Prune(Pass):
             if shortfall := planner.shortfall(removals):
                 rw.note(shortfall)
             chosen = [removal for removal in removals if len(removal.removed)]
+            self._name_the_rest(rw, chosen, groups)
             _carry_out(rw, chosen)
         return rw.record
 
@@ -194,6 +199,32 @@ class Prune(Pass):
             rw.note(self._without_samples())
         elif not self.asks:
             rw.note(_stronger(removals, self.max_error))
+
+    def _name_the_rest(self, rw: Rewriter, chosen: Sequence[Removal], groups: Sequence[Group]) -> None:
+        """Skip every weight that is not cut and of which nothing was said, with the reason of its group."""
+        cut_ones = {linear.name for removal in chosen for linear in removal.block.linears}
+        said = {item.name: item.reason for item in rw.skipped}
+        reasons = dict(said)
+        for group in groups:
+            reason = said.get(group.name) or self._why_unasked(group)
+            for linear in (*group.producers, *group.consumers) if reason else ():
+                reasons.setdefault(linear.name, reason)
+        for item in weighted(rw.model):
+            if item.name in cut_ones or item.name in said:
+                continue
+            chosen_by_name = fnmatch.fnmatchcase(item.name, self.only)
+            reason = (
+                reasons.get(item.name, NO_UNITS)
+                if chosen_by_name
+                else f"its name does not match only={self.only}"
+            )
+            rw.skip(item, reason)
+
+    def _why_unasked(self, group: Group) -> str:
+        if not self.asks or group.kind not in KINDS:
+            return ""
+        ratio = self.heads if group.kind == HEAD else self.ffn
+        return "" if ratio else f"no {KINDS[group.kind]} are asked for"
 
     def _without_samples(self) -> str:
         if not self.asks:

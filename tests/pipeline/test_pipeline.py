@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from graphcompress.analysis.linears import linears
+from graphcompress.analysis.parameters import NORMALISATION, VECTOR
 from graphcompress.errors import ContractError, CoverageError, UsageError
 from graphcompress.graph.model import Model
 from graphcompress.pipeline import contract_check
+from graphcompress.pipeline.account import UNNAMED
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Capabilities, Context, Contract, Exact, Lossy, Pass, Record
 from graphcompress.plugin.options import option
@@ -88,7 +90,8 @@ def test_records_tell_what_was_done(tiny_bert, tiny_samples) -> None:
     first, second = records
     assert first.text == "scale{layers=*query* factor=1.001}"
     assert len(first.touched) == 2
-    assert len(first.skipped) == 10
+    assert [item.reason for item in first.skipped[:10]] == ["not asked for"] * 10
+    assert {item.reason for item in first.skipped[10:]} == {UNNAMED, NORMALISATION, VECTOR}
     assert first.step.sqnr_db == first.total.sqnr_db < 200
     assert second.step.max_error <= 1e-6
     assert second.total.sqnr_db == pytest.approx(first.total.sqnr_db, abs=0.5)

@@ -12,6 +12,7 @@ from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner
 from graphcompress.passes.prune.blocks import Witness, bias_of, blocks_of
 from graphcompress.passes.prune.least_squares import RIDGES
+from graphcompress.passes.prune.prune import NO_UNITS
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter
 
@@ -115,8 +116,9 @@ def test_without_options_and_samples_a_model_without_dead_units_is_left_alone(ti
     record = pruned(tiny_bert)
     assert tiny_bert.parameters == before
     assert not record.touched
-    assert len(record.skipped) == 4
-    assert all("without samples" in item.reason for item in record.skipped)
+    told = [item for item in record.skipped if item.reason != NO_UNITS]
+    assert len(told) == 12
+    assert all("without samples" in item.reason for item in told)
 
 
 def test_a_second_run_without_options_leaves_it_alone(tiny_bert, tiny_samples):

@@ -9,9 +9,12 @@ import onnx_ir as ir
 import pytest
 from simplified_models import model_of, normal, ops, simplified, x_feeds
 
+from graphcompress.analysis.experts import all_experts
 from graphcompress.analysis.linears import linears
 from graphcompress.graph.model import Model
 from graphcompress.rules.guards import LARGEST_SCORE
+
+SWAP = "Transpose <perm = [0, 2, 1]>"
 
 
 def test_a_transposed_weight_is_folded_and_keeps_its_name() -> None:
@@ -142,15 +145,107 @@ def test_the_lowest_number_stays_finite_with_a_score_added(dtype: ir.DataType) -
     assert not np.exp(masked).any()
 
 
-@pytest.mark.parametrize("attribute", ["alpha = 0.5", "beta = 2.0"])
-def test_gemm_with_a_factor_is_left_alone(attribute: str) -> None:
+@pytest.mark.parametrize(
+    ("attributes", "x", "left"),
+    [
+        ("alpha = 0.5", "float[b, 6]", {"MatMul": 1, "Add": 1}),
+        ("beta = 2.0", "float[b, 6]", {"MatMul": 1, "Add": 1}),
+        ("alpha = 3.0, beta = 2.0, transA = 1", "float[6, b]", {"Transpose": 1, "MatMul": 1, "Add": 1}),
+        # The smallest weights would lose digits, so the product is scaled.
+        ("alpha = 1e-37", "float[b, 6]", {"MatMul": 1, "Mul": 1, "Add": 1}),
+    ],
+)
+def test_gemm_with_factors_becomes_matmul_and_add(attributes: str, x: str, left: dict[str, int]) -> None:
     model = model_of(
-        f"g (float[b, 6] x) => (float[b, 4] y) {{ y = Gemm <{attribute}> (x, w, c) }}",
-        w=normal(6, 4),
-        c=normal(4),
+        f"g ({x} x) => (float[b, 4] y) {{ y = Gemm <{attributes}> (x, w, c) }}", w=normal(6, 4), c=normal(4)
     )
-    result, _ = simplified(model, {"x": normal(3, 6)})
-    assert ops(result) == {"Gemm": 1}
+    feed = normal(3, 6) if x == "float[b, 6]" else normal(6, 3)
+    result, _ = simplified(model, {"x": feed})
+    assert ops(result) == left
+    (linear,) = linears(result)
+    assert linear.name == "w"
+    assert (linear.bias is None) == ("Mul" in left)
+
+
+def test_gemm_adds_what_was_computed() -> None:
+    model = model_of(
+        "g (float[b, 6] x, float[b, 4] r) => (float[b, 4] y) { y = Gemm <beta = 0.5> (x, w, r) }",
+        w=normal(6, 4),
+    )
+    result, _ = simplified(model, {"x": normal(3, 6), "r": normal(3, 4)})
+    assert ops(result) == {"MatMul": 1, "Mul": 1, "Add": 1}
+    assert len(linears(result)) == 1
+
+
+@pytest.mark.parametrize(
+    ("graph", "left"),
+    [
+        (
+            "u = Unsqueeze(x, last) p = MatMul(w, u) y = Squeeze(p, last)",
+            {"Unsqueeze": 1, "MatMul": 1, "Squeeze": 1},
+        ),
+        (
+            "t = Transpose <perm = [0, 2, 1]> (x) p = MatMul(w, t) y = Transpose <perm = [0, 2, 1]> (p)",
+            {"MatMul": 1},
+        ),
+        ("t = Transpose <perm = [0, 2, 1]> (x) y = MatMul(w, t)", {"MatMul": 1, "Transpose": 1}),
+    ],
+)
+def test_a_weight_on_the_left_moves_to_the_right(graph: str, left: dict[str, int]) -> None:
+    sizes = "float[b, s, 4] y" if graph.endswith(("last)", "(p)")) else "float[b, 4, s] y"
+    model = model_of(f"g (float[b, s, 6] x) => ({sizes}) {{ {graph} }}", w=normal(4, 6), last=np.array([-1]))
+    result, _ = simplified(model, *x_feeds(3, 5))
+    assert ops(result) == left
+    assert [(linear.name, linear.in_features, linear.out_features) for linear in linears(result)] == [
+        ("w", 6, 4)
+    ]
+
+
+def test_a_weight_on_the_left_stays_where_nothing_is_transposed() -> None:
+    model = model_of("g (float[b, 6, s] x) => (float[b, 4, s] y) { y = MatMul(w, x) }", w=normal(4, 6))
+    result, _ = simplified(model, {"x": normal(2, 6, 3)})
+    assert ops(result) == {"MatMul": 1}
+    assert not linears(result)
+
+
+def test_a_stack_of_one_weight_is_a_weight() -> None:
+    model = model_of("g (float[b, s, 6] x) => (float[b, s, 4] y) { y = MatMul(x, w) }", w=normal(1, 6, 4))
+    result, _ = simplified(model, *x_feeds(3, 5))
+    assert [linear.name for linear in linears(result)] == ["w"]
+
+
+def looked_up(forms: str, left: bool, **weights: np.ndarray) -> Model:
+    """Every row of x [n, 6] times the matrix of its own expert: a stack of them on either side."""
+    product = "MatMul(m, u) r = Squeeze(p, last)" if left else "MatMul(u, m) r = Squeeze(p, middle)"
+    return model_of(
+        f"""g (float[n, 6] x, int64[n] i) => (float[n, 4] y) {{
+            {forms}
+            u = Unsqueeze(x, {"last" if left else "middle"})
+            p = {product}
+            y = Identity(r)
+        }}""",
+        last=np.array([-1]),
+        middle=np.array([1]),
+        **weights,
+    )
+
+
+@pytest.mark.parametrize(
+    ("forms", "left", "shape"),
+    [
+        ("m = Gather(w, i)", False, (3, 6, 4)),
+        ("m = Gather(w, i)", True, (3, 4, 6)),
+        ("j = Unsqueeze(i, last) m = GatherND(w, j)", True, (3, 4, 6)),
+        (f"g = Gather(w, i) m = {SWAP} (g)", False, (3, 4, 6)),
+    ],
+)
+def test_experts_that_are_looked_up_have_one_form(forms: str, left: bool, shape: tuple[int, ...]) -> None:
+    model = looked_up(forms, left, w=normal(*shape))
+    result, _ = simplified(model, {"x": normal(5, 6), "i": np.array([0, 2, 1, 2, -3])})
+    (experts,) = all_experts(result)
+    assert (experts.name, experts.experts, experts.in_features, experts.width) == ("w", 3, 6, 4)
+    assert experts.lookup is not None
+    assert not ops(result).keys() & {"GatherND", "Transpose"}
 
 
 def test_a_bias_comes_after_its_product() -> None:
