@@ -20,6 +20,8 @@ _NORMALISATIONS = (
 
 VECTOR = "added or multiplied elementwise: a bias, a scale or a constant"
 NORMALISATION = "a scale or a shift of a normalisation"
+BESIDE_WEIGHTS = frozenset({VECTOR, NORMALISATION})
+"""Reasons of what stands beside the weights: many small tensors, which a person does not count one by one."""
 
 
 @dataclass(frozen=True, eq=False)

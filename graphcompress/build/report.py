@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from graphcompress.analysis.parameters import BESIDE_WEIGHTS
 from graphcompress.build.batch_dependence import why_it_varies
 from graphcompress.plugin.base import Lowering, Skipped, Touched, parameters_of
 
@@ -53,8 +54,13 @@ def touched_text(touched: Sequence[Touched], skipped: Sequence[Skipped]) -> str:
     """``touched 3 weights (1.77M parameters), left 36 alone``."""
     weights = "weight" if len(touched) == 1 else "weights"
     parameters = f" ({count(parameters_of(touched))} parameters)" if touched else ""
-    left = f", left {len(skipped)} alone" if skipped else ""
+    left = f", left {left_alone(skipped):,} alone" if left_alone(skipped) else ""
     return f"touched {len(touched) or 'no'} {weights}{parameters}{left}"
+
+
+def left_alone(skipped: Sequence[Skipped]) -> int:
+    """How many weights and groups were left alone; biases, scales and constants are not counted."""
+    return sum(item.reason not in BESIDE_WEIGHTS for item in skipped)
 
 
 def detail_lines(record: PassRecord) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphcompress.build.report import count, decibels, size
+from graphcompress.build.report import count, decibels, left_alone, size
 from graphcompress.plugin.targeting import parse_target
 
 if TYPE_CHECKING:
@@ -81,10 +81,11 @@ def pass_line(record: PassRecord, before: ModelSize) -> str:
 
 
 def _touched(record: PassRecord) -> str:
-    if not record.touched and record.notes and not record.skipped:
+    if not record.touched and record.notes and not left_alone(record.skipped):
         return record.notes[-1]
     changed = f"{len(record.touched) or 'no'} weight{'s' if len(record.touched) != 1 else ''} changed"
-    return changed + (f", {len(record.skipped)} left alone" if record.skipped else "")
+    left = left_alone(record.skipped)
+    return changed + (f", {left:,} left alone" if left else "")
 
 
 def _cost(record: PassRecord) -> str:
