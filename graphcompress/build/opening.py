@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from graphcompress.build.folder import MANIFEST, read_manifest
-from graphcompress.capturing.checkpoint import is_checkpoint
+from graphcompress.capturing.loading import is_checkpoint
 from graphcompress.errors import InvalidModelError, UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import runner_of, session_of

@@ -30,7 +30,7 @@ from graphcompress.build.recipe import RECIPE, check_inputs, recipe_text
 from graphcompress.build.request import Request, explained
 from graphcompress.build.result import Artifact, Build
 from graphcompress.build.unsupported import refuse_unsupported
-from graphcompress.capturing.checkpoint import is_checkpoint
+from graphcompress.capturing.loading import is_checkpoint
 from graphcompress.capturing.source import is_hub_name, open_model
 from graphcompress.data.load import Samples, load_samples
 from graphcompress.data.tokenizer_files import copy_tokenizer

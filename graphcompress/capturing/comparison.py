@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graphcompress.capturing.traceable import BATCH_AXIS, Axes, Traceable, run
+from graphcompress.capturing.traceable import BATCH_AXIS, LENGTH_AXIS, PAST_AXIS, Traceable, resized, sizes_of
 from graphcompress.errors import ContractError
 from graphcompress.graph.runtime import session_of
 from graphcompress.measure.verify import output_difference
@@ -26,36 +26,34 @@ def check(what: Traceable, names: Sequence[str], path: Path) -> None:
     Raises:
         ContractError: an output differs by more than ``TOLERANCE`` of its largest entry.
     """
-    session = session_of(path)
+    session = session_of(path, prepack=False)
     taken = {value.name for value in session.get_inputs()}
     for feed in other_sizes(what):
-        expected = run(what.module, feed)
+        expected = what.run(feed)
         arrays = {name: tensor.numpy() for name, tensor in feed.items() if name in taken}
         for name, actual in zip(names, session.run(list(names), arrays), strict=True):
             _compare(what.name, name, expected[name].numpy(), actual, feed)
 
 
 def other_sizes(what: Traceable) -> Iterator[dict[str, torch.Tensor]]:
-    """The example, then one row that is shorter, then three that are longer where the module takes that."""
-    sizes = {
-        label: what.feed[name].shape[axis] for name, axes in what.axes.items() for axis, label in axes.items()
-    }
+    """The example, then one row that is shorter, then three that are longer where the module takes that.
+
+    With past keys and values also one new token, and a first pass without any past; both of one row, which is
+    not padded: what a query answers that may look at nothing is arbitrary.
+    """
+    sizes = sizes_of(what)
     yield dict(what.feed)
     for rows, scale in ((1, 0.6), (3, 1.5)):
-        wanted = {
-            label: rows if label == BATCH_AXIS else max(2, min(int(size * scale), what.longest or size))
-            for label, size in sizes.items()
-        }
-        yield {name: _resized(tensor, what.axes.get(name, {}), wanted) for name, tensor in what.feed.items()}
-
-
-def _resized(tensor: torch.Tensor, axes: Axes, sizes: Mapping[str, int]) -> torch.Tensor:
-    """``tensor`` cut or repeated along its dynamic axes: every entry is one that the example has."""
-    import torch
-
-    for axis, label in axes.items():
-        tensor = tensor.index_select(axis, torch.arange(sizes[label]) % tensor.shape[axis])
-    return tensor
+        yield resized(
+            what,
+            {
+                label: rows if label == BATCH_AXIS else max(2, min(int(size * scale), what.longest or size))
+                for label, size in sizes.items()
+            },
+        )
+    if PAST_AXIS in sizes:
+        yield resized(what, {**sizes, BATCH_AXIS: 1, LENGTH_AXIS: 1})
+        yield resized(what, {**sizes, BATCH_AXIS: 1, PAST_AXIS: 0})
 
 
 def _compare(

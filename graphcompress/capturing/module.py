@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from graphcompress.capturing.comparison import check
-from graphcompress.capturing.traceable import Axes, Traceable, default_axes, run, tensors_of
+from graphcompress.capturing.traceable import Axes, Traceable, default_axes, terms
 from graphcompress.errors import UnsupportedModelError, UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.temporary import Temporary
+from graphcompress.graph.together import write_together
 from graphcompress.plugin.extras import needs_torch
 
 if TYPE_CHECKING:
@@ -72,20 +73,32 @@ def translate(what: Traceable, path: Path, opset: int = DEFAULT_OPSET) -> None:
         UnsupportedModelError: torch cannot trace the module or translate it.
         ContractError: the ONNX model answers other than the module.
     """
+    write_together({path.name: translated(what, opset)}, path.parent)
+    check(what, output_names(what), path)
+
+
+def translated(what: Traceable, opset: int = DEFAULT_OPSET) -> ir.Model:
+    """``what`` as ONNX; the weights are the module's own, not copies, and have its names for them.
+
+    Raises:
+        UsageError: an unknown output.
+        UnsupportedModelError: torch cannot trace the module or translate it.
+    """
     import torch
 
-    names = _output_names(what)
+    names = output_names(what)
     dynamic = tuple(dict(what.axes.get(name, {})) for name in what.feed)
     with _quiet():
         try:
             program = torch.onnx.export(
-                _positional(what.module, list(what.feed), names),
+                _positional(what, names),
                 tuple(what.feed.values()),
                 dynamo=True,
                 opset_version=opset,
                 dynamic_shapes=(dynamic,),
                 input_names=list(what.feed),
                 output_names=names,
+                optimize=False,
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
@@ -95,10 +108,11 @@ def translate(what: Traceable, path: Path, opset: int = DEFAULT_OPSET) -> None:
             ) from error
     if program is None:
         raise UnsupportedModelError(f"{what.name}: torch.onnx.export returned nothing; update torch")
-    _name_weights_as_in(program.model.graph)
+    _optimize(program.model)
+    _name_weights_as_in(what.module, program.model.graph)
+    _turn_weights(program.model.graph)
     _drop_notes(program.model.graph)
-    program.save(path)
-    check(what, names, path)
+    return program.model
 
 
 @contextlib.contextmanager
@@ -145,8 +159,13 @@ def _two_rows(feed: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.repeat(2, *(1 for _ in tensor.shape[1:])) for name, tensor in feed.items()}
 
 
-def _output_names(what: Traceable) -> list[str]:
-    found = [name for name, tensor in run(what.module, what.feed).items() if tensor.ndim]
+def output_names(what: Traceable) -> list[str]:
+    """Names of the outputs that are kept: all, or those that are asked for.
+
+    Raises:
+        UsageError: one is asked for that there is not.
+    """
+    found = [name for name, tensor in what.run().items() if tensor.ndim]
     if what.outputs is None:
         return found
     for name in what.outputs:
@@ -155,26 +174,93 @@ def _output_names(what: Traceable) -> list[str]:
     return list(what.outputs)
 
 
-def _positional(module: torch.nn.Module, inputs: Sequence[str], outputs: Sequence[str]) -> torch.nn.Module:
-    """``module`` with positional inputs and a tuple of outputs, which is what the exporter names in order."""
+def _positional(what: Traceable, outputs: Sequence[str]) -> torch.nn.Module:
+    """The module with positional inputs and a tuple of outputs, which is what the exporter names in order.
+
+    Sizes of one name are stated to be equal first of all: a symbol fewer for each input, which the tracer
+    would otherwise find out, and compare, again and again.
+    """
     import torch
 
     class Positional(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.module = module
+            self.module = what.module
 
         def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            result = tensors_of(self.module(**dict(zip(inputs, tensors, strict=True))))
+            feed = dict(zip(what.feed, tensors, strict=True))
+            _same_sizes(what, feed)
+            result = what.outputs_on(feed)
             return tuple(result[name] for name in outputs)
 
     return Positional().eval()
 
 
-def _name_weights_as_in(graph: ir.Graph) -> None:
-    """Take the wrapper's name off the weights, so that they are called as in the module."""
+def _same_sizes(what: Traceable, feed: Mapping[str, torch.Tensor]) -> None:
+    import torch
+
+    known: dict[str, int] = {}
+    found = [
+        (label, feed[name].shape[axis]) for name, axes in what.axes.items() for axis, label in axes.items()
+    ]
+    for label, size in sorted(found, key=lambda item: len(terms(item[0]))):
+        if len(terms(label)) > 1:
+            known.setdefault(label, sum(known[term] for term in terms(label)))
+        torch._check(size == known.setdefault(label, size))  # type: ignore[no-untyped-call]
+
+
+# ---- the graph
+
+
+def _optimize(model: ir.Model) -> None:
+    """Fold constants, but weights that are read transposed: :func:`_turn_weights`."""
+    from onnxscript.optimizer import optimize_ir
+
+    optimize_ir(
+        model, onnx_shape_inference=False, should_fold=lambda node: False if _turns_weight(node) else None
+    )
+
+
+def _turns_weight(node: ir.Node) -> bool:
+    return node.op_type == "Transpose" and node.inputs[0] is not None and node.inputs[0].is_initializer()
+
+
+def _turn_weights(graph: ir.Graph) -> None:
+    """Weights that are read transposed, and so alone, are stored so, under their own names.
+
+    One that is tied to an embedding stays as it is: turned, it would be stored twice.
+    """
     for value in list(graph.initializers.values()):
-        value.name = (value.name or "").removeprefix("module.")
+        readers = [usage.node for usage in value.uses()]
+        tensor = value.const_value
+        if not readers or tensor is None or len(tensor.shape) != 2 or not all(map(_turns_weight, readers)):
+            continue
+        value.const_value = ir.tensor(tensor.numpy().T, name=value.name)
+        value.shape = ir.Shape(value.const_value.shape.numpy())
+        for node in readers:
+            node.outputs[0].replace_all_uses_with(value)
+            graph.remove(node, safe=True)
+
+
+def _name_weights_as_in(module: torch.nn.Module, graph: ir.Graph) -> None:
+    """Weights are called as in the module, and one that has several names there by the first of them."""
+    import torch
+
+    names = {
+        tensor.data_ptr(): name
+        for name, tensor in reversed([*module.named_parameters(), *module.named_buffers()])
+        if tensor.numel()
+    }
+    for value in list(graph.initializers.values()):
+        raw = getattr(value.const_value, "raw", None)
+        pointer = raw.data_ptr() if isinstance(raw, torch.Tensor) else 0
+        name = names.get(pointer) or (value.name or "").removeprefix("module.")
+        same = graph.initializers.get(name)
+        if same is None or same is value:
+            value.name = name
+        else:
+            value.replace_all_uses_with(same)
+            del graph.initializers[value.name or ""]
 
 
 def _drop_notes(graph: ir.Graph) -> None:

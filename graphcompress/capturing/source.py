@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from graphcompress.capturing.checkpoint import export, is_checkpoint
+from graphcompress.capturing.checkpoint import export
+from graphcompress.capturing.loading import is_checkpoint
 from graphcompress.errors import InvalidModelError, UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.temporary import Temporary
@@ -17,7 +18,7 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 def open_model(source: str | Path, *, task: str | None = None) -> Model:
     """The Model of an ONNX file, of a Hugging Face folder, or of a name on its hub.
 
-    A checkpoint is exported with the defaults of ``graphcompress export``, for ``task``, to a temporary
+    A checkpoint is exported as ``graphcompress export --no-past`` does, for ``task``, to a temporary
     folder, which lives as long as the model; its tokenizer lies beside the file.
 
     Raises:
@@ -33,7 +34,7 @@ def open_model(source: str | Path, *, task: str | None = None) -> Model:
         return Model.load(source)
     folder = Temporary()
     try:
-        model = Model.load(export(source, folder.path / "model.onnx", task=task))
+        model = Model.load(export(source, folder.path / "model.onnx", task=task, past=False))
     except BaseException:
         folder.remove()
         raise

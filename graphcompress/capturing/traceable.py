@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     import torch
 
 Axes = Mapping[int, str]
-"""Axis → name of its size, for the axes whose size may differ from call to call."""
+"""Axis → name of its size, for the axes whose size may differ from call to call; ``past + sequence`` is the
+sum of two."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,12 @@ class Traceable:
 
     Attributes:
         module: in evaluation mode.
-        feed: example inputs by the name of the module's argument.
+        feed: example inputs by name.
         axes: input name → its dynamic axes.
         outputs: names of the outputs to keep; None for all.
         longest: largest size of a dynamic axis other than the batch; 0 for that of the example.
         name: for messages.
+        call: what is computed from the inputs with the module; None to call it with them by name.
     """
 
     module: torch.nn.Module
@@ -34,9 +36,21 @@ class Traceable:
     outputs: Sequence[str] | None = None
     longest: int = 0
     name: str = "the module"
+    call: Callable[[Mapping[str, torch.Tensor]], Any] | None = None
+
+    def run(self, feed: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+        """Outputs by name on ``feed``, or on the example."""
+        import torch
+
+        with torch.no_grad():
+            return self.outputs_on(self.feed if feed is None else feed)
+
+    def outputs_on(self, feed: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Outputs by name, as a trace records them."""
+        return tensors_of(self.module(**feed) if self.call is None else self.call(feed))
 
 
-BATCH_AXIS, LENGTH_AXIS = "batch", "sequence"
+BATCH_AXIS, LENGTH_AXIS, PAST_AXIS = "batch", "sequence", "past"
 
 
 def default_axes(feed: Mapping[str, torch.Tensor]) -> dict[str, Axes]:
@@ -54,12 +68,32 @@ def default_axes(feed: Mapping[str, torch.Tensor]) -> dict[str, Axes]:
     return axes
 
 
-def run(module: torch.nn.Module, feed: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Outputs of the module by name."""
+def terms(label: str) -> list[str]:
+    """The sizes that a label adds up: one, or those of a sum."""
+    return label.split(" + ")
+
+
+def sizes_of(what: Traceable) -> dict[str, int]:
+    """Size in the example by label; a sum is the sum of its terms, and is left out."""
+    return {
+        label: what.feed[name].shape[axis]
+        for name, axes in what.axes.items()
+        for axis, label in axes.items()
+        if len(terms(label)) == 1
+    }
+
+
+def resized(what: Traceable, sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
+    """The example cut or repeated to ``sizes`` (by label): every entry is one that the example has."""
     import torch
 
-    with torch.no_grad():
-        return tensors_of(module(**feed))
+    feed = {}
+    for name, tensor in what.feed.items():
+        for axis, label in what.axes.get(name, {}).items():
+            size = sum(sizes[term] for term in terms(label))
+            tensor = tensor.index_select(axis, torch.arange(size) % max(1, tensor.shape[axis]))
+        feed[name] = tensor
+    return feed
 
 
 def tensors_of(result: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401 - whatever a module returns

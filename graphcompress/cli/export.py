@@ -1,25 +1,34 @@
-"""``graphcompress export``: a Hugging Face checkpoint becomes an ONNX file."""
+"""``graphcompress export``: a Hugging Face checkpoint becomes an ONNX file, or those of one that writes."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from graphcompress.cli.terminal import Json, out, print_json, progress_bars
 
+if TYPE_CHECKING:
+    from graphcompress.graph.model import Model
+
 
 def export(
     source: Annotated[str, typer.Argument(help="Hugging Face folder, or a name on its hub.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="ONNX file.", show_default="<source>.onnx")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="ONNX file, or a folder: there a model that writes is an encoder and decoders with past.",
+            show_default="<source>.onnx, or the folder <source>-onnx for a model that writes",
+        ),
     ] = None,
     task: Annotated[
         str | None,
         typer.Option(
-            help="features, classification, token-classification, question-answering, masked-lm, causal-lm, "
-            "seq2seq-lm, …",
+            help="text-generation, text2text-generation, automatic-speech-recognition, image-to-text, "
+            "features, classification, token-classification, question-answering, masked-lm, …",
             show_default="as the checkpoint says",
         ),
     ] = None,
@@ -28,6 +37,10 @@ def export(
         str | None,
         typer.Option(help="Outputs to keep, by comma.", show_default="the logits, or the last hidden state"),
     ] = None,
+    past: Annotated[
+        bool,
+        typer.Option("--past/--no-past", help="Read and return keys and values, where the model has them."),
+    ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     json: Json = False,
 ) -> None:
@@ -39,29 +52,30 @@ def export(
     from graphcompress.capturing.checkpoint import export as write
     from graphcompress.graph.model import Model
 
-    path = output or Path(f"{Path(source).name}.onnx")
     chosen = [name.strip() for name in outputs.split(",")] if outputs else None
     with progress_bars() as progress:
         progress("export", 0, 1)
-        model = Model.load(write(source, path, task=task, opset=opset, outputs=chosen, overwrite=overwrite))
+        path = write(source, output, task=task, opset=opset, outputs=chosen, past=past, overwrite=overwrite)
+        files = [path] if path.is_file() else sorted(path.glob("*.onnx"))
+        models = {file: Model.load(file) for file in files}
         progress("export", 1, 1)
-    inputs, outputs_of = (
+    if json:
+        described = [{"output": str(file), **_described(model)} for file, model in models.items()]
+        print_json(described[0] if path.is_file() else {"output": str(path), "parts": described})
+        return
+    for file, model in models.items():
+        told = _described(model)
+        out().print(
+            f"written to {file}: opset {model.opset}, {count(model.parameters)} parameters, "
+            f"{size(model.weight_bytes)} of weights\n"
+            f"  in  {'; '.join(told['inputs'])}\n  out {'; '.join(told['outputs'])}"
+        )
+    out().print("outputs as PyTorch's at several sizes")
+
+
+def _described(model: Model) -> dict[str, Any]:
+    inputs, outputs = (
         [f"{value.name}: {value.dtype} {value.shape}" for value in values]
         for values in (model.graph.inputs, model.graph.outputs)
     )
-    if json:
-        print_json(
-            {
-                "output": str(path),
-                "opset": model.opset,
-                "parameters": model.parameters,
-                "inputs": inputs,
-                "outputs": outputs_of,
-            }
-        )
-        return
-    out().print(
-        f"written to {path}: opset {model.opset}, {count(model.parameters)} parameters, "
-        f"{size(model.weight_bytes)} of weights; outputs as PyTorch's at three sizes\n"
-        f"  in  {'; '.join(inputs)}\n  out {'; '.join(outputs_of)}"
-    )
+    return {"opset": model.opset, "parameters": model.parameters, "inputs": inputs, "outputs": outputs}

@@ -15,8 +15,9 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import graphcompress  # noqa: E402
-from graphcompress.capturing.checkpoint import export, is_checkpoint  # noqa: E402
+from graphcompress.capturing.checkpoint import export  # noqa: E402
 from graphcompress.capturing.comparison import other_sizes  # noqa: E402
+from graphcompress.capturing.loading import is_checkpoint  # noqa: E402
 from graphcompress.capturing.source import is_hub_name, open_model  # noqa: E402
 from graphcompress.capturing.traceable import Traceable, default_axes  # noqa: E402
 from graphcompress.cli import app  # noqa: E402
@@ -143,23 +144,6 @@ def test_a_folder_without_weights_or_configuration(bert_folder: Path, tmp_path: 
     (tmp_path / "model.safetensors").write_bytes(b"nonsense")
     with pytest.raises(InvalidModelError, match="cannot be loaded as a checkpoint"):
         export(tmp_path, tmp_path / "m.onnx")
-
-
-def test_a_decoder_and_an_encoder_decoder(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    gpt2 = transformers.GPT2Config(
-        vocab_size=40, n_embd=32, n_layer=1, n_head=4, n_positions=32, bos_token_id=0, eos_token_id=0
-    )
-    t5 = transformers.T5Config(vocab_size=40, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4)
-    for name, model in (
-        ("gpt2", transformers.GPT2LMHeadModel(gpt2)),
-        ("t5", transformers.T5ForConditionalGeneration(t5)),
-    ):
-        model.save_pretrained(tmp_path / name)
-        found = onnx.load(export(tmp_path / name, tmp_path / f"{name}-onnx/model.onnx"))
-        assert [value.name for value in found.graph.output] == ["logits"]
-        inputs = ["input_ids", "attention_mask", "decoder_input_ids"]
-        assert [value.name for value in found.graph.input] == inputs[: 2 + (name == "t5")]
 
 
 def test_an_image_model(tmp_path: Path) -> None:
