@@ -107,6 +107,26 @@ PACKED_SLICES = (
     .replace("int64[4] heads", "int64[1] n2 = {2}, int64[1] end = {9223372036854775807}, int64[4] heads")
 )
 
+SINKS = PACKED.replace(
+    "soft = Softmax <axis = -1> (masked)",
+    """
+  size0 = Shape <start = 0, end = 1> (x)
+  size1 = Shape <start = 1, end = 2> (x)
+  wide = Concat <axis = 0> (size0, n4, size1, n1)
+  sink = Expand(sinks, wide)
+  beside = Concat <axis = -1> (masked, sink)
+  peak = ReduceMax <keepdims = 1> (beside, last)
+  apart = Sub(beside, peak)
+  all = Softmax <axis = -1> (apart)
+  soft = Slice(all, n0, last, last, n1)
+""",
+).replace(
+    "int64[4] heads",
+    "float[1, 4, 1, 1] sinks, int64[1] n0 = {0}, int64[1] n1 = {1}, int64[1] n4 = {4}, int64[1] last = {-1}, "
+    "int64[4] heads",
+)
+"""Every query may also look at a sink, which has no value."""
+
 GROUPED = """
 g (float[batch, sequence, 16] x) => (float[batch, sequence, 16] y)
 <float[16, 32] q_proj, float[16, 16] k_proj, float[16, 16] v_proj, float[32, 16] out,
@@ -263,6 +283,39 @@ TILED_POSITIONS = _layers(
     more=", float[4, 4, 5] positions0, float[4, 4, 5] positions1",
 )
 """A table per head is repeated for every sample, their number found as heads times batch over heads."""
+
+ALIBI = _layers(
+    between="""
+  numbers = Cast <to = 1> (places)
+  steep = Mul(slopes, numbers)
+  samples_of = Concat <axis = 0> (size0, n4, size1)
+  each = Expand(steep, samples_of)
+  flat_bias = Concat <axis = 0> (batches0, axis1, size1)
+  bias = Reshape(each, flat_bias)
+""",
+    scores=_FLAT_HEADS
+    + """
+  both{0} = Add(raw{0}, bias)
+  scores{0} = Reshape(both{0}, by_head{0})
+""",
+    more=", float[4, 1] slopes",
+)
+"""Both layers add one bias that has samples and heads along one axis, as BLOOM does."""
+
+LAST_POSITIONS = _layers(
+    between="""
+  first = Sub(n64, size1)
+  start = {clamped}
+  bias = Slice(slopes, start, far, axis2)
+""",
+    scores="""{between}
+  raw{0} = MatMul(qt{0}, kt{0})
+  scores{0} = Add(raw{0}, bias)
+""",
+    more=", float[4, 1, 64] slopes, int64[1] n64 = {64}, int64[1] axis2 = {2}, "
+    "int64[1] far = {9223372036854775807}",
+)
+"""Both layers add the last positions of a table, as MPT does; ``{clamped}`` is the first of them."""
 
 MEASURED_SCALE = """
 g (float[batch, sequence, 16] x) => (float[batch, sequence, 16] y)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphcompress.analysis.linears import Linear, linears
 from graphcompress.analysis.uses import Use
 from graphcompress.graph.expressions import Constants, evaluate
-from graphcompress.graph.match import fixed_size, only_reader, rank_of
+from graphcompress.graph.match import axis_of, fixed_size, only_reader, rank_of, slice_ranges
 from graphcompress.graph.model import Model
 from graphcompress.graph.sizes import ONE, size_of
 
@@ -24,6 +24,7 @@ _SCALES = frozenset({"Mul", "Div"})
 _MASKS = frozenset({"Add", "Sub", "Where", "Max"})
 _CAPS = frozenset({"Tanh", "Clip"})
 _GUARDS = frozenset({"Where", "Cast", "Identity", "Dropout", "Mul", "Reshape"})
+_SINKS, _NO_SINKS = "Concat", "Slice"
 _AFTER = _LAYOUT | _PLAIN | {"Mul", "LayerNormalization", "RMSNormalization", "Concat"}
 _UNMOVED = (0, 1, 2, 3)
 _SWAPPED = (0, 2, 1, 3)
@@ -294,6 +295,8 @@ class _Search:
             return [ChainStep(node, index) for index in range(len(node.inputs))]
         if node.op_type in _SCALES:
             return [self._scale(node)]
+        if node.op_type == _SINKS:
+            return _beside_sinks(node)
         return [ChainStep(node)] if node.op_type in _PLAIN | _LAYOUT | _CAPS else []
 
     def _scale(self, node: ir.Node) -> ChainStep:
@@ -322,7 +325,7 @@ class _Search:
                 # the values.
                 if node.op_type == "MatMul" and index == 0 and not self._is_constant(node.inputs[1]):
                     return node, tuple(_steps(path))[::-1]
-                if node.op_type in _GUARDS:
+                if node.op_type in _GUARDS or _drops_sinks(node, index):
                     pending.append((node.outputs[0], (ChainStep(node, index), path)))
         return None
 
@@ -398,6 +401,23 @@ def _split_by(
     if not (isinstance(heads, int) and isinstance(size, int)) or heads * size != source.shape[2]:
         return None
     return SplitHeads(source, heads, size, order, scale, tuple(nodes))
+
+
+def _beside_sinks(node: ir.Node) -> list[ChainStep]:
+    """The scores in a Concat that gives every query one more column: a sink (arXiv:2309.17453)."""
+    value = node.outputs[0]
+    rank = 0 if value.shape is None else len(value.shape)
+    if not rank or axis_of(node, rank, 0) != rank - 1:
+        return []
+    scores = [index for index, part in enumerate(node.inputs) if fixed_size(part, -1) != 1]
+    return [ChainStep(node, scores[0])] if len(scores) == 1 else []
+
+
+def _drops_sinks(node: ir.Node, index: int) -> bool:
+    """Whether ``node`` takes columns off its first operand, and nothing else."""
+    if node.op_type != _NO_SINKS or index or node.outputs[0].shape is None:
+        return False
+    return set(slice_ranges(node) or ()) == {len(node.outputs[0].shape) - 1}
 
 
 _Path = tuple[ChainStep, "_Path"] | None

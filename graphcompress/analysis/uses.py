@@ -46,9 +46,10 @@ def repeated_axes(node: ir.Node) -> frozenset[int]:
 
 
 def looked_up(uses: Iterable[Use]) -> dict[Use, frozenset[int]]:
-    """Readers of terms of scores [..., queries, keys], with the fixed axes before the last two: heads.
+    """Readers of terms of scores [..., queries, keys], with the axes before the last two that hold heads.
 
-    A stored term that nothing else reads is not looked up in: it is cut itself.
+    Those are fixed, or a number of heads times the batch. A stored term that nothing else reads is not looked
+    up in: it is cut itself.
     """
     found: dict[Use, frozenset[int]] = {}
     for node, index in uses:
@@ -57,7 +58,7 @@ def looked_up(uses: Iterable[Use]) -> dict[Use, frozenset[int]]:
             continue
         shape = value.shape
         sizes = [size_of(dim) for dim in (shape or ())][:-2]
-        axes = frozenset(axis for axis, size in enumerate(sizes) if size.fixed and size.number > 1)
+        axes = frozenset(axis for axis, size in enumerate(sizes) if size.number > 1)
         if axes:
             found[node, index] = axes
     return found

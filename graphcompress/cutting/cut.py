@@ -17,6 +17,9 @@ from graphcompress.graph.model import Model
 from graphcompress.graph.sizes import ONE, Dim, reshape_target
 from graphcompress.rewrite.rewriter import Rewriter
 
+_TO_THE_END = int(np.iinfo(np.int64).max)
+"""ONNX spells "to the end" as the largest integer: a bound beyond the axis is clamped to its size."""
+
 
 def cut(rw: Rewriter, cuts: Mapping[Group, np.ndarray]) -> None:
     """Remove the units of each group where its mask ``keep`` [size] is False, everywhere in the graph.
@@ -123,10 +126,8 @@ class _Cut:
         if not self.remaining.changes([source[axis] for axis in ranges]):
             return
         moved = {axis: self._moved(source[axis], bounds) for axis, bounds in ranges.items()}
-        # ONNX spells "to the end" as the largest integer: a bound beyond the axis is clamped to its size.
-        last = np.iinfo(np.int64).max
         starts = [start for start, _, _ in moved.values()]
-        stops = [last if stop is None else stop for _, stop, _ in moved.values()]
+        stops = [_TO_THE_END if stop is None else stop for _, stop, _ in moved.values()]
         steps = [step for _, _, step in moved.values()]
         for index, numbers in enumerate((starts, stops, list(moved), steps), start=1):
             self.rw.set_input(node, index, self._numbers(numbers, node))
@@ -175,10 +176,36 @@ class _Cut:
             return
         for axis, atom in own.items():
             kept = None if atom is None else self.remaining.index(atom)
-            if kept is not None and value is not None:
-                numbers = self._numbers(kept.tolist(), node)
-                value = self.rw.at(node, value.name).op("Gather", value, numbers, name="kept", axis=axis)
+            if atom is None or kept is None or value is None:
+                continue
+            if self.relations.atoms.size(atom).fixed:
+                value = self._looked_up(node, value, axis, kept)
+            else:
+                value = self._looked_up_within(node, value, axis, atom)
         self.rw.set_input(node, index, value)
+
+    def _looked_up(self, node: ir.Node, value: ir.Value, axis: int, kept: np.ndarray) -> ir.Value:
+        numbers = self._numbers(kept.tolist(), node)
+        return self.rw.at(node, value.name).op("Gather", value, numbers, name="kept", axis=axis)
+
+    def _looked_up_within(self, node: ir.Node, value: ir.Value, axis: int, atom: int) -> ir.Value:
+        """Look up in an axis that is a product with a variable size: batch · heads becomes two axes."""
+        atoms, b = self.relations.atoms, self.rw.at(node, value.name)
+        factors = atoms.leaves(atom)
+        sizes = [atoms.size(factor).number if atoms.size(factor).fixed else -1 for factor in factors]
+        shape = b.op("Shape", value, name="shape")
+        bounds = ([0], [axis], [axis + 1], [_TO_THE_END])
+        start, here, following, end = (self._numbers(numbers, node) for numbers in bounds)
+        before = b.op("Slice", shape, start, here, name="before")
+        after = b.op("Slice", shape, following, end, name="after")
+        apart = b.op("Concat", before, self._numbers(sizes, node), after, name="apart", axis=0)
+        found = b.op("Reshape", value, apart, name="by.factor")
+        for place, factor in enumerate(factors):
+            kept = self.remaining.index(factor)
+            if kept is not None:
+                found = self._looked_up(node, found, axis + place, kept)
+        joined = b.op("Concat", before, self._numbers([-1], node), after, name="together", axis=0)
+        return b.op("Reshape", found, joined, name="joined")
 
     def _expanded(self, node: ir.Node, axes: Axes) -> ir.Value:
         """What an Expand gives, in the size that the reader wants; readers of the same size share it."""
@@ -194,21 +221,27 @@ class _Cut:
     def _patch(self, node: ir.Node, axes: Axes, after: Sequence[Dim]) -> None:
         """Put fixed sizes into a target that is computed at run time, and scale such as 12·batch."""
         target = node.inputs[1]
-        fixed = np.array([isinstance(dim, int) for dim in after])
-        numbers = self._numbers([dim if isinstance(dim, int) else 1 for dim in after], node)
-        if fixed.all():
+        factors = [self._factor(target, axis, atom) for axis, atom in enumerate(axes)]
+        sizes: list[int | None] = [dim if isinstance(dim, int) else None for dim in after]
+        # What the graph computes of an axis that is cut may be a quotient that is none any more; a Reshape
+        # finds one such size by itself.
+        if node.op_type == "Reshape" and factors.count(None) == 1:
+            sizes[factors.index(None)] = -1
+        numbers = self._numbers([1 if size is None else size for size in sizes], node)
+        if None not in sizes:
             self.rw.set_input(node, 1, numbers)
             return
         name = f"{node.outputs[0].name}.target"
-        scaled = self._scaled(node, axes, target, name)
-        mask = self.rw.constant(fixed, f"{name}.fixed")
+        scaled = self._scaled(node, [factor or (1, 1) for factor in factors], target, name)
+        mask = self.rw.constant(np.array([size is not None for size in sizes]), f"{name}.fixed")
         self.rw.set_input(node, 1, self.rw.at(node, name).op("Where", mask, numbers, scaled, name=""))
 
-    def _scaled(self, node: ir.Node, axes: Axes, target: ir.Value | None, name: str) -> ir.Value | None:
+    def _scaled(
+        self, node: ir.Node, factors: Sequence[tuple[int, int]], target: ir.Value | None, name: str
+    ) -> ir.Value | None:
         """The target with its variable sizes brought to what is wanted; 0 and -1 stay."""
         # Where the graph computes 12·batch and 9·batch is wanted, the size is divided by 12, exactly, and
         # multiplied by 9.
-        factors = [self._factor(target, axis, atom) for axis, atom in enumerate(axes)]
         if target is None or all(old == new for old, new in factors):
             return target
         old, new = (self._numbers(list(numbers), node) for numbers in zip(*factors, strict=True))
@@ -218,8 +251,11 @@ class _Cut:
         given = b.op("Greater", target, b.constant([0], "zero"), name="given")
         return b.op("Where", given, product, target, name="scaled")
 
-    def _factor(self, target: ir.Value | None, axis: int, atom: int | None) -> tuple[int, int]:
-        """The number in a variable size as the graph computes it after the cut, and as it is wanted."""
+    def _factor(self, target: ir.Value | None, axis: int, atom: int | None) -> tuple[int, int] | None:
+        """The number in a variable size as the graph computes it after the cut, and as it is wanted.
+
+        None where the graph computes it in another way than as a product from axes that are cut.
+        """
         atoms = self.relations.atoms
         if atom is None or atoms.size(atom).fixed:
             return 1, 1
@@ -229,7 +265,7 @@ class _Cut:
         # without help.
         if math.prod((atoms.size(part) for part in parts), start=ONE) == atoms.size(atom):
             return math.prod((self.remaining.size(part) for part in parts), start=ONE).number, wanted
-        return (1, 1) if self.remaining.changes(parts) else (atoms.size(atom).number, wanted)
+        return None if self.remaining.changes(parts) else (atoms.size(atom).number, wanted)
 
     def _measured(self, target: ir.Value | None, axis: int) -> list[int]:
         """Atoms from whose sizes the graph computes an element of a target."""

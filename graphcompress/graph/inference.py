@@ -8,10 +8,13 @@ comes out is known.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 import onnx_ir as ir
 from onnx_shape_inference import ShapeInferenceContext, _broadcast, registry
+
+from graphcompress.graph.match import operand
 
 _SINCE = 13
 """The lowest opset that is read; the library's own rules are registered for earlier ones."""
@@ -115,10 +118,16 @@ def _slice(ctx: ShapeInferenceContext, node: ir.Node) -> None:
     if data is None or data.shape is None or out.shape is None:
         return
     dims, rank = list(out.shape), len(data.shape)
+    axes = _elements(ctx, operand(node, 3))
+    # The library says nothing of any axis where one start is computed.
+    for axis in set(range(rank)) - {axis % rank for axis in axes or () if isinstance(axis, int)}:
+        dims[axis] = dims[axis] if axes is None else data.shape[axis]
     for axis, bounds in _sliced(ctx, node).items():
         old, new = data.shape[axis % rank], dims[axis % rank]
         if isinstance(old, ir.SymbolicDim) and isinstance(new, int):
             dims[axis % rank] = _remaining(ctx, old, bounds)
+        elif (last := _last(ctx, old, bounds)) is not None:
+            dims[axis % rank] = last
     out.shape = ir.Shape(dims)
 
 
@@ -142,6 +151,39 @@ def _remaining(ctx: ShapeInferenceContext, old: ir.SymbolicDim, bounds: tuple[Di
     if end >= _FAR:
         return old
     return 1 if end == 1 else ir.SymbolicDim(f"Min({end}, {old.value})")
+
+
+def _last(ctx: ShapeInferenceContext, old: Dim, bounds: tuple[Dim, ...]) -> Dim | None:
+    """The size after a Slice that takes the last n of ``old`` elements; None where it is no such Slice.
+
+    From max(0, old - n) on they are min(old, n). From old - n on they are n as well, but for n > old, where a
+    negative start is counted from the end and leaves fewer than n: then min(n, unknown).
+    """
+    start, end, step = bounds
+    if isinstance(start, int) or start.value is None or step != 1 or not isinstance(end, int) or end < _FAR:
+        return None
+    clamped = re.fullmatch(r"Max\(0, (.+)\)", start.value)
+    count = (old - (ir.SymbolicDim(clamped[1]) if clamped else start)).simplify()
+    if count.value is None or not count.value.isidentifier():  # a name is a size, which is not negative
+        return None
+    most = old if clamped else ctx.new_symbolic_dim()
+    least: Dim = ir.SymbolicDim(f"Min({most if isinstance(most, int) else most.value}, {count.value})")
+    return least
+
+
+def _max(ctx: ShapeInferenceContext, node: ir.Node) -> None:
+    """As the library's; and the larger of a number and a size."""
+    _LIBRARY["Max"](ctx, node)
+    parts = [_elements(ctx, value) for value in node.inputs]
+    if len(parts) != 2 or any(part is None or len(part) != 1 for part in parts):
+        return
+    (left,), (right,) = (part for part in parts if part is not None)
+    names = [dim if isinstance(dim, int) else dim.value for dim in (left, right)]
+    if None not in names and left != right and not all(isinstance(name, int) for name in names):
+        larger = ir.SymbolicDim(f"Max({names[0]}, {names[1]})").simplify()
+        text = str(larger.value)
+        known = int(text) if text.isdecimal() else larger
+        ctx.set_symbolic_value(node.outputs[0], [known])
 
 
 def _concat(ctx: ShapeInferenceContext, node: ir.Node) -> None:
@@ -180,6 +222,10 @@ def _either_size(left: Dim, right: Dim) -> Dim | None:
         return known
     if left.value is None or right.value is None or left == right:
         return left if right.value is not None else right
+    for smaller, size in ((left, right), (right, left)):
+        # The smaller of a and b broadcasts to a only where it is a, or where it is 1: the size is a.
+        if re.fullmatch(rf"Min\((.+, )?{re.escape(str(size.value))}(, .+)?\)", str(smaller.value)):
+            return size
     larger: Dim = ir.SymbolicDim(f"Max({left.value}, {right.value})").simplify()
     return larger
 
@@ -219,6 +265,7 @@ _RULES: dict[str, Rule] = {
     "Div": _div,
     "Expand": _expand,
     "Loop": _loop,
+    "Max": _max,
     "Slice": _slice,
     "Where": _where,
 }

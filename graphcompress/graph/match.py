@@ -88,7 +88,8 @@ def input_names(op_type: str) -> tuple[str, ...]:
 
 def tensor_of(value: ir.Value | None) -> ir.TensorProtocol | None:
     """The stored tensor of a ``value`` that the caller of the model cannot override."""
-    tensor = None if value is None else value.const_value
+    # Of a Constant node the library knows the tensor by its attribute alone.
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
     return None if tensor is None or not is_constant(value) else tensor
 
 

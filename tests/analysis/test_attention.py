@@ -36,6 +36,18 @@ def test_packed_queries_keys_and_values():
     assert found.scores.name == "scores"
 
 
+def test_sinks_are_part_of_the_chain():
+    (found,) = attentions(texts.model_of(texts.SINKS))
+    assert (found.num_heads, found.scale, found.scores.name) == (4, 0.5, "scores")
+    assert [step.node.op_type for step in found.scoring] == ["Div", "Where", "Concat", "Sub"]
+    assert [step.node.op_type for step in found.guard] == ["Slice"]
+
+
+def test_two_kinds_of_keys_are_no_sinks():
+    text = texts.SINKS.replace("axis = -1> (masked, sink)", "axis = -1> (masked, masked)")
+    assert attentions(texts.model_of(text)) == []
+
+
 def test_grouped_keys():
     (found,) = attentions(texts.model_of(texts.GROUPED))
     assert (found.num_heads, found.kv_heads, found.head_dim) == (4, 2, 8)

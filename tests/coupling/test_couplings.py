@@ -68,6 +68,7 @@ def assert_cut_equals_zeroed(model: Model, folder: Path, groups: list[Group]) ->
     return narrow
 
 
+TWO_LAYERS = {(HEAD, 4): 2, (OTHER, 4): 4}
 FORMS = {
     "mlp": (texts.MLP, 20, {(FFN, 24): 1}),
     "shared bias": (texts.SHARED_BIAS, 18, {(FFN, 24): 2}),
@@ -78,6 +79,14 @@ FORMS = {
     "operator": (texts.OPERATOR, 23, {(HEAD, 2): 1, (OTHER, 2): 1, (OTHER, 8): 1}),
     "relative bias": (texts.RELATIVE_BIAS, 18, {(HEAD, 4): 2, (OTHER, 4): 4}),
     "shared expand": (texts.SHARED_EXPAND, 18, {(HEAD, 4): 2, (OTHER, 4): 4}),
+    "sinks": (texts.SINKS, 18, {(HEAD, 4): 1, (OTHER, 4): 2}),
+    "ALiBi": (texts.ALIBI, 18, TWO_LAYERS),
+    "last positions": (texts.LAST_POSITIONS.replace("{clamped}", "Max(axis0, first)"), 18, TWO_LAYERS),
+    "last positions, not clamped": (
+        texts.LAST_POSITIONS.replace("{clamped}", "Identity(first)"),
+        18,
+        TWO_LAYERS,
+    ),
     "measured scale": (texts.MEASURED_SCALE, 18, {(HEAD, 4): 1, (OTHER, 4): 1}),
 }
 

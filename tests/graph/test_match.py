@@ -165,3 +165,8 @@ def test_a_tree_that_others_read_into_is_not_found_unless_it_may_be_shared() -> 
     op("Neg", inner)
     assert find(Op("Mul", X, Op("Sigmoid", X)), value) is None
     assert find(Op("Mul", X, Op("Sigmoid", X, shared=True)), value).nodes == (value.producer(),)
+
+
+def test_a_constant_node_is_stored_too() -> None:
+    node = ir.node("Constant", [], {"value": ir.tensor([3, 4], name="numbers")})
+    assert match.integers_of(node.outputs[0]) == [3, 4]

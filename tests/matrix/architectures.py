@@ -96,6 +96,15 @@ SWIN = {
     "num_heads": [4, 8],
     "mlp_ratio": 2.0,
 }
+BLOOM = {"hidden_size": HIDDEN, "n_layer": LAYERS, "vocab_size": VOCABULARY}
+MPT = {"d_model": HIDDEN, "n_layers": LAYERS, "max_seq_len": 64, "vocab_size": VOCABULARY}
+SINKS = {
+    **GROUPED,
+    "num_local_experts": 2,
+    "num_experts_per_tok": 1,
+    "sliding_window": 4,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+}
 
 
 def _make(
@@ -114,6 +123,24 @@ def _make(
         return found() if part.startswith("get_") else found
 
     return make
+
+
+def _with_sinks(attention: str) -> torch.nn.Module:
+    """GPT-OSS, whose attentions have sinks, with a plain FFN in place of its experts."""
+    import torch
+
+    class Dense(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = torch.nn.Linear(HIDDEN, FFN), torch.nn.Linear(FFN, HIDDEN)
+
+        def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, None]:
+            return self.down(torch.nn.functional.silu(self.up(hidden))), None
+
+    model = _make("gpt_oss", SINKS)(attention)
+    for layer in model.layers:
+        layer.mlp = Dense()
+    return model
 
 
 def _same(count: int, heads: int = HEADS, groups: int | None = None) -> list[tuple[int, int]]:
@@ -159,6 +186,12 @@ def _gpt2(head: str = "AutoModel", *, cached: bool = False) -> Architecture:
     inputs = {**PASSED, **past(LAYERS, HEADS, WIDTH)} if cached else TOKENS
     made = _make("gpt2", GPT2, head)
     return Architecture(made, inputs, _same(LAYERS), [FFN] * LAYERS, () if cached else None)
+
+
+def _alibi(kind: str, heads: int, options: Mapping[str, object]) -> Architecture:
+    """Both have four FFN nodes for each hidden feature."""
+    made = _make(kind, options)
+    return Architecture(made, TOKENS, _same(LAYERS, heads), [4 * HIDDEN] * LAYERS, attention=("eager",))
 
 
 SOURCE = {"input_ids": ids("source"), "attention_mask": mask("source")}
@@ -231,6 +264,18 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3, past": _grouped("qwen3", "AutoModelForCausalLM", cached=True),
     "gemma": _grouped("gemma", "AutoModelForCausalLM"),
     "gemma2": _grouped("gemma2", attention=("eager",)),
+    "olmo2 (norms behind layers)": _grouped("olmo2"),
+    "gpt-oss (sinks)": Architecture(
+        _with_sinks,
+        TOKENS,
+        _same(LAYERS, GROUPED_HEADS, KEY_VALUE_HEADS),
+        [FFN] * LAYERS,
+        attention=("eager",),
+    ),
+    "bloom (ALiBi)": _alibi("bloom", HEADS, {**BLOOM, "n_head": HEADS}),
+    "bloom, 6 heads": _alibi("bloom", 6, {**BLOOM, "n_head": 6}),
+    "mpt (ALiBi)": _alibi("mpt", HEADS, {**MPT, "n_heads": HEADS}),
+    "mpt, 6 heads": _alibi("mpt", 6, {**MPT, "n_heads": 6}),
     "phi": _encoder("phi", num_key_value_heads=HEADS, partial_rotary_factor=0.5),
     "t5, encoder": Architecture(
         _make("t5", T5, "AutoModel", "get_encoder"),
@@ -276,6 +321,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         {"pixel_values": PIXELS},
         [*_same(2, 4), *_same(2, 8)],
         [48, 48, 96, 96],
+    ),
+    "swinv2 (norms behind layers)": Architecture(
+        _make("swinv2", SWIN),
+        {"pixel_values": PIXELS},
+        [*_same(2, 4), *_same(2, 8)],
+        [48, 48, 96, 96],
+        attention=("eager",),
     ),
     "clip, text": _clip("text_model", TOKENS, LAYERS),
     "clip, vision": _clip("vision_model", {"pixel_values": PIXELS}, LAYERS),
