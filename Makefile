@@ -69,7 +69,7 @@ $(VENV)/.installed-demo: $(VENV)/.installed-torch
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed-torch
-	$(PIP) --group dev
+	$(PIP) --group dev --editable '.[metrics]'
 	touch $@
 
 clean:

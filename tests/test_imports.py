@@ -104,7 +104,7 @@ PLAN: dict[str, str] = {
     "data": "errors graph plugin analysis",
     "rules": "errors numerics graph ranges plugin analysis rewrite",
     "generation": "errors graph plugin analysis data",
-    "measure": "errors numerics graph plugin analysis data",
+    "measure": "errors numerics graph plugin analysis data generation",
     "fx": "errors numerics graph plugin analysis rewrite rules",
     "capturing": "errors graph plugin data measure",
     "training": "errors numerics graph plugin analysis coupling rewrite data measure fx",
@@ -121,7 +121,15 @@ FOR_PLUGINS = {"errors", *PLAN} - {"build", "cli"}
 
 PASSES = ("simplify", "kron", "prune", "quantize", "distill")
 TARGETS = ("common", "cpu", "nvidia", "mobile", "openvino")
-TASKS = ("feature_extraction", "text_classification", "token_classification")
+TASKS = (
+    "automatic_speech_recognition",
+    "feature_extraction",
+    "image_to_text",
+    "text2text_generation",
+    "text_classification",
+    "text_generation",
+    "token_classification",
+)
 PLUGINS = {
     **{f"passes.{name}": set[str]() for name in PASSES},
     **{f"targets.{name}": {"targets.common"} for name in TARGETS},

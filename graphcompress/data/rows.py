@@ -12,6 +12,18 @@ from graphcompress.errors import DataError
 
 SCORE_COLUMNS = ("score", "similarity", "similarity_score", "label")
 LABEL_COLUMNS = ("label", "labels", "target")
+REFERENCE_COLUMNS = (
+    "reference",
+    "references",
+    "target",
+    "translation",
+    "summary",
+    "answer",
+    "completion",
+    "transcription",
+    "text",
+)
+"""What a person would have written, a text or a list of them for each row."""
 UNLABELLED = -100
 """Label of a token that has none, as in PyTorch."""
 
@@ -65,6 +77,28 @@ class Rows(Sequence[Mapping[str, Any]]):
             return np.asarray([float(value) for value in self.samples.columns[name]])
         except (TypeError, ValueError) as error:
             raise DataError(f"metric {reader!r}: column {name!r} must hold numbers ({error})") from error
+
+    def references(self, names: Sequence[str], reader: str) -> list[list[str]]:
+        """The texts of :meth:`column`, a list of at least one for each row.
+
+        Raises:
+            DataError: there is no such column, or a row holds no text.
+        """
+        name = self.column(names, reader)
+        found = []
+        for row, value in enumerate(self.samples.columns[name], 1):
+            texts = [value] if isinstance(value, str) else value
+            if (
+                not isinstance(texts, (list, tuple))
+                or not texts
+                or not all(isinstance(x, str) for x in texts)
+            ):
+                raise DataError(
+                    f"metric {reader!r}: column {name!r} row {row} must be a text or a list of texts; got "
+                    f"{value!r:.60}"
+                )
+            found.append(list(texts))
+        return found
 
     def __len__(self) -> int:
         return len(self.samples) // self.samples.per_row

@@ -26,6 +26,8 @@ TEXT_COLUMNS = (
     ("question", "sentence"),
 )
 SINGLE_TEXT_COLUMNS = ("sentence", "text", "content", "review", "context")
+PROMPT_COLUMNS = ("source", "prompt", "input", "document", "article", "question", *SINGLE_TEXT_COLUMNS)
+"""What a model that writes is given."""
 
 
 def samples_from_texts(

@@ -57,9 +57,16 @@ class Generator:
         return self.decoded(self.ids(self.prompts(texts), batch=batch, progress=progress))
 
     def ids(
-        self, prompts: Sequence[Prompt], *, batch: int = BATCH, progress: Progress = no_progress
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        batch: int = BATCH,
+        progress: Progress = no_progress,
+        text: str = "generate",
     ) -> list[list[int]]:
         """New tokens after each of ``prompts``, which run in batches of similar length.
+
+        ``text`` is what the progress calls it.
 
         Raises:
             DataError: a prompt is longer than the positions.
@@ -68,11 +75,11 @@ class Generator:
         found: list[list[int]] = [[] for _ in prompts]
         done = 0
         for rows in self._batches([_length(prompt) for prompt in prompts], batch):
-            progress("generate", done, len(prompts))
+            progress(text, done, len(prompts))
             for row, answer in zip(rows, self._answers([prompts[row] for row in rows]), strict=True):
                 found[row] = answer
             done += len(rows)
-        progress("generate", done, len(prompts))
+        progress(text, done, len(prompts))
         return found
 
     def prompts(self, texts: Sequence[str]) -> list[Prompt]:
@@ -109,6 +116,29 @@ class Generator:
                 "end; check that the tokenizer is its own, and how strongly it was compressed"
             )
         return texts
+
+    def logits(self, ids: np.ndarray) -> np.ndarray:
+        """Logits [batch, length, vocabulary] of a decoder alone, of the token after each of ``ids``.
+
+        Raises:
+            DataError: it has fewer positions, an encoder, or returns the logits of the last token only.
+        """
+        most = self.longest[1]
+        if most is not None and ids.shape[1] > most:
+            raise DataError(
+                f"{ids.shape[1]} tokens are more than the {most} positions of the model; take fewer"
+            )
+        if self.parts[0].role == "encoder":
+            raise DataError(
+                f"{self.parts[0].path}: a model with an encoder does not foresee a text by itself"
+            )
+        found = Steps(self.parts, self.runs).all(ids, np.ones_like(ids))
+        if found.shape[1] != ids.shape[1]:
+            raise DataError(
+                f"{self.parts[0].path}: returns the logits of the last token only; export it with "
+                "those of all"
+            )
+        return found
 
     def with_settings(self, settings: GenerationSettings) -> Generator:
         """The same model, which generates in another way."""

@@ -54,6 +54,13 @@ class Steps:
 
     def first(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Logits [batch, vocabulary] of the token after prompts ``ids`` [batch, length], padded in front."""
+        return np.asarray(self.all(ids, mask)[:, -1], np.float32)
+
+    def all(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Logits [batch, length, vocabulary] of the token after each of ``ids`` [batch, length].
+
+        A decoder that was exported to return those of the last token only has length 1.
+        """
         self._ids, self._mask = ids, mask
         self._past = {}
         return self._run(self._first, ids, switch=False)
@@ -63,8 +70,10 @@ class Steps:
         self._ids = np.concatenate([self._ids, tokens[:, None]], 1)
         self._mask = np.concatenate([self._mask, np.ones_like(tokens)[:, None]], 1)
         if self._next is None:
-            return self._run(self._first, self._ids, switch=False)
-        return self._run(self._next, tokens[:, None], switch=True)
+            logits = self._run(self._first, self._ids, switch=False)
+        else:
+            logits = self._run(self._next, tokens[:, None], switch=True)
+        return np.asarray(logits[:, -1], np.float32)
 
     def keep(self, rows: np.ndarray) -> None:
         """Go on with these rows of the batch, in this order; a row may come several times, or not at all."""
@@ -77,8 +86,7 @@ class Steps:
         outputs = self._runs[part.path](feed)
         continued = {present: past for past, present in part.past} if switch else self._handed
         self._past.update({past: outputs[present] for present, past in continued.items()})
-        logits = outputs[part.output("logits") or part.outputs[0].name]
-        return np.asarray(logits[:, -1], np.float32)
+        return outputs[part.output("logits") or part.outputs[0].name]
 
     def _input(self, port: PartValue, ids: np.ndarray, *, switch: bool) -> np.ndarray:
         length, total = ids.shape[1], self._mask.shape[1]

@@ -13,6 +13,7 @@ import numpy as np
 from graphcompress.data.rows import Rows
 from graphcompress.data.samples import Samples
 from graphcompress.errors import GraphCompressError, UsageError
+from graphcompress.generation.generator import Generator
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed
 from graphcompress.measure.own_metric import Function, of_object, read
@@ -20,7 +21,7 @@ from graphcompress.measure.verify import Run
 from graphcompress.plugin.base import Progress, no_progress
 from graphcompress.plugin.options import build, split_calls
 from graphcompress.plugin.registry import METRICS, TASKS
-from graphcompress.plugin.task import Metric, Pair, Task, own_metric
+from graphcompress.plugin.task import Metric, Pair, Task, WritingTask, own_metric
 
 BATCH = 16
 """Rows are scored in batches of at most this many samples."""
@@ -98,11 +99,21 @@ def pair_for(chosen: Metric, model: Model) -> Pair:
     """
     if chosen.given == "run" and not chosen.tasks:
         return "joint"
+    if is_written(chosen) and not model.parts:
+        raise UsageError(
+            f"metric {chosen} scores what a model writes, and {model.path or 'this model'} does not write; "
+            "give a folder with the parts of a model that does, or another metric"
+        )
     pairs = {task.pair for task in _tasks(chosen)}
     if len(pairs) == 1:
         return pairs.pop()
     floats = [value for value in model.graph.outputs if value.dtype and value.dtype.is_floating_point()]
     return task_of(chosen, {v.name or "": len(v.shape) for v in floats if v.shape is not None}).pair
+
+
+def is_written(chosen: Metric) -> bool:
+    """Whether ``chosen`` takes what a model writes step by step, not the outputs of one pass."""
+    return bool(chosen.tasks) and all(issubclass(TASKS.find(name), WritingTask) for name in chosen.tasks)
 
 
 def task_of(chosen: Metric, ranks: Mapping[str, int]) -> Task:
@@ -170,12 +181,26 @@ def _ragged(rows: list[Any]) -> np.ndarray:
 class Scoring:
     """Scores models on the same samples, the original first: a metric may compare with its answers.
 
+    ``writing`` makes of a run the model that writes, for a metric of written answers: its samples are
+    prompts.
+
     Raises:
         DataError: the samples lack what ``chosen`` needs.
+        UsageError: the metric is of written answers, and the model does not write.
     """
 
-    def __init__(self, chosen: Metric, samples: Samples, progress: Progress = no_progress) -> None:
+    def __init__(
+        self,
+        chosen: Metric,
+        samples: Samples,
+        progress: Progress = no_progress,
+        *,
+        writing: Callable[[Run], Generator] | None = None,
+    ) -> None:
+        if writing is None and is_written(chosen):
+            raise UsageError(f"metric {chosen} scores what a model writes, and this one does not write")
         self.metric = chosen
+        self._writing = writing
         self._rows = Rows(samples)
         self._progress = progress
         self._first: tuple[object, Score] | None = None
@@ -228,10 +253,21 @@ class Scoring:
         rows = self._rows.taken(kept)
         return self._worse(*(self.metric.figure(given[kept], rows).value for given in (before, after)))
 
-    def _given(self, run: Run, text: str) -> np.ndarray | Callable[[Feed], Mapping[str, np.ndarray]]:
+    def _given(
+        self, run: Run, text: str
+    ) -> np.ndarray | Generator | Callable[[Feed], Mapping[str, np.ndarray]]:
         if self.metric.given == "run":
             return run
+        if self._writing is not None and is_written(self.metric):
+            generator = self._writing(run)
+            return generator if self.metric.given == "generator" else self._written(generator, text)
         return answers(self.metric, run, self._rows.samples, progress=self._progress, text=text)
+
+    def _written(self, generator: Generator, text: str) -> np.ndarray:
+        """Texts [rows] that ``generator`` writes."""
+        prompts = self._rows.samples.feeds
+        found = generator.ids(prompts, batch=BATCH, progress=self._progress, text=text)
+        return _ragged(generator.decoded(found))
 
     def _score(self, given: object) -> Score:
         found = self.metric.figure(given, self._rows)

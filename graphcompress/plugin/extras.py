@@ -13,8 +13,17 @@ def needs_torch(what: str, *packages: str) -> None:
     Raises:
         MissingExtraError: it names what is missing and the extra that brings it.
     """
-    missing = [name for name in ("torch", *packages) if importlib.util.find_spec(name) is None]
+    needs(what, "torch", "torch", *packages)
+
+
+def needs(what: str, extra: str, *packages: str) -> None:
+    """Fail when one of ``packages`` of the extra ``extra`` is not installed.
+
+    Raises:
+        MissingExtraError: it names what is missing and the extra that brings it.
+    """
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtraError(
-            f"{what} needs {' and '.join(missing)}, not installed here: pip install 'graphcompress[torch]'"
+            f"{what} needs {' and '.join(missing)}, not installed here: pip install 'graphcompress[{extra}]'"
         )

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from graphcompress.errors import DataError
 from graphcompress.plugin.base import Named
 
 if TYPE_CHECKING:
@@ -50,6 +51,39 @@ class Task(Named, abc.ABC):
 
 
 @dataclass(frozen=True)
+class WritingTask(Task):
+    """A task whose answers the model writes, token by token: a text for each row.
+
+    It is for models of several files, or with past keys and values; what they write is generated as
+    ``graphcompress generate`` does it.
+    """
+
+    outputs: ClassVar[tuple[str, ...]] = ()
+    prompts: ClassVar[tuple[str, ...]]
+    """Columns of what the model is given; the first of them that the data have is taken."""
+
+    @classmethod
+    def about(cls) -> Mapping[str, object]:
+        """What the model is given."""
+        return {"reads": f"a column {' or '.join(cls.prompts)}"}
+
+    def suits(self, ranks: Mapping[str, int]) -> bool:
+        """No single pass gives such answers."""
+        return False
+
+    def answers(self, outputs: Mapping[str, np.ndarray], feed: Mapping[str, np.ndarray]) -> Iterable[Any]:
+        """Refuse: the outputs of one pass are no answer.
+
+        Raises:
+            DataError: always.
+        """
+        raise DataError(
+            f"task {self.name!r}: its answers are written step by step; give a folder with the parts of a "
+            "model that writes"
+        )
+
+
+@dataclass(frozen=True)
 class Figure:
     """What a metric found.
 
@@ -74,7 +108,8 @@ class Metric(Named, abc.ABC):
         higher_is_better: which of two figures is the better one.
         columns: names of the column that it needs; the first of them that the data have is taken.
         needs_original: whether it reads ``rows.original``, the answers of the model that came in.
-        given: what it is given: one answer per row, or the function from a feed to the outputs of the model.
+        given: what it is given: one answer per row, or the function from a feed to the outputs of the model,
+            or the :class:`graphcompress.generation.generator.Generator` of a model that writes.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ()
@@ -83,7 +118,7 @@ class Metric(Named, abc.ABC):
     higher_is_better: ClassVar[bool] = True
     columns: ClassVar[tuple[str, ...]] = ()
     needs_original: ClassVar[bool] = False
-    given: ClassVar[Literal["answers", "run"]] = "answers"
+    given: ClassVar[Literal["answers", "run", "generator"]] = "answers"
 
     @classmethod
     def about(cls) -> Mapping[str, object]:
