@@ -43,14 +43,9 @@ class Experts(Linear):
         """The weight as an array [experts, in, out]."""
         return evaluate(self.weight)
 
-    def dense(self) -> np.ndarray:
-        """The weights of all experts side by side, as an array [in, experts · out]."""
-        return side_by_side(self.stack())
-
-
-def side_by_side(stack: np.ndarray) -> np.ndarray:
-    """A stack [experts, in, out] as [in, experts · out]."""
-    return np.ascontiguousarray(stack.transpose(1, 0, 2)).reshape(stack.shape[1], -1)
+    def arranged(self, array: np.ndarray) -> np.ndarray:
+        """A stack [experts, in, out] as the matrices of all experts side by side, [in, experts · out]."""
+        return np.ascontiguousarray(array.transpose(1, 0, 2)).reshape(array.shape[1], -1)
 
 
 def stacked(columns: np.ndarray, experts: int) -> np.ndarray:

@@ -52,7 +52,10 @@ class Linear:
 
     def dense(self) -> np.ndarray:
         """The weight as an array [in, out]."""
-        array = evaluate(self.weight)
+        return self.arranged(evaluate(self.weight))
+
+    def arranged(self, array: np.ndarray) -> np.ndarray:
+        """An array of the shape of the weight operand as [in, out]."""
         return array.T if self.transposed else array
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.linears import Linear
@@ -45,17 +46,34 @@ def write_expression(
     A [n1·m1, rank] and B [rank, n2·m2] are stored as ``<name>.kron_a`` and ``<name>.kron_b`` in ``dtype``.
     Steps that would move nothing are left out: low rank is the bare MatMul, an embedding has no Transpose.
     """
-    s, b = factors.split, rw.at(before, name)
     left = rw.constant(factors.a.astype(dtype.numpy()), f"{name}.kron_a")
     right = rw.constant(factors.b.astype(dtype.numpy()), f"{name}.kron_b")
+    return _expression(rw.at(before, name), left, right, factors.split, [])
+
+
+def write_stack(
+    rw: Rewriter, factors: Sequence[Factors], name: str, dtype: ir.DataType, before: ir.Node
+) -> ir.Value:
+    """As :func:`write_expression`, a weight [experts, in, out]: ``factors`` of one split and rank."""
+    sides = (np.stack([each.a for each in factors]), np.stack([each.b for each in factors]))
+    left, right = (
+        rw.constant(array.astype(dtype.numpy()), f"{name}.kron_{letter}")
+        for array, letter in zip(sides, "ab", strict=True)
+    )
+    return _expression(rw.at(before, name), left, right, factors[0].split, [len(factors)])
+
+
+def _expression(b: Builder, left: ir.Value, right: ir.Value, s: Split, experts: list[int]) -> ir.Value:
+    """Arranges A · B as a weight; ``experts`` holds their number where the factors are stacks."""
     value = b.op("MatMul", left, right, name="kron_arranged")
     shape = [s.n1 * s.m1, s.n2 * s.m2]
     if s.n2 > 1 and s.m1 > 1:
-        value = _reshape(b, value, [s.n1, s.m1, s.n2, s.m2], "kron_terms")
-        value = b.op("Transpose", value, name="kron_moved", perm=[0, 2, 1, 3])
+        value = _reshape(b, value, [*experts, s.n1, s.m1, s.n2, s.m2], "kron_terms")
+        perm = [*range(len(experts)), *(axis + len(experts) for axis in (0, 2, 1, 3))]
+        value = b.op("Transpose", value, name="kron_moved", perm=perm)
         shape = [s.n1, s.n2, s.m1, s.m2]
     if shape != [s.in_features, s.out_features]:
-        value = _reshape(b, value, [s.in_features, s.out_features], "kron")
+        value = _reshape(b, value, [*experts, s.in_features, s.out_features], "kron")
     return value
 
 

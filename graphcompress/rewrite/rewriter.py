@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from graphcompress.analysis.experts import Experts
 from graphcompress.analysis.linears import NAME_KEY, Embedding, Linear
 from graphcompress.graph.expressions import Constants
 from graphcompress.graph.inference import overridable
@@ -193,13 +194,15 @@ class Rewriter:
         self.modified = True
 
     def set_weight(self, subject: Linear | Embedding, weight: ir.Value) -> None:
-        """Give a linear a new weight [in, out], or an embedding a new table [rows, width].
+        """Give a linear a new weight [in, out], experts one for all of them, or an embedding a new table.
 
         A linear that was a Gemm becomes MatMul + Add: one form for all that follows.
         """
         weight.metadata_props[NAME_KEY] = subject.name
         if isinstance(subject, Embedding):
             self.set_input(subject.node, 0, weight)
+        elif isinstance(subject, Experts) and subject.lookup is not None:
+            self.set_input(subject.lookup, 0, weight)
         elif subject.node.op_type == "MatMul":
             self.set_input(subject.node, 1, weight)
         else:

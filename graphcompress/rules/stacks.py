@@ -48,32 +48,35 @@ def transposed_lookup(rw: Rewriter, node: ir.Node) -> str | None:
 
 
 def weight_on_the_left(rw: Rewriter, node: ir.Node) -> str | None:
-    """W · x becomes xᵀ · Wᵀ, where one of the two Transposes around it undoes one that the graph has.
+    """W · x becomes (xᵀ · Wᵀ)ᵀ, where x is one column, or the Transpose of something.
 
-    Left alone: a product between values that are not transposed; there two more Transposes would be needed.
+    Left alone: a product with what is not transposed; there two Transposes more would be needed.
     """
     weight, x = node.inputs
     if weight is None or x is None or rw.is_constant(x) or rank_of(weight) is None:
         return None
     if not rw.is_constant(weight) and _stack_behind(rw, weight) is None:
         return None
-    turned, restored = _turned(x), _reader_that_turns(node.outputs[0])
-    if turned is None or rank_of(node.outputs[0]) is None:
+    rank = rank_of(node.outputs[0])
+    if rank is None:
         return None
-    source, unsqueezed = turned
     b = rw.at(node)
-    if unsqueezed:
-        source = b.op("Unsqueeze", source, [-2], name="row")
-    product = b.op("MatMul", source, _transposed(rw, node, weight), name="product")
-    if restored is None:
-        rank = rank_of(node.outputs[0]) or 2
-        rw.replace(node.outputs[0], b.op("Transpose", product, name="turned", perm=_swapped(rank)))
-    elif restored.op_type == "Transpose":
+    if fixed_size(x, -1) == 1:
+        # To swap axes of which one has size 1 moves nothing.
+        row = b.op("Unsqueeze", b.op("Squeeze", x, [-1], name="vector"), [-2], name="row")
+        product = b.op("MatMul", row, _transposed(rw, node, weight), name="product")
+        vector = b.op("Squeeze", product, [-2], name="product_vector")
+        rw.replace(node.outputs[0], b.op("Unsqueeze", vector, [-1], name="column"), take_name=True)
+        return "weight on the left of its product"
+    turned = producer(x, "Transpose")
+    if turned is None or not _swaps(turned, rank_of(x) or 0):
+        return None
+    product = b.op("MatMul", turned.inputs[0], _transposed(rw, node, weight), name="product")
+    restored = only_reader(node.outputs[0], "Transpose")
+    if restored is not None and _swaps(restored, rank):
         rw.replace(restored.outputs[0], product, take_name=True)
     else:
-        rw.replace(
-            restored.outputs[0], rw.at(restored).op("Squeeze", product, [-2], name="row"), take_name=True
-        )
+        rw.replace(node.outputs[0], b.op("Transpose", product, name="turned", perm=_swapped(rank)))
     return "weight on the left of its product"
 
 
@@ -113,28 +116,6 @@ def _transposed(rw: Rewriter, node: ir.Node, weight: ir.Value | None) -> ir.Valu
         return b.op("Transpose", weight, name="transposed", perm=_swapped(rank_of(weight) or 2))
     turned = b.op("Transpose", stack, name="stack", perm=_swapped(3))
     return b.op("Gather", turned, operand(producer(weight), 1), name="looked_up")
-
-
-def _turned(x: ir.Value) -> tuple[ir.Value, bool] | None:
-    """What becomes ``x`` by swapping its last two axes, or by adding a last axis (True)."""
-    node, rank = x.producer(), rank_of(x)
-    if rank is None or node is None or node.inputs[0] is None:
-        return None
-    if producer(x, "Transpose") and _swaps(node, rank):
-        return node.inputs[0], False
-    if producer(x, "Unsqueeze") and integers_of(operand(node, 1)) in ([-1], [rank - 1]):
-        return node.inputs[0], True
-    return None
-
-
-def _reader_that_turns(product: ir.Value) -> ir.Node | None:
-    """The only reader of ``product``, when it swaps the last two axes, or drops a last one of size 1."""
-    reader, rank = only_reader(product, "Transpose", "Squeeze"), rank_of(product)
-    if reader is None or rank is None:
-        return None
-    if reader.op_type == "Transpose":
-        return reader if _swaps(reader, rank) else None
-    return reader if integers_of(operand(reader, 1)) in ([-1], [rank - 1]) else None
 
 
 def _swaps(node: ir.Node, rank: int) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +19,9 @@ REPORTED_RATIO = 0.5
 
 LEAST_RATIO = 0.25
 """Factors that are chosen for their error remove at least this share: less is not worth any error."""
+
+VOTERS = 8
+"""At most so many experts of a stack, evenly spaced, are searched for the split and rank that all share."""
 
 Solve = Callable[[Split, int], FittedFactors]
 
@@ -88,6 +92,50 @@ def choose_linear(weight: np.ndarray, gram: np.ndarray | None, wish: Wish) -> Fa
         keep=(2, 1) if wish.ratio is None else (1, 3),
     )
     return _choose(weight.size, wish, found, solve)
+
+
+@dataclass(frozen=True)
+class FactoredExperts:
+    """Factors of every expert, of one split and rank, and their joint error; else as :class:`Factored`."""
+
+    factors: tuple[Factors, ...]
+    error: float | None = None
+    reason: str = ""
+    needs: Mapping[str, float] = field(default_factory=dict)
+
+
+def choose_experts(stack: np.ndarray, gram: np.ndarray | None, wish: Wish) -> FactoredExperts:
+    """Factors of every weight of a ``stack`` [experts, in, out] for inputs with second moment ``gram``.
+
+    Some experts are searched one by one; the split that most of them would take, with the largest rank that
+    one of those wants of it, is that of all.
+    """
+    voters = np.linspace(0, len(stack) - 1, min(VOTERS, len(stack))).astype(int)
+    votes = [choose_linear(stack[voter], gram, wish) for voter in voters]
+    wanted = [vote.factors for vote in votes if vote.factors is not None]
+    if 2 * len(wanted) <= len(votes):
+        refused = [vote for vote in votes if vote.factors is None]
+        worst = max(refused, key=lambda vote: vote.error or 0.0)
+        return FactoredExperts((), worst.error, worst.reason, worst.needs)
+    counts = Counter(each.split for each in wanted)
+    split = max(counts, key=lambda each: (counts[each], -each.term_parameters))
+    rank = max(each.rank for each in wanted if each.split == split)
+    fits = [fit(weight, split, rank, gram) for weight in stack]
+    error = _joint_error(stack, gram, fits)
+    if wish.max_error is not None and error > wish.max_error:
+        smaller = stack[0].size / fits[0].factors.parameters
+        reason = f"its error at {smaller:.0f} × smaller is above max_error {wish.max_error:g}"
+        return FactoredExperts((), error, reason)
+    return FactoredExperts(tuple(each.factors for each in fits), error)
+
+
+def _joint_error(stack: np.ndarray, gram: np.ndarray | None, fits: Sequence[FittedFactors]) -> float:
+    """Relative error of the outputs of all experts together."""
+    wide = stack.astype(np.float64)
+    seen = wide if gram is None else gram @ wide
+    signals = np.sum(wide * seen, axis=(1, 2))
+    errors = np.array([each.error for each in fits])
+    return float(np.sqrt(np.sum(signals * errors**2) / max(float(signals.sum()), 1e-300)))
 
 
 def choose_embedding(table: np.ndarray, counts: np.ndarray | None, wish: Wish) -> Factored:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from threadpoolctl import threadpool_limits
 
+from graphcompress.analysis.experts import Experts, all_experts
 from graphcompress.analysis.linears import Embedding, Linear, embeddings, linears
 from graphcompress.coupling.couplings import FFN, HEAD, couplings
 from graphcompress.errors import UsageError
@@ -20,12 +21,19 @@ from graphcompress.graph.model import Model
 from graphcompress.measure.calibrate import observe, portions, too_few
 from graphcompress.numerics.kronecker import Split, row_splits, splits
 from graphcompress.numerics.moments import SecondMoment
-from graphcompress.passes.kron.choice import Factored, Wish, choose_embedding, choose_linear
+from graphcompress.passes.kron.choice import (
+    Factored,
+    FactoredExperts,
+    Wish,
+    choose_embedding,
+    choose_experts,
+    choose_linear,
+)
 from graphcompress.passes.kron.presets import PRESETS, Role
 from graphcompress.passes.kron.sharing import layout, readers, stored_tensor
 from graphcompress.plugin.base import Context, Contract, Lossy, Pass, Record
 from graphcompress.plugin.options import option
-from graphcompress.rewrite.kronecker import write_expression
+from graphcompress.rewrite.kronecker import write_expression, write_stack
 from graphcompress.rewrite.rewriter import Rewriter
 
 MAX_ERROR = 0.04
@@ -65,6 +73,9 @@ class Kron(Pass):
     stays within 0.04 while at least a quarter of its parameters goes; the others are listed with the error
     they would have at half the size. With ``ratio``: the factors with the least error that remove that share.
     With ``shape`` or ``preset``: these factors, whatever the error, unless ``max_error`` bounds it.
+
+    Experts, a stack [experts, in, out], are factored one by one, with sizes and a rank that all share; with
+    samples each is fitted to the inputs of all.
 
     The presets are the configurations of KroneckerBERT. As A [n1, m1] ⊗ B [n2, m2] for W [in, out], k8 has
     B 2×2 in attention, A 2×8 and 8×2 in the FFN, and n = 8 in the word embedding A [v, d/n] ⊗ B [1, n]; k21
@@ -138,7 +149,7 @@ class Kron(Pass):
         roles = _roles(model) if self.preset else {}
         by_tensor: dict[ir.Value, list[Linear]] = {}
         wishes: dict[ir.Value, Wish] = {}
-        for linear in linears(model, self.only):
+        for linear in (*linears(model, self.only), *all_experts(model, self.only)):
             tensor = stored_tensor(linear.weight)
             role = roles.get(linear.node)
             if tensor is None:
@@ -147,7 +158,8 @@ class Kron(Pass):
             if self.preset and role is None:
                 rw.skip(linear, f"not around an attention or in an FFN; {self.preset} leaves it alone")
                 continue
-            wish = self._wish(role or "ffn", linear.weight, linear.in_features, linear.out_features)
+            width = linear.width if isinstance(linear, Experts) else linear.out_features
+            wish = self._wish(role or "ffn", linear.weight, linear.in_features, width)
             if isinstance(wish, str):
                 rw.skip(linear, wish)
                 continue
@@ -155,8 +167,8 @@ class Kron(Pass):
             wishes[tensor] = wish
         for tensor, uses in by_tensor.items():
             # A shared weight is factored once, which is only possible where all its readers see it alike.
-            forms = {(use.transposed, layout(use.weight)) for use in uses}
-            if len(forms) > 1 or readers(tensor) != {use.node for use in uses}:
+            forms = {(use.transposed, layout(use.weight), type(use)) for use in uses}
+            if len(forms) > 1 or readers(tensor) != set(map(_reader, uses)):
                 rw.skip(uses[0], "its weight is also used in another way (tied)")
             else:
                 yield _Job(uses, wishes[tensor])
@@ -209,18 +221,28 @@ class Kron(Pass):
             rw.note(f"max_error={median + 0.005:.2f} would halve {(len(left) + 1) // 2} more weights")
 
 
-def _choose_linears(jobs: Sequence[_Job], moments: dict[ir.Value, SecondMoment]) -> Iterator[Factored]:
+def _reader(use: Linear) -> ir.Node:
+    """The node that reads the weight of a linear: the one that looks experts up, where that is done."""
+    return use.lookup if isinstance(use, Experts) and use.lookup is not None else use.node
+
+
+def _choose_linears(
+    jobs: Sequence[_Job], moments: dict[ir.Value, SecondMoment]
+) -> Iterator[Factored | FactoredExperts]:
     """Factors in the order of ``jobs``: many small problems, so one thread for each and several at a time."""
     with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(WORKERS) as pool:
         yield from pool.map(lambda job: _choose_linear(job, moments), jobs)
 
 
-def _choose_linear(job: _Job, moments: dict[ir.Value, SecondMoment]) -> Factored:
+def _choose_linear(job: _Job, moments: dict[ir.Value, SecondMoment]) -> Factored | FactoredExperts:
     values = dict.fromkeys(use.node.inputs[0] for use in job.uses)
     # Linears that share a weight are fitted to the inputs of all of them.
     matrices = [moments[value].matrix() for value in values if value in moments]
     gram = np.sum(matrices, axis=0) if matrices else None
-    return choose_linear(job.uses[0].dense(), gram, job.wish)
+    first = job.uses[0]
+    if isinstance(first, Experts):
+        return choose_experts(first.stack(), gram, job.wish)
+    return choose_linear(first.dense(), gram, job.wish)
 
 
 def _choose_table(job: _Job, ctx: Context) -> Factored:
@@ -229,18 +251,23 @@ def _choose_table(job: _Job, ctx: Context) -> Factored:
     return choose_embedding(first.dense(), counts, job.wish)
 
 
-def _apply(rw: Rewriter, job: _Job, choice: Factored) -> None:
+def _apply(rw: Rewriter, job: _Job, choice: Factored | FactoredExperts) -> None:
     first = job.uses[0]
     figures = {} if choice.error is None else {"error": choice.error}
-    if choice.factors is None:
+    if not choice.factors:
         rw.skip(first, choice.reason, **figures, **choice.needs)
         return
-    factors = choice.factors
-    smaller = first.parameters / factors.parameters
-    detail = f"{factors.split} rank {factors.rank}, {smaller:.1f} × smaller, error {choice.error:.3f}"
-    rw.touch(first, detail, parameters_after=factors.parameters, **figures)
+    parts = choice.factors if isinstance(choice.factors, tuple) else (choice.factors,)
+    after = sum(each.parameters for each in parts)
+    many = f" for each of {len(parts)} experts" if isinstance(first, Experts) else ""
+    smaller = f"{first.parameters / after:.1f} × smaller"
+    detail = f"{parts[0].split} rank {parts[0].rank}{many}, {smaller}, error {choice.error:.3f}"
+    rw.touch(first, detail, parameters_after=after, **figures)
     dtype = first.weight.dtype or ir.DataType.FLOAT
-    weight = write_expression(rw, factors, first.name, dtype, before=first.node)
+    if isinstance(first, Experts):
+        weight = write_stack(rw, parts, first.name, dtype, before=_reader(first))
+    else:
+        weight = write_expression(rw, parts[0], first.name, dtype, before=first.node)
     for use in job.uses:
         rw.set_weight(use, weight)
 

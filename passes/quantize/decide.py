@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
+from graphcompress.analysis.experts import all_experts
 from graphcompress.analysis.linears import Embedding, Linear, embeddings, linears
 from graphcompress.graph.model import Model
 from graphcompress.numerics.metrics import error_at, row_sqnr_db, sqnr_db
@@ -99,7 +100,8 @@ class Plan:
     def on(self, twin: Model) -> Plan:
         """The same plan for a clone of the model, found by the names of values."""
         # A clone has other objects under the same names, and names of values are unique within a graph.
-        nodes = {linear.node.outputs[0].name: linear for linear in linears(twin)}
+        every = (*linears(twin), *all_experts(twin))
+        nodes = {linear.node.outputs[0].name: linear for linear in every}
         lookups = {table.output.name: table for table in embeddings(twin)}
         values = {value.name: value for value in twin.initializers()}
         return Plan(

@@ -9,6 +9,7 @@ from typing import ClassVar, cast
 
 import onnx_ir as ir
 
+from graphcompress.analysis.experts import Experts, all_experts
 from graphcompress.analysis.linears import Embedding, Linear, embeddings, linears
 from graphcompress.data.load import Samples
 from graphcompress.data.made_up import varied_samples
@@ -53,6 +54,9 @@ class Int8(Pass):
     with scales that the runtime computes from the whole batch (dynamic: an answer changes a little with its
     batch mates and padding). A weight that is a constant expression (after ``kron``) stays one: its leaves
     are stored in 8 or 16 bits, and the runtime quantises the result when the session is made.
+
+    The weights of experts, a stack [experts, in, out], have a scale for each expert and channel. A target
+    without an integer product of such a stack gets it stored in 8 bits and multiplies floats.
 
     Left alone, and listed with the reason: products of two activations (attention), linears narrower than
     16, weights that something else needs in float, linears whose own output would err by more than
@@ -243,7 +247,7 @@ class Int8(Pass):
         )
 
     def _admissible(self, rw: Rewriter) -> list[Linear]:
-        candidates = linears(rw.model, self.only)
+        candidates = [*linears(rw.model, self.only), *all_experts(rw.model, self.only)]
         nodes = {linear.node for linear in candidates}
         tables = {table.weight for table in self._lookups(rw.model)}
         reasons = [linear_reason(linear, nodes, tables, rw.ctx.capabilities) for linear in candidates]
@@ -278,13 +282,15 @@ class Int8(Pass):
         signed: bool,
     ) -> list[Linear]:
         """Smooth where it is exact and helps; returns the linears as they are then, updates ``seen``."""
-        smoothed = smooth(rw, chosen, seen, alpha=self.alpha, signed=signed) if self.smooth else ()
+        plain = [linear for linear in chosen if not isinstance(linear, Experts)]
+        smoothed = smooth(rw, plain, seen, alpha=self.alpha, signed=signed) if self.smooth else ()
         if not smoothed:
             return chosen
         nodes = {linear.node for linear in chosen}
         # The weights were replaced, so the descriptions of the linears are read from the graph anew; their
         # nodes stayed.
-        chosen = [linear for linear in linears(rw.model, self.only) if linear.node in nodes]
+        now = (*linears(rw.model, self.only), *all_experts(rw.model, self.only))
+        chosen = [linear for linear in now if linear.node in nodes]
         again = [linear for linear in chosen if linear.input in smoothed]
         seen.update(see(rw.model, again, samples, rw.ctx))
         return chosen
@@ -349,8 +355,8 @@ class Int8(Pass):
             for node in rw.model.graph
             if node.op_type == "MatMul" and not node.domain and not any(is_constant(x) for x in node.inputs)
         ]
-        quantised = {form.linear.node for form in plan.linears}
-        products = [node for node in products if node not in quantised]
+        others = {form.linear.node for form in plan.linears} | {each.node for each in all_experts(rw.model)}
+        products = [node for node in products if node not in others]
         if products:
             rw.note(
                 f"{len(products)} products of two activations (attention) stay in float: "

@@ -65,7 +65,7 @@ def low_bit_linear(linear: Linear, kind: WeightRange, factors: np.ndarray | None
     chosen = low_bit_leaves(linear.weight)
     # Scales are taken from what the stored leaves give: their own rounding is part of the weight that runs.
     array = evaluate(linear.weight, {leaf: restored(leaf, form) for leaf, form in chosen.items()})
-    dense = array.T if linear.transposed else array
+    dense = linear.arranged(array)
     quantised = quantise_weight(dense * by_row, kind)
     return LowBitWeight(quantised, chosen, is_expression=True, factors=factors)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
+from graphcompress.analysis.experts import Experts, stacked
 from graphcompress.analysis.linears import Embedding, Linear
 from graphcompress.graph.match import fixed_shape
 from graphcompress.numerics.quantise import Affine, QuantisedArray
@@ -27,6 +28,7 @@ class QdqWriter:
         self.rw = rewriter
         self._activations: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
         self._weights: dict[tuple[ir.Value | None, ...], tuple[ir.Value, ir.Value, ir.Value]] = {}
+        self._stacks: dict[tuple[ir.Value | None, ...], tuple[ir.Value, ir.Value]] = {}
         self.tables: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
 
     # ---- linears
@@ -57,6 +59,70 @@ class QdqWriter:
         floats = b.op("Cast", integers, name="float", to=ir.DataType.FLOAT)
         scales = b.op("Mul", scale, weight_scale, name="scale")
         self.rw.replace(product.outputs[0], b.op("Mul", floats, scales, name="scaled"))
+
+    def experts(self, experts: Experts, activation: Affine | None, weight: LowBitWeight) -> None:
+        """MatMulInteger with a stack of int8 weights → Cast → Mul by the scales of expert and channel.
+
+        The range of the activation is ``activation``, or (None) found at run time.
+        """
+        node = experts.node
+        if activation is None:
+            quantised, x_scale, zero_point = self._dynamic_input(experts.input, weight, node)
+        else:
+            quantised, x_scale, zero_point = self._static_input(experts, activation, weight)
+        values, scale = self._selected(experts, *self._stack(experts, weight))
+        b = self.rw.at(node)
+        integers = b.op("MatMulInteger", quantised, values, zero_point, name="int32")
+        floats = b.op("Cast", integers, name="float", to=ir.DataType.FLOAT)
+        scales = b.op("Mul", x_scale, scale, name="scale")
+        self.rw.replace(node.outputs[0], b.op("Mul", floats, scales, name="scaled"))
+
+    def stored_experts(self, experts: Experts, weight: LowBitWeight) -> None:
+        """Store a stack in int8 and multiply floats: Mul(Cast(int8), scale), of the experts that are read."""
+        b = self.rw.at(experts.node, experts.name)
+        self.rw.set_input(experts.node, 0, _divided(b, experts.input, weight))
+        if weight.is_expression:
+            self.leaves(weight.leaves, experts.node)
+            return
+        values, scale = self._selected(experts, *self._stack(experts, weight))
+        floats = b.op("Cast", values, name="float", to=ir.DataType.FLOAT)
+        self.rw.set_input(experts.node, 1, b.op("Mul", floats, scale, name="dequantised"))
+
+    def _stack(self, experts: Experts, weight: LowBitWeight) -> tuple[ir.Value, ir.Value]:
+        """int8 values [experts, in, out] and scale [experts, 1, out]; written once for a stack used twice."""
+        key = (experts.weight, experts.input if weight.factors is not None else None)
+        if key not in self._stacks:
+            count = experts.experts
+            stacked_scale = stacked(weight.quantised.scale[None], count)
+            scale = self.rw.constant(stacked_scale, f"{experts.name}.scale")
+            if weight.is_expression:
+                values = self._stack_at_load(experts, weight)
+            else:
+                array = stacked(weight.quantised.values, count)
+                values = self.rw.constant(array, f"{experts.name}.quantised")
+            self._stacks[key] = (values, scale)
+        return self._stacks[key]
+
+    def _stack_at_load(self, experts: Experts, weight: LowBitWeight) -> ir.Value:
+        """An expression that the runtime quantises when the session is made, the experts side by side."""
+        self.leaves(weight.leaves, experts.node)
+        b = self.rw.at(experts.node, experts.name)
+        columns = b.op("Transpose", experts.weight, name="moved", perm=[1, 0, 2])
+        columns = b.op("Reshape", columns, [experts.in_features, experts.out_features], name="columns")
+        if weight.factors is not None:
+            columns = b.op("Mul", columns, b.constant(weight.factors[:, None], "factors"), name="grown")
+        scale = b.constant(weight.quantised.scale, "column_scale")
+        zeros = b.constant(np.zeros(weight.quantised.scale.shape, np.int8), "column_zero_point")
+        values = b.op("QuantizeLinear", columns, scale, zeros, name="quantised", axis=1)
+        shape = [experts.in_features, experts.experts, experts.width]
+        return b.op("Transpose", b.op("Reshape", values, shape, name="parts"), name="stack", perm=[1, 0, 2])
+
+    def _selected(self, experts: Experts, values: ir.Value, scale: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Values and scales of the experts that are looked up, where that is done."""
+        if experts.lookup is None:
+            return values, scale
+        b, index = self.rw.at(experts.node, experts.name), experts.lookup.inputs[1]
+        return b.op("Gather", values, index, name="read"), b.op("Gather", scale, index, name="read_scale")
 
     def _static_input(
         self, linear: Linear, activation: Affine, weight: LowBitWeight

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 import onnx_ir as ir
 
+from graphcompress.analysis.experts import Experts
 from graphcompress.analysis.linears import Embedding, Linear
 from graphcompress.graph.expressions import expression_nodes, is_constant, leaves
 from graphcompress.passes.quantize.lowbit import low_bit_leaves, stays_expression
@@ -31,12 +32,15 @@ def linear_reason(
     made = [*expression_nodes(linear.weight), *([producer] if producer is not None else [])]
     if any(node.op_type in _QUANTISED for node in made):
         return "it is quantised already"
-    if min(linear.in_features, linear.out_features) < SMALLEST_SIDE:
+    width = linear.width if isinstance(linear, Experts) else linear.out_features
+    if min(linear.in_features, width) < SMALLEST_SIDE:
         return f"narrower than {SMALLEST_SIDE}: an int8 product would not be faster"
     if any(leaf.dtype != ir.DataType.FLOAT for leaf in (linear.input, linear.weight)):
         return f"it computes in {linear.input.dtype}, int8 starts from FLOAT"
     if stays_expression(linear) and not target.constant_expressions:
         return "its weight is an expression, which the target does not fold"
+    if isinstance(linear, Experts):
+        return _experts_reason(linear, nodes, target)
     others = [node for node, _ in linear.weight.uses() if node not in nodes and not _is_lookup(node)]
     if linear.weight.const_value is not None and others:
         return f"its weight is also read by a {others[0].op_type}, which needs it in float"
@@ -48,8 +52,27 @@ def linear_reason(
     return None
 
 
+def _experts_reason(experts: Experts, nodes: Collection[ir.Node], target: Capabilities) -> str | None:
+    """Why experts stay in float, beyond what holds for any linear."""
+    if not multiplies_stacks(target) and not target.constant_expressions:
+        return "the target has no integer product of a stack of weights, and stores weights as they are"
+    lookups = {experts.lookup} - {None}
+    others = [node for node, _ in experts.weight.uses() if node not in nodes and node not in lookups]
+    return f"its weight is also read by a {others[0].op_type}, which needs it in float" if others else None
+
+
+def multiplies_stacks(target: Capabilities) -> bool:
+    """Whether a target runs MatMulInteger, the one integer product that takes a stack of weights.
+
+    A DequantizeLinear has scales along one axis, whereas these have one for each expert and channel.
+    """
+    return any(scheme.activations is not None and scheme.activations.dynamic for scheme in target.schemes)
+
+
 def tied_table(linear: Linear) -> ir.Value | None:
     """The stored table [out, in] of an embedding that ``linear`` reads transposed; None for others."""
+    if isinstance(linear, Experts):
+        return None  # what looks experts up multiplies them, too
     table = linear.weight if linear.transposed else None
     node = linear.weight.producer()
     if not linear.transposed and node is not None and node.op_type == "Transpose":

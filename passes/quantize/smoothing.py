@@ -27,6 +27,8 @@ def smooth(
     for value, activation in seen.items():
         # All readers of an activation take the same factors, since it is divided once for all of them.
         readers = [linear for linear in chosen if linear.input is value]
+        if not readers:
+            continue
         item = equalisable(value, readers)
         if any(tied_table(reader) for reader in readers):
             # Multiplying rows of a shared table would change what the embedding looks up.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from graphcompress.analysis.experts import Experts
 from graphcompress.passes.quantize.decide import LinearForm, Plan, TableForm
 from graphcompress.passes.quantize.qdq import QdqWriter
+from graphcompress.passes.quantize.quantisable import multiplies_stacks
 from graphcompress.rewrite.rewriter import Rewriter
 
 
@@ -20,11 +22,23 @@ def write(rw: Rewriter, plan: Plan) -> None:
 
 def _linear(rw: Rewriter, writer: QdqWriter, form: LinearForm) -> None:
     detail = "stays an expression" if form.weight.is_expression else ""
+    if isinstance(form.linear, Experts):
+        _experts(rw, writer, form, form.linear, detail)
+        return
     rw.touch(form.linear, detail, error=form.error)
     if form.range is None:
         writer.dynamic(form.linear, form.weight)
     else:
         writer.static(form.linear, form.range, form.weight)
+
+
+def _experts(rw: Rewriter, writer: QdqWriter, form: LinearForm, experts: Experts, detail: str) -> None:
+    if multiplies_stacks(rw.ctx.capabilities):
+        rw.touch(experts, detail or f"{experts.experts} experts", error=form.error)
+        writer.experts(experts, form.range, form.weight)
+    else:
+        rw.touch(experts, "stored in 8 bits; the target has no integer product of a stack", error=form.error)
+        writer.stored_experts(experts, form.weight)
 
 
 def _table(rw: Rewriter, writer: QdqWriter, form: TableForm) -> None:
