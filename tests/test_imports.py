@@ -107,7 +107,7 @@ PLAN: dict[str, str] = {
     "measure": "errors numerics graph plugin analysis data generation",
     "fx": "errors numerics graph plugin analysis rewrite rules",
     "capturing": "errors graph plugin data measure",
-    "training": "errors numerics graph plugin analysis coupling rewrite data measure fx",
+    "training": "errors numerics graph plugin analysis coupling cutting rewrite data measure fx",
     "pipeline": "errors numerics graph plugin analysis coupling rewrite rules data measure",
     "build": "errors numerics graph plugin analysis coupling rewrite rules data measure capturing training"
     " pipeline",
@@ -119,7 +119,7 @@ PLAN: dict[str, str] = {
 FOR_PLUGINS = {"errors", *PLAN} - {"build", "cli"}
 """Rooms that a pass, a target or a task may import."""
 
-PASSES = ("simplify", "kron", "prune", "quantize", "distill")
+PASSES = ("simplify", "kron", "prune", "quantize", "blockprune", "distill")
 TARGETS = ("common", "cpu", "nvidia", "mobile", "openvino")
 TASKS = (
     "automatic_speech_recognition",

@@ -59,6 +59,10 @@ class Attached:
         """Its parameters; those of the student that it names learn as it says, no longer as the others do."""
         return ()
 
+    def shielded(self) -> Sequence[torch.nn.Parameter]:
+        """Its parameters that the losses inside the graph (hidden states, scores) do not train."""
+        return ()
+
     def before_step(self, step: Step) -> None:
         """Called before every optimiser step: a schedule moves on."""
 
@@ -72,6 +76,10 @@ class Attached:
     def may_end(self, step: Step) -> bool:
         """Whether the student may stay as it is after this step: not while a schedule still cuts."""
         return True
+
+    def shown(self) -> str:
+        """A few words for the progress of the training."""
+        return ""
 
     def state(self) -> Mapping[str, Any]:
         """Plain values and tensors that a checkpoint keeps beside the student's parameters and buffers."""
@@ -99,5 +107,6 @@ class Instrument(Named, abc.ABC):
     def attach(self, student: fx.GraphModule) -> Attached:
         """Edit the graph of ``student``, register parameters in it, and go to work.
 
-        ``student.meta["forms"]`` says how every parameter is stored in the ONNX graph.
+        ``student.meta["forms"]`` says how every parameter is stored in the ONNX graph, and
+        ``student.meta["model"]`` is that graph's model, not to be edited before :meth:`Attached.finish`.
         """

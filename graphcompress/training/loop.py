@@ -7,7 +7,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,11 +73,12 @@ class Trainer:
         self.group = group
         self.checkpoints = checkpoints
         self.progress = progress
-        self.parameters = trained(given, settings.only)
+        self.parameters = trained(given, settings)
         self.batches = Batches(given.samples, settings.batch * settings.accumulate, seed)
         self.steps = settings.steps_for(len(given.samples))
         self.instruments = given.instruments
         rates = [group for attached in self.instruments.values() for group in attached.rates()]
+        self.shielded = [p for attached in self.instruments.values() for p in attached.shielded()]
         self.optimizer = optimizer(self.parameters, rates, settings)
         self.step = 0
         self.since_best = 0
@@ -156,7 +157,7 @@ class Trainer:
             if not part:
                 continue
             terms = terms_of(self.given, self.settings, part, counts, samples, self.given.labels)
-            sum(terms.values(), torch.zeros((), device=self.given.device)).backward()  # type: ignore[no-untyped-call]
+            self._backward(terms)
             for name, value in terms.items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach()
         own = self._instrument_terms()
@@ -173,6 +174,22 @@ class Trainer:
         sums = torch.stack([totals.get(name, torch.zeros((), device=self.given.device)) for name in names])
         group.add_up([*(p.grad for p in self.parameters if p.grad is not None), sums])
         return dict(zip(names, sums.tolist(), strict=True))
+
+    def _backward(self, terms: Mapping[str, torch.Tensor]) -> None:
+        """Add the gradients of ``terms``; those inside the graph do not reach what is shielded from them."""
+        kinds = {place.kind for place in self.given.losses.places} if self.shielded else set()
+        inside = [value for name, value in terms.items() if name in kinds]
+        others = [value for name, value in terms.items() if name not in kinds]
+        if inside:
+            before = [None if p.grad is None else p.grad.clone() for p in self.shielded]
+            self._sum(inside).backward(retain_graph=bool(others))  # type: ignore[no-untyped-call]
+            for parameter, gradient in zip(self.shielded, before, strict=True):
+                parameter.grad = gradient
+        if others:
+            self._sum(others).backward()  # type: ignore[no-untyped-call]
+
+    def _sum(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
+        return sum(values, torch.zeros((), device=self.given.device))
 
     def _instrument_terms(self) -> dict[str, torch.Tensor]:
         """The loss terms of instruments, by their names."""
@@ -263,7 +280,7 @@ class Trainer:
             + (f", clip=1 (now {settings.clip:g})" if not 0 < settings.clip <= 1 else "")
         )
         return TrainingError(
-            f"distill: {what} at step {self.step + 1} of {self.steps}; {kept}. "
+            f"{settings.name}: {what} at step {self.step + 1} of {self.steps}; {kept}. "
             f"{advice[0].upper()}{advice[1:]}"
         )
 
@@ -289,11 +306,14 @@ class Trainer:
         return " ".join(f"{name} {value:.4f}" for name, value in self.terms.items())
 
     def _report(self, clock: _Clock, *, done: bool = False) -> None:
+        shown = [self._shown_terms(), *filter(None, (each.shown() for each in self.instruments.values()))]
         detail = (
-            f"{self._shown_terms()} · {self.label} {self.best['score']:.4f} at step {self.best['step']} · "
+            f"{' · '.join(shown)} · {self.label} {self.best['score']:.4f} at step {self.best['step']} · "
             f"{clock.tokens_per_second:,.0f} tokens/s · {clock.remaining(self.step, self.steps)} left"
         )
-        self.progress("distill", self.steps if done else min(self.step, self.steps - 1), self.steps, detail)
+        self.progress(
+            self.settings.name, self.steps if done else min(self.step, self.steps - 1), self.steps, detail
+        )
 
 
 class _Clock:

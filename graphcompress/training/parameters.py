@@ -54,14 +54,16 @@ def set_rate(optimizer: torch.optim.Optimizer, settings: Settings, step: int, st
         group["lr"] = settings.rate_at(step, steps, highest) * rates["factor"]
 
 
-def trained(given: Prepared, only: str) -> list[torch.nn.Parameter]:
-    """Parameters of the weights that the glob ``only`` names, and of instruments; the others stand still."""
+def trained(given: Prepared, settings: Settings) -> list[torch.nn.Parameter]:
+    """Parameters of the weights that ``settings.only`` names, and of instruments; others stand still."""
     names: dict[str, str] = given.student.meta["initializers"]
     chosen = []
     for path, parameter in given.student.named_parameters():
-        parameter.requires_grad_(path not in names or fnmatch.fnmatchcase(names[path], only))
+        parameter.requires_grad_(path not in names or fnmatch.fnmatchcase(names[path], settings.only))
         if parameter.requires_grad:
             chosen.append(parameter)
     if not chosen:
-        raise UsageError(f"distill{{only={only}}}: no weight has such a name; see graphcompress inspect")
+        raise UsageError(
+            f"{settings.name}{{only={settings.only}}}: no weight has such a name; see graphcompress inspect"
+        )
     return chosen

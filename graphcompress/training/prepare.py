@@ -74,9 +74,10 @@ def prepare(model: Model, original: Model, training: Training, settings: Setting
     places, unshared = shared(model, teacher_model) if wanted else ([], [])
     places = [place for place in places if place.kind in wanted]
     compared = [place.student for place in places]
-    ends = _ends(model) if settings.checkpointing else []
+    ends = _ends(model, settings.name) if settings.checkpointing else []
     learns_scales = any(instrument.learns_scales for instrument in settings.instruments)
     student = to_fx(model, learn_scales=learns_scales, taps=[*compared, *ends])
+    student.meta["model"] = model
     instruments = _attached(student, settings.instruments)
     teacher = to_fx(teacher_model, taps=[place.teacher for place in places])
     device = _device()
@@ -96,7 +97,7 @@ def prepare(model: Model, original: Model, training: Training, settings: Setting
     _measure(losses, teacher, samples, device)
     if not understood and not (answers and settings.outputs) and labels is None:
         raise UsageError(
-            "distill: no loss is left; give a weight to a term that this model and its teacher have"
+            f"{settings.name}: no loss is left; give a weight to a term that this model and its teacher have"
         )
     return Prepared(
         student,
@@ -122,7 +123,7 @@ def _attached(student: fx.GraphModule, asked: Sequence[Instrument]) -> dict[str,
     return {name: instrument.attach(student) for name, instrument in chosen.items()}
 
 
-def _ends(model: Model) -> list[str]:
+def _ends(model: Model, name: str) -> list[str]:
     """Where parts end that are computed again: at the embeddings and after every layer.
 
     Raises:
@@ -130,7 +131,7 @@ def _ends(model: Model) -> list[str]:
     """
     ends = [tap.name for tap in taps(model) if tap.kind in (EMBEDDING, HIDDEN)]
     if not ends:
-        raise UsageError("distill{checkpointing=true}: no transformer blocks are found; leave it out")
+        raise UsageError(f"{name}{{checkpointing=true}}: no transformer blocks are found; leave it out")
     return ends
 
 

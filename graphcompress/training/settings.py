@@ -13,8 +13,9 @@ WARMUP_FLOOR = 1e-2
 
 @dataclass(frozen=True)
 class Settings:
-    """Options of a run; see the pass ``distill`` for what each means."""
+    """Options of a run, of the pass ``name``; see the pass ``distill`` for what each means."""
 
+    name: str
     epochs: float
     steps: int
     lr: float

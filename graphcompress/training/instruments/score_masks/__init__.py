@@ -1,0 +1,1 @@
+"""score-masks: learned scores say which blocks, heads and dimensions stay (block pruning)."""

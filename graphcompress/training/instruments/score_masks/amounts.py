@@ -1,0 +1,102 @@
+"""How much masks leave of the weights that they lie over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from graphcompress.coupling.couplings import Group
+from graphcompress.cutting.silence import some_of_units
+from graphcompress.training.instruments.score_masks.layout import Layout
+from graphcompress.training.instruments.score_masks.selection import Mask
+
+Masks = Sequence[Tensor]
+"""The mask of every tensor of scores."""
+
+
+class Amounts:
+    """Counts what masks leave: what gives nothing is cut, other zeros stay.
+
+    Attributes:
+        total: parameters of the masked weights.
+    """
+
+    def __init__(self, layout: Layout, masks: Sequence[Mask]) -> None:
+        self._masks = masks
+        self._groups = layout.groups
+        self._by_weight = {mask.site.weight: mask for mask in masks}
+        self.total = sum(int(np.prod(mask.site.shape)) for mask in masks)
+
+    def density(self, at: Masks) -> float:
+        """Share of the parameters of the masked weights that stay and are not zero."""
+        return sum(self._entries(at).values()) / max(1, self.total)
+
+    def compact_density(self, at: Masks) -> float:
+        """Share of the parameters of the masked weights that stay, zeros among them."""
+        kept = self._kept_rows(at)
+        sizes = (
+            int(kept[each.site.weight].sum()) * each.site.shape[1 - each.site.axis] for each in self._masks
+        )
+        return sum(sizes) / max(1, self.total)
+
+    def by_kind(self, at: Masks) -> dict[str, float]:
+        """Kind → share of its parameters that stay and are not zero."""
+        entries = self._entries(at)
+        left: dict[str, float] = {}
+        sizes: dict[str, int] = {}
+        for mask in self._masks:
+            kind = mask.site.kind
+            left[kind] = left.get(kind, 0.0) + entries[mask.site.weight]
+            sizes[kind] = sizes.get(kind, 0) + int(np.prod(mask.site.shape))
+        return {kind: left[kind] / sizes[kind] for kind in left}
+
+    def _entries(self, at: Masks) -> dict[ir.Value, float]:
+        kept = self._kept_rows(at)
+        return {each.site.weight: float(each.left(at)[kept[each.site.weight]].sum()) for each in self._masks}
+
+    def _kept_rows(self, at: Masks) -> dict[ir.Value, np.ndarray]:
+        """Masked weight → [inner axis] what is left of it after the cut."""
+        rows = {mask.site.weight: np.ones(mask.site.shape[mask.site.axis], bool) for mask in self._masks}
+        for group, inners in self._groups:
+            alive = self.alive(group, at)
+            for inner in inners:
+                if inner.linear.weight in rows:
+                    rows[inner.linear.weight] &= (inner.units < 0) | alive[inner.units]
+        return rows
+
+    def alive(self, group: Group, at: Masks) -> np.ndarray:
+        """[units] which units of a group give anything; one stays in any case, for no axis may be empty."""
+        alive = np.ones(group.size, bool)
+        for inner in next(inners for each, inners in self._groups if each is group):
+            mask = self._by_weight.get(inner.linear.weight)
+            if mask is not None and inner.silences:
+                alive &= some_of_units(inner.units, mask.left(at) > 0, group.size)
+        alive[0] |= not alive.any()
+        return alive
+
+
+def cut_for(
+    scores: Sequence[Tensor], amount: Callable[[float], float], wanted: float, *, nearest: bool = False
+) -> float:
+    """The highest cut at which ``amount``, which falls as the cut rises, is at least ``wanted``.
+
+    With ``nearest``, the next cut is taken where its amount is nearer.
+    """
+    # Between two neighbouring scores all cuts are the same one.
+    candidates = torch.unique(torch.cat([each.detach().flatten().cpu() for each in scores])).tolist()
+    low, high = -1, len(candidates) - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if amount(candidates[middle]) >= wanted:
+            low = middle
+        else:
+            high = middle - 1
+    above = candidates[low] if low >= 0 else -np.inf
+    if not nearest or low + 1 == len(candidates):
+        return above
+    below = candidates[low + 1]
+    return below if wanted - amount(below) < amount(above) - wanted else above

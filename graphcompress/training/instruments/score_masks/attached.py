@@ -1,0 +1,265 @@
+"""Score masks at work on one student: in its graph, in its training, and in the weights that are deployed."""
+
+from __future__ import annotations
+
+import logging
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import fx, nn
+
+from graphcompress.analysis.linears import Linear
+from graphcompress.coupling.couplings import FFN
+from graphcompress.errors import UsageError
+from graphcompress.graph.expressions import evaluate
+from graphcompress.plugin.instrument import Attached, Rates, Step
+from graphcompress.rewrite.bias import write_bias
+from graphcompress.rewrite.rewriter import Rewriter
+from graphcompress.training.instruments.score_masks.amounts import Amounts, cut_for
+from graphcompress.training.instruments.score_masks.layout import ATTENTION, layout
+from graphcompress.training.instruments.score_masks.selection import Mask, Scores, share_open
+
+if TYPE_CHECKING:
+    from graphcompress.training.instruments.score_masks.score_masks import ScoreMasks
+
+_LOG = logging.getLogger(__name__)
+INSIDE = "score_masks"
+"""Name of the module in the student that holds scores and masks."""
+GROWTH = 50.0
+"""Where everything stays that is to go, the multiplier would grow to this in the steps in which things go; at
+1 it moves a score as far as a gradient does that always points up."""
+
+
+class AttachedMasks(Attached):
+    """Masks at work on one student."""
+
+    def __init__(self, given: ScoreMasks, student: fx.GraphModule) -> None:
+
+        self.given = given
+        self.student = student
+        self.layout = layout(student.meta["model"], given.grains, given.only)
+        if not self.layout.sites:
+            raise UsageError(
+                f"{given}: no weight of an attention or an FFN can be masked here{self._reasons()}"
+            )
+        self.scores: list[Scores] = [
+            Scores(each, given.selection, given.first) for each in self.layout.scored
+        ]
+        self.masks: list[Mask] = [Mask(site, self.scores) for site in self.layout.sites]
+        self.amounts = Amounts(self.layout, self.masks)
+        inside = nn.Module()
+        inside.add_module("scores", nn.ModuleList(self.scores))
+        inside.add_module("masks", nn.ModuleList(self.masks))
+        student.add_submodule(INSIDE, inside)
+        for mask in self.masks:
+            for pattern, counts in zip(
+                mask.site.patterns, mask.sums(torch.ones(mask.site.shape)), strict=True
+            ):
+                self.scores[pattern.scores].counts += counts
+        self._write()
+        self._pull = 0.0
+
+    def _reasons(self) -> str:
+        told = [f"{name}: {reason}" for name, reason in self.layout.skipped.items()]
+        return f" ({'; '.join(told[:3])})" if told else ""
+
+    def _write(self) -> None:
+        """Put the masks into the graph, behind every weight and every bias."""
+        graph = self.student.graph
+        paths = {name: path for path, name in self.student.meta["initializers"].items()}
+        stored = {str(node.target): node for node in graph.find_nodes(op="get_attr")}
+        made = {node.meta["value"]: node for node in graph.nodes if "value" in node.meta}
+        for number, mask in enumerate(self.masks):
+            weight = stored[paths[mask.site.weight.name or ""]]
+            with graph.inserting_after(weight):
+                pair = graph.call_module(f"{INSIDE}.masks.{number}", (weight,))
+            with graph.inserting_after(pair):
+                masked = graph.call_function(operator.getitem, (pair, 0))
+                units = graph.call_function(operator.getitem, (pair, 1))
+            weight.replace_all_uses_with(masked, delete_user_cb=lambda user, pair=pair: user is not pair)
+            for linear in mask.site.linears if mask.site.makes else ():
+                path = None if linear.bias is None else paths.get(linear.bias.name or "")
+                if path is None:
+                    continue
+                node = made[linear.output.name]
+                with graph.inserting_before(node):
+                    bias = graph.call_function(operator.mul, (stored[path], units))
+                node.replace_input_with(stored[path], bias)
+        self.student.recompile()
+
+    # ---- the training
+
+    def rates(self) -> list[Rates]:
+        """Scores learn at their own rate; what is measured is moved by no optimiser."""
+        lr = 0.0 if self._ranks else self.given.score_lr
+        return [Rates([each.values for each in self.scores], lr=lr)]
+
+    @property
+    def _ranks(self) -> bool:
+        """Whether scores are measured rather than learned."""
+        return self.given.selection == "magnitude" or self.given.ema > 0
+
+    def shielded(self) -> Sequence[torch.nn.Parameter]:
+        """The scores, where hidden states are to train weights alone (GRAIN)."""
+        return [each.values for each in self.scores] if self.given.apart else []
+
+    def before_step(self, step: Step) -> None:
+        """Move the cut; draw the noise of this step."""
+        if step.number == 0 and (obstacle := self.given.obstacle(step.steps)):
+            _LOG.warning("%s: %s", self.given, obstacle)
+        if self.given.selection == "l0":
+            self._draw(step)
+        if self._is_settled:
+            return
+        if self.given.selection == "magnitude":
+            self._measure()
+        progress = self.given.progress(step)
+        asked = -math.inf if self.given.selection == "l0" else self.given.cut_at(progress)
+        if self.given.density is None:
+            self._cut(asked)
+            return
+        if self.given.cooling(step):
+            self._settle()
+            return
+        wanted = 1 - (1 - self.given.density) * progress
+        if self.given.selection in ("topk", "magnitude"):
+            self._cut(self._cut_for(wanted))
+            return
+        self._draw_down(step, wanted)
+        # The threshold may let no more go at once than the schedule asks for: scores that started together
+        # would all fall below it within a few steps.
+        self._cut(min(asked, self._cut_for(wanted)))
+
+    def _draw(self, step: Step) -> None:
+        generator = torch.Generator().manual_seed(step.number)
+        for each in self.scores:
+            noise = torch.rand(each.values.shape, generator=generator)
+            each.noise = noise.clamp(1e-6, 1 - 1e-6).to(each.values.device)
+
+    def _measure(self) -> None:
+        """The mean magnitude of what each score decides about."""
+        with torch.no_grad():
+            for each in self.scores:
+                each.values.zero_()
+            for mask in self.masks:
+                weight = self._weight(mask).detach().abs()
+                for each, total in zip(mask.parts, mask.sums(weight), strict=True):
+                    each.values.add_(total / each.counts.to(total))
+
+    def _weight(self, mask: Mask) -> torch.Tensor:
+        paths = {name: path for path, name in self.student.meta["initializers"].items()}
+        return self.student.get_parameter(paths[mask.site.weight.name or ""])
+
+    def _cut(self, cut: float) -> None:
+        for each in self.scores:
+            each.get_buffer("cut").fill_(cut)
+
+    def _now(self) -> list[torch.Tensor]:
+        return [each.mask() for each in self.scores]
+
+    def _amount(self, at: Sequence[torch.Tensor]) -> float:
+        return self.amounts.compact_density(at) if self.given.compact else self.amounts.density(at)
+
+    def _cut_for(self, wanted: float, *, nearest: bool = False) -> float:
+
+        return cut_for(
+            [each.values for each in self.scores],
+            lambda cut: self._amount([each.mask(cut) for each in self.scores]),
+            wanted,
+            nearest=nearest,
+        )
+
+    @property
+    def _is_settled(self) -> bool:
+        return bool(self.scores[0].get_buffer("is_settled"))
+
+    def _settle(self) -> None:
+        """Let what stays be what was asked for, once and for all."""
+        cut = self._cut_for(self.given.density or 0.0, nearest=True)
+        for each in self.scores:
+            each.settle(cut)
+
+    def loss(self, step: Step) -> torch.Tensor | None:
+        """λ times the mean sigmoid of all scores, per tensor, kind by kind; λ rises as the threshold does."""
+        if self.given.penalty is None:
+            return None
+        share = share_open if self.given.selection == "l0" else torch.sigmoid
+        kinds: dict[str, list[torch.Tensor]] = {}
+        for each in self.scores:
+            kinds.setdefault(each.kind, []).append(share(each.values).mean())
+        weights = {ATTENTION: 1.0, FFN: self.given.ffn_penalty}
+        total = sum(
+            (weights[kind] * torch.stack(means).mean() for kind, means in kinds.items()),
+            torch.zeros((), device=self.scores[0].values.device),
+        )
+        return self.given.penalty * self.given.progress(step) * total / len(kinds)
+
+    def after_step(self, step: Step) -> None:
+        """Importance moves on; nothing is random when the student is evaluated."""
+        for each in self.scores:
+            each.noise = None
+        if self.given.ema and not self._is_settled:
+            self._average()
+
+    def _average(self) -> None:
+        with torch.no_grad():
+            for each in self.scores:
+                if each.values.grad is not None:
+                    importance = each.values.grad.abs() / each.counts.to(each.values)
+                    each.values.mul_(self.given.ema).add_(importance, alpha=1 - self.given.ema)
+
+    def _draw_down(self, step: Step, wanted: float) -> None:
+        """One step of the multiplier, and of the scores under it, apart from AdamW as its weight decay is."""
+        over = self._amount(self._now()) - wanted
+        falling = (1 - self.given.flat - self.given.cooldown) * step.steps
+        self._pull = max(0.0, self._pull + GROWTH * over / max(1.0, falling))
+        with torch.no_grad():
+            for each in self.scores:
+                each.values.sub_(self.given.score_lr * self._pull)
+
+    def may_end(self, step: Step) -> bool:
+        """While the schedule cuts, a good score says nothing of the model that is wanted."""
+        return self.given.cooling(step) and (self.given.density is None or self._is_settled)
+
+    def shown(self) -> str:
+        """Density per kind, as it is now."""
+        return " ".join(f"{kind} {share:.1%}" for kind, share in self.amounts.by_kind(self._now()).items())
+
+    def state(self) -> Mapping[str, Any]:
+        """The multiplier; all else lies in the student."""
+        return {"pull": self._pull}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take the multiplier back."""
+        self._pull = state["pull"]
+
+    # ---- the deployed graph
+
+    def finish(self, rw: Rewriter) -> None:
+        """Multiply the stored weights by their masks; what is masked is zero then, biases too."""
+        at = self._now()
+        for mask in self.masks:
+            site = mask.site
+            over = mask.over([at[pattern.scores] for pattern in site.patterns]).cpu().numpy()
+            rw.overwrite(site.weight, evaluate(site.weight) * over)
+            units = np.any(over != 0, axis=1 - site.axis)
+            if site.makes and not units.all():
+                _mask_biases(rw, mask, units)
+        for name, reason in self.layout.skipped.items():
+            rw.skip(name, reason)
+        shares = ", ".join(f"{kind} {share:.1%}" for kind, share in self.amounts.by_kind(at).items())
+        rw.note(f"density {self._amount(at):.2%} of {self.amounts.total:,} parameters ({shares})")
+
+
+def _mask_biases(rw: Rewriter, mask: Mask, units: np.ndarray) -> None:
+    by_bias: dict[ir.Value, list[Linear]] = {}
+    for linear in mask.site.linears:
+        if linear.bias is not None:
+            by_bias.setdefault(linear.bias, []).append(linear)
+    for bias, linears in by_bias.items():
+        write_bias(rw, linears, evaluate(bias).reshape(-1) * units)

@@ -1,0 +1,261 @@
+"""blockprune: the model learns which of its blocks, heads and FFN nodes may go, and is cut."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from graphcompress.analysis.linears import Embedding, Linear, embeddings, linears
+from graphcompress.errors import UsageError
+from graphcompress.graph.expressions import evaluate, leaves
+from graphcompress.graph.model import Model
+from graphcompress.passes.blockprune.compact import NOUNS, compact
+from graphcompress.passes.blockprune.scattered import fill, store_sparse
+from graphcompress.plugin.base import Context, Contract, Lossy, Pass, Record, Training
+from graphcompress.plugin.extras import needs_torch
+from graphcompress.plugin.options import option
+from graphcompress.rewrite.rewriter import Rewriter
+
+if TYPE_CHECKING:
+    from graphcompress.training.instruments.score_masks.score_masks import ScoreMasks
+    from graphcompress.training.settings import Settings
+
+PRESETS = {
+    "block": {"attention": "32x32", "ffn": "32x32"},
+    "struct": {"attention": "heads", "ffn": "dims"},
+    "hybrid": {"attention": "32x32", "ffn": "dims"},
+    "hybrid-filled": {"attention": "32x32", "ffn": "dims"},
+}
+"""What the settings of arXiv:2109.04838 score."""
+FILLED = "hybrid-filled"
+FILL = 0.5
+"""Steps that the preset trains after the filling, as a multiple of those before."""
+
+
+@dataclass(frozen=True)
+class BlockPrune(Pass):
+    """Learn which blocks, heads and FFN nodes stay, and cut the others (block pruning, arXiv:2109.04838).
+
+    Needs samples to train on (``--train``). Every block of a weight, every head and every FFN node has a
+    score, which is trained with the weights (the instrument ``score-masks`` says how); the student learns
+    from its teacher as in ``distill``. What is masked at the end is cut: an FFN node or a head that gives
+    nothing goes with all that belongs to it, blocks of zeros inside of what stays are not stored where that
+    makes the file smaller and the target folds expressions. Masked and cut models answer the same.
+
+    Give what is to be reached: ``density``, the share of the parameters of attentions and FFNs; or ``size``,
+    that of the whole model; or ``penalty``, the weight of the regulariser, and see what comes of it.
+
+    Presets: ``block`` scores 32x32 everywhere, ``struct`` heads and FFN nodes, ``hybrid`` 32x32 in attentions
+    and FFN nodes; ``hybrid-filled`` does so, cuts, fills the zeros that are left with noise around the mean,
+    and trains on without masks: those zeros cost time and give nothing. Its density counts them.
+
+    ``distill`` after it trains the compact model further, without masks: blocks that are not stored stay
+    zero, zeros that are stored learn like any other weight. Pass ``int8`` comes last.
+    """
+
+    name: ClassVar[str] = "blockprune"
+    contract: ClassVar[Contract] = Lossy(min_sqnr_db=5.0)
+    trains: ClassVar[bool] = True
+
+    preset: str = option("hybrid", "what is scored, and what follows", choices=tuple(PRESETS))
+    attention: str | None = option(None, "scores in attentions, as in score-masks; none: by the preset")
+    ffn: str | None = option(None, "scores in FFNs, as in score-masks; none: by the preset")
+    density: float | None = option(None, "to reach; of nothing else given 0.5", minimum=0.001, maximum=1.0)
+    size: float | None = option(
+        None, "parameters of the whole model to reach, as a share", minimum=0.001, maximum=1.0
+    )
+    penalty: float | None = option(None, "weight of the regulariser, in place of a target", minimum=0.0)
+    ffn_penalty: float = option(1.0, "of FFNs, as a multiple of it", minimum=0.0)
+    selection: str = option(
+        "sigmoid", "what stays", choices=("sigmoid", "threshold", "topk", "magnitude", "l0")
+    )
+    threshold: float = option(0.1, "of what stays, at the end", minimum=0.0, maximum=1.0)
+    flat: float = option(0.05, "share of the steps before anything goes", minimum=0.0, maximum=1.0)
+    cooldown: float = option(0.4, "share of the steps after the last goes", minimum=0.0, maximum=1.0)
+    score_lr: float = option(0.01, "highest learning rate of the scores", minimum=0.0)
+    ema: float = option(
+        0.0, "rank by a moving mean of importance that keeps this share", minimum=0.0, maximum=0.9999
+    )
+    apart: bool = option(True, "the loss on hidden states trains weights alone, no scores")
+    fill: float | None = option(
+        None, "steps after filling zeros, as a multiple of those before; 0: no filling", minimum=0.0
+    )
+    epochs: float = option(3.0, "passes over the training samples", minimum=0.0)
+    steps: int = option(0, "optimiser steps instead of epochs; 0 for epochs", minimum=0)
+    lr: float = option(1e-4, "highest learning rate of the weights (AdamW)", minimum=0.0)
+    warmup: float = option(0.05, "share of the steps in which it rises", minimum=0.0, maximum=1.0)
+    batch: int = option(32, "samples that are run at once, over all processes", minimum=1)
+    accumulate: int = option(1, "batches per optimiser step", minimum=1)
+    temperature: float = option(2.0, "of the divergence between logits", minimum=0.01)
+    outputs: float = option(0.9, "weight of the outputs", minimum=0.0)
+    hidden: float = option(1.0, "weight of the outputs of all layers", minimum=0.0)
+    labels: float = option(0.1, "weight of the labels, where there are any", minimum=0.0)
+    evaluations: int = option(8, "times that the student is evaluated", minimum=1)
+    bf16: bool = option(False, "run in bfloat16 where that is safe (fast with AMX or on GPUs)")
+    checkpointing: bool = option(False, "keep only what goes from layer to layer: less memory, more time")
+    only: str = option("*", "glob over the names of the weights that are masked")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.steps and not self.epochs:
+            raise UsageError("blockprune{epochs=0} trains nothing; leave the pass out, or give steps")
+        if self.steps:
+            self.refuse_idle("epochs", "steps say how long it trains")
+        asked = [name for name in ("density", "size", "penalty") if getattr(self, name) is not None]
+        if len(asked) > 1:
+            raise UsageError(f"{self}: {' and '.join(asked)} are two targets; give one")
+        if not self.hidden:
+            self.refuse_idle("apart", "hidden=0 leaves the hidden states out")
+        self.masks(0.5)  # refuses what does not go together
+
+    @property
+    def fills(self) -> float:
+        """Steps after filling, as a multiple of those before."""
+        if self.fill is not None:
+            return self.fill
+        return FILL if self.preset == FILLED else 0.0
+
+    def masks(self, density: float | None) -> ScoreMasks:
+        """The instrument that this pass trains with, for the density that is to be reached."""
+        from graphcompress.training.instruments.score_masks.score_masks import ScoreMasks
+
+        given = PRESETS[self.preset]
+        names = ("penalty", "ffn_penalty", "selection", "threshold", "flat", "cooldown", "score_lr", "ema")
+        return ScoreMasks(
+            attention=self.attention or given["attention"],
+            ffn=self.ffn or given["ffn"],
+            density=None if self.penalty is not None else density,
+            compact=self.size is not None or self.fills > 0,
+            apart=self.apart and self.hidden > 0,
+            only=self.only,
+            **{name: getattr(self, name) for name in names},
+        )
+
+    def check_given(self, *, calibrated: bool) -> None:
+        """Refuse to start without PyTorch.
+
+        Raises:
+            MissingExtraError: it is not installed.
+        """
+        needs_torch("blockprune")
+
+    def check(self, model: Model, ctx: Context) -> None:
+        """Refuse samples, a teacher, operators or a size that do not fit, before other passes work.
+
+        Raises:
+            GraphCompressError: as :meth:`run`.
+        """
+        if ctx.training is None:
+            return
+        from graphcompress.training.prepare import check
+
+        check(model, ctx.training, self.settings(0.5))
+        self._density(model)
+
+    def settings(self, density: float | None) -> Settings:
+        """The options as the training reads them."""
+        from graphcompress.training.settings import Settings
+
+        named: dict[str, Any] = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(Settings)
+            if hasattr(self, field.name) and field.name not in ("only", "ffn")
+        }
+        rest: dict[str, Any] = {"ffn": 0.0, "scores": 0.0, "embedding": 0.0, "only": "*", "patience": 0}
+        rest |= {"decay": "linear", "weight_decay": 0.01, "clip": 1.0, "answer_loss": "auto"}
+        return Settings(**named, **rest, instruments=(self.masks(density),))
+
+    def run(self, model: Model, ctx: Context) -> Record:
+        """Train with masks, cut, and train on where zeros are filled.
+
+        Raises:
+            GraphCompressError: torch is missing; an operator without counterpart; a teacher or samples that
+                do not fit; a size that no mask reaches (all before the first step); a loss that is no number.
+        """
+        with Rewriter(model, ctx) as rw:
+            if ctx.training is None or ctx.original is None:
+                rw.note("nothing to learn from; give samples with --train")
+                return rw.record
+            needs_torch("blockprune")
+            self._train(rw, ctx.training, ctx.original)
+        return rw.record
+
+    def _train(self, rw: Rewriter, training: Training, original: Model) -> None:
+        from graphcompress.training.instruments.score_masks.layout import layout
+        from graphcompress.training.training import train
+
+        masks = self.masks(self._density(rw.model))
+        settings = dataclasses.replace(self.settings(0.5), instruments=(masks,))
+        names = [site.weight.name or "" for site in layout(rw.model, masks.grains, self.only).sites]
+        if obstacle := masks.obstacle(settings.steps_for(len(training.divided()[0]))):
+            rw.note(obstacle)
+        result, unshared, changed = train(rw, original, training, settings, rw.ctx)
+        rw.modified = True
+        self._record(rw, changed, set(names))
+        for place in unshared:
+            rw.skip(place.student, f"no {place.kind} loss: {place.reason}")
+        rw.note(f"{result.label} {result.start:.4f} → {result.best:.4f}, of step {result.best_step:,}")
+        gone = compact(rw)
+        told = ", ".join(f"{count:,} {NOUNS[kind]}" for kind, count in gone.items())
+        rw.note(f"{told or 'nothing'} cut")
+        rw.clean()
+        if self.fills:
+            count = fill(rw, names, rw.ctx.seed)
+            steps = max(1, round(self.fills * settings.steps_for(len(training.divided()[0]))))
+            settings = dataclasses.replace(settings, instruments=(), steps=steps)
+            result, _, _ = train(rw, original, training, settings, rw.ctx)
+            rw.note(
+                f"{count:,} zeros filled and trained: {result.label} {result.start:.4f} → {result.best:.4f}, "
+                f"of step {result.best_step:,} of {result.steps:,}"
+            )
+        elif rw.ctx.capabilities.constant_expressions:
+            self._store_sparse(rw, names)
+
+    def _record(self, rw: Rewriter, changed: set[str], masked: set[str]) -> None:
+        """What was trained, and how much of what was masked is left; before anything is cut."""
+        weighted: list[Linear | Embedding] = [*linears(rw.model), *embeddings(rw.model)]
+        for item in weighted:
+            name = item.weight.name or ""
+            if name in masked:
+                array = evaluate(item.weight)
+                rw.touch(item, f"{np.count_nonzero(array) / array.size:.0%} of it left")
+            elif changed.intersection(leaf.name or "" for leaf in leaves(item.weight)):
+                rw.touch(item, "trained")
+            else:
+                rw.skip(item, "not trained")
+
+    def _store_sparse(self, rw: Rewriter, names: list[str]) -> None:
+        grains = [grain for grain in self.masks(0.5).grains.values() if grain.inner]
+        count = sum(store_sparse(rw, names, grain.inner, grain.outer) for grain in grains)
+        if count:
+            rw.note(f"{count:,} weights are stored without their blocks of zeros")
+
+    def _density(self, model: Model) -> float | None:
+        """The density to reach, which a size asks for.
+
+        Raises:
+            UsageError: what is not masked is larger than the size already.
+        """
+        if self.size is None:
+            return 0.5 if self.density is None else self.density
+        from graphcompress.training.instruments.score_masks.layout import layout
+
+        sites = layout(model, self.masks(0.5).grains, self.only).sites
+        masked = sum(site.linears[0].in_features * site.linears[0].out_features for site in sites)
+        total = model.parameters
+        wanted = (self.size * total - (total - masked)) / max(1, masked)
+        if wanted < LEAST:
+            others = 1 - masked / total
+            raise UsageError(
+                f"{self}: {others:.0%} of the parameters are not masked (embeddings, biases, norms), "
+                f"so that no size below {others + LEAST * masked / total:.2f} is reached; "
+                "kron{embeddings=true} makes tables smaller"
+            )
+        return wanted
+
+
+LEAST = 0.02
+"""The least density that a size may ask for: one unit of every group stays in any case."""

@@ -1,0 +1,248 @@
+"""blockprune trains, reaches what was asked, cuts, and gives the same bytes again."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from bert import Bert
+from conftest import random_samples
+from several_processes import two_processes, weights
+
+torch = pytest.importorskip("torch")
+
+from graphcompress.analysis.linears import linears  # noqa: E402
+from graphcompress.coupling.couplings import couplings  # noqa: E402
+from graphcompress.errors import UsageError  # noqa: E402
+from graphcompress.graph.model import Model  # noqa: E402
+from graphcompress.passes.blockprune.blockprune import PRESETS, BlockPrune  # noqa: E402
+from graphcompress.pipeline.pipeline import PassRecord, Pipeline  # noqa: E402
+from graphcompress.plugin.base import Context, Training  # noqa: E402
+from graphcompress.training import checkpoints  # noqa: E402
+
+SHORT = "steps=20 batch=8 evaluations=2 score_lr=0.2"
+QUICK = f"blockprune{{attention=8x8 density=0.4 {SHORT}}}"
+
+
+def bert() -> Model:
+    return Model(ir.from_proto(Bert(hidden=64, ffn=128).model()))
+
+
+def pruned(model: Model, passes: str, **context: object) -> list[PassRecord]:
+    given = {"training": Training(random_samples(32)), **context}
+    names = [step.name for step in Pipeline.parse(passes).passes]
+    return list(Pipeline.parse(passes).run(model, Context(samples=random_samples(8), **given), allow=names))
+
+
+def masked(model: Model) -> list[np.ndarray]:
+    """Dense weights of all linears of the blocks."""
+    return [each.dense() for each in linears(model, "encoder*")]
+
+
+def density(model: Model, *, compact: bool = False) -> float:
+    """Share of the parameters of the linears of ``bert()`` that are left."""
+    total = sum(weight.size for weight in masked(bert()))
+    count = sum(weight.size if compact else np.count_nonzero(weight) for weight in masked(model))
+    return count / total
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "attention=8x8",
+        "attention=8x8 ffn=8x8",
+        "attention=joint-8x8 selection=threshold",
+        "attention=8x8 selection=topk ema=0.9",
+        "attention=8x8 selection=magnitude",
+        "attention=rows selection=l0",
+        "attention=dims ffn=rows selection=topk",
+    ],
+)
+def test_the_density_that_was_asked_for_is_reached(options: str) -> None:
+    model = bert()
+    (record,) = pruned(model, f"blockprune{{{options} density=0.3 {SHORT}}}")
+    assert density(model) == pytest.approx(0.3, rel=0.02)
+    assert record.size.parameters < 0.75 * bert().parameters
+    assert "density 30." in record.notes[0] or "density 29." in record.notes[0]
+
+
+def test_filled_weights_are_dense_and_as_many_as_asked_for() -> None:
+    model = bert()
+    (record,) = pruned(model, f"blockprune{{preset=hybrid-filled attention=8x8 density=0.3 {SHORT}}}")
+    head = 4 * 64 * 16 / sum(weight.size for weight in masked(bert()))
+    assert density(model, compact=True) == pytest.approx(0.3, abs=head / 2)
+    assert density(model) == density(model, compact=True)
+    assert "zeros filled and trained" in record.notes[-1]
+
+
+def test_the_size_that_was_asked_for_is_reached() -> None:
+    model = bert()
+    pruned(model, f"blockprune{{attention=8x8 size=0.5 {SHORT}}}")
+    compact = sum(weight.size for weight in masked(model))
+    others = bert().parameters - sum(weight.size for weight in masked(bert()))
+    # Biases of what was cut go too, which the size does not count on.
+    assert compact + others == pytest.approx(0.5 * bert().parameters, rel=0.02)
+    assert model.parameters <= 0.51 * bert().parameters
+
+
+def test_a_size_below_what_is_not_masked_is_refused_before_the_first_step() -> None:
+    with pytest.raises(UsageError, match=r"are not masked .* so that no size below 0.17"):
+        pruned(bert(), f"blockprune{{size=0.1 {SHORT}}}")
+
+
+def test_a_penalty_prunes_the_more_the_larger_it_is() -> None:
+    left = []
+    for penalty in (1, 1000):
+        model = bert()
+        (record,) = pruned(
+            model, f"blockprune{{attention=8x8 penalty={penalty} steps=60 batch=8 score_lr=0.2}}"
+        )
+        left.append(density(model))
+    assert left[1] < 0.5 * left[0]
+    assert record.notes[0].startswith("density ")
+
+
+def test_struct_cuts_heads_and_nodes_and_leaves_no_zeros() -> None:
+    model = bert()
+    pruned(model, f"blockprune{{preset=struct density=0.3 {SHORT}}}")
+    groups = [group.size for group in couplings(model) if group.kind in ("head", "ffn")]
+    assert sum(groups) < 0.5 * 2 * (4 + 128)
+    assert density(model) == density(model, compact=True)
+
+
+def test_a_target_that_folds_no_expressions_gets_zeros() -> None:
+    from graphcompress.plugin.base import Capabilities
+
+    model = bert()
+    pruned(model, QUICK, capabilities=Capabilities(constant_expressions=False))
+    assert all(each.weight.is_initializer() for each in linears(model))
+    assert density(model) == pytest.approx(0.4, rel=0.02)
+
+
+def test_distill_and_int8_after_it_leave_blocks_that_are_not_stored_zero() -> None:
+    model = bert()
+    pruned(model, f"{QUICK},distill{{steps=6 batch=8}},int8")
+    blocks = [each for each in linears(model) if "Gather" in _operators(each.weight)]
+    assert blocks
+    for each in blocks:
+        array = each.dense()
+        grid = array.reshape(array.shape[0] // 8, 8, array.shape[1] // 8, 8).any(axis=(1, 3))
+        assert not grid.all()
+
+
+def _operators(value: ir.Value) -> list[str]:
+    from graphcompress.graph.expressions import expression_nodes
+
+    return [node.op_type for node in expression_nodes(value)]
+
+
+def test_the_progress_tells_the_density_of_each_kind() -> None:
+    seen: list[str] = []
+    pruned(bert(), QUICK, progress=lambda text, done, total, detail="": seen.append(detail))
+    told = [detail for detail in seen if " attention " in detail]
+    assert "attention 100.0% ffn 100.0%" in told[0]
+    assert "attention 100.0% ffn 100.0%" not in told[-1]
+
+
+def test_hidden_states_do_not_train_scores_where_they_are_kept_apart(tiny_bert: Model) -> None:
+    """Without outputs and labels nothing is left that could."""
+    from graphcompress.training import loop
+
+    trainers: list[loop.Trainer] = []
+    whole = loop.Trainer.run
+    options = f"attention=8x8 density=0.9 flat=0.5 {SHORT} outputs=0 labels=0"
+    for apart in ("true", "false"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop.Trainer, "run", lambda self: trainers.append(self) or whole(self))
+            pruned(tiny_bert.clone(), f"blockprune{{{options} apart={apart}}}", training=other_teacher())
+    moved = [trainer.instruments["score-masks"].scores[0].values.detach().std() for trainer in trainers]
+    assert moved[0] == 0
+    assert moved[1] > 0.1
+
+
+def other_teacher() -> Training:
+    return Training(random_samples(32), teacher=Model(ir.from_proto(Bert(seed=1).model())))
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "SECONDS", 0.0)
+    passes = f"blockprune{{preset=hybrid-filled attention=8x8 density=0.4 selection=l0 {SHORT}}}"
+    training = Training(random_samples(32), folder=tmp_path / "training")
+    whole = bert()
+    pruned(whole, passes, training=dataclasses.replace(training, folder=None))
+    for stop in (13, 17):
+
+        def interrupt(text: str, done: int, total: int, detail: str = "", stop: int = stop) -> None:
+            if text == "blockprune" and done == stop:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            pruned(bert(), passes, training=training, progress=interrupt)
+    halves = bert()
+    pruned(halves, passes, training=training)
+    one, other = (model.save(tmp_path / f"{name}.onnx") for name, model in (("a", whole), ("b", halves)))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_two_processes_reach_the_weights_of_one(tiny_bert_path: Path, tmp_path: Path) -> None:
+    options = "attention=8x8 ffn=dims density=0.5 steps=10 lr=0.001 batch=6 evaluations=1"
+    two_processes(tiny_bert_path, tmp_path, f"prune{{ffn=0.5}},blockprune{{{options}}}")
+
+
+def test_nothing_is_done_without_samples_to_train_on(tiny_bert: Model) -> None:
+    before = weights(tiny_bert)
+    record = BlockPrune().run(tiny_bert, Context())
+    assert record.notes == ("nothing to learn from; give samples with --train",)
+    assert all(np.array_equal(array, before[name]) for name, array in weights(tiny_bert).items())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"density": 0.5, "size": 0.5}, "density and size are two targets"),
+        ({"epochs": 0.0}, "trains nothing"),
+        ({"steps": 5, "epochs": 2.0}, "steps say how long"),
+        ({"hidden": 0.0, "apart": False}, "leaves the hidden states out"),
+        ({"ffn": "16"}, "32x32 or joint-32x32"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(options: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        BlockPrune(**options)
+
+
+def test_the_options_of_a_training_arrive_in_its_settings() -> None:
+    given = {
+        "steps": 7,
+        "lr": 0.5,
+        "warmup": 0.3,
+        "batch": 5,
+        "accumulate": 3,
+        "temperature": 4.0,
+        "outputs": 0.6,
+        "hidden": 0.7,
+        "labels": 0.8,
+        "evaluations": 2,
+        "bf16": True,
+        "checkpointing": True,
+    }
+    settings = BlockPrune(**given).settings(0.25)
+    assert {name: getattr(settings, name) for name in given} == given
+    assert BlockPrune(epochs=0.5).settings(0.25).epochs == 0.5
+    masks = {"flat": 0.1, "cooldown": 0.2, "score_lr": 0.3, "threshold": 0.4, "only": "*x*", "apart": False}
+    (instrument,) = BlockPrune(**masks).settings(0.25).instruments
+    assert {name: getattr(instrument, name) for name in masks} == masks
+    assert instrument.density == 0.25
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_what_the_paper_scores(name: str) -> None:
+    masks = BlockPrune(preset=name).masks(0.5)
+    assert (masks.attention, masks.ffn) == tuple(PRESETS[name].values())
+    assert masks.compact == (name == "hybrid-filled")
+    assert Pipeline.parse(f"blockprune{{preset={name}}}").passes == (BlockPrune(preset=name),)

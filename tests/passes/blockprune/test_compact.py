@@ -1,0 +1,122 @@
+"""A masked model and the one that is cut answer the same, whatever is scored."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from bert import Bert
+from conftest import random_samples
+
+pytest.importorskip("torch")
+
+from masked_models import PRESETS, attached, computed, cut_copy, shuffled
+
+from graphcompress.analysis.linears import linears
+from graphcompress.coupling.couplings import couplings
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import Runner
+from graphcompress.passes.blockprune.scattered import store_sparse
+from graphcompress.plugin.base import Context
+from graphcompress.rewrite.rewriter import Rewriter
+
+LARGEST = 1e-5
+
+
+def error(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
+    """Largest difference, as a share of the largest output."""
+    return max(float(np.abs(one[name] - other[name]).max() / np.abs(one[name]).max()) for name in one)
+
+
+def outputs(model: Model) -> dict[str, np.ndarray]:
+    with Runner(model) as runner:
+        return runner(random_samples(6).batch([0, 3, 5]))
+
+
+def set_array(model: Model, part: str, change) -> None:
+    """Change what is stored under the name that holds ``part``."""
+    (value,) = (value for value in model.initializers() if part in value.name)
+    array = value.const_value.numpy().copy()
+    change(array)
+    Rewriter(model, Context()).overwrite(value, array)
+
+
+def sizes(model: Model, kind: str) -> list[int]:
+    return [group.size for group in couplings(model) if group.kind == kind]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_masked_is_stored_is_cut(tiny_bert: Model, name: str) -> None:
+    work = attached(tiny_bert, PRESETS[name])
+    shuffled(work, kept=0.3)
+    trained = computed(work, random_samples(6).batch([0, 3, 5]))
+    with Rewriter(tiny_bert, Context()) as rw:
+        work.finish(rw)
+    smaller = cut_copy(tiny_bert)
+    assert error(trained, outputs(tiny_bert)) <= LARGEST
+    assert error(trained, outputs(smaller)) <= LARGEST
+    assert smaller.parameters < tiny_bert.parameters
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_density_that_is_counted_is_that_of_what_is_cut(tiny_bert: Model, name: str) -> None:
+    work = attached(tiny_bert, PRESETS[name])
+    shuffled(work, kept=0.3)
+    at = [each.mask() for each in work.scores]
+    with Rewriter(tiny_bert, Context()) as rw:
+        work.finish(rw)
+    names = {site.weight.name for site in work.layout.sites}
+    weights = [each.dense() for each in linears(cut_copy(tiny_bert)) if each.weight.name in names]
+    assert work.amounts.compact_density(at) * work.amounts.total == pytest.approx(
+        sum(w.size for w in weights)
+    )
+    entries = sum(np.count_nonzero(weight) for weight in weights)
+    assert work.amounts.density(at) * work.amounts.total == pytest.approx(entries)
+
+
+def test_a_head_goes_without_values_or_output_and_stays_without_queries_or_keys(tiny_bert: Model) -> None:
+    for part, head in (("query", 0), ("key", 1), ("value", 2)):
+        for kind in ("weight", "bias"):
+            name = f"layer.0.attention.self.{part}.{kind}"
+            set_array(tiny_bert, name, lambda array, head=head: array[..., 8 * head : 8 * head + 8].fill(0))
+    set_array(tiny_bert, "layer.0.attention.output.dense.weight", lambda array: array[24:].fill(0))
+    smaller = cut_copy(tiny_bert)
+    assert sizes(smaller, "head") == [2, 4]
+    assert error(outputs(tiny_bert), outputs(smaller)) <= LARGEST
+
+
+def test_what_a_bias_alone_makes_goes_into_the_next_bias(tiny_bert: Model) -> None:
+    set_array(tiny_bert, "layer.0.intermediate.dense.weight", lambda array: array[:, 10:50].fill(0))
+    smaller = cut_copy(tiny_bert)
+    assert sizes(smaller, "ffn") == [24, 64]
+    assert error(outputs(tiny_bert), outputs(smaller)) <= LARGEST
+
+
+def test_one_unit_stays_of_what_gives_nothing_at_all(tiny_bert: Model) -> None:
+    set_array(tiny_bert, "layer.1.output.dense.weight", lambda array: array.fill(0))
+    smaller = cut_copy(tiny_bert)
+    assert sizes(smaller, "ffn") == [64]
+    assert [each.in_features for each in linears(smaller, "*layer.1.output.dense*")] == [1]
+    assert error(outputs(tiny_bert), outputs(smaller)) <= LARGEST
+
+
+def test_nothing_is_touched_where_everything_gives_something(tiny_bert: Model) -> None:
+    smaller = cut_copy(tiny_bert)
+    assert smaller.parameters == tiny_bert.parameters
+
+
+def test_blocks_of_zeros_are_not_stored() -> None:
+    model = Model(ir.from_proto(Bert(hidden=64, ffn=128).model()))
+    work = attached(model, PRESETS["hybrid"])
+    shuffled(work, kept=0.3)
+    with Rewriter(model, Context()) as rw:
+        work.finish(rw)
+    smaller = cut_copy(model)
+    names = [site.weight.name for site in work.layout.sites]
+    before, stored = outputs(smaller), smaller.weight_bytes
+    with Rewriter(smaller, Context()) as rw:
+        assert store_sparse(rw, names, 8, 8) == 8
+    assert smaller.weight_bytes < 0.8 * stored
+    assert error(before, outputs(smaller)) <= LARGEST
+    dense = {each.name: np.count_nonzero(each.dense()) for each in linears(smaller)}
+    assert dense == {each.name: np.count_nonzero(each.dense()) for each in linears(cut_copy(model))}
