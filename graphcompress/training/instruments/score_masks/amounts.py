@@ -11,7 +11,7 @@ from torch import Tensor
 
 from graphcompress.coupling.couplings import Group
 from graphcompress.cutting.silence import some_of_units
-from graphcompress.training.instruments.score_masks.layout import Layout
+from graphcompress.training.instruments.score_masks.layout import ScoreLayout
 from graphcompress.training.instruments.score_masks.selection import Mask
 
 Masks = Sequence[Tensor]
@@ -25,7 +25,7 @@ class Amounts:
         total: parameters of the masked weights.
     """
 
-    def __init__(self, layout: Layout, masks: Sequence[Mask]) -> None:
+    def __init__(self, layout: ScoreLayout, masks: Sequence[Mask]) -> None:
         self._masks = masks
         self._groups = layout.groups
         self._by_weight = {mask.site.weight: mask for mask in masks}

@@ -84,7 +84,7 @@ class Blocks:
 
 
 @dataclass(frozen=True, eq=False)
-class Site:
+class MaskedWeight:
     """A stored weight that is masked.
 
     Attributes:
@@ -116,7 +116,7 @@ class Site:
 
 
 @dataclass
-class Layout:
+class ScoreLayout:
     """All that is scored in a model.
 
     Attributes:
@@ -127,7 +127,7 @@ class Layout:
     """
 
     scored: list[Scored] = field(default_factory=list)
-    sites: list[Site] = field(default_factory=list)
+    sites: list[MaskedWeight] = field(default_factory=list)
     groups: list[tuple[Group, list[Inner]]] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
 
@@ -144,9 +144,9 @@ class _Found:
     makes: bool
 
 
-def layout(model: Model, grains: Mapping[str, Grain], only: str) -> Layout:
+def layout(model: Model, grains: Mapping[str, Grain], only: str) -> ScoreLayout:
     """What is scored in ``model``; ``grains`` has one for ``attention`` and one for ``ffn``."""
-    made = Layout()
+    made = ScoreLayout()
     groups = [group for group in couplings(model) if group.kind in (HEAD, FFN)]
     made.groups = [(group, inner_linears_of(group)) for group in groups]
     readers = _readers(model)
@@ -163,7 +163,7 @@ def layout(model: Model, grains: Mapping[str, Grain], only: str) -> Layout:
             continue
         patterns = tuple(_patterns(made, keys, found, grain))
         same = tuple(readers[value])
-        made.sites.append(Site(found.kind, value, same, found.axis, found.makes, patterns))
+        made.sites.append(MaskedWeight(found.kind, value, same, found.axis, found.makes, patterns))
     return made
 
 
@@ -203,7 +203,7 @@ def _obstacle(found: _Found, grain: Grain, readers: Mapping[ir.Value, list[Linea
 
 
 def _patterns(
-    made: Layout, keys: dict[object, int], found: _Found, grain: Grain
+    made: ScoreLayout, keys: dict[object, int], found: _Found, grain: Grain
 ) -> Iterator[Vector | Blocks]:
     linear, axis = found.linear, found.axis
     sizes = (linear.out_features, linear.in_features) if linear.transposed else None

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from graphcompress.training.instruments.score_masks.layout import Blocks, Scored, Site, Vector
+from graphcompress.training.instruments.score_masks.layout import Blocks, MaskedWeight, Scored, Vector
 
 HARD_CONCRETE = "l0"
 LOW, HIGH, BETA = -0.1, 1.1, 2 / 3
@@ -99,7 +99,7 @@ class Mask(nn.Module):
     Its forward gives the masked weight, and [inner axis] 1 where anything of an index is left.
     """
 
-    def __init__(self, site: Site, scores: Sequence[Scores]) -> None:
+    def __init__(self, site: MaskedWeight, scores: Sequence[Scores]) -> None:
         super().__init__()
         self.site = site
         # In a tuple, so that scores that several weights share are registered once, where they are made.
