@@ -7,12 +7,14 @@ import fnmatch
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.linears import Linear
 from graphcompress.coupling.couplings import Group
+from graphcompress.coupling.ends import shown
 from graphcompress.data.load import Samples
 from graphcompress.graph.expressions import evaluate, leaves
 from graphcompress.graph.model import Model
@@ -67,6 +69,16 @@ class Block:
     def readers(self) -> tuple[Linear, ...]:
         """All linears that read the units; they share weight and bias."""
         return self.group.consumers
+
+    @cached_property
+    def shown(self) -> list[ir.Value]:
+        """What is made of all units besides what their readers give."""
+        return shown(self.group)
+
+    @property
+    def plain(self) -> bool:
+        """Whether removing a unit is zeroing what its readers read of it."""
+        return self.group.exact and not self.shown
 
     @property
     def linears(self) -> list[Linear]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from graphcompress.coupling.couplings import FFN, HEAD
+from graphcompress.data.load import Samples
 from graphcompress.data.made_up import varied_samples
 from graphcompress.graph.model import Model
 from graphcompress.measure.calibrate import too_few
@@ -20,6 +21,7 @@ from graphcompress.passes.prune.least_squares import (
     mean_squared_error,
     ridge,
 )
+from graphcompress.passes.prune.measured import Probe
 from graphcompress.plugin.base import Context
 
 KINDS = {FFN: "FFN nodes", HEAD: "heads"}
@@ -146,17 +148,25 @@ class Planner:
         if self.ctx.samples is None:
             return self._by_weights(blocks)
         witness = Witness(self.model, self.ctx.samples, self.ctx.progress)
+        # Moments of what a reader reads say what zeroing does, which is not what cutting does where something
+        # runs over the units, or is made of them elsewhere.
+        plain = [block for block in blocks if block.plain]
+        probes = self._probes(blocks, witness.held_out)
         if self.goal.ratios is None:
-            # Error and refit assume that cutting equals zeroing, which does not hold where a normalisation
-            # averages over units.
-            exact = [block for block in blocks if block.group.exact]
-            found = {block: self._within_error(block, evidence) for block, evidence in witness.stream(exact)}
-            return [found.get(block) or _unknown(block) for block in blocks]
+            found = {block: self._within_error(block, evidence) for block, evidence in witness.stream(plain)}
+            for block, evidence in witness.stream([*probes]):
+                found[block] = self._within_measured(probes[block], self._rank(block, evidence), block)
+            return [found[block] for block in blocks]
         # With scope=global the blocks share one budget, so all are ranked before any is cut; the samples
         # run again for the refits where the moments of all blocks do not fit into memory.
         rankings = {block: self._rank(block, evidence) for block, evidence in witness.stream(blocks)}
-        chosen = self._at_ratio(rankings)
-        return [self._fitted(chosen[block], evidence) for block, evidence in witness.stream(blocks)]
+        rankings |= {
+            block: self._rank_measured(block, probe, rankings[block]) for block, probe in probes.items()
+        }
+        chosen = self._at_ratio({block: rankings[block] for block in blocks})
+        chosen |= {block: self._measured(chosen[block], probe) for block, probe in probes.items()}
+        fitted = {block: self._fitted(chosen[block], evidence) for block, evidence in witness.stream(plain)}
+        return [fitted.get(block, chosen[block]) for block in blocks]
 
     def scarcity(self, removals: Sequence[Removal]) -> str:
         """A sentence about refits of too little data, or nothing."""
@@ -184,8 +194,53 @@ class Planner:
 
     def _by_weights(self, blocks: Sequence[Block]) -> list[Removal]:
         if self.goal.ratios is None:
-            return [self._dead(block) if block.group.exact else _unknown(block) for block in blocks]
-        return list(self._at_ratio({block: self._rank(block, None) for block in blocks}).values())
+            return [self._dead(block) if block.plain else _unknown(block) for block in blocks]
+        probes = self._probes(blocks, varied_samples(self.model, seed=self.ctx.seed))
+        chosen = self._at_ratio({block: self._rank(block, None) for block in blocks})
+        return [
+            self._measured(chosen[block], probes[block]) if block in probes else chosen[block]
+            for block in blocks
+        ]
+
+    # ---- blocks whose units go elsewhere than to their reader
+
+    def _probes(self, blocks: Sequence[Block], samples: Samples) -> dict[Block, Probe]:
+        return {block: Probe(self.model, block, samples) for block in blocks if not block.plain}
+
+    def _rank_measured(self, block: Block, probe: Probe, ranking: Ranking) -> Ranking:
+        """Heads by what removing each alone costs, unless weights are to decide; FFN nodes are too many."""
+        if self.goal.importance in ("magnitude", "xmax") or block.group.kind != HEAD:
+            return ranking
+        costs = np.array([probe.errors([unit]).worst ** 2 for unit in range(block.size)])
+        order = np.argsort(costs, kind="stable")[: block.size - 1]
+        return Ranking(order, costs[order])
+
+    def _within_measured(self, probe: Probe, ranking: Ranking, block: Block) -> Removal:
+        """As many units as keep everything that is made of them within the limit."""
+        ranking = self._rank_measured(block, probe, ranking)
+        counts = [count for count in self._choices(block) if count <= len(ranking.order)]
+        errors = [probe.errors(ranking.order[:count]).worst for count in counts]
+        within = [count for count, error in zip(counts, errors, strict=True) if error <= self.goal.max_error]
+        removal = Removal(block, ranking.order[: max(within, default=0)])
+        if within:
+            removal.error = errors[counts.index(max(within))]
+        else:
+            removal.reason = f"removing {KINDS[block.group.kind]} costs more than max_error"
+            removal.figures = {"needs_max_error": _above(min(errors))} if errors else {}
+        return removal
+
+    def _measured(self, removal: Removal, probe: Probe) -> Removal:
+        """The error of a removal; nothing goes where it shows in what no refit can make good."""
+        if not len(removal.removed):
+            return removal
+        errors = probe.errors(removal.removed)
+        removal.error = errors.worst
+        if errors.shown <= self.goal.max_error:
+            return removal
+        kind = KINDS[removal.block.group.kind]
+        reason = f"a mean or a product of its {kind} is used elsewhere, and no refit makes that good"
+        figures = {"error": errors.shown, "needs_max_error": _above(errors.shown)}
+        return Removal(removal.block, np.arange(0), figures=figures, reason=reason)
 
     def _at_ratio(self, rankings: Mapping[Block, Ranking]) -> dict[Block, Removal]:
         """The units that go at the ratio that was asked for; where none does, why."""
@@ -364,13 +419,9 @@ class Planner:
         return list(range(self._deepest(block), 0, -step))[::-1]
 
     def _fitted(self, removal: Removal, evidence: Evidence) -> Removal:
-        """Add the refit, and the error that the block has with it on held-out tokens.
-
-        Where something runs over the units, those that stay change with each that goes: what samples show of
-        the whole block says neither.
-        """
+        """Add the refit, and the error that the block has with it on held-out tokens."""
         self._tokens[removal.block] = evidence.fit.count
-        if not len(removal.removed) or not removal.block.group.exact:
+        if not len(removal.removed):
             return removal
         trial = _Trial(removal.block, evidence, refit=self.goal.refit)
         strength = trial.strength(removal.rows)
@@ -381,9 +432,9 @@ class Planner:
 
 def _unknown(block: Block) -> Removal:
     kind = KINDS[block.group.kind]
-    # Where something averages over the units, cutting one changes all others: neither weights nor samples
-    # of the whole block show that.
-    reason = f"a mean or a norm runs over its {kind}: what removing some costs is not known; give a ratio"
+    reason = (
+        f"a mean, a norm or a product runs over its {kind}: samples tell what removing some costs (--data)"
+    )
     return Removal(block, np.arange(0), reason=reason)
 
 

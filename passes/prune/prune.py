@@ -60,6 +60,10 @@ class Prune(Pass):
     Heads of layers that share a bias by position are cut in each layer alone: the bias stays whole, and a
     layer that has lost heads looks up in it those that it still has.
 
+    Heads that a mean or a norm runs over change with each that goes: what that costs is measured by running
+    the block without them, and nothing is refitted. Where a mean of heads is used elsewhere (attention maps
+    as an output), none go that change it by more than ``max_error``.
+
     Left alone: weights tied otherwise, a block that linears of different weights read, heads that an input
     or output fixes, the last unit of a block, the last layer. A reader whose weight is an expression over
     factors is cut but not refitted: only its bias is corrected.
@@ -315,7 +319,7 @@ def _stronger(removals: Sequence[Removal], max_error: float) -> str:
     parts = []
     for kind, noun in KINDS.items():
         option_name = "ffn" if kind == FFN else "heads"
-        mine = [each for each in removals if each.block.group.kind == kind and each.block.group.exact]
+        mine = [each for each in removals if each.block.group.kind == kind and each.block.plain]
         if not mine:
             continue
         gone, total = (
