@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from graphcompress.measure.bench import ShapeResult
     from graphcompress.measure.metrics import Score
     from graphcompress.measure.verify import Difference, Invariance, OutputDifference
+    from graphcompress.measure.writing_speed import WritingResult
     from graphcompress.pipeline.pipeline import PassRecord
 
 SHOWN_OUTPUTS = 4
@@ -319,6 +320,21 @@ def _names(items: Sequence[Skipped], most: int = 8) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def writing_lines(results: Sequence[WritingResult]) -> list[tuple[str, str]]:
+    """Measured speed of writing as (shape, text), a line for each model."""
+    lines = []
+    for result in results:
+        for name, speed in result.speeds.items():
+            parts = ", ".join(f"{role} {ms:.1f} ms" for role, ms in speed.parts_ms.items())
+            ratio = result.ratios.get(name)
+            told = (
+                f"{name} {speed.tokens_per_second:,.0f} tokens/s, first token {speed.first_token_ms:.1f} ms"
+            )
+            against = f"; {ratio} × as fast as {result.first}" if ratio else ""
+            lines.append((result.shape, f"{told} ({parts}){against}"))
+    return lines
 
 
 def bench_lines(results: Sequence[ShapeResult]) -> list[tuple[str, str]]:

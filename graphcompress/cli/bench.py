@@ -42,6 +42,13 @@ def bench(
             help="<batch>x<length>, comma-separated; 'natural' is the median length of the samples."
         ),
     ] = "1xnatural,1x128,8x128",
+    generate: Annotated[
+        str | None,
+        typer.Option(
+            help="Time writing instead, at <batch>x<new tokens>, comma-separated, such as 1x32,8x32.",
+            show_default=False,
+        ),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each model at each shape.")] = 20,
     roofline: Annotated[
         bool,
@@ -66,6 +73,9 @@ def bench(
     from graphcompress.measure.bench import bench as measure
     from graphcompress.measure.roofline import roofline_line
 
+    if generate is not None:
+        _writing(models, generate.split(","), data, tokenizer, rounds, seed, json=json)
+        return
     with progress_bars() as progress:
         first = described(models[0])
         samples = samples_for(first, data, tokenizer or _tokenizer_beside(models), seed, timed=True)
@@ -104,6 +114,40 @@ def bench(
         console.print(f"roofline, {roofline_line(name, results[-1].shape, item)}")
     console.print(f"lengths from {origin(samples)}; brackets: 10th to 90th percentile of {rounds} rounds")
     _refuse_incomplete(incomplete)
+
+
+def _writing(
+    models: list[Path],
+    shapes: list[str],
+    data: Path | None,
+    tokenizer: Path | None,
+    rounds: int,
+    seed: int,
+    *,
+    json: bool,
+) -> None:
+    """Measure how fast models write, and print it."""
+    from graphcompress.build.manifest import plain
+    from graphcompress.build.report import writing_lines
+    from graphcompress.generation.generator import open_generator
+    from graphcompress.generation.prompts import prompt_samples
+    from graphcompress.measure.writing_speed import bench_writing
+
+    names = dict(zip(_names(models), models, strict=True))
+    with progress_bars() as progress:
+        contenders = {name: open_generator(path, tokenizer=tokenizer) for name, path in names.items()}
+        first = next(iter(contenders.values()))
+        prompts = prompt_samples(data, first).feeds if data is not None else ()
+        results = bench_writing(
+            contenders, shapes, prompts=prompts, rounds=rounds, seed=seed, progress=progress
+        )
+    if json:
+        print_json({"models": {name: str(path) for name, path in names.items()}, "generate": plain(results)})
+        return
+    for shape, text in writing_lines(results):
+        out().print(f"{shape}: {text}")
+    told = "made-up prompts (give real ones with --data)" if data is None else "a prompt of the data file"
+    out().print(f"{told}; brackets: 10th to 90th percentile of {rounds} rounds")
 
 
 def _refuse_incomplete(names: Sequence[str]) -> None:

@@ -36,3 +36,26 @@ def test_json_names_the_text_and_the_answer(tmp_path):
 def test_no_text_is_refused(tmp_path):
     with pytest.raises(DataError, match="no text to answer"):
         output(str(bigram.decoder_alone(tmp_path)), given="\n")
+
+
+def test_bench_prints_tokens_a_second_and_the_time_of_every_part(tmp_path):
+    first, second = (str(bigram.encoder_decoder(tmp_path / name)) for name in ("a", "b"))
+    arguments = ["bench", first, second, "--generate", "1x3,2x3", "--rounds", "2"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    lines = result.stdout.splitlines()
+    assert [line.partition(" tokens/s")[0].split()[:2] for line in lines[:4]] == [
+        ["1×3:", "a"],
+        ["1×3:", "b"],
+        ["2×3:", "a"],
+        ["2×3:", "b"],
+    ]
+    assert "first token" in lines[0]
+    assert "(encoder " in lines[0]
+    assert lines[1].endswith("× as fast as a")
+    told = json.loads(CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False).stdout)
+    assert set(told["generate"][0]["speeds"]["b"]) == {
+        "timing",
+        "tokens_per_second",
+        "first_token_ms",
+        "parts_ms",
+    }
