@@ -11,7 +11,14 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.graph.expressions import Constants, evaluate, is_constant, leaves
-from graphcompress.graph.match import fixed_shape, inner_graphs, only_reader, operand, operand_beside
+from graphcompress.graph.match import (
+    fixed_shape,
+    inner_graphs,
+    module_path,
+    only_reader,
+    operand,
+    operand_beside,
+)
 from graphcompress.graph.model import Model, is_weight, number_of_parameters
 
 IsConstant = Callable[[ir.Value | None], bool]
@@ -102,6 +109,12 @@ def embeddings(model: Model, layers: str = "*") -> list[Embedding]:
     return [embedding for embedding in _find_embeddings(model) if fnmatch.fnmatchcase(embedding.name, layers)]
 
 
+def keep_names(model: Model) -> None:
+    """Note on every weight how its linear is called now, so that it is still called so after nodes change."""
+    for linear in linears(model):
+        linear.weight.metadata_props.setdefault(NAME_KEY, linear.name)
+
+
 def overridable_weights(model: Model) -> Iterator[ir.Value]:
     """Weights of two or more axes that are inputs, too: a caller may override them, so they stay."""
     for value in model.graph.initializers.values():
@@ -160,7 +173,7 @@ def _matmul(node: ir.Node, constant: IsConstant) -> Linear | None:
     if shape is None or len(shape) != 2:
         return None
     bias, output = _added_bias(node.outputs[0], shape[1], constant)
-    name = display_name(weight, bias)
+    name = display_name(weight, bias, node)
     return Linear(node, x, weight, bias, output, name, shape[0], shape[1], transposed=False)
 
 
@@ -177,7 +190,7 @@ def _gemm(node: ir.Node, constant: IsConstant) -> Linear | None:
         return None
     transposed = node.attributes.get_int("transB", 0) == 1
     rows, columns = reversed(shape) if transposed else shape
-    name = display_name(weight, bias)
+    name = display_name(weight, bias, node)
     return Linear(node, x, weight, bias, node.outputs[0], name, rows, columns, transposed=transposed)
 
 
@@ -198,8 +211,8 @@ def _constant_shape(value: ir.Value, constant: IsConstant) -> tuple[int, ...] | 
     return fixed_shape(value) if constant(value) else None
 
 
-def display_name(weight: ir.Value, bias: ir.Value | None) -> str:
-    """What a user calls a weight; where an exporter gave it a number, the name of its bias tells."""
+def display_name(weight: ir.Value, bias: ir.Value | None, node: ir.Node | None = None) -> str:
+    """What a user calls a weight; where an exporter gave it a number, its bias or its module tells."""
     weight_leaves = [leaf for leaf in leaves(weight) if is_weight(leaf)] or [weight]
     name = weight_leaves[0].name or ""
     given = weight.metadata_props.get(NAME_KEY)
@@ -208,12 +221,14 @@ def display_name(weight: ir.Value, bias: ir.Value | None) -> str:
     if not _ANONYMOUS.match(name):
         return name
     # Exporters fold the transposition of a weight into an anonymous tensor but leave the bias its name,
-    # which tells the layer.
-    bias_name = (bias.name if bias is not None else None) or ""
+    # which tells the layer; one that others read too was merged with theirs, and has the name of any of them.
+    alone = bias is not None and len(bias.uses()) == 1
+    bias_name = (bias.name if bias is not None and alone else None) or ""
     for suffix in (".bias", "/bias", "_bias"):
         if bias_name.endswith(suffix):
             return bias_name.removesuffix(suffix) + suffix[0] + "weight"
-    return name
+    module = module_path(node)
+    return f"{module}.weight" if module else name
 
 
 NAME_KEY = "graphcompress.name"

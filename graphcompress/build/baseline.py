@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from graphcompress.analysis.cost import macs
+from graphcompress.build.anatomy import Depth, anatomy
 from graphcompress.build.inputs import model_bytes
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed, Runner
@@ -17,7 +18,7 @@ from graphcompress.plugin.base import Context
 
 
 class Baseline:
-    """The model as it came in: its size, outputs, batch invariance and score.
+    """The model as it came in: its size, outputs, batch invariance, score and anatomy.
 
     ``file`` is what the user gave: ONNX Runtime runs it as it is, so that what reading it may have changed is
     compared, too. Without one, ``model`` itself is run.
@@ -38,4 +39,6 @@ class Baseline:
             check_repeats(model, runner, self.feeds[0], self.outputs[0])
             self.invariance = batch_invariance(runner, self.samples)
             self.score = scoring.original(runner) if scoring else None
+            self.anatomy = anatomy(model)
+            self.depth = Depth(model, self.samples)
             self.size = ModelSize(model.parameters, model_bytes(model) or runner.bytes_on_disk, macs(model))

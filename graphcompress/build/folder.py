@@ -16,7 +16,7 @@ from graphcompress.errors import ContractError, GraphCompressError, OutputError,
 from graphcompress.graph.reading.hashes import sha256
 from graphcompress.graph.temporary import Temporary, sweep
 
-MANIFEST, REPORT = "graphcompress.json", "report.md"
+MANIFEST, REPORT, PAGE = "graphcompress.json", "report.md", "report.html"
 
 SHOWN = 5
 """A refusal names at most this many files and counts the others."""
@@ -199,7 +199,7 @@ def _made(artifact: Path) -> dict[Path, str | None]:
     if isinstance(hashes, dict):
         made |= {artifact / name: str(digest) for name, digest in hashes.items()}
     if isinstance(artifacts, list):
-        made[artifact / REPORT] = None
+        made |= dict.fromkeys((artifact / REPORT, artifact / PAGE))
         for folder in artifact.iterdir():
             if folder.name in artifacts and (folder / MANIFEST).is_file() and not folder.is_symlink():
                 made |= _made(folder)

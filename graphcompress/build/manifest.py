@@ -35,6 +35,11 @@ def manifest(build: Build, files: Mapping[str, str]) -> dict[str, Any]:
         "before": plain(build.before),
         "after": plain(lowered.size),
         "passes": plain(build.records),
+        "anatomy": {
+            "before": plain(build.before_anatomy),
+            "after": plain(build.anatomy),
+            "depth": plain(build.depth),
+        },
         "goals": plain(build.goals.get(lowered.name, ())),
         "verification": {
             "artifact": plain(lowered.difference),
@@ -44,6 +49,7 @@ def manifest(build: Build, files: Mapping[str, str]) -> dict[str, Any]:
                 "before": plain(build.score),
                 "after": plain(lowered.score),
                 "drop": plain(lowered.drop),
+                "changed": plain(lowered.changed),
             },
         },
         "lowering": without_times(plain(lowered.record)),

@@ -14,8 +14,10 @@ from threadpoolctl import threadpool_limits
 
 from graphcompress.analysis.cost import macs
 from graphcompress.build import report
+from graphcompress.build.anatomy import anatomy
 from graphcompress.build.baseline import Baseline
 from graphcompress.build.folder import (
+    PAGE,
     REPORT,
     disk_errors,
     file_hashes,
@@ -27,6 +29,7 @@ from graphcompress.build.inputs import folder_bytes, input_hashes
 from graphcompress.build.judging import judged
 from graphcompress.build.manifest import manifest, pinned
 from graphcompress.build.recipe import RECIPE, check_inputs, recipe_text
+from graphcompress.build.report_file import html
 from graphcompress.build.request import Request, explained
 from graphcompress.build.result import Artifact, Build
 from graphcompress.build.unsupported import refuse_unsupported
@@ -218,6 +221,9 @@ def _run(request: Request, opened: _Opened, baseline: Baseline) -> Build:
         lowered=(),
         reference_invariance=baseline.invariance,
         score=baseline.score,
+        before_anatomy=baseline.anatomy,
+        anatomy=anatomy(opened.model),
+        depth=baseline.depth.errors(opened.model),
         samples=baseline.samples,
         model=opened.model,
     )
@@ -253,6 +259,7 @@ def _artifact(target: Target, stage: Path, opened: _Opened, baseline: Baseline) 
         lowering=lowering,
         score=score,
         drop=drop,
+        changed=opened.scoring.changed() if opened.scoring else (),
         timed=target.timed,
     )
 
@@ -263,9 +270,11 @@ def _write(build: Build, stages: dict[str, Path]) -> None:
         stage, alone = stages[artifact.name], replace(build, lowered=(artifact,))
         (stage / RECIPE).write_text(recipe_text(build.recipe), encoding="utf-8")
         (stage / REPORT).write_text(report.markdown(alone), encoding="utf-8")
+        (stage / PAGE).write_text(html(alone), encoding="utf-8")
         write_manifest(stage, manifest(alone, file_hashes(stage)))
     if len(stages) == 1:
         return
     whole = next(iter(stages.values())).parent
     (whole / REPORT).write_text(report.markdown(build), encoding="utf-8")
+    (whole / PAGE).write_text(html(build), encoding="utf-8")
     write_manifest(whole, {"artifacts": list(stages)})

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import html
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from graphcompress.build.folder import MANIFEST, read_manifest
+from graphcompress.build.manifest import manifest
+from graphcompress.build.page.page import comparison, page
+from graphcompress.build.recipe import recipe_text
 from graphcompress.build.report import markdown
+from graphcompress.build.summary import result_lines, title, usage
 from graphcompress.errors import OutputError, UsageError
 from graphcompress.graph.temporary import Temporary
 from graphcompress.plugin.legible import legible
@@ -24,11 +29,40 @@ def write_report(path: Path, build: Build, benched: Sequence[ShapeResult] = ()) 
     Raises:
         OutputError: it cannot be written.
     """
-    text = legible(markdown(build, benched))
+    text = html(build, benched) if path.suffix == ".html" else legible(markdown(build, benched))
+    _put(path, text)
+
+
+def write_comparison(path: Path, artifacts: Sequence[Path]) -> list[str]:
+    """Write the page of ``artifacts`` side by side to ``path``, and return their names.
+
+    A folder of artifacts for several targets stands for all of them.
+
+    Raises:
+        UsageError: a folder is no artifact, or its manifest has not what the page shows.
+        OutputError: the page cannot be written.
+    """
+    found = [folder for given in artifacts for folder in _single(given)]
+    short = [folder.resolve().name for folder in found]
+    names = short if len(set(short)) == len(short) else [folder.as_posix() for folder in found]
+    manifests = [read_manifest(folder) for folder in found]
+    for folder, one in zip(found, manifests, strict=True):
+        if not {"recipe", "target", "before", "after", "verification"} <= one.keys():
+            raise UsageError(f"{folder / MANIFEST}: not the manifest of one artifact; build it again")
+    _put(path, legible(comparison(names, manifests)))
+    return names
+
+
+def _single(folder: Path) -> list[Path]:
+    several = read_manifest(folder).get("artifacts")
+    return [folder / name for name in several] if isinstance(several, list) else [folder]
+
+
+def _put(path: Path, text: str) -> None:
     try:
         with Temporary(path.parent) as folder:
             made = folder / "report"
-            made.write_text(_html(text) if path.suffix == ".html" else text, encoding="utf-8")
+            made.write_text(text, encoding="utf-8")
             made.replace(path)
     except OSError as error:
         raise OutputError(f"{path}: the report cannot be written ({error.strerror})") from error
@@ -51,18 +85,23 @@ def check_report_path(path: Path, *, overwrite: bool = False) -> None:
         raise OutputError(f"{path}: the report cannot be written ({path.parent} is read-only)")
 
 
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}"
-    "table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:.2rem .6rem;text-align:left}"
-)
+def html(build: Build, benched: Sequence[ShapeResult] = ()) -> str:
+    """The page of an artifact, or of those of several targets side by side.
 
-
-def _html(text: str) -> str:
-    from markdown_it import MarkdownIt
-
-    title = html.escape(text.partition("\n")[0].lstrip("# "))
-    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE}</style></head>\n<body>\n{body}</body></html>\n"
-    )
+    Without ``benched`` it depends on the build alone.
+    """
+    documents = {
+        artifact.name: manifest(replace(build, lowered=(artifact,)), {}) for artifact in build.lowered
+    }
+    if len(build.lowered) > 1:
+        return legible(comparison(list(documents), list(documents.values())))
+    (artifact,) = build.lowered
+    lines = [
+        (topic, text)
+        for topic, text in result_lines(build, artifact, benched)
+        if topic != "written" and (benched or topic not in ("speed", ""))
+    ]
+    code = usage(artifact)
+    lines += [("load", line) if not number else ("", line) for number, line in enumerate(code)]
+    document, recipe = documents[artifact.name], recipe_text(build.recipe)
+    return legible(page(title(build, artifact), lines, document, recipe, code, benched=benched))

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from graphcompress.build.anatomy import Anatomy, PlaceError
 from graphcompress.build.goals import CheckedGoal
 from graphcompress.data.samples import Samples
 from graphcompress.graph.model import Model
+from graphcompress.measure.answers import ChangedAnswer
 from graphcompress.measure.bench import ShapeResult
 from graphcompress.measure.metrics import Drop, Score
 from graphcompress.measure.verify import Difference, Invariance
@@ -31,6 +33,7 @@ class Artifact:
         lowering: what the target says about its work.
         score: the task metric, when one was asked for.
         drop: how much worse that is than the metric of the model that came in.
+        changed: answers that differ most from the original's.
         timed: whether times on this machine are those of the target's runtime.
     """
 
@@ -42,6 +45,7 @@ class Artifact:
     lowering: Lowering = field(default_factory=Lowering)
     score: Score | None = None
     drop: Drop | None = None
+    changed: tuple[ChangedAnswer, ...] = ()
     timed: bool = True
 
     @property
@@ -69,6 +73,8 @@ class Build:
         score: the task metric of the model that came in, when one was asked for.
         goals: target → what was asked for, and whether the artifact has it.
         benched: times at each shape, where a goal asked for them.
+        before_anatomy, anatomy: weights and blocks of the model that came in, and of the compressed one.
+        depth: how far the output of every block is from the original's.
         samples: on which the outputs were compared.
         model: what the passes made of the model; ``model.path`` is the file of the one that came in.
     """
@@ -82,5 +88,8 @@ class Build:
     score: Score | None = None
     goals: Mapping[str, Sequence[CheckedGoal]] = field(default_factory=dict)
     benched: Sequence[ShapeResult] = ()
+    before_anatomy: Anatomy = field(default_factory=Anatomy, repr=False)
+    anatomy: Anatomy = field(default_factory=Anatomy, repr=False)
+    depth: tuple[PlaceError, ...] = field(default=(), repr=False)
     samples: Samples = field(default_factory=lambda: Samples([]), repr=False)
     model: Model | None = field(default=None, repr=False)

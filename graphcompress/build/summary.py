@@ -44,16 +44,20 @@ def result_lines(
     outputs = f"SQNR {decibels(difference.sqnr_db)} against the original on {difference.samples_text}"
     lines.append(("outputs", outputs))
     lines.append(("verdict", verdict(build, artifact, benched)))
-    lines.append(("written", f"{artifact.folder}, told in full in report.md"))
+    lines.append(("written", f"{artifact.folder}, told in full in report.html"))
     return lines
 
 
 def loading_lines(artifact: Artifact) -> list[str]:
     """Lines of Python that load and run an artifact without this package, from the working folder."""
-    lines = [
-        _QUOTED.sub(lambda match: _in_folder(artifact.folder, match[1]), line)
-        for line in parse_target(artifact.target).loading
+    return [
+        _QUOTED.sub(lambda match: _in_folder(artifact.folder, match[1]), line) for line in usage(artifact)
     ]
+
+
+def usage(artifact: Artifact) -> list[str]:
+    """The same lines, from the folder of the artifact."""
+    lines = list(parse_target(artifact.target).loading)
     runs = any(line.startswith("session = ") for line in lines)
     return [*lines, "outputs = session.run(None, feed)  # input name → array"] if runs else lines
 

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from graphcompress.capturing.comparison import check
 from graphcompress.capturing.traceable import Axes, Traceable, default_axes, terms
 from graphcompress.errors import UnsupportedModelError, UsageError
+from graphcompress.graph.match import module_path
 from graphcompress.graph.model import Model
 from graphcompress.graph.temporary import Temporary
 from graphcompress.graph.together import write_together
@@ -264,8 +265,14 @@ def _name_weights_as_in(module: torch.nn.Module, graph: ir.Graph) -> None:
 
 
 def _drop_notes(graph: ir.Graph) -> None:
-    """Remove the exporter's notes (stack traces with paths of this machine), which nothing reads."""
-    for node in ir.traversal.RecursiveGraphIterator(graph):
+    """Remove the exporter's notes (stack traces with paths of this machine), which nothing reads.
+
+    What they say about the module of a product stays as its name: its weight may have lost its own.
+    """
+    for number, node in enumerate(ir.traversal.RecursiveGraphIterator(graph)):
+        module = module_path(node).removeprefix("module.")
+        if module and node.op_type in ("MatMul", "Gemm"):
+            node.name = f"/{module.replace('.', '/')}/{node.op_type}_{number}"
         node.metadata_props.clear()
         for value in node.outputs:
             value.metadata_props.clear()

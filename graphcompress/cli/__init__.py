@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from graphcompress.cli import bench, export, generate, inspect, listing, optimize, tune, verify
+from graphcompress.cli import bench, export, generate, inspect, listing, optimize, report, tune, verify
 from graphcompress.cli.usage import BadUsage, sentence
 
 EXIT_CODES = """\
@@ -38,6 +38,7 @@ for command in (
     inspect.inspect,
     bench.bench,
     verify.verify,
+    report.report,
     tune.tune,
     listing.passes,
     listing.targets,

@@ -44,7 +44,7 @@ def samples_from_texts(
     Raises:
         DataError: no texts, no tokenizer, or one of another model.
     """
-    texts = _text_columns(columns)
+    texts = text_columns(columns)
     if not texts:
         raise DataError(
             f"{path}: columns {sorted(columns)} are neither the model's inputs {sorted(inputs)} nor texts "
@@ -71,7 +71,8 @@ def samples_from_texts(
     return Samples(feeds, columns, pad, per_row=len(feeds) // len(columns[texts[0]]))
 
 
-def _text_columns(columns: Mapping[str, Sequence[Any]]) -> tuple[str, ...]:
+def text_columns(columns: Mapping[str, Sequence[Any]]) -> tuple[str, ...]:
+    """The columns that hold the texts of a row, two of them for a pair; none where there are no texts."""
     for names in (*TEXT_COLUMNS, *((name,) for name in SINGLE_TEXT_COLUMNS)):
         if all(name in columns and isinstance(columns[name][0], str) for name in names):
             return names

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import functools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import permutations
@@ -324,3 +325,25 @@ def _inside(pattern: Pattern, value: ir.Value | None, found: Match) -> Iterator[
             yield match
         elif pattern.shared:
             yield Match(match.values, found.nodes)
+
+
+def module_path(node: ir.Node | None) -> str:
+    """The PyTorch module that ``node`` was exported from, by the exporter's notes or the node's name.
+
+    The exporter of torch.export notes the modules that a node lies in, the one of TorchScript calls a node
+    ``/encoder/layer.0/output/dense/MatMul``. Empty where neither did.
+    """
+    if node is None:
+        return ""
+    scopes = _SCOPE.findall(node.metadata_props.get(SCOPES_KEY, ""))
+    modules = [scope for scope in scopes[:-1] if scope]
+    if modules:
+        return str(modules[-1])
+    parts = (node.name or "").split("/")
+    return ".".join(parts[1:-1]) if len(parts) > 2 and not parts[0] else ""
+
+
+SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+"""Metadata of a node: a list of the modules that it lies in, the outermost first, and its own name."""
+
+_SCOPE = re.compile(r"'([^']*)'")

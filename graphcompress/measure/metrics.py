@@ -16,6 +16,7 @@ from graphcompress.errors import GraphCompressError, UsageError
 from graphcompress.generation.generator import Generator
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed
+from graphcompress.measure.answers import ChangedAnswer, changed_answers
 from graphcompress.measure.own_metric import Function, of_object, read
 from graphcompress.measure.verify import Run
 from graphcompress.plugin.base import Progress, no_progress
@@ -204,6 +205,7 @@ class Scoring:
         self._rows = Rows(samples)
         self._progress = progress
         self._first: tuple[object, Score] | None = None
+        self._last: object = None
         chosen.check(self._rows)
 
     def original(self, run: Run, text: str = "evaluate the original") -> Score:
@@ -229,8 +231,13 @@ class Scoring:
             raise UsageError("the original is scored first: there is nothing to compare with")
         answered, first = self._first
         given = self._given(run, text)
+        self._last = given
         found = self._score(given)
         return found, Drop(self._worse(first.value, found.value), first.value, self._error(answered, given))
+
+    def changed(self) -> tuple[ChangedAnswer, ...]:
+        """The answers that differ most between the original and the model that was judged last."""
+        return () if self._first is None else changed_answers(self._first[0], self._last, self._rows)
 
     def _worse(self, before: float, after: float) -> float:
         return before - after if self.metric.higher_is_better else after - before

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from graphcompress.analysis.linears import inner_linears, overridable_weights
+from graphcompress.analysis.linears import inner_linears, keep_names, overridable_weights
 from graphcompress.graph.match import is_standard, node_name
 from graphcompress.graph.model import Model, is_weight
 from graphcompress.passes.simplify.fused.operators import refuse_hidden, standardise
@@ -58,6 +58,7 @@ class Simplify(Pass):
     def run(self, model: Model, ctx: Context) -> Record:
         """Apply every rule until none matches; report what was removed and what stays."""
         before = len(model.graph)
+        keep_names(model)
         with Rewriter(model, ctx) as rw:
             rewritten = standardise(rw)
             removed = simplify(

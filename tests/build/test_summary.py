@@ -82,7 +82,7 @@ def test_the_box_says_size_speed_metric_and_verdict(build: Build) -> None:
             "verdict",
             "4.50 × smaller; 3.75 to 4.00 × as fast; Spearman 0.0032 worse, 2.3 standard errors",
         ),
-        ("written", f"{artifact.folder}, told in full in report.md"),
+        ("written", f"{artifact.folder}, told in full in report.html"),
     ]
 
 

@@ -1,0 +1,111 @@
+"""What a model is made of, before and after: its weights, its blocks, and how errors grow with depth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphcompress.analysis.linears import Embedding, Linear, embeddings, linears
+from graphcompress.coupling.layers import Layer, layers
+from graphcompress.data.samples import Samples
+from graphcompress.graph.expressions import leaves
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import Runner
+from graphcompress.measure.verify import output_difference
+from graphcompress.numerics.metrics import error_at
+
+DEPTH_SAMPLES = 4
+"""The outputs of all blocks are kept for so many samples: more would take a large model's worth of memory."""
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A linear [rows = in, columns = out] or an embedding, as it is stored."""
+
+    name: str
+    kind: str
+    rows: int
+    columns: int
+    parameters: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True)
+class BlockSize:
+    """What is left of one transformer block: its attention heads, and the nodes of its feed-forward part."""
+
+    name: str
+    heads: int
+    ffn_nodes: int
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The weights and blocks of a model, in execution order."""
+
+    weights: tuple[StoredWeight, ...] = ()
+    blocks: tuple[BlockSize, ...] = ()
+
+
+@dataclass(frozen=True)
+class PlaceError:
+    """How far the output of a block is from the original's: ‖difference‖ / ‖original‖."""
+
+    name: str
+    error: float
+
+
+def anatomy(model: Model) -> Anatomy:
+    """What ``model`` is made of."""
+    tables = [_weight("embedding", table, table.rows, table.width) for table in embeddings(model)]
+    maps = [_weight("linear", one, one.in_features, one.out_features) for one in linears(model)]
+    return Anatomy((*tables, *maps), tuple(map(_block, _blocks(model))))
+
+
+class Depth:
+    """The outputs of the blocks of a model as it came in, on a few samples."""
+
+    def __init__(self, model: Model, samples: Samples) -> None:
+        self._samples = samples.first(-(-DEPTH_SAMPLES // samples.per_row))
+        self._names = {block.exit.name or "": block.name for block in _blocks(model)}
+        self._outputs = self._run(model)
+
+    def errors(self, model: Model) -> tuple[PlaceError, ...]:
+        """The error of every block's output in ``model``, of those that it still has in the same size."""
+        found = self._run(model)
+        return tuple(
+            PlaceError(
+                self._names[name], error_at(output_difference(name, self._outputs[name], array).sqnr_db)
+            )
+            for name, array in found.items()
+            if name in self._outputs and array.shape == self._outputs[name].shape
+        )
+
+    def _run(self, model: Model) -> dict[str, np.ndarray]:
+        by_name = {value.name: value for node in model.graph for value in node.outputs}
+        values = [by_name[name] for name in self._names if name in by_name]
+        if not values:
+            return {}
+        with Runner(model, values) as runner:
+            return runner(self._samples.batch(range(len(self._samples))))
+
+
+def _blocks(model: Model) -> list[Layer]:
+    return layers(model, ())
+
+
+def _weight(kind: str, item: Linear | Embedding, rows: int, columns: int) -> StoredWeight:
+    stored = [leaf.const_value.nbytes for leaf in leaves(item.weight) if leaf.const_value is not None]
+    return StoredWeight(item.name, kind, rows, columns, item.parameters, sum(stored))
+
+
+def _block(layer: Layer) -> BlockSize:
+    attending = {
+        linear.node
+        for attention in layer.attentions
+        for linear in (*attention.producers, *attention.consumers)
+    }
+    others = [linear for linear in layer.linears if linear.node not in attending]
+    ffn = [linear.out_features for linear in others[:-1]]  # the last one leads back to the residual stream
+    return BlockSize(layer.name, sum(found.num_heads for found in layer.attentions), max(ffn, default=0))

@@ -1,0 +1,78 @@
+"""Writes the page of one artifact, or of several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphcompress.build.page import document
+from graphcompress.build.page.charts import Charts
+from graphcompress.build.report import count, decibels, size
+
+if TYPE_CHECKING:
+    from graphcompress.measure.bench import ShapeResult
+    from graphcompress.measure.roofline import Roofline
+
+Manifest = Mapping[str, Any]
+Lines = Sequence[tuple[str, str]]
+
+
+def page(
+    title: str,
+    lines: Lines,
+    manifest: Manifest,
+    recipe: str,
+    code: Sequence[str] = (),
+    *,
+    benched: Sequence[ShapeResult] = (),
+    rooflines: Mapping[str, Roofline] | None = None,
+) -> str:
+    """The page of one artifact: ``lines`` are its result, ``recipe`` makes it again, ``code`` loads it.
+
+    Without times it depends on the artifact alone, so that the same build gives the same bytes.
+    """
+    charts = Charts()
+    return _rendered(
+        "artifact.html.jinja",
+        title=title,
+        lines=lines,
+        manifest=manifest,
+        recipe=recipe,
+        code=code,
+        results=document.result_charts(charts, manifest),
+        times=document.time_charts(charts, benched),
+        rooflines=rooflines or {},
+        blocks=document.block_charts(charts, manifest),
+        depth=document.depth_chart(charts, manifest),
+        sensitivity=document.sensitivity_charts(charts, manifest),
+        curves=document.curve_charts(charts, manifest),
+        rows=document.layer_rows(manifest),
+        steps=document.next_steps(manifest),
+    )
+
+
+def comparison(names: Sequence[str], manifests: Sequence[Manifest]) -> str:
+    """The page of several artifacts side by side."""
+    charts = Charts()
+    return _rendered(
+        "comparison.html.jinja",
+        title=" · ".join(names),
+        charts=document.comparison_charts(charts, names, manifests),
+        rows=document.comparison_rows(names, manifests),
+    )
+
+
+def _rendered(template: str, **values: object) -> str:
+    import jinja2
+
+    folder = Path(__file__).parent / "templates"
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"bytes": size, "count": count, "db": decibels}
+    return environment.get_template(template).render(**values)

@@ -1,0 +1,211 @@
+"""The page of a report: whole, offline, reproducible, drawn by a browser where there is one."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from commandline import run
+
+from graphcompress import optimize
+from graphcompress.build.folder import read_manifest
+from graphcompress.build.page.charts import Charts
+from graphcompress.build.page.document import layer_rows, next_steps
+from graphcompress.build.result import Build
+from graphcompress.data.samples import Samples
+
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+class Outline(HTMLParser):
+    """Collects tags, headings and whatever a browser would fetch; fails on tags that do not close."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.fetched: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.fetched += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def outline(page: str) -> Outline:
+    found = Outline()
+    found.feed(page)
+    assert found.open == []
+    return found
+
+
+@pytest.fixture(scope="module")
+def build(tiny_bert_path: Path, tiny_samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> Build:
+    labelled = Samples(
+        tiny_samples.feeds, {"text": [f"sentence {n} <b>" for n in range(24)], "label": [0] * 24}
+    )
+    return optimize(
+        tiny_bert_path,
+        "prune{ffn=0.25},int8",
+        data=labelled,
+        metric="agreement",
+        target="cpu{measure=false}",
+        output=tmp_path_factory.mktemp("page") / "small",
+        allow=["prune", "int8"],
+    )
+
+
+@pytest.fixture(scope="module")
+def page(build: Build) -> str:
+    return (build.output / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_page_is_whole_and_fetches_nothing(page: str) -> None:
+    found = outline(page)
+    assert page.startswith("<!doctype html>")
+    assert found.fetched == []
+    assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", page)
+    assert len(page.encode()) < 2_000_000
+    assert "prefers-color-scheme: dark" in page
+    assert "@media print" in page
+
+
+def test_every_view_is_there(page: str) -> None:
+    headings = re.findall(r"<h2>(.*?)</h2>", page)
+    assert headings == [
+        "What each step brought",
+        "Through the depth of the model",
+        "How sensitive each weight is",
+        "Answers that changed most",
+        "Batches and padding",
+        "Every weight",
+        "What could come next",
+        "Where it comes from",
+    ]
+    charts = re.findall(r'<svg role="img" aria-label="([^"]*)"', page)
+    assert charts == [
+        "size after each step, MB",
+        "MACs after each step, millions",
+        "agreement with the original after each step",
+        "SQNR against the original, dB",
+        "error of each block&#39;s output, %",
+        "attention heads left in each block",
+        "FFN nodes left in each block",
+        "prune: error of each weight&#39;s product, %",
+        "int8: error of each weight&#39;s product, %",
+    ]
+    assert "No data" not in page
+
+
+def test_texts_of_the_data_cannot_change_the_page(page: str) -> None:
+    assert "sentence " in page
+    assert "&lt;b&gt;" in page
+    assert "<b>" not in page
+
+
+def test_the_page_of_an_artifact_has_no_times(page: str) -> None:
+    assert not re.search(r"\d ms\b", page)
+    assert str(Path.cwd()) not in page
+
+
+def test_every_weight_has_a_row_with_what_became_of_it(build: Build) -> None:
+    rows = {row.name: row for row in layer_rows(read_manifest(build.output))}
+    assert len(rows) == len(build.before_anatomy.weights)
+    ffn = rows["encoder.layer.0.intermediate.dense.weight_t"]
+    assert (ffn.kind, ffn.shape, ffn.before) == ("linear", "32 × 64", 8192)
+    assert ffn.after < 8192 * 0.75 / 3
+    assert ffn.told.startswith("prune: 16 of 64 FFN nodes removed · int8: done")
+    small = rows["embeddings.token_type_embeddings.weight"]
+    assert (small.before, small.after) == (256, 256)
+    assert "left alone, smaller than" in small.told
+
+
+def test_blocks_and_depth_are_told_before_and_after(build: Build) -> None:
+    assert [(block.heads, block.ffn_nodes) for block in build.before_anatomy.blocks] == [(4, 64), (4, 64)]
+    assert [(block.heads, block.ffn_nodes) for block in build.anatomy.blocks] == [(4, 48), (4, 48)]
+    assert [place.name for place in build.depth] == ["encoder.layer.0", "encoder.layer.1"]
+    assert all(0.001 < place.error < 0.5 for place in build.depth)
+
+
+def test_what_could_come_next_has_a_command(build: Build) -> None:
+    manifest = read_manifest(build.output)
+    commands = dict(next_steps({**manifest, "recipe": {**manifest["recipe"], "data": None, "metric": None}}))
+    assert [sentence.split(":")[0] for sentence in commands][:2] == [
+        "calibrate on real samples",
+        "see what it costs in answers",
+    ]
+    noted = {
+        **manifest["passes"][1],
+        "text": "prune",
+        "notes": ["heads=0.25 would leave block errors of 0.2"],
+    }
+    steps = dict(
+        next_steps({**manifest, "passes": [noted], "recipe": {**manifest["recipe"], "passes": "prune"}})
+    )
+    assert "--passes 'prune{heads=0.25}'" in steps["prune: heads=0.25 would leave block errors of 0.2"]
+
+
+def test_a_chart_is_the_same_every_time_and_has_no_script() -> None:
+    first, second = (Charts().bars("a < b", ["x", "y"], {"one": [1.0, None]}) for _ in range(2))
+    assert first == second
+    assert not re.search(r"<script|<!--|20\d\d-\d\d", first)
+    assert 'aria-label="a &lt; b"' in first
+
+
+def test_artifacts_stand_side_by_side(build: Build, tmp_path: Path) -> None:
+    shutil.copytree(build.output, tmp_path / "other")
+    done = run("report", build.output, tmp_path / "other", "-o", tmp_path / "compare.html")
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "compare.html").read_text(encoding="utf-8")
+    outline(text)
+    assert re.findall(r'aria-label="([^"]*)"', text) == [
+        "agreement with the original by size",
+        "SQNR by size",
+    ]
+    assert text.count("<td>other</td>") == 1
+    again = run("report", build.output, "-o", tmp_path / "compare.html")
+    assert (again.returncode, "--overwrite" in again.stderr) == (2, True)
+    assert run("report", tmp_path, "-o", tmp_path / "x.html").returncode == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_draws_the_page_without_an_error(build: Build, tmp_path: Path, width: int) -> None:
+    assert CHROMIUM is not None
+    probe = (
+        "<script>document.title = JSON.stringify({wide: document.documentElement.scrollWidth, "
+        "charts: [...document.querySelectorAll('svg')].map(svg => svg.getBBox().width > 100)})</script>"
+        "</body>"
+    )
+    page = (build.output / "report.html").read_text(encoding="utf-8").replace("</body>", probe)
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        "--dump-dom",
+    ]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900"]
+    done = subprocess.run(
+        [*command, (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "CONSOLE" not in done.stderr
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title is not None
+    seen = json.loads(title[1])
+    assert seen["wide"] <= max(width, 500)  # a window of Chromium is at least 500 wide
+    assert len(seen["charts"]) == 9
+    assert all(seen["charts"])
