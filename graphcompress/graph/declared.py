@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterator, Mapping
 
@@ -17,6 +18,7 @@ _DEEPEST = 16
 Dim = int | ir.SymbolicDim
 
 
+@functools.lru_cache(maxsize=1024)  # every clone of a model asks about the same names, and the parser is slow
 def is_legible(name: str) -> bool:
     """Whether inference reads ``name`` as what its author meant: a name, or arithmetic with names."""
     if not _ARITHMETIC.fullmatch(name) or "**" in name or name.count("(") > _DEEPEST:

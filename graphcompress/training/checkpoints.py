@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from graphcompress.errors import OutputError
+from graphcompress.errors import OutputError, TrainingError
 from graphcompress.training.checkpoint_folder import PART, checkpoint_name
 
 SECONDS = 60.0
@@ -26,11 +27,29 @@ class Checkpoints:
         self._written = time.monotonic()
 
     def read(self) -> dict[str, Any] | None:
-        """The state that an interrupted run left, or None."""
+        """The state that an interrupted run left, or None.
+
+        Raises:
+            TrainingError: the file is damaged.
+        """
         if self.path is None or not self.path.is_file():
             return None
-        state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+        try:
+            # torch does not check the sums that it stores: a weight of other bits would be trained on.
+            with zipfile.ZipFile(self.path) as archive:
+                damaged = archive.testzip()
+            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:  # damage shows as whatever the two libraries stumble over
+            raise self._unreadable(f"{type(error).__name__}") from error
+        if damaged is not None:
+            raise self._unreadable(f"{damaged} is not what was written")
         return state
+
+    def _unreadable(self, reason: str) -> TrainingError:
+        return TrainingError(
+            f"{self.path}: the checkpoint of an interrupted training is damaged ({reason}); delete it to "
+            "train from the start"
+        )
 
     @property
     def is_due(self) -> bool:

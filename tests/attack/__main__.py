@@ -6,10 +6,11 @@ import argparse
 import itertools
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 from attack.files import Attack, attacks
-from attack.run import complaint, contents, run
+from attack.run import Judged, complaint, contents, forked, preload
 from attack.situations import kills, situations
 
 
@@ -21,24 +22,29 @@ def main() -> int:
     parser.add_argument("--situations", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    begun, failed, tried = time.perf_counter(), 0, 0
+    preload()
+    begun, ends, failed = time.perf_counter(), Counter[tuple[str, int]](), Counter[str]()
     files = itertools.islice(attacks(arguments.seed), arguments.files)
     every = itertools.chain(
-        ((name, lambda attack=attack: attacked(attack)) for name, attack in files),
-        situations() if arguments.situations else (),
-        itertools.islice(kills(arguments.seed), arguments.kills),
+        (("files", name, lambda attack=attack: attacked(attack)) for name, attack in files),
+        (("situations", *each) for each in (situations() if arguments.situations else ())),
+        (("kills", *each) for each in itertools.islice(kills(arguments.seed), arguments.kills)),
     )
-    for name, attempt in every:
-        tried += 1
-        found = attempt()
+    for kind, name, attempt in every:
+        code, found = attempt()
+        ends[kind, code] += 1
         if found is not None:
-            failed += 1
+            failed[kind] += 1
             print(f"{name}: {found}", flush=True)
-    print(f"{tried} attacks in {time.perf_counter() - begun:.0f} s: {failed} succeeded")
-    return int(failed > 0)
+    print(f"{ends.total()} attacks in {time.perf_counter() - begun:.0f} s: {failed.total()} succeeded")
+    for kind in dict.fromkeys(kind for kind, _ in ends):
+        codes = {code: count for (of, code), count in sorted(ends.items()) if of == kind}
+        told = ", ".join(f"{count} × exit {code}" for code, count in codes.items())
+        print(f"{kind:10} {sum(codes.values()):4}, {failed[kind]} succeeded | {told}")
+    return int(bool(failed))
 
 
-def attacked(attack: Attack) -> str | None:
+def attacked(attack: Attack) -> Judged:
     """What is wrong after ``attack``: how the run ended, or what it left behind."""
     with tempfile.TemporaryDirectory(prefix="attack-") as name:
         folder = Path(name) / "work"
@@ -47,13 +53,14 @@ def attacked(attack: Attack) -> str | None:
         scratch.mkdir()
         given = attack(folder)
         before = contents(folder)
-        ended = run(given, folder, environment={"TMPDIR": str(scratch)})
+        ended = forked(given, folder, environment={"TMPDIR": str(scratch)})
         after = contents(folder)
         if ended.code and after != before:
-            return f"exit {ended.code}, and {sorted(set(after.items()) ^ set(before.items()))[:3]} changed"
+            changed = sorted(set(after.items()) ^ set(before.items()))[:3]
+            return ended.code, f"exit {ended.code}, and {changed} changed: {ended.err.strip()[-200:]}"
         if list(scratch.glob("graphcompress-*")):
-            return f"left {[path.name for path in scratch.iterdir()]} in TMPDIR"
-        return complaint(ended)
+            return ended.code, f"left {[path.name for path in scratch.iterdir()]} in TMPDIR"
+        return ended.code, complaint(ended)
 
 
 if __name__ == "__main__":

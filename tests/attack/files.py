@@ -14,31 +14,23 @@ import tokenizers
 from bert import Bert
 from onnx import TensorProto, helper, numpy_helper
 
-Attack = Callable[[Path], list[str]]
-"""Writes files into a folder and returns the arguments of the command line."""
+from attack import read_back
+from attack.damage import TEXTS, flipped
+from attack.read_back import OPTIMIZE, Attack
 
-OPTIMIZE = [
-    "optimize",
-    "model.onnx",
-    "--passes",
-    "simplify",
-    "--target",
-    "cpu{measure=false}",
-    "--no-bench",
-    "-o",
-    "out",
-]
+KINDS = ("cut", "flip", "flip", "splice", "field", "field", "data", "tokenizer", *read_back.KINDS)
+"""Each as often as it stands here."""
 
-ESCAPE = "\x1b[31mred\x1b[0m\x07"
+ESCAPE = TEXTS[1]
 
 
 def attacks(seed: int) -> Iterator[tuple[str, Attack]]:
-    """Name and attack, without end: whatever is random comes from ``seed``."""
+    """Kind and number, and attack, without end: whatever is random comes from ``seed``."""
     rng = random.Random(seed)
     yield from _named()
     while True:
         number = rng.getrandbits(32)
-        kind = rng.choice(["cut", "flip", "flip", "splice", "field", "field", "json", "data", "tokenizer"])
+        kind = rng.choice(KINDS)
         yield f"{kind} {number}", _random(kind, number)
 
 
@@ -251,7 +243,7 @@ def _random(kind: str, number: int) -> Attack:
         if kind == "cut":
             content = content[: rng.randrange(len(content))]
         elif kind == "flip":
-            content = _flipped(content, rng, rng.choice([1, 3, 30]))
+            content = flipped(content, rng, rng.choice([1, 3, 30]))
         elif kind == "splice":
             begin, end = sorted(rng.randrange(len(content)) for _ in range(2))
             content = content[:begin] + rng.randbytes(rng.randrange(64)) + content[end:]
@@ -259,35 +251,20 @@ def _random(kind: str, number: int) -> Attack:
             content = _one_field(onnx.load_from_string(content), rng).SerializeToString()
         elif kind == "data":
             name, data = rng.choice(sorted(_DATA.items()))
-            (folder / name).write_bytes(_flipped(data, rng, 5) if data else rng.randbytes(20))
+            (folder / name).write_bytes(flipped(data, rng, 5) if data else rng.randbytes(20))
             arguments = [*OPTIMIZE, "--data", name]
             _write_tokenizer(folder / "tokenizer.json")
         elif kind == "tokenizer":
             text = json.dumps(rng.choice(list(_TOKENIZERS.values()))).encode()
-            (folder / "tokenizer.json").write_bytes(_flipped(text, rng, 3))
+            (folder / "tokenizer.json").write_bytes(flipped(text, rng, 3))
             (folder / "d.jsonl").write_text('{"text": "w1 w2"}\n')
             arguments = [*OPTIMIZE, "--data", "d.jsonl"]
         else:
-            (folder / "art").mkdir()
-            text = json.dumps(
-                {"recipe": {}, "target": "cpu", "files": {}, "passes": [], "version": 1}
-            ).encode()
-            (folder / "art" / "graphcompress.json").write_bytes(_flipped(text, rng, rng.choice([0, 1, 5])))
-            arguments = rng.choice([["verify", "model.onnx", "art"], ["bench", "art"], ["inspect", "art"]])
+            arguments = read_back.KINDS[kind](folder, rng)
         (folder / "model.onnx").write_bytes(content)
         return arguments
 
     return attack
-
-
-def _flipped(content: bytes, rng: random.Random, count: int) -> bytes:
-    changed = bytearray(content)
-    for _ in range(count):
-        changed[rng.randrange(len(changed))] = rng.randrange(256)
-    return bytes(changed)
-
-
-_TEXTS = ("", ESCAPE, "x" * 5000, "../x", "input_ids", "last_hidden_state", "\u202e", "a\nb", "None")
 
 
 def _one_field(model: onnx.ModelProto, rng: random.Random) -> onnx.ModelProto:
@@ -307,7 +284,7 @@ def _one_field(model: onnx.ModelProto, rng: random.Random) -> onnx.ModelProto:
                 message.Clear()
                 return model
             new = (
-                rng.choice(_TEXTS)
+                rng.choice(TEXTS)
                 if field.cpp_type == field.CPPTYPE_STRING
                 else rng.choice([0, -1, 1, 7, 2**31 - 1])
             )

@@ -63,6 +63,7 @@ def test_passes_may_be_a_list(tmp_path):
         ("passes = [3]", "a text"),
         ("sha256 = 3", "a table of texts"),
         ("passes = ", "not a TOML file"),
+        (f"passes = {'[' * 5000}", "not a TOML file"),
     ],
 )
 def test_a_recipe_that_does_not_read_says_why(tmp_path, text, message):

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 
 from fuzz.models import case
-from fuzz.oracles import COUNTED, ORACLES, OracleError
+from fuzz.oracles import COUNTED, ORACLES, OracleError, SkippedError, settled
 from fuzz.reduce import reduced
 
 
@@ -26,22 +26,30 @@ def main() -> int:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     first, last = map(int, arguments.seeds.split(":"))
-    found: Counter[str] = Counter()
+    names = arguments.oracles.split(",")
+    counts: dict[str, Counter[str]] = {name: Counter() for name in names}
+    skipped: Counter[str] = Counter()
     begun, done = time.perf_counter(), 0
     for seed in range(first, last):
         if time.perf_counter() - begun > arguments.seconds:
             break
         done += 1
-        for name in arguments.oracles.split(","):
+        try:
+            settled(case(seed))
+        except SkippedError as reason:
+            skipped[str(reason).partition(":")[0]] += 1
+            print(f"seed {seed} is skipped, {reason}", flush=True)
+            continue
+        for name in names:
             text = _failure(seed, name)
-            if text is None:
-                continue
-            found[f"{name}: {text.split()[0].rstrip(':')}"] += 1
-            print(f"seed {seed}, {name}: {text[:300]}", flush=True)
-            _keep(seed, name, text, arguments.folder, as_found=arguments.as_found)
+            counts[name]["holds" if text is None else text.split()[0].rstrip(":")] += 1
+            if text is not None:
+                print(f"seed {seed}, {name}: {text[:300]}", flush=True)
+                _keep(seed, name, text, arguments.folder, as_found=arguments.as_found)
     seconds = time.perf_counter() - begun
-    print(f"{done} models in {seconds:.0f} s: {dict(found) or 'nothing fails'}")
-    return int(bool(found))
+    print(f"{done} models in {seconds:.0f} s, {sum(skipped.values())} of them skipped {dict(skipped) or ''}")
+    print("\n".join(f"{name:8} {dict(count)}" for name, count in counts.items()))
+    return int(any(set(count) - {"holds"} for count in counts.values()))
 
 
 def _failure(seed: int, oracle: str) -> str | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from graphcompress import optimize
-from graphcompress.errors import UsageError
+from graphcompress.errors import TrainingError, UsageError
 from graphcompress.training.checkpoint_folder import checkpoint_name, refuse_other_files, remove_checkpoints
 
 CHECKPOINT = checkpoint_name("0123456789abcdef" * 4)
@@ -63,3 +63,24 @@ def test_a_build_that_trains_refuses_a_folder_of_the_user(
     with pytest.raises(UsageError, match=r"corpus\.txt"):
         optimize(tiny_bert_path, "distill", train=tmp_path / "none.jsonl", output=folder.with_suffix(""))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.training"]
+
+
+@pytest.mark.parametrize("damage", ["a weight", "the end", "all"])
+def test_a_damaged_checkpoint_is_named(damage: str, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from graphcompress.training.checkpoints import Checkpoints
+
+    checkpoints = Checkpoints(tmp_path, "0123456789abcdef")
+    checkpoints.write({"step": 3, "weight": torch.ones(500)})
+    assert checkpoints.read()["step"] == 3
+    path = tmp_path / CHECKPOINT
+    content = path.read_bytes()
+    ones = content.index(torch.ones(500).numpy().tobytes())
+    changed = {
+        "a weight": content[:ones] + b"\x01" + content[ones + 1 :],
+        "the end": content[:-300],
+        "all": b"x" * 99,
+    }
+    path.write_bytes(changed[damage])
+    with pytest.raises(TrainingError, match="is damaged .*delete it to train from the start"):
+        checkpoints.read()
