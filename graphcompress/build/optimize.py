@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
@@ -40,7 +41,7 @@ from graphcompress.data.tokenizer_files import copy_tokenizer
 from graphcompress.errors import DataError
 from graphcompress.graph.model import Model
 from graphcompress.measure import metrics
-from graphcompress.measure.memory import bounded
+from graphcompress.measure.memory import bounded, longest_needs
 from graphcompress.measure.metrics import Scoring
 from graphcompress.measure.verify import batch_invariance, compare
 from graphcompress.pipeline.contract_check import ModelSize
@@ -52,6 +53,8 @@ from graphcompress.training.processes import rank
 
 CALIBRATION_ROWS = 512
 """So many rows of the samples to train on serve for calibration where there are no others."""
+
+_LOG = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 
@@ -199,7 +202,10 @@ def _samples(
     if not isinstance(given, (str, Path)):
         return given
     pair = metrics.pair_for(metric, model) if metric else "joint"
-    return bounded(load_samples(given, model, tokenizer=request.tokenizer, pair=pair), model)
+    samples = load_samples(given, model, tokenizer=request.tokenizer, pair=pair)
+    if needs := longest_needs(samples, model):
+        _LOG.warning("%s: %s", given, needs)
+    return bounded(samples, model)
 
 
 def _run(request: Request, opened: _Opened, baseline: Baseline) -> Build:

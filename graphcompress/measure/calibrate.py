@@ -13,7 +13,7 @@ from graphcompress.data.load import Sample, Samples
 from graphcompress.data.samples import padding_mask
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed, Runner
-from graphcompress.measure.memory import MOST, bounded, bytes_of, sizes_of
+from graphcompress.measure.memory import MOST, bytes_of, for_statistics, sizes_of
 from graphcompress.plugin.base import Progress, no_progress
 
 T = TypeVar("T")
@@ -59,11 +59,12 @@ def observe(
     """Run ``model`` on all ``samples`` and update the observer of every value; padding never counts.
 
     A batch is made of samples of equal length, so nothing is padded here; positions that a mask in the
-    samples marks as padding are left out. Memory is bounded by one batch, whatever the number of samples and
-    (as long as one sample fits) their length. Statistics are the same whatever else is observed. Without
-    ``optimize`` nothing is fused: int8 products are computed in float, so they cannot saturate.
+    samples marks as padding are left out. Memory is bounded by one batch, whatever the number and the length
+    of the samples: a long one is seen in windows, where the model takes those. Statistics are the same
+    whatever else is observed. Without ``optimize`` nothing is fused: int8 products are computed in float, so
+    they cannot saturate.
     """
-    samples = bounded(samples, model)
+    samples = for_statistics(samples, model)
     sizes = sizes_of(model, samples, samples.batch_size(MOST))
     runs = list(portions(observers, lambda value: bytes_of(value, sizes), MEMORY_BYTES))
     batches = list(equal_batches(samples))

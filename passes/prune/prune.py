@@ -22,7 +22,7 @@ from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner
 from graphcompress.measure.calibrate import real_tokens
-from graphcompress.measure.memory import MOST, bounded
+from graphcompress.measure.memory import MOST, for_statistics
 from graphcompress.numerics.metrics import cosine
 from graphcompress.passes.prune.blocks import Block, blocks_of
 from graphcompress.passes.prune.least_squares import LinearMap
@@ -277,7 +277,7 @@ def layer_changes(model: Model, found: Sequence[Layer], samples: Samples) -> lis
     ends = list(dict.fromkeys(value for layer in found for value in (layer.entry, layer.exit)))
     sums, tokens = np.zeros(len(found)), 0
     with Runner(model, ends) as runner:
-        for feed in bounded(samples, model).batches(MOST, by_length=True):
+        for feed in for_statistics(samples, model).batches(MOST, by_length=True):
             values = {
                 end: real_tokens(array, feed) for end, array in zip(ends, runner(feed).values(), strict=True)
             }

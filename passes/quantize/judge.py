@@ -9,7 +9,7 @@ from graphcompress.data.samples import Samples
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner
 from graphcompress.measure.calibrate import equal_batches
-from graphcompress.measure.memory import bounded
+from graphcompress.measure.memory import for_statistics
 from graphcompress.measure.tokens import token_values
 from graphcompress.measure.verify import compare
 from graphcompress.numerics.metrics import error_at
@@ -26,7 +26,7 @@ class Judge:
         self.limit = limit
         self._model = model
         self._ctx = ctx
-        self._feeds = [samples.batch(indices) for indices in equal_batches(bounded(samples, model))]
+        self._feeds = [samples.batch(indices) for indices in equal_batches(for_statistics(samples, model))]
         self._measured = 0
         # The answers in float are computed now, before the model is edited.
         with Runner(model) as runner:

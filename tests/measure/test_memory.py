@@ -10,7 +10,7 @@ from graphcompress.analysis.linears import linears
 from graphcompress.data.samples import Samples
 from graphcompress.measure import calibrate
 from graphcompress.measure.calibrate import observe
-from graphcompress.measure.memory import bounded, bytes_of, sizes_of
+from graphcompress.measure.memory import bounded, bytes_of, for_statistics, longest_needs, sizes_of
 from graphcompress.numerics.observers import Activation
 
 ENCODER = """
@@ -67,3 +67,39 @@ def test_fixed_sizes_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     observe(model, seen, samples_of(1500, 1500))
     assert runs == [len(seen)]
     assert all(activation.histogram.total == 2 * 1500 * 16 for activation in seen.values())
+
+
+def test_a_long_sample_is_seen_in_windows() -> None:
+    """20,000 frames make scores of 1.6 GB; four times 5,000 make 100 MB each."""
+    model = model_of(ENCODER.replace("LENGTH", "frames"))
+    samples = samples_of(30, 20_000)
+    seen = for_statistics(samples, model)
+    assert [len(feed["x"]) for feed in seen.feeds] == [30, 5_000, 5_000, 5_000, 5_000]
+    assert np.array_equal(np.concatenate([feed["x"] for feed in seen.feeds[1:]]), samples.feeds[1]["x"])
+    assert seen.batch_size(8) == 1
+
+
+def test_windows_of_padding_alone_are_left_out() -> None:
+    text = ENCODER.replace("LENGTH", "n").replace("] x)", "] x, int64[batch, n] mask)")
+    mask = np.arange(20_000) < 7_000
+    samples = Samples([{"x": samples_of(20_000).feeds[0]["x"], "mask": mask.astype(np.int64)}])
+    seen = for_statistics(samples, model_of(text))
+    assert [int(feed["mask"].sum()) for feed in seen.feeds] == [5_000, 2_000]
+
+
+@pytest.mark.parametrize(
+    "inputs", ["float[batch, 20000, 16] x", "float[batch, n, 16] x, int64[batch, m] other"]
+)
+def test_what_cannot_be_cut_stays_whole(inputs: str) -> None:
+    model = model_of(ENCODER.replace("float[batch, LENGTH, 16] x)", f"{inputs})").replace("LENGTH", "n"))
+    feed = {"x": samples_of(20_000).feeds[0]["x"], "other": np.ones(7, np.int64)}
+    samples = Samples([{value.name: feed[value.name] for value in model.graph.inputs}])
+    assert for_statistics(samples, model).feeds == samples.feeds
+
+
+def test_a_sample_that_needs_much_is_told() -> None:
+    model = model_of(ENCODER.replace("LENGTH", "n"))
+    assert longest_needs(samples_of(30, 15_000), model) == ""
+    assert longest_needs(samples_of(30, 20_000), model).startswith(
+        "the longest sample makes a value of 1.6 GB"
+    )

@@ -82,5 +82,5 @@ def test_a_damaged_checkpoint_is_named(damage: str, tmp_path: Path) -> None:
         "all": b"x" * 99,
     }
     path.write_bytes(changed[damage])
-    with pytest.raises(TrainingError, match="is damaged .*delete it to train from the start"):
+    with pytest.raises(TrainingError, match=r"is damaged .*delete it to train from the start"):
         checkpoints.read()
