@@ -73,7 +73,7 @@ def mixture(form: str, seed: int = 0, *, simplified: bool = True) -> Model:
         h0 = Identity(x) {blocks} y = Identity(h{BLOCKS})
     }}"""
     proto = onnx.parser.parse_model(text)
-    dense = form is DENSE
+    dense = "GatherND" not in form
     for n in range(BLOCKS):
         up = (EXPERTS, WIDTH, HIDDEN) if dense else (EXPERTS, 2 * HIDDEN, WIDTH)
         down = (EXPERTS, HIDDEN, WIDTH) if dense else (EXPERTS, WIDTH, HIDDEN)

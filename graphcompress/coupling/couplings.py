@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.attention import Attention, attentions
+from graphcompress.analysis.experts import all_experts
 from graphcompress.analysis.linears import Linear, embeddings, linears
 from graphcompress.analysis.residual import branches
 from graphcompress.analysis.uses import OwnAxes, Use, looked_up, repeated_uses
@@ -196,7 +197,7 @@ class _Survey:
         return all(self.residual.intersection(self.relations.fixed_leaves(axes[-1:])) for axes in outputs)
 
     def _weights(self, model: Model) -> None:
-        found = {linear.node: linear for linear in linears(model)}
+        found = {linear.node: linear for linear in (*linears(model), *all_experts(model))}
         tables = {embedding.node: embedding for embedding in embeddings(model)}
         for node in model.graph:
             if node in found:
@@ -214,7 +215,7 @@ class _Survey:
 
     def _linear(self, linear: Linear) -> None:
         axes = self.relations.axes(linear.weight)
-        into, out = (1, 0) if linear.transposed else (0, 1)
+        into, out = (1, 0) if linear.transposed else (-2, -1)
         for leaf in self._leaves(axes, into):
             self.consumers[leaf].append(linear)
         for leaf in self._leaves(axes, out):

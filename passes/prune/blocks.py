@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 import onnx_ir as ir
 
+from graphcompress.analysis.experts import Experts
 from graphcompress.analysis.linears import Linear
 from graphcompress.coupling.couplings import Group
 from graphcompress.coupling.ends import shown
@@ -90,8 +91,13 @@ class Block:
 
     @property
     def can_refit(self) -> bool:
-        """Whether the reader's weight is a stored tensor (and not an expression over some)."""
-        return self.reader.weight.is_initializer()
+        """Whether the reader's weight is a stored tensor (and not an expression over some), of one linear."""
+        return self.reader.weight.is_initializer() and not self.of_experts
+
+    @property
+    def of_experts(self) -> bool:
+        """Whether several experts share the units, of which each is refitted by nobody."""
+        return isinstance(self.reader, Experts)
 
     def kept_rows(self, keep: np.ndarray) -> np.ndarray:
         """Input features of the reader that stay when the units of the mask ``keep`` stay."""
@@ -254,7 +260,7 @@ def _obstacle(group: Group) -> str | None:
 def _units(group: Group, reader: Linear) -> np.ndarray:
     """[in] the unit of every input feature, also where the weight is an expression."""
     axes = group.relations.axes(reader.weight) or []
-    atom = axes[1 if reader.transposed else 0]
+    atom = axes[-1 if reader.transposed else -2]
     if atom is None:
         return np.full(reader.in_features, -1)
     return group.relations.atoms.units(atom, group.leaf)

@@ -278,6 +278,8 @@ class Planner:
         """Units that the reader does not listen to, and FFN nodes without input: those give a constant."""
         unread = _negligible(block.norms([block.reader]))
         unfed = _negligible(block.norms(block.group.producers)) & (block.group.kind == FFN)
+        # The constant that such nodes give would have to go into a bias, which experts have not.
+        unfed &= not block.of_experts
         # An axis of size 0 is no model that a runtime accepts, so one unit stays even where all are dead.
         removed = np.flatnonzero(unread | unfed)[: block.size - 1]
         dead = len(removed)
@@ -379,7 +381,7 @@ class Planner:
         self._tokens[block] = evidence.fit.count
         ranking = self._rank(block, evidence)
         counts = [count for count in self._choices(block) if count <= len(ranking.order)]
-        trial = _Trial(block, evidence, refit=self.goal.refit)
+        trial = _Trial(block, evidence, refit=self._refits(block))
         # The units of a larger count contain those of a smaller one, so the error grows with the count and
         # the limit can be found by bisection.
         low, high = 0, len(counts)
@@ -393,7 +395,7 @@ class Planner:
         counted = {ratio: self._most(block, ratio) for ratio in OUTLOOK}
         for ratio, count in counted.items():
             # The ranking of obs has refitted after every unit already, so its errors need no trial.
-            if self.goal.importance == "obs":
+            if self.goal.importance == "obs" and not block.of_experts:
                 removal.figures[f"error_at_{ratio}"] = ranking.error(count)
             elif count <= len(ranking.order):
                 removal.figures[f"error_at_{ratio}"] = trial.error_without(ranking.order[:count])
@@ -412,6 +414,10 @@ class Planner:
         else:
             removal.reason = f"it has {block.size} {noun}, too few to lose {self._least(block)} at once"
 
+    def _refits(self, block: Block) -> bool:
+        """Whether what remains of a block is refitted: what samples show is not told apart by expert."""
+        return self.goal.refit and not block.of_experts
+
     def _choices(self, block: Block) -> list[int]:
         """Numbers of units that are tried."""
         step = self._round_to(block)
@@ -423,10 +429,11 @@ class Planner:
         self._tokens[removal.block] = evidence.fit.count
         if not len(removal.removed):
             return removal
-        trial = _Trial(removal.block, evidence, refit=self.goal.refit)
+        refits = self._refits(removal.block)
+        trial = _Trial(removal.block, evidence, refit=refits)
         strength = trial.strength(removal.rows)
         removal.error = trial.error(removal.rows, strength)
-        removal.fit = trial.final(removal.rows, strength) if self.goal.refit else None
+        removal.fit = trial.final(removal.rows, strength) if refits else None
         return removal
 
 

@@ -24,6 +24,7 @@ from graphcompress.graph.runtime import Runner
 from graphcompress.measure.calibrate import real_tokens
 from graphcompress.measure.memory import MOST, for_statistics
 from graphcompress.numerics.metrics import cosine
+from graphcompress.passes.prune.align import align
 from graphcompress.passes.prune.blocks import Block, blocks_of
 from graphcompress.passes.prune.least_squares import LinearMap
 from graphcompress.passes.prune.planner import KINDS, OUTLOOK, Goal, Planner, Removal
@@ -56,6 +57,10 @@ class Prune(Pass):
 
     An encoder that runs several times on the same weights (two towers, shared layers) is cut alike in all its
     runs, and fitted on the tokens of all.
+
+    Experts lose equally many FFN nodes. Where nothing ties the order of one expert's nodes to another's, each
+    loses its own, those of least weight; else all lose the same positions. They are not refitted, and their
+    error is that of all experts on all tokens that any of them sees.
 
     Heads of layers that share a bias by position are cut in each layer alone: the bias stays whole, and a
     layer that has lost heads looks up in it those that it still has.
@@ -134,7 +139,11 @@ class Prune(Pass):
             blocks = [block for block in blocks_of(rw, groups, self.only) if self._wants(rw, block)]
             self._name_fixed_heads(rw, groups)
             planner = Planner(model, ctx, self._goal(ctx))
+            aligned = {block: align(rw, block) for block in blocks if block.of_experts}
             removals = planner.removals(blocks)
+            for removal in removals:
+                if not len(removal.removed) and removal.block in aligned:
+                    aligned[removal.block].undo()
             self._tell(rw, removals)
             if scarcity := planner.scarcity(removals):
                 rw.note(scarcity)
@@ -291,7 +300,7 @@ def layer_changes(model: Model, found: Sequence[Layer], samples: Samples) -> lis
 
 
 def _is_cut(model: Model, block: Block) -> bool:
-    axis = 1 if block.reader.transposed else 0
+    axis = 1 if block.reader.transposed or block.of_experts else 0
     return axis in model.kept.get(block.reader.weight.name or "", {})
 
 
@@ -309,6 +318,7 @@ def _carry_out(rw: Rewriter, removals: Sequence[Removal]) -> None:
 
 def _record(rw: Rewriter, removal: Removal) -> None:
     detail = f"{len(removal.removed):,} of {removal.block.size:,} {KINDS[removal.block.group.kind]} removed"
+    detail += " from each expert" if removal.block.of_experts else ""
     figures = {} if removal.error is None else {"error": removal.error}
     for linear in removal.block.linears:
         rw.touch(linear, detail, **figures)

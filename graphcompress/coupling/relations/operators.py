@@ -15,7 +15,7 @@ from graphcompress.graph.match import inner_graphs
 
 Rule = Callable[[Relations, ir.Node], None]
 
-_ELEMENTWISE = frozenset(
+ELEMENTWISE = frozenset(
     """
     Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast
     CastLike Ceil Celu Clip Cos Cosh Div Dropout DynamicQuantizeLinear Elu Equal Erf Exp Floor Gelu Greater
@@ -24,6 +24,7 @@ _ELEMENTWISE = frozenset(
     Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor
     """.split()  # noqa: SIM905 (one name per line would fill a page)
 )
+"""Operators whose result at a place is computed from what their operands hold at that place."""
 
 
 def apply(relations: Relations, node: ir.Node) -> None:
@@ -69,7 +70,7 @@ def _filled(relations: Relations, node: ir.Node) -> None:
 
 
 _RULES: dict[str, Rule] = {
-    **dict.fromkeys(_ELEMENTWISE, _elementwise),
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
     **dict.fromkeys(selections.REDUCTIONS, selections.reduce),
     **dict.fromkeys(selections.ALONG_AXIS, selections.along_axis),
     "Attention": attention.attention,
