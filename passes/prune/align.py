@@ -112,7 +112,8 @@ def _is_apart(node: ir.Node) -> bool:
     last = len(before) - 1
     if is_standard(node, "Split"):
         return axis_of(node, len(before), 0) == last
-    return is_standard(node, "Slice") and set(slice_ranges(node) or {-1: None}) == {last}
+    ranges = slice_ranges(node) if is_standard(node, "Slice") else None
+    return ranges is not None and set(ranges) == {last}
 
 
 def _norms(block: Block, slices: Sequence[WeightSlice]) -> np.ndarray:
@@ -128,7 +129,7 @@ def _norms(block: Block, slices: Sequence[WeightSlice]) -> np.ndarray:
 def _squares(block: Block, part: WeightSlice) -> np.ndarray:
     """[experts, units] sum of squares of what every unit of every expert owns in a stack."""
     tensor = part.value.const_value
-    stack = np.zeros(0) if tensor is None else tensor.numpy()
+    stack: list[np.ndarray] = [] if tensor is None else list(tensor.numpy())
     return np.stack([unit_norms(each, part.axis - 1, part.units, block.size) ** 2 for each in stack])
 
 
