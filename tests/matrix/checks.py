@@ -32,7 +32,7 @@ from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.targets.cpu.cpu import Cpu
 from matrix import tools
 from matrix.subject import EXACT, NotHeldError, Subject, largest_error, run
-from matrix.training import fx_is_runtime
+from matrix.training import blocks_are_cut, fx_is_runtime
 
 INT8_DB = 20.0
 RATIO = 0.25
@@ -304,6 +304,7 @@ CHECKS: dict[str, Callable[[Subject], Answer]] = {
     "groups": found_groups,
     "cut = masked": cut_is_masked,
     "25 % pruned": pruned_runs,
+    "blocks = cut": blocks_are_cut,
     "kron = dense": kron_is_dense,
     "int8": int8_is_close,
     "simplify": simplify_is_exact,

@@ -18,6 +18,7 @@ SIMPLIFY = "graphcompress.passes.simplify.simplify"
 INT8, PRUNE = "graphcompress.passes.quantize.int8", "graphcompress.passes.prune.prune"
 PIPELINE, BUILD = "graphcompress.pipeline.pipeline", "graphcompress.build.optimize"
 CPU = "graphcompress.targets.cpu.cpu"
+MASKS = "graphcompress.training.instruments.score_masks.attached"
 COUPLINGS, CUT = "graphcompress.coupling.couplings", "graphcompress.cutting.cut"
 
 ROOTS: dict[str, tuple[str, ...]] = {
@@ -25,6 +26,7 @@ ROOTS: dict[str, tuple[str, ...]] = {
     "groups": (COUPLINGS,),
     "cut = masked": (COUPLINGS, CUT),
     "25 % pruned": (PRUNE,),
+    "blocks = cut": ("graphcompress.passes.blockprune.compact", MASKS, "graphcompress.fx"),
     "kron = dense": ("graphcompress.rewrite.kronecker", "graphcompress.numerics.kronecker"),
     "int8": (INT8, "graphcompress.measure.verify"),
     "to_fx": ("graphcompress.fx",),
@@ -33,6 +35,9 @@ ROOTS: dict[str, tuple[str, ...]] = {
     "again": (BUILD, INT8, CPU),
 }
 """Column → modules that its check uses besides those that load, simplify and run a model."""
+
+HELPERS = ("matrix", "cutting", "masked_models")
+"""Packages and modules of the tests that checks are made of."""
 
 ALWAYS = (
     SIMPLIFY,
@@ -79,7 +84,7 @@ def _functions(check: Callable[..., object]) -> list[FunctionType]:
         found[function] = None
         module = sys.modules[function.__module__]
         pending.extend(getattr(module, name, None) for name in _names(function.__code__))
-    return [function for function in found if function.__module__.partition(".")[0] in ("matrix", "cutting")]
+    return [function for function in found if function.__module__.partition(".")[0] in HELPERS]
 
 
 def _names(code: CodeType) -> Iterator[str]:

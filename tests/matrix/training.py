@@ -1,4 +1,4 @@
-"""The column of the matrix about training: the graph as a PyTorch module."""
+"""The columns of the matrix about training: the graph as a PyTorch module, and masks in it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cutting import TOLERANCE
+from masked_models import PRESETS, attached, cut_copy, shuffled
 
-from graphcompress.errors import UnsupportedModelError
+from graphcompress.errors import UnsupportedModelError, UsageError
 from graphcompress.fx import to_fx, write_back
 from graphcompress.graph.model import Model
-from matrix.subject import NotHeldError, Outputs, Subject, largest_error, run
+from graphcompress.plugin.base import Context
+from graphcompress.rewrite.rewriter import Rewriter
+from matrix.subject import EXACT, NotHeldError, Outputs, Subject, largest_error, run
 
 
 def fx_is_runtime(subject: Subject) -> tuple[str, list[str]]:
@@ -26,6 +30,34 @@ def fx_is_runtime(subject: Subject) -> tuple[str, list[str]]:
                 raise
             reasons.append(f"before simplify: {str(error).partition(' is of operator ')[2] or error}")
     return f"{worst:.0e}", reasons
+
+
+def blocks_are_cut(subject: Subject) -> tuple[str, list[str]]:
+    """Masks of blocks, heads and FFN nodes: trained, stored and cut models answer alike (``blockprune``)."""
+    worst, reasons = 0.0, {}
+    for name in MASKS:
+        model = subject.simplified()
+        try:
+            work = attached(model, PRESETS[name])
+        except UsageError as error:
+            return "", [str(error).partition(": ")[2]]
+        reasons.update(dict.fromkeys(work.layout.skipped.values()))
+        shuffled(work)
+        trained = _computed(work.student, subject)
+        with Rewriter(model, Context()) as rw:
+            work.finish(rw)
+        stored = run(model, subject.feeds)
+        found = {"masked": trained, "cut": run(cut_copy(model), subject.feeds)}
+        for kind, outputs in found.items():
+            error = largest_error(stored, outputs)
+            if not error <= (subject.exact if kind == "masked" else TOLERANCE * subject.exact / EXACT):
+                raise NotHeldError(f"{name}, {kind}: {error:.1e} of the output range")
+            worst = max(worst, error)
+    return f"{worst:.0e}", list(reasons)
+
+
+MASKS = ("block", "struct", "hybrid", "joint")
+"""What is scored: the presets of block pruning, and blocks that the weights of an attention share."""
 
 
 def _error(name: str, model: Model, subject: Subject) -> float:
