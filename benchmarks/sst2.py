@@ -21,6 +21,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from graphcompress.graph.model import Model
 from graphcompress.measure.bench import bench
 from graphcompress.measure.metrics import answers, metric
 from graphcompress.measure.verify import Run
+from graphcompress.pipeline.pipeline import Pipeline
 
 HALF = "prune{ffn=0.5 heads=0.5}"
 K8 = "kron{preset=k8}"
@@ -87,12 +89,12 @@ def build(source: Path, data: Path, work: Path, passes: str, folder: Path) -> No
     """Run one command line and keep the minutes it took."""
     command = [sys.executable, "-m", "graphcompress", "optimize", str(source), "--passes", passes]
     command += ["--data", str(calibration(data, work)), "--train", str(data / "sst2/train.jsonl.gz")]
-    if "distill" not in passes:
+    if not any(name in passes for name in ("distill", "blockprune")):
         del command[-2:]
     command += ["--eval-data", str(data / "sst2/validation.jsonl.gz"), "--metric", "accuracy"]
     command += ["-o", str(folder), "--no-bench"]
-    for name in ("kron", "prune", "int8", "distill"):
-        command += ["--allow", name] if name in passes else []
+    for step in Pipeline.parse(passes).passes:
+        command += ["--allow", step.name]
     print("$ graphcompress", *command[3:], flush=True)
     start = time.monotonic()
     subprocess.run(command, check=True)
@@ -175,6 +177,13 @@ def contrast(data: Path, runs: dict[str, Run], teacher: Model, work: Path) -> di
     return shares
 
 
+def chosen(rows: Iterable[str], globs: Iterable[str], work: Path) -> dict[str, Path]:
+    """Rows whose name matches one of ``globs``, with the folder of each below ``work``."""
+    return {
+        name: work / _folder_name(name) for name in rows if any(fnmatch.fnmatch(name, glob) for glob in globs)
+    }
+
+
 def _folder_name(row: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in row)
 
@@ -197,11 +206,7 @@ def main() -> None:
         parser.error("give --data FOLDER or set GRAPHCOMPRESS_DATA")
     options.data = Path(options.data)
     options.work.mkdir(exist_ok=True)
-    folders = {
-        name: options.work / _folder_name(name)
-        for name in ROWS
-        if any(fnmatch.fnmatch(name, glob) for glob in options.only)
-    }
+    folders = chosen(ROWS, options.only, options.work)
     if options.job == "build":
         for name, folder in folders.items():
             if not folder.exists():
