@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.coupling.couplings import Group, couplings
+from graphcompress.coupling.couplings import Group, WeightSlice, couplings
 from graphcompress.cutting.cut import cut
+from graphcompress.graph.expressions import leaves
 from graphcompress.graph.model import Model
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter
@@ -45,6 +46,44 @@ def zeroed(model: Model, keeps: Keeps) -> Model:
                 array[(slice(None),) * part.axis + (gone,)] = 0
                 node.replace_input_with(index, Rewriter(twin, Context()).constant(array, "zeroed"))
     return twin
+
+
+def silenced(model: Model, keeps: Keeps, side: str) -> Model:
+    """A copy in which the units that go have no weights in their readers, their producers, or both of them.
+
+    What was stored once stays stored once, so that the copy has the groups that the model has.
+    """
+    twin = model.clone()
+    with Rewriter(twin, Context()) as rw:
+        for group in couplings(twin):
+            if group.name in keeps:
+                for part in group.slices:
+                    if side in ("both", _side(group, part)):
+                        _silence(rw, part, keeps[group.name])
+    return twin
+
+
+SIDES = ("readers", "producers", "both")
+"""Where weights of units can be zero."""
+
+
+def _side(group: Group, part: WeightSlice) -> str:
+    return (
+        "readers"
+        if part.value in {one for each in group.consumers for one in leaves(each.weight)}
+        else "producers"
+    )
+
+
+def _silence(rw: Rewriter, part: WeightSlice, keep: np.ndarray) -> None:
+    array = ir.convenience.get_const_tensor(part.value).numpy().copy()
+    array[(slice(None),) * part.axis + ((part.units >= 0) & ~keep[part.units],)] = 0
+    if part.value.is_initializer() and len(part.value.uses()) == len(part.uses):
+        rw.overwrite(part.value, array)
+        return
+    own = rw.constant(array, "silenced", part.value.dtype)
+    for node, index in part.uses:
+        rw.set_input(node, index, own)
 
 
 def narrowed(model: Model, keeps: Keeps) -> Model:

@@ -161,6 +161,41 @@ def cut_is_masked(subject: Subject) -> Answer:
     return f"{worst:.0e}", []
 
 
+def every_group_is_exact(subject: Subject) -> Answer:
+    """One unit of every group by itself: without weights in producer and reader, or gone, is the same."""
+    model, limit = subject.simplified(), cutting.TOLERANCE * subject.exact / EXACT
+    feeds = subject.feeds[:2]
+    groups = [group for group in couplings(model) if group.exact]
+    for number, group in enumerate(groups):
+        keep = np.arange(group.size) != number % group.size
+        expected, found = (
+            run(made(model, {group.name: keep}), feeds) for made in (cutting.zeroed, cutting.narrowed)
+        )
+        _at_most(largest_error(expected, found), limit)
+    return f"{len(groups)}", []
+
+
+def dead_units_go(subject: Subject) -> Answer:
+    """Heads and FFN nodes without weights in their reader, their producer or both go, and no output moves."""
+    model, limit = subject.simplified(), cutting.TOLERANCE * subject.exact / EXACT
+    groups = [group for group in couplings(model) if group.kind in (FFN, HEAD)]
+    gone, reasons = 0, dict[str, None]()
+    for seed, side in enumerate(cutting.SIDES):
+        keeps = cutting.some_of(groups, seed)
+        silent = cutting.silenced(model, keeps, side)
+        expected = run(silent, subject.feeds)
+        record = Prune(round_to=1).run(silent, Context())
+        _at_most(largest_error(expected, run(silent, subject.feeds)), limit)
+        left = {group.name: group.size for group in couplings(silent)}
+        gone += sum(group.size - left[group.name] for group in groups)
+        why = {item.name: item.reason for item in record.skipped}
+        for name, keep in keeps.items() if side != "producers" else ():
+            if left[name] > keep.sum() and name not in why:
+                raise NotHeldError(f"{left[name]} units of {name} are left, {keep.sum()} have weights")
+            reasons |= {why[name]: None} if name in why else {}
+    return f"{gone}", list(reasons)
+
+
 def pruned_runs(subject: Subject) -> Answer:
     """After a quarter is pruned the model runs at other batch sizes and lengths."""
     model = subject.simplified()
@@ -303,6 +338,8 @@ CHECKS: dict[str, Callable[[Subject], Answer]] = {
     "attentions": found_attentions,
     "groups": found_groups,
     "cut = masked": cut_is_masked,
+    "every group": every_group_is_exact,
+    "dead units": dead_units_go,
     "25 % pruned": pruned_runs,
     "blocks = cut": blocks_are_cut,
     "kron = dense": kron_is_dense,

@@ -25,6 +25,8 @@ ROOTS: dict[str, tuple[str, ...]] = {
     "attentions": ("graphcompress.analysis.attention",),
     "groups": (COUPLINGS,),
     "cut = masked": (COUPLINGS, CUT),
+    "every group": (COUPLINGS, CUT),
+    "dead units": (PRUNE,),
     "25 % pruned": (PRUNE,),
     "blocks = cut": ("graphcompress.passes.blockprune.compact", MASKS, "graphcompress.fx"),
     "kron = dense": ("graphcompress.rewrite.kronecker", "graphcompress.numerics.kronecker"),
