@@ -37,6 +37,13 @@ g (float[batch, sequence, 16] x) => (float[batch, sequence, 16] y)
 }
 """
 
+GRAM = (
+    MLP.replace(" y)\n", " y, float[batch, sequence, sequence] gram)\n")
+    .replace("d =", "t = Transpose <perm = [0, 2, 1]> (c)\n  gram = MatMul(c, t)\n  d =")
+    .replace("Gelu", "Sigmoid")
+)
+"""The hidden features are also multiplied with themselves."""
+
 SHARED_BIAS = """
 g (float[batch, sequence, 16] x) => (float[batch, sequence, 16] y)
 <float[16, 24] up0, float[24] bias, float[24, 16] down0, float[16, 24] up1, float[24, 16] down1>

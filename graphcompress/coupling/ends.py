@@ -12,6 +12,11 @@ from graphcompress.coupling.relations.rules import Relations
 _SIZES = frozenset({"Shape", "Size"})
 
 
+def is_zeroing(group: Group) -> bool:
+    """Whether cutting a unit changes nothing but that its consumers read zeros in its place."""
+    return group.exact and not shown(group)
+
+
 def shown(group: Group) -> list[ir.Value]:
     """Values besides the outputs of its consumers that are made of all units of a group.
 

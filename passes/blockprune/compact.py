@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from graphcompress.analysis.linears import Linear, linears
 from graphcompress.coupling.couplings import FFN, HEAD, Group, couplings
+from graphcompress.coupling.ends import is_zeroing
 from graphcompress.cutting.cut import cut
 from graphcompress.cutting.silence import inner_linears_of, silent_units, some_of_units
 from graphcompress.graph.expressions import Constants, evaluate
@@ -27,7 +28,7 @@ def compact(rw: Rewriter) -> dict[str, int]:
     Returns:
         Kind → units that went.
     """
-    groups = [group for group in couplings(rw.model) if group.kind in NOUNS and group.exact]
+    groups = [group for group in couplings(rw.model) if group.kind in NOUNS and is_zeroing(group)]
     keeps: dict[Group, np.ndarray] = {}
     gone: dict[str, int] = {}
     for group in groups:

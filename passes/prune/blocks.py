@@ -15,7 +15,7 @@ import onnx_ir as ir
 from graphcompress.analysis.experts import Experts
 from graphcompress.analysis.linears import Linear
 from graphcompress.coupling.couplings import Group
-from graphcompress.coupling.ends import shown
+from graphcompress.coupling.ends import is_zeroing, shown
 from graphcompress.data.load import Samples
 from graphcompress.graph.expressions import evaluate, leaves
 from graphcompress.graph.model import Model
@@ -76,10 +76,10 @@ class Block:
         """What is made of all units besides what their readers give."""
         return shown(self.group)
 
-    @property
+    @cached_property
     def plain(self) -> bool:
         """Whether removing a unit is zeroing what its readers read of it."""
-        return self.group.exact and not self.shown
+        return is_zeroing(self.group)
 
     @property
     def linears(self) -> list[Linear]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+import texts
 from bert import Bert
 from conftest import random_samples
 
@@ -16,6 +17,7 @@ from graphcompress.analysis.linears import linears
 from graphcompress.coupling.couplings import couplings
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner
+from graphcompress.passes.blockprune.compact import compact
 from graphcompress.passes.blockprune.scattered import store_sparse
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter
@@ -120,3 +122,13 @@ def test_blocks_of_zeros_are_not_stored() -> None:
     assert error(before, outputs(smaller)) <= LARGEST
     dense = {each.name: np.count_nonzero(each.dense()) for each in linears(smaller)}
     assert dense == {each.name: np.count_nonzero(each.dense()) for each in linears(cut_copy(model))}
+
+
+def test_what_a_product_reads_stays() -> None:
+    model = texts.model_of(texts.GRAM)
+    value = model.graph.initializers["down"]
+    array = value.const_value.numpy().copy()
+    array[:8] = 0
+    with Rewriter(model, Context()) as rw:
+        rw.overwrite(value, array)
+        assert compact(rw) == {}

@@ -30,11 +30,6 @@ QUERIES = texts.PACKED.replace(
   unit = Div(q, size)
   q4 = Reshape(unit, heads)""",
 ).replace("int64[4] heads", "int64[1] last = {-1}, int64[4] heads")
-GRAM = (
-    texts.MLP.replace(" y)\n", " y, float[batch, sequence, sequence] gram)\n")
-    .replace("d =", "t = Transpose <perm = [0, 2, 1]> (c)\n  gram = MatMul(c, t)\n  d =")
-    .replace("Gelu", "Sigmoid")
-)
 FORMS = {"maps": MAPS, "norm": NORM, "queries": QUERIES}
 
 
@@ -67,7 +62,7 @@ def errors(before, after, samples):
         (MAPS, HEAD, ["maps"]),
         (NORM, HEAD, []),
         (QUERIES, HEAD, []),
-        (GRAM, FFN, ["gram"]),
+        (texts.GRAM, FFN, ["gram"]),
         (texts.PACKED, HEAD, []),
         (texts.MLP, FFN, []),
     ],
@@ -86,7 +81,7 @@ def test_without_samples_none_is_dead(form):
 
 
 def test_a_node_that_a_product_reads_is_not_dead():
-    made = texts.model_of(GRAM)
+    made = texts.model_of(texts.GRAM)
     array = stored(made, "down")
     array[:8] = 0
     edit(made, "down", array)
