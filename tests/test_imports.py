@@ -124,7 +124,10 @@ TARGETS = ("common", "cpu", "nvidia", "mobile", "openvino")
 TASKS = (
     "automatic_speech_recognition",
     "feature_extraction",
+    "fill_mask",
+    "image_classification",
     "image_to_text",
+    "question_answering",
     "text2text_generation",
     "text_classification",
     "text_generation",

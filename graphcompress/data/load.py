@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,9 @@ def load_samples(
 
     Columns named like the model's inputs are used as they are; otherwise text columns are tokenized with
     ``tokenizer`` (a ``tokenizer.json``, or a folder that holds one; found by itself beside the model).
-    ``pair="separate"`` encodes the two texts of a pair as two samples.
+    ``pair="separate"`` encodes the two texts of a pair as two samples, ``"windows"`` the first one with each
+    window of the second. Lists of words (``tokens``) are tokenized word by word. The names of the classes are
+    those of the ``config.json`` beside the model.
 
     Raises:
         DataError: no such file, no usable columns, or a tokenizer that does not fit the model.
@@ -52,7 +55,20 @@ def load_samples(
         found = find_tokenizer(tokenizer, model.path.parent if model.path else None)
         samples = samples_from_texts(path, columns, model, inputs, found, pair, max_length)
     _refuse_empty(path, samples)
-    return dataclasses.replace(samples, fixed=fixed_sizes(inputs), axes=batch_axes(inputs))
+    names = _class_names(model)
+    return dataclasses.replace(samples, fixed=fixed_sizes(inputs), axes=batch_axes(inputs), names=names)
+
+
+def _class_names(model: Model) -> tuple[str, ...]:
+    """Names of the classes by the config.json beside the model; empty where it says none."""
+    file = model.path.parent / "config.json" if model.path else None
+    if file is None or not file.is_file():
+        return ()
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")).get("id2label") or {}
+        return tuple(str(name) for _, name in sorted((int(number), name) for number, name in found.items()))
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise DataError(f"{file}: its id2label cannot be read ({error}); copy it again") from error
 
 
 def _refuse_empty(path: Path, samples: Samples) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
 
 from graphcompress.data.samples import Samples
+from graphcompress.data.spans import WORD_OF_TOKEN
 from graphcompress.errors import DataError
 
 SCORE_COLUMNS = ("score", "similarity", "similarity_score", "label")
@@ -77,6 +78,17 @@ class Rows(Sequence[Mapping[str, Any]]):
             return np.asarray([float(value) for value in self.samples.columns[name]])
         except (TypeError, ValueError) as error:
             raise DataError(f"metric {reader!r}: column {name!r} must hold numbers ({error})") from error
+
+    def of_words(self, answers: Iterable[Sequence[int]]) -> list[list[int]]:
+        """The answers of the first token of each word, for rows of words; ``answers`` are those of tokens.
+
+        Words that were cut off have none.
+        """
+        found = []
+        for row, words in zip(answers, self.samples.columns[WORD_OF_TOKEN], strict=True):
+            first = {word: token for token, word in reversed(list(enumerate(words))) if word >= 0}
+            found.append([row[first[word]] for word in sorted(first)])
+        return found
 
     def references(self, names: Sequence[str], reader: str) -> list[list[str]]:
         """The texts of :meth:`column`, a list of at least one for each row.

@@ -28,6 +28,7 @@ class Samples:
             input of no axes.
         axes: input name → axis of a feed on which the batch lies, where that is not the first.
         together: samples that run in one batch at most, where more would not fit in memory.
+        names: of the classes, by their numbers; empty where nothing says them.
     """
 
     feeds: Sequence[Sample]
@@ -38,6 +39,7 @@ class Samples:
     fixed: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
     axes: Mapping[str, int] = field(default_factory=dict)
     together: int | None = None
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.feeds)

@@ -15,6 +15,7 @@ from graphcompress.analysis.linears import embeddings
 from graphcompress.data.inputs import source_of
 from graphcompress.data.lengths import longest_sample
 from graphcompress.data.samples import Samples
+from graphcompress.data.spans import WINDOW_TOKENS, encoded_windows, encoded_words
 from graphcompress.errors import DataError
 from graphcompress.graph.model import Model
 from graphcompress.plugin.task import Pair
@@ -25,6 +26,9 @@ TEXT_COLUMNS = (
     ("question", "context"),
     ("question", "sentence"),
 )
+WORD_COLUMNS = ("tokens", "words")
+"""Columns with a list of words for each row, which has labels of words."""
+
 SINGLE_TEXT_COLUMNS = ("sentence", "text", "content", "review", "context")
 PROMPT_COLUMNS = ("source", "prompt", "input", "document", "article", "question", *SINGLE_TEXT_COLUMNS)
 """What a model that writes is given."""
@@ -44,8 +48,8 @@ def samples_from_texts(
     Raises:
         DataError: no texts, no tokenizer, or one of another model.
     """
-    texts = text_columns(columns)
-    if not texts:
+    texts, words = text_columns(columns), _words_column(columns)
+    if not texts and not words:
         raise DataError(
             f"{path}: columns {sorted(columns)} are neither the model's inputs {sorted(inputs)} nor texts "
             f"(sentence, text, sentence1 + sentence2, …); rename the columns"
@@ -56,19 +60,35 @@ def samples_from_texts(
         )
     _check_texts(path, columns, texts)
     _check_vocabulary(tokenizer, model, inputs)
-    if len(texts) == 2 and pair == "joint":
-        rows = list(zip(columns[texts[0]], columns[texts[1]], strict=True))
-    else:
-        rows = [columns[text][row] for row in range(len(columns[texts[0]])) for text in texts]
     with _tokenizers(f"{path}: its texts cannot be tokenized"):
         tokenizer.no_padding()
-        tokenizer.enable_truncation(_longest(model, inputs, max_length))
-        encodings = tokenizer.encode_batch(rows)
+        if pair == "windows" and len(texts) == 2:
+            longest = _longest(model, inputs, max(max_length, WINDOW_TOKENS))
+            encodings, columns = encoded_windows(tokenizer, columns, texts, longest)
+        elif words and not texts:
+            tokenizer.enable_truncation(_longest(model, inputs, max_length))
+            encodings, columns = encoded_words(tokenizer, columns, words)
+        else:
+            tokenizer.enable_truncation(_longest(model, inputs, max_length))
+            encodings = tokenizer.encode_batch(_rows(columns, texts, pair))
     feeds = [
         {name: _encoded(name, value, encoding) for name, value in inputs.items()} for encoding in encodings
     ]
     pad = {name: _pad_id(tokenizer) for name in inputs if _kind(name) == "ids"}
-    return Samples(feeds, columns, pad, per_row=len(feeds) // len(columns[texts[0]]))
+    return Samples(feeds, columns, pad, per_row=len(feeds) // len(next(iter(columns.values()))))
+
+
+def _rows(columns: Mapping[str, Sequence[Any]], texts: Sequence[str], pair: Pair) -> list[Any]:
+    """A text, or both texts of a pair, for each sample."""
+    if len(texts) == 2 and pair == "joint":
+        return list(zip(columns[texts[0]], columns[texts[1]], strict=True))
+    return [columns[text][row] for row in range(len(columns[texts[0]])) for text in texts]
+
+
+def _words_column(columns: Mapping[str, Sequence[Any]]) -> str:
+    """The column whose rows are lists of words, or an empty text."""
+    found = (name for name in WORD_COLUMNS if name in columns and isinstance(columns[name][0], (list, tuple)))
+    return next(found, "")
 
 
 def text_columns(columns: Mapping[str, Sequence[Any]]) -> tuple[str, ...]:

@@ -17,8 +17,14 @@ if TYPE_CHECKING:
     from graphcompress.data.rows import Rows
 
 _OWN = re.compile(r"(.+\.py):(\w+)")
-Pair = Literal["joint", "separate"]
-"""How the two texts of a row are fed: as one sample, or as two."""
+Pair = Literal["joint", "separate", "windows"]
+"""How the two texts of a row are fed: as one sample; as two; or as one for each window of the second text."""
+
+_PAIRS: Mapping[Pair, str] = {
+    "joint": "one sample",
+    "separate": "two samples",
+    "windows": "a sample for each window of the second text",
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class Task(Named, abc.ABC):
     @classmethod
     def about(cls) -> Mapping[str, object]:
         """How pairs of texts are fed."""
-        return {"a pair of texts": {"joint": "one sample", "separate": "two samples"}[cls.pair]}
+        return {"a pair of texts": _PAIRS[cls.pair]}
 
     @abc.abstractmethod
     def suits(self, ranks: Mapping[str, int]) -> bool:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from graphcompress.data.rows import LABEL_COLUMNS, SCORE_COLUMNS, UNLABELLED, Rows
+from graphcompress.data.spans import WORD_OF_TOKEN
 from graphcompress.errors import DataError
 from graphcompress.numerics.metrics import correlation_error, share, spearman
 from graphcompress.plugin.task import Figure, Metric, Task
@@ -102,7 +103,11 @@ class Accuracy(Metric):
             right = classes(given) == rows.numbers(self.columns, self.name)
             return _share([[row] for row in right])
         name = rows.column(self.columns, self.name)
-        pairs = zip(given, rows.samples.columns[name], strict=True)
+        labels = rows.samples.columns[name]
+        if WORD_OF_TOKEN in rows.samples.columns:
+            words = rows.of_words(given)
+            return _share([_right(name, row, *pair) for row, pair in enumerate(_cut(words, labels), 1)])
+        pairs = zip(given, labels, strict=True)
         return _share([_right(name, row, *pair) for row, pair in enumerate(pairs, 1)])
 
 
@@ -129,6 +134,13 @@ class Agreement(Metric):
 def classes(answers: np.ndarray) -> np.ndarray:
     """Classes [rows]; of a number it is 1 where that is above 0."""
     return answers > 0 if np.issubdtype(answers.dtype, np.floating) else answers
+
+
+def _cut(
+    words: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]
+) -> list[tuple[Sequence[int], Sequence[int]]]:
+    """Answers and labels of the words that the model has seen."""
+    return [(found, wanted[: len(found)]) for found, wanted in zip(words, labels, strict=True)]
 
 
 def _right(name: str, row: int, answers: Sequence[int], labels: object) -> list[bool]:
