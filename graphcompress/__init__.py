@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from graphcompress.build.opening import session
     from graphcompress.build.optimize import optimize
+    from graphcompress.build.questions import Benchmark, Report, Verification, bench, inspect, report, verify
     from graphcompress.build.request import Request
     from graphcompress.build.result import Build
     from graphcompress.capturing.checkpoint import export
     from graphcompress.capturing.module import capture
+    from graphcompress.cli.progress import progress
     from graphcompress.data.load import Samples, load_samples
     from graphcompress.graph.model import Model
     from graphcompress.pipeline.pipeline import Pipeline
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Benchmark": "build.questions",
     "Build": "build.result",
     "Capabilities": "plugin.base",
     "Context": "plugin.base",
@@ -38,22 +41,30 @@ _HOME = {
     "Model": "graph.model",
     "Pass": "plugin.base",
     "Pipeline": "pipeline.pipeline",
+    "Report": "build.questions",
     "Request": "build.request",
     "Rewriter": "rewrite.rewriter",
     "Samples": "data.samples",
     "Target": "plugin.base",
     "Task": "plugin.task",
+    "Verification": "build.questions",
+    "bench": "build.questions",
     "capture": "capturing.module",
     "export": "capturing.checkpoint",
+    "inspect": "build.questions",
     "load_samples": "data.load",
     "optimize": "build.optimize",
     "option": "plugin.options",
+    "progress": "cli.progress",
+    "report": "build.questions",
     "session": "build.opening",
+    "verify": "build.questions",
 }
 
 __all__ = [  # noqa: RUF022 - the two verbs first
     "load",
     "optimize",
+    "Benchmark",
     "Build",
     "Capabilities",
     "Context",
@@ -65,16 +76,23 @@ __all__ = [  # noqa: RUF022 - the two verbs first
     "Model",
     "Pass",
     "Pipeline",
+    "Report",
     "Request",
     "Rewriter",
     "Samples",
     "Target",
     "Task",
+    "Verification",
+    "bench",
     "capture",
     "export",
+    "inspect",
     "load_samples",
     "option",
+    "progress",
+    "report",
     "session",
+    "verify",
 ]
 
 

@@ -159,7 +159,10 @@ class _Opened:
 def _open(request: Request) -> _Opened:
     """Read model, teacher and samples, and refuse what no pass or target can handle."""
     given = request.model
-    model = given if isinstance(given, Model) else open_model(given or "", task=request.task)
+    if isinstance(given, Model):
+        model = given if request.inplace else given.clone()
+    else:
+        model = open_model(given or "", task=request.task)
     teacher = _teacher(request)
     recipe = request.recipe
     metric = request.scored_by

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from graphcompress.build.folder import MANIFEST, read_manifest
 from graphcompress.build.manifest import manifest
-from graphcompress.build.page.page import comparison, page
+from graphcompress.build.page.page import comparison, figures, page
 from graphcompress.build.recipe import recipe_text
 from graphcompress.build.report import markdown
 from graphcompress.build.summary import result_lines, title, usage
@@ -83,6 +83,13 @@ def check_report_path(path: Path, *, overwrite: bool = False) -> None:
         raise UsageError(f"{path} exists; choose another name for the report, or replace it with --overwrite")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise OutputError(f"{path}: the report cannot be written ({path.parent} is read-only)")
+
+
+def charts(build: Build) -> str:
+    """Charts of what each pass brought and cost, as one piece of HTML with their colours."""
+    (first, *_) = build.lowered
+    document = manifest(replace(build, lowered=(first,)), {})
+    return figures(document)
 
 
 def html(build: Build, benched: Sequence[ShapeResult] = ()) -> str:

@@ -32,6 +32,7 @@ def asked(
     unset: str = "",
     flags: tuple[str, ...] = (),
     decides: bool = True,
+    typed: bool = True,
 ) -> Any:  # noqa: ANN401 - as its field
     """A field of :class:`Request`.
 
@@ -41,9 +42,17 @@ def asked(
         group: the heading under which the command line shows it.
         unset: what happens without a value; the default itself when empty.
         flags: its names on the command line, where it has others than its own.
+        typed: whether the command line has it.
         decides: whether the files of the artifact depend on it, so that recipe and manifest hold it.
     """
-    metadata = {"help": help, "group": group, "unset": unset, "flags": flags, "decides": decides}
+    metadata = {
+        "help": help,
+        "group": group,
+        "unset": unset,
+        "flags": flags,
+        "decides": decides,
+        "typed": typed,
+    }
     if isinstance(default, dict):
         return dataclasses.field(default_factory=dict, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -57,7 +66,7 @@ MODEL, DATA, GOALS, OUTPUT = "Model", "Data", "Goals", "Output"
 class Request:
     """Everything that one build is asked for; ``optimize`` takes it whole, or its fields as arguments.
 
-    A model given as an object is changed in place, and its recipe names no file.
+    The recipe of a model that is given as an object names no file.
 
     Raises:
         UsageError: a value of another type than its field.
@@ -151,6 +160,12 @@ class Request:
     )
     seed: int = asked(0, "For everything random.", group=MODEL)
     overwrite: bool = asked(False, "Replace an existing artifact.", decides=False, group=OUTPUT)
+    inplace: bool = asked(
+        False,
+        "Compress a model that is given as an object itself, instead of a copy.",
+        decides=False,
+        typed=False,
+    )
     sha256: Mapping[str, str] = asked({}, "Path → SHA-256 of a file that must not have changed.")
     pinned: Mapping[str, str] = asked({}, "Target → what an earlier build measured and chose.")
     progress: Progress = asked(no_progress, "Called on long work.", decides=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graphcompress.build.anatomy import Anatomy, PlaceError
 from graphcompress.build.goals import CheckedGoal
@@ -18,6 +18,9 @@ from graphcompress.measure.verify import Difference, Invariance
 from graphcompress.pipeline.contract_check import ModelSize
 from graphcompress.pipeline.pipeline import PassRecord
 from graphcompress.plugin.base import Lowering
+
+if TYPE_CHECKING:
+    from graphcompress.build.questions import Report
 
 
 @dataclass(frozen=True)
@@ -93,3 +96,47 @@ class Build:
     depth: tuple[PlaceError, ...] = field(default=(), repr=False)
     samples: Samples = field(default_factory=lambda: Samples([]), repr=False)
     model: Model | None = field(default=None, repr=False)
+
+    def summary(self) -> str:
+        """The result of every artifact, and a line for each pass."""
+        from graphcompress.build.summary import pass_lines, result_lines, title
+
+        told = []
+        for artifact in self.lowered:
+            lines = result_lines(self, artifact, self.benched)
+            told += [title(self, artifact), *(f"  {topic:<8} {text}" for topic, text in lines)]
+        return "\n".join([*told, *pass_lines(self)])
+
+    def report(self) -> Report:
+        """The report of the artifact; a notebook shows its page.
+
+        Raises:
+            UsageError: there are several artifacts; ask :func:`graphcompress.report` for one of them.
+        """
+        from graphcompress.build.questions import report
+
+        return report(self.output)
+
+    def plot(self) -> Plot:
+        """Charts of what each pass brought and cost, which a notebook shows."""
+        from graphcompress.build.report_file import charts
+
+        return Plot(charts(self))
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        return f"<pre>{escape(self.summary())}</pre>{self.plot()._repr_html_()}"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Charts as SVG."""
+
+    svg: str = field(repr=False)
+
+    def _repr_html_(self) -> str:
+        return self.svg

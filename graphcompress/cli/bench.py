@@ -112,7 +112,10 @@ def bench(
         console.print(f"no roofline: {', '.join(left_out)}, {_NO_ROOFLINE}")
     for name, item in found.items():
         console.print(f"roofline, {roofline_line(name, results[-1].shape, item)}")
-    console.print(f"lengths from {origin(samples)}; brackets: 10th to 90th percentile of {rounds} rounds")
+    console.print(
+        f"lengths from {origin(made_up=samples.synthetic)}; "
+        f"brackets: 10th to 90th percentile of {rounds} rounds"
+    )
     _refuse_incomplete(incomplete)
 
 

@@ -32,25 +32,17 @@ def inspect(
     Example: graphcompress inspect model.onnx --passes kron,prune
     """
     from graphcompress.build.manifest import plain
-    from graphcompress.build.opening import model_file
-    from graphcompress.capturing.source import open_model
-    from graphcompress.data.load import load_samples
-    from graphcompress.pipeline.inspection import inspect as look
-    from graphcompress.pipeline.pipeline import Pipeline
-    from graphcompress.plugin.base import Context
-    from graphcompress.plugin.targeting import common_capabilities, parse_targets
+    from graphcompress.build.questions import inspect as ask
 
-    steps = None if passes is None else () if passes == "none" else Pipeline.parse(passes).passes
     with progress_bars() as progress:
-        loaded = open_model(model_file(model))
-        samples = load_samples(data, loaded, tokenizer=tokenizer) if data else None
-        ctx = Context(samples, common_capabilities(parse_targets(target)), seed, progress)
-        found = look(loaded, steps, ctx=ctx, progress=progress)
+        found = ask(
+            model, passes, target=target, data=data, tokenizer=tokenizer, seed=seed, progress=progress
+        )
     if json:
         print_json(plain(found))
         return
     _print(model, found)
-    if found.opportunities and samples is None:
+    if found.opportunities and data is None:
         out().print("tried without samples; passes that calibrate do more with --data")
 
 

@@ -36,7 +36,7 @@ def _with_request(command: Callable[..., None]) -> Callable[..., None]:
     """
     hints = typing.get_type_hints(command, include_extras=True)
     own = inspect.signature(command).parameters.values()
-    given = [_parameter(field) for field in dataclasses.fields(Request) if kind(field) in _TYPED]
+    given = [_parameter(field) for field in dataclasses.fields(Request) if _is_typed(field)]
     kept = [one.replace(annotation=hints[one.name]) for one in own if one.kind is not one.VAR_KEYWORD]
 
     @functools.wraps(command)
@@ -47,6 +47,10 @@ def _with_request(command: Callable[..., None]) -> Callable[..., None]:
     setattr(called, "__signature__", shown)  # noqa: B010 - no attribute that types know of
     called.__annotations__ = {one.name: one.annotation for one in shown.parameters.values()}
     return called
+
+
+def _is_typed(field: dataclasses.Field[Any]) -> bool:
+    return field.metadata["typed"] and kind(field) in _TYPED
 
 
 _TYPED: dict[type, type] = {Path: Path, str: str, int: int, float: float, tuple: list[str], bool: bool}

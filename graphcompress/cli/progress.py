@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -120,6 +121,16 @@ def shown_on(
     finally:
         ended.set()
         printer.join()
+
+
+def progress() -> AbstractContextManager[Progress]:
+    """Progress for a notebook or a script: a line while the block runs, to hand to ``progress=``.
+
+    Use as ``with graphcompress.progress() as progress: graphcompress.optimize(…, progress=progress)``.
+    """
+    from rich.console import Console
+
+    return shown_on(Console(stderr=True))
 
 
 def _print_lines(console: Console, step: RunStep, ended: threading.Event, seconds: float) -> None:

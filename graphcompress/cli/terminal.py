@@ -90,6 +90,6 @@ def samples_for(
     return load_samples(data, model, tokenizer=tokenizer)
 
 
-def origin(samples: Samples) -> str:
+def origin(*, made_up: bool) -> str:
     """Where samples are from, for the printed figures."""
-    return "made-up samples (give real ones with --data)" if samples.synthetic else "samples of the data file"
+    return "made-up samples (give real ones with --data)" if made_up else "samples of the data file"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import logging
 import math
 import tempfile
@@ -99,6 +100,18 @@ class Model:
     def opset(self) -> int:
         """Version of the standard operator set."""
         return self.graph.opset_imports[""]
+
+    def __str__(self) -> str:
+        name = self.path.name if self.path else "a model"
+        lines = [
+            f"{name}: opset {self.opset}, {self.parameters:,} parameters, {len(self.graph)} nodes",
+            *(f"  in  {value.name}: {value.dtype} {value.shape}" for value in self.graph.inputs),
+            *(f"  out {value.name}: {value.dtype} {value.shape}" for value in self.graph.outputs),
+        ]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
 
     def clone(self) -> Model:
         """A copy with its own graph; weights are shared, not copied."""

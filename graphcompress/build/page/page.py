@@ -52,6 +52,17 @@ def page(
     )
 
 
+def figures(manifest: Manifest) -> str:
+    """The charts of an artifact alone, for a notebook."""
+    charts = Charts()
+    drawn = [
+        *document.result_charts(charts, manifest),
+        *document.depth_chart(charts, manifest),
+        *document.block_charts(charts, manifest),
+    ]
+    return _rendered("figures.html.jinja", charts=drawn)
+
+
 def comparison(names: Sequence[str], manifests: Sequence[Manifest]) -> str:
     """The page of several artifacts side by side."""
     charts = Charts()
