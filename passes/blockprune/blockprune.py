@@ -14,6 +14,7 @@ from graphcompress.graph.expressions import evaluate, leaves
 from graphcompress.graph.model import Model
 from graphcompress.passes.blockprune.compact import NOUNS, compact
 from graphcompress.passes.blockprune.scattered import fill, store_sparse
+from graphcompress.passes.blockprune.speed import costs, gained
 from graphcompress.plugin.base import Context, Contract, Lossy, Pass, Record, Training
 from graphcompress.plugin.extras import needs_torch
 from graphcompress.plugin.options import option
@@ -46,7 +47,9 @@ class BlockPrune(Pass):
     makes the file smaller and the target folds expressions. Masked and cut models answer the same.
 
     Give what is to be reached: ``density``, the share of the parameters of attentions and FFNs; or ``size``,
-    that of the whole model; or ``penalty``, the weight of the regulariser, and see what comes of it.
+    that of the whole model; or ``speedup``, for which it times what heads and FFN nodes cost on this machine,
+    before any target has lowered the model; or ``penalty``, the weight of the regulariser, and see what comes
+    of it.
 
     Presets: ``block`` scores 32x32 everywhere, ``struct`` heads and FFN nodes, ``hybrid`` 32x32 in attentions
     and FFN nodes; ``hybrid-filled`` does so, cuts, fills the zeros that are left with noise around the mean,
@@ -64,6 +67,8 @@ class BlockPrune(Pass):
     attention: str | None = option(None, "scores in attentions, as in score-masks; none: by the preset")
     ffn: str | None = option(None, "scores in FFNs, as in score-masks; none: by the preset")
     density: float | None = option(None, "to reach; of nothing else given 0.5", minimum=0.001, maximum=1.0)
+    speedup: float | None = option(None, "times as fast at ``shape``, on this machine, to reach", minimum=1.0)
+    shape: str = option("8x128", "batch x length at which the speed counts")
     size: float | None = option(
         None, "parameters of the whole model to reach, as a share", minimum=0.001, maximum=1.0
     )
@@ -104,9 +109,13 @@ class BlockPrune(Pass):
             raise UsageError("blockprune{epochs=0} trains nothing; leave the pass out, or give steps")
         if self.steps:
             self.refuse_idle("epochs", "steps say how long it trains")
-        asked = [name for name in ("density", "size", "penalty") if getattr(self, name) is not None]
+        asked = [
+            name for name in ("density", "size", "speedup", "penalty") if getattr(self, name) is not None
+        ]
         if len(asked) > 1:
             raise UsageError(f"{self}: {' and '.join(asked)} are two targets; give one")
+        if self.speedup is None:
+            self.refuse_idle("shape", "no speedup is asked for")
         if not self.hidden:
             self.refuse_idle("apart", "hidden=0 leaves the hidden states out")
         self.masks(0.5)  # refuses what does not go together
@@ -118,7 +127,7 @@ class BlockPrune(Pass):
             return self.fill
         return FILL if self.preset == FILLED else 0.0
 
-    def masks(self, density: float | None) -> ScoreMasks:
+    def masks(self, density: float | None, attention_weight: float | None = None) -> ScoreMasks:
         """The instrument that this pass trains with, for the density that is to be reached."""
         from graphcompress.training.instruments.score_masks.score_masks import ScoreMasks
 
@@ -128,7 +137,8 @@ class BlockPrune(Pass):
             attention=self.attention or given["attention"],
             ffn=self.ffn or given["ffn"],
             density=None if self.penalty is not None else density,
-            compact=self.size is not None or self.fills > 0,
+            compact=self.size is not None or self.speedup is not None or self.fills > 0,
+            attention_weight=attention_weight,
             apart=self.apart and self.hidden > 0,
             only=self.only,
             **{name: getattr(self, name) for name in names},
@@ -187,7 +197,8 @@ class BlockPrune(Pass):
         from graphcompress.training.instruments.score_masks.layout import layout
         from graphcompress.training.training import train
 
-        masks = self.masks(self._density(rw.model))
+        before = rw.model.clone()
+        masks = self._target(rw)
         settings = dataclasses.replace(self.settings(0.5), instruments=(masks,))
         names = [site.weight.name or "" for site in layout(rw.model, masks.grains, self.only).sites]
         if obstacle := masks.obstacle(settings.steps_for(len(training.divided()[0]))):
@@ -213,6 +224,34 @@ class BlockPrune(Pass):
             )
         elif rw.ctx.capabilities.constant_expressions:
             self._store_sparse(rw, names)
+        if self.speedup is not None:
+            reached = gained(before, rw.model, rw.ctx, self.shape)
+            rw.note(f"{reached} times as fast at {self.shape} as before, of {self.speedup:g} asked for")
+
+    def _target(self, rw: Rewriter) -> ScoreMasks:
+        """The instrument, for the density that what is asked for comes to.
+
+        Raises:
+            UsageError: a size or a speed that no mask reaches.
+        """
+        if self.speedup is None:
+            return self.masks(self._density(rw.model))
+        from graphcompress.training.group import ProcessGroup
+
+        group = ProcessGroup()
+        try:  # every process has to train for the same figures
+            found = group.from_first(costs(rw.model, rw.ctx, self.shape) if group.rank == 0 else None)
+        finally:
+            group.close()
+        if found is None or found.density(self.speedup) < LEAST:
+            most = 1 / (found.rest + LEAST * (1 - found.rest)) if found else 1.0
+            raise UsageError(f"{self}: at {self.shape} this model becomes {most:.3g} times as fast at most")
+        wanted = min(1.0, found.density(self.speedup))
+        rw.note(
+            f"heads take {found.attention:.0%} and FFNs {found.ffn:.0%} of the time at {self.shape}: "
+            f"{wanted:.1%} of that may stay"
+        )
+        return self.masks(wanted, found.attention / (found.attention + found.ffn))
 
     def _record(self, rw: Rewriter, changed: set[str], masked: set[str]) -> None:
         """What was trained, and how much of what was masked is left; before anything is cut."""

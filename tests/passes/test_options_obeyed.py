@@ -365,6 +365,8 @@ ELSEWHERE = {
     "blockprune.preset": "test_struct_cuts_heads_and_nodes_and_leaves_no_zeros",
     "blockprune.score_lr": "test_a_schedule_that_cannot_prune_is_told_before_the_first_step",
     "blockprune.selection": "test_the_density_that_was_asked_for_is_reached",
+    "blockprune.shape": "test_a_speed_is_reached_by_what_heads_and_nodes_cost",
+    "blockprune.speedup": "test_a_speed_is_reached_by_what_heads_and_nodes_cost",
     "blockprune.size": "test_the_size_that_was_asked_for_is_reached",
     "blockprune.steps": "test_the_options_of_a_training_arrive_in_its_settings",
     "blockprune.temperature": "test_the_options_of_a_training_arrive_in_its_settings",

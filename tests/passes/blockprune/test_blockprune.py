@@ -18,6 +18,7 @@ from graphcompress.analysis.linears import linears  # noqa: E402
 from graphcompress.coupling.couplings import couplings  # noqa: E402
 from graphcompress.errors import UsageError  # noqa: E402
 from graphcompress.graph.model import Model  # noqa: E402
+from graphcompress.passes.blockprune import speed  # noqa: E402
 from graphcompress.passes.blockprune.blockprune import PRESETS, BlockPrune  # noqa: E402
 from graphcompress.pipeline.pipeline import PassRecord, Pipeline  # noqa: E402
 from graphcompress.plugin.base import Context, Training  # noqa: E402
@@ -91,6 +92,40 @@ def test_the_size_that_was_asked_for_is_reached() -> None:
 def test_a_size_below_what_is_not_masked_is_refused_before_the_first_step() -> None:
     with pytest.raises(UsageError, match=r"are not masked .* so that no size below 0.17"):
         pruned(bert(), f"blockprune{{size=0.1 {SHORT}}}")
+
+
+def test_a_speed_is_reached_by_what_heads_and_nodes_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With times that are known: of ten parts heads take three, FFNs five."""
+    taken: list[list[str]] = []
+
+    def times(models, ctx, shape):
+        taken.append(list(models))
+        known = {"all": 10.0, "head": 10 - 0.75 * 3, "ffn": 10 - 0.75 * 5, "before": 10.0, "after": 5.0}
+        return {name: [known[name]] for name in models}
+
+    monkeypatch.setattr(speed, "_times", times)
+    for _ in range(2):
+        model = bert()
+        (record,) = pruned(model, f"blockprune{{preset=struct speedup=2 shape=2x9 {SHORT}}}")
+    widths = {
+        part: sum(each.out_features for each in linears(model, f"*{part}*"))
+        for part in ("query", "intermediate")
+    }
+    left = 2 + 3 * widths["query"] / 128 + 5 * widths["intermediate"] / 256
+    assert left == pytest.approx(10 / 2, abs=3 / 8 / 2)  # half a head
+    assert "heads take 30% and FFNs 50% of the time at 2x9: 37.5% of that may stay" in record.notes
+    assert record.notes[-1].startswith("2.00 (2.00 to 2.00) times as fast at 2x9 as before, of 2 asked for")
+    assert taken == [["all", "head", "ffn"], ["before", "after"], ["before", "after"]]  # kept for the second
+    with pytest.raises(UsageError, match=r"becomes 4.63 times as fast at most"):
+        pruned(bert(), f"blockprune{{preset=struct speedup=5 shape=2x9 {SHORT}}}")
+
+
+def test_times_are_those_of_this_machine(tiny_bert: Model) -> None:
+    found = speed.costs(tiny_bert, Context(samples=random_samples(8)), "1x8")
+    assert found == speed.costs(tiny_bert, Context(samples=random_samples(8)), "1x8")
+    assert 0 <= found.attention + found.ffn <= 2 / (1 - speed.LEFT)
+    again = speed.gained(tiny_bert, tiny_bert, Context(samples=random_samples(8)), "1x8")
+    assert again.low <= again.median <= again.high
 
 
 def test_a_penalty_prunes_the_more_the_larger_it_is() -> None:
@@ -206,6 +241,7 @@ def test_nothing_is_done_without_samples_to_train_on(tiny_bert: Model) -> None:
     [
         ({"density": 0.5, "size": 0.5}, "density and size are two targets"),
         ({"epochs": 0.0}, "trains nothing"),
+        ({"shape": "1x16"}, "no speedup is asked for"),
         ({"steps": 5, "epochs": 2.0}, "steps say how long"),
         ({"hidden": 0.0, "apart": False}, "leaves the hidden states out"),
         ({"ffn": "16"}, "32x32 or joint-32x32"),

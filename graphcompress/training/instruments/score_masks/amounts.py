@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from graphcompress.coupling.couplings import Group
+from graphcompress.coupling.couplings import FFN, Group
 from graphcompress.cutting.silence import some_of_units
-from graphcompress.training.instruments.score_masks.layout import ScoreLayout
+from graphcompress.training.instruments.score_masks.layout import ATTENTION, ScoreLayout
 from graphcompress.training.instruments.score_masks.selection import Mask
 
 Masks = Sequence[Tensor]
@@ -35,17 +35,24 @@ class Amounts:
         """Share of the parameters of the masked weights that stay and are not zero."""
         return sum(self._entries(at).values()) / max(1, self.total)
 
-    def compact_density(self, at: Masks) -> float:
-        """Share of the parameters of the masked weights that stay, zeros among them."""
+    def compact_density(self, at: Masks, attention: float | None = None) -> float:
+        """Share of the parameters of the masked weights that stay, zeros among them.
+
+        With a weight for ``attention`` the mean of the shares of the kinds, FFNs with the rest of the weight.
+        """
         kept = self._kept_rows(at)
-        sizes = (
-            int(kept[each.site.weight].sum()) * each.site.shape[1 - each.site.axis] for each in self._masks
-        )
-        return sum(sizes) / max(1, self.total)
+        sites = [mask.site for mask in self._masks]
+        sizes = {site.weight: float(kept[site.weight].sum()) * site.shape[1 - site.axis] for site in sites}
+        if attention is None:
+            return sum(sizes.values()) / max(1, self.total)
+        shares = self._by_kind(sizes)
+        return attention * shares.get(ATTENTION, 1.0) + (1 - attention) * shares.get(FFN, 1.0)
 
     def by_kind(self, at: Masks) -> dict[str, float]:
         """Kind → share of its parameters that stay and are not zero."""
-        entries = self._entries(at)
+        return self._by_kind(self._entries(at))
+
+    def _by_kind(self, entries: Mapping[ir.Value, float]) -> dict[str, float]:
         left: dict[str, float] = {}
         sizes: dict[str, int] = {}
         for mask in self._masks:

@@ -163,7 +163,11 @@ class AttachedMasks(Attached):
         return [each.mask() for each in self.scores]
 
     def _amount(self, at: Sequence[torch.Tensor]) -> float:
-        return self.amounts.compact_density(at) if self.given.compact else self.amounts.density(at)
+        return (
+            self.amounts.compact_density(at, self.given.attention_weight)
+            if self.given.compact
+            else self.amounts.density(at)
+        )
 
     def _cut_for(self, wanted: float, *, nearest: bool = False) -> float:
 

@@ -59,6 +59,9 @@ class ScoreMasks(Instrument):
     selection: str = option("sigmoid", "what stays", choices=SELECTIONS)
     density: float | None = option(0.5, "share of their parameters to reach", minimum=0.001, maximum=1.0)
     compact: bool = option(False, "zeros in what is not cut count as parameters of the density, too")
+    attention_weight: float | None = option(
+        None, "of attentions in a compact density; none: their parameters", minimum=0.0, maximum=1.0
+    )
     penalty: float | None = option(None, "weight of the regulariser, in place of a density", minimum=0.0)
     ffn_penalty: float = option(1.0, "of FFNs, as a multiple of it", minimum=0.0)
     threshold: float = option(0.1, "of what stays, at the end", minimum=0.0, maximum=1.0)
@@ -74,6 +77,8 @@ class ScoreMasks(Instrument):
         self.grains  # noqa: B018 (refuses what is no grain)
         if (self.density is None) == (self.penalty is None):
             raise UsageError(f"{self}: give density or penalty, and none for the other")
+        if not self.compact:
+            self.refuse_idle("attention_weight", "it is of compact densities")
         if self.penalty is None:
             self.refuse_idle("ffn_penalty", "a density needs no penalty")
         if self.selection in ("topk", "magnitude") and self.density is None:
