@@ -27,7 +27,7 @@ class Played:
 
     module: Any
     parts: tuple[Part, ...]
-    runs: Mapping[Path, Callable[..., dict[str, np.ndarray]]]
+    runs: Mapping[str, Callable[..., dict[str, np.ndarray]]]
 
 
 def config_of(name: str, **more: Any) -> Any:
@@ -127,7 +127,7 @@ def _alone(module: Any, kind: str) -> Played:
         result = module(**given, past_key_values=cache, use_cache=True)
         return {"logits": _array(result.logits), **_presents(present, [result.past_key_values])}
 
-    return Played(module, (part,), {path: _without_gradient(run)})
+    return Played(module, (part,), {role: _without_gradient(run)})
 
 
 # ---- decoders beside an encoder
@@ -209,9 +209,9 @@ def _beside_encoder(module: Any, kind: str) -> Played:
         nothing = {name: np.zeros((0,), np.float32) for name in present}  # as optimum's branch with past
         return {**nothing, **run_next(feed)}
 
-    runs = {encoder.path: encode, first.path: run_first, following.path: run_next, merged.path: run_merged}
+    runs = {encoder.role: encode, first.role: run_first, following.role: run_next, merged.role: run_merged}
     chosen = {"separate": (first, following), "merged": (merged,), "without past": (plain,)}[kind]
-    return Played(module, (encoder, *chosen), {path: _without_gradient(run) for path, run in runs.items()})
+    return Played(module, (encoder, *chosen), {role: _without_gradient(run) for role, run in runs.items()})
 
 
 # ---- what they share

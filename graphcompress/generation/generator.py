@@ -33,7 +33,7 @@ class Generator:
 
     Attributes:
         parts: in the order in which they run.
-        runs: file of a part → the function that runs it.
+        runs: role of a part → the function that runs it.
         settings: how to generate.
         tokenizer: None where it has none: then prompts and answers are ids.
         longest: tokens for which the encoder and the decoder have positions; None without such a limit.
@@ -239,7 +239,7 @@ def open_generator(
     settings = read_settings(beside)
     _check_start(folder, parts, settings)
     limits = _positions(parts)
-    return Generator(parts, {part.path: run_of(part.path) for part in parts}, settings, found, limits)
+    return Generator(parts, {part.role: run_of(part.path) for part in parts}, settings, found, limits)
 
 
 def writing_parts(path: Path) -> tuple[Part, ...]:

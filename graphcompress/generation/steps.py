@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from graphcompress.errors import UnsupportedModelError
-from graphcompress.graph.parts import Part, PartValue, is_cross, links
+from graphcompress.graph.parts import Part, PartValue, Role, is_cross, links
 from graphcompress.graph.runtime import Feed
 
-Runs = Mapping[Path, Callable[[Feed], Mapping[str, np.ndarray]]]
-"""File of a part → the function that runs it."""
+Runs = Mapping[Role, Callable[[Feed], Mapping[str, np.ndarray]]]
+"""Role of a part → the function that runs it."""
 
 
 class Steps:
@@ -45,7 +44,7 @@ class Steps:
         encoder = self._encoder
         if encoder is None:
             raise UnsupportedModelError(f"{self._first.path}: has no encoder; its prompt is the text itself")
-        outputs = self._runs[encoder.path](feed)
+        outputs = self._runs[encoder.role](feed)
         states = encoder.output("states") or encoder.outputs[0].name
         self._encoded = {"encoder_states": outputs[states]}
         mask = encoder.input("mask")
@@ -83,7 +82,7 @@ class Steps:
 
     def _run(self, part: Part, ids: np.ndarray, *, switch: bool) -> np.ndarray:
         feed = {port.name: self._input(port, ids, switch=switch) for port in part.inputs}
-        outputs = self._runs[part.path](feed)
+        outputs = self._runs[part.role](feed)
         continued = {present: past for past, present in part.past} if switch else self._handed
         self._past.update({past: outputs[present] for present, past in continued.items()})
         return outputs[part.output("logits") or part.outputs[0].name]

@@ -182,33 +182,21 @@ def _ragged(rows: list[Any]) -> np.ndarray:
 class Scoring:
     """Scores models on the same samples, the original first: a metric may compare with its answers.
 
-    ``writing`` makes of a run the model that writes, for a metric of written answers: its samples are
-    prompts.
+    A metric of written answers is given models that write in place of runs, and prompts as samples.
 
     Raises:
         DataError: the samples lack what ``chosen`` needs.
-        UsageError: the metric is of written answers, and the model does not write.
     """
 
-    def __init__(
-        self,
-        chosen: Metric,
-        samples: Samples,
-        progress: Progress = no_progress,
-        *,
-        writing: Callable[[Run], Generator] | None = None,
-    ) -> None:
-        if writing is None and is_written(chosen):
-            raise UsageError(f"metric {chosen} scores what a model writes, and this one does not write")
+    def __init__(self, chosen: Metric, samples: Samples, progress: Progress = no_progress) -> None:
         self.metric = chosen
-        self._writing = writing
         self._rows = Rows(samples)
         self._progress = progress
         self._first: tuple[object, Score] | None = None
         self._last: object = None
         chosen.check(self._rows)
 
-    def original(self, run: Run, text: str = "evaluate the original") -> Score:
+    def original(self, run: Run | Generator, text: str = "evaluate the original") -> Score:
         """The score of the model that came in; its answers are kept for those that follow."""
         given = self._given(run, text)
         if self.metric.given == "answers":
@@ -217,11 +205,11 @@ class Scoring:
         self._first = given, found
         return found
 
-    def __call__(self, run: Run, text: str = "evaluate") -> Score:
+    def __call__(self, run: Run | Generator, text: str = "evaluate") -> Score:
         """The score of another model."""
         return self._score(self._given(run, text))
 
-    def judged(self, run: Run, text: str = "evaluate") -> tuple[Score, Drop]:
+    def judged(self, run: Run | Generator, text: str = "evaluate") -> tuple[Score, Drop]:
         """The score of another model, and how much worse it is than the original's.
 
         Raises:
@@ -261,13 +249,14 @@ class Scoring:
         return self._worse(*(self.metric.figure(given[kept], rows).value for given in (before, after)))
 
     def _given(
-        self, run: Run, text: str
+        self, run: Run | Generator, text: str
     ) -> np.ndarray | Generator | Callable[[Feed], Mapping[str, np.ndarray]]:
+        if isinstance(run, Generator):
+            return run if self.metric.given == "generator" else self._written(run, text)
+        if is_written(self.metric):
+            raise UsageError(f"metric {self.metric} scores what a model writes, and this one does not write")
         if self.metric.given == "run":
             return run
-        if self._writing is not None and is_written(self.metric):
-            generator = self._writing(run)
-            return generator if self.metric.given == "generator" else self._written(generator, text)
         return answers(self.metric, run, self._rows.samples, progress=self._progress, text=text)
 
     def _written(self, generator: Generator, text: str) -> np.ndarray:

@@ -98,7 +98,7 @@ class Stopwatch:
         self._tokens = tokens
         self._taken: list[tuple[str, float, float]] = []
         self._batches: list[tuple[float, dict[str, float]]] = []
-        runs = {part.path: self._timed(part.role, generator.runs[part.path]) for part in generator.parts}
+        runs = {role: self._timed(role, run) for role, run in generator.runs.items()}
         settings = dataclasses.replace(
             generator.settings, max_new_tokens=tokens, eos_token_id=(), forced_eos_token_id=()
         )

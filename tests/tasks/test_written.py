@@ -115,9 +115,10 @@ def test_a_folder_is_scored_from_a_file(tmp_path):
     (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, lines)))
     generator = open_generator(folder)
     samples = prompt_samples(tmp_path / "test.jsonl", generator)
-    scoring = metrics.Scoring(metrics.metric("exact-match"), samples, writing=lambda run: generator)
-    score = scoring.original(generator.runs[generator.parts[0].path])
-    assert str(score) == "exact match 0.5000 on 2 texts"
+    scoring = metrics.Scoring(metrics.metric("exact-match"), samples)
+    assert str(scoring.original(generator)) == "exact match 0.5000 on 2 texts"
+    _, drop = scoring.judged(generator)
+    assert drop.value == 0
 
 
 # ---- refused
@@ -127,7 +128,7 @@ def test_a_metric_of_texts_for_a_model_that_writes_none_is_refused(tiny_bert):
     with pytest.raises(UsageError, match="scores what a model writes"):
         metrics.pair_for(metrics.metric("bleu"), tiny_bert)
     with pytest.raises(UsageError, match="this one does not write"):
-        metrics.Scoring(metrics.metric("bleu"), rows(target=["a"]).samples)
+        metrics.Scoring(metrics.metric("exact-match"), rows(target=["a"]).samples).original(lambda feed: {})
 
 
 def test_one_pass_is_no_answer_of_a_task_that_writes():
