@@ -9,6 +9,9 @@ import numpy as np
 from fuzz.blocks import linear, norm
 from fuzz.graph import Graph, Part, Units
 
+LONGEST = 96
+"""Positions that tables of angles have."""
+
 
 @dataclass
 class _Heads:
@@ -30,7 +33,7 @@ def attention(g: Graph, x: str, width: int, mask: str | None) -> str:
     """Self attention with ``mask`` added to the scores, which broadcasts to [N, heads, S, S]."""
     count = int(g.pick((2, 3, 4)))
     stored = count if g.chance(0.75) else (1 if count == 3 else 2)
-    heads = _Heads(count, stored, int(g.pick((4, 5, 8))))
+    heads = _Heads(count, stored, int(g.pick((4, 5, 8, 6, 3))))
     q, k, v = _projected(g, x, width, heads)
     if g.opset >= 23 and g.chance(0.3):
         joined = _operator(g, q, k, v, heads, mask)
@@ -90,6 +93,8 @@ def _spelled(g: Graph, q: str, k: str, v: str, heads: _Heads, mask: str | None) 
     k, v = (_apart(g, x, heads.stored, heads.size) for x in (k, v))
     if g.chance(0.15):  # queries and keys normalised, head by head
         q, k = norm(g, q, heads.size), norm(g, k, heads.size)
+    if heads.size % 2 == 0 and g.chance(0.2):
+        q, k = _rotated(g, q, heads), _rotated(g, k, heads)
     if heads.share > 1:
         k, v = _repeated(g, k, heads), _repeated(g, v, heads)
     where = g.pick(("scores", "scores", "divided", "queries", "both"))
@@ -112,6 +117,19 @@ def _spelled(g: Graph, q: str, k: str, v: str, heads: _Heads, mask: str | None) 
     if g.chance(0.1):  # a factor for every head
         mixed = g.op("Mul", mixed, g.weight(1, heads.count, 1, 1, stem="gate"))
     return g.reshape(g.op("Transpose", mixed, perm=[0, 2, 1, 3]), 0, 0, heads.count * heads.size)
+
+
+def _rotated(g: Graph, x: str, heads: _Heads) -> str:
+    """Pairs of features [N, count, S, size], turned by angles that grow with the position (RoFormer)."""
+    half = heads.size // 2
+    angles = np.arange(LONGEST)[:, None] / 10.0 ** np.arange(half)
+    tables = [g.stored(table.astype(np.float32), "angles") for table in (np.cos(angles), np.sin(angles))]
+    length = g.size(x, 2)
+    cos, sin = (g.op("Slice", table, g.ints(0), length, g.ints(0)) for table in tables)
+    left, right = g.split(x, 3, (half, half))
+    turned = g.op("Sub", g.op("Mul", left, cos), g.op("Mul", right, sin))
+    other = g.op("Add", g.op("Mul", right, cos), g.op("Mul", left, sin))
+    return g.op("Concat", turned, other, axis=3)
 
 
 def _repeated(g: Graph, x: str, heads: _Heads) -> str:

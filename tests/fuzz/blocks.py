@@ -15,7 +15,7 @@ Linear = tuple[str, Part, tuple[Part, ...]]
 def linear(g: Graph, x: str, into: int, out: int, *, bias: bool = True, gain: float = 1.0) -> Linear:
     """``x @ W + b``; parts are per feature."""
     rows, columns = np.arange(into)[:, None], np.arange(out)[:, None]
-    form = g.pick(("matmul", "matmul", "matmul", "gemm", "transposed", "conv"))
+    form = g.pick(("matmul", "matmul", "matmul", "gemm", "transposed", "conv", "left"))
     shift = g.vector(out) if bias else None
     made = () if shift is None else (Part(shift, 0, columns),)
     if form == "gemm":
@@ -33,9 +33,13 @@ def linear(g: Graph, x: str, into: int, out: int, *, bias: bool = True, gain: fl
         operands = (g.op("Transpose", x, perm=[0, 2, 1]), weight)
         y = g.op("Conv", *(operands if shift is None else (*operands, shift)), kernel_shape=[1])
         return g.op("Transpose", y, perm=[0, 2, 1]), Part(weight, 1, rows), (Part(weight, 0, columns), *made)
-    if form == "transposed":
+    if form in ("transposed", "left"):
         weight = g.weight(out, into, gain=gain)
-        y = g.op("MatMul", x, g.op("Transpose", weight, perm=[1, 0]))
+        if form == "left":
+            y = g.op("MatMul", weight, g.op("Transpose", x, perm=[0, 2, 1]))
+            y = g.op("Transpose", y, perm=[0, 2, 1])
+        else:
+            y = g.op("MatMul", x, g.op("Transpose", weight, perm=[1, 0]))
         read, write = Part(weight, 1, rows), Part(weight, 0, columns)
     else:
         weight = g.weight(into, out, gain=gain)
@@ -52,6 +56,8 @@ def norm(g: Graph, x: str, width: int) -> str:
     forms: list[Callable[[Graph, str, int], str]] = [_layer_norm_spelled, _rms_norm_spelled]
     if g.opset >= 17:
         forms += [_layer_norm] * 2
+    if g.opset >= 23:
+        forms += [_rms_norm]
     return g.pick(forms)(g, x, width)
 
 
@@ -59,6 +65,10 @@ def _layer_norm(g: Graph, x: str, width: int) -> str:
     scale = g.vector(width, around=1.0, stem="scale")
     shift = (g.vector(width),) if g.chance(0.8) else ()
     return g.op("LayerNormalization", x, scale, *shift, axis=-1, epsilon=1e-5)
+
+
+def _rms_norm(g: Graph, x: str, width: int) -> str:
+    return g.op("RMSNormalization", x, g.vector(width, around=1.0, stem="scale"), axis=-1, epsilon=1e-5)
 
 
 def _affine(g: Graph, x: str, width: int, *, shift: bool) -> str:
@@ -133,7 +143,7 @@ def elementwise(g: Graph, x: str) -> str:
 
 def feed_forward(g: Graph, x: str, width: int) -> str:
     """Two linears with an activation between them, gated or not; its nodes are noted."""
-    size = int(g.pick((8, 12, 16, 24)))
+    size = int(g.pick((8, 12, 16, 24, 7, 13)))
     gated = g.chance(0.35)
     if gated and g.chance(0.4):
         both, _, made = linear(g, x, width, 2 * size, bias=g.chance(0.5))
@@ -167,7 +177,7 @@ def feed_forward(g: Graph, x: str, width: int) -> str:
 
 def experts(g: Graph, x: str, width: int) -> str:
     """A soft mixture of experts whose weights are stacked [experts, in, out]."""
-    count, size = int(g.pick((2, 3))), 8
+    count, size = int(g.pick((2, 3))), int(g.pick((8, 8, 5)))
     router, _, _ = linear(g, x, width, count, bias=False)
     shares = g.op(
         "Unsqueeze", g.op("Transpose", g.op("Softmax", router, axis=-1), perm=[0, 2, 1]), g.ints(-1)
@@ -194,6 +204,8 @@ def shapes(g: Graph, x: str, width: int, *, shorter: bool) -> str:
     """Something about shapes; where ``shorter``, tokens at the end may go."""
     forms = ["computed", "fold", "expand", "pad", "transpose", "last", "first", "chunks", "unsqueeze", "mean"]
     form = g.pick([*forms, "ends", "ends"] if shorter else forms)
+    if form == "fold" and width % 2:
+        form = "chunks"
     if form == "computed":
         return g.op("Reshape", x, g.op("Shape", g.op("Neg", x)))
     if form == "fold":
@@ -221,14 +233,19 @@ def shapes(g: Graph, x: str, width: int, *, shorter: bool) -> str:
     return g.op("Add", x, g.op("Div", g.reduce("ReduceSum", x, 1), count))
 
 
-def control(g: Graph, x: str) -> str:
+def control(g: Graph, x: str, width: int) -> str:
     """An If or a Loop around something small."""
-    form = g.pick(("if", "if", "outer", "loop", "loop without a condition"))
+    form = g.pick(("if", "if", "outer", "weights", "loop", "loop without a condition"))
     total = g.op("ReduceSum", x, keepdims=0)
     test = g.op("Greater", total, g.stored(np.array(0.0, np.float32)))
     if form == "if":
         rank = g.pick((None, 3))
         yes, no = g.branch([("Tanh", [x])], rank), g.branch([("Neg", [x]), ("Sin", [""])], rank)
+        return g.op("If", test, then_branch=yes, else_branch=no)
+    if form == "weights":
+        weight = g.weight(width, width)
+        yes = g.branch([("MatMul", [x, weight]), ("Tanh", [""])])
+        no = g.branch([("MatMul", [x, weight if g.chance(0.5) else g.weight(width, width)])])
         return g.op("If", test, then_branch=yes, else_branch=no)
     if form == "outer":
         yes, no = g.branch([("Identity", [x])]), g.branch([("Neg", [x])])

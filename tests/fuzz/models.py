@@ -59,7 +59,7 @@ def _sizes(g: Graph) -> tuple[Dim, Dim]:
 
 def _entry(g: Graph, names: tuple[Dim, Dim]) -> tuple[str, int, str | None]:
     """Inputs and what they become: tokens [N, S, width], and an additive mask or none."""
-    width = int(g.pick((12, 16, 16, 24)))
+    width = int(g.pick((12, 16, 16, 24, 15, 22)))
     if g.chance(0.5):
         x = g.input("x", [*names, width])
         x = g.op("Tanh", x) if g.chance(0.3) else x
@@ -131,7 +131,7 @@ def _between(g: Graph, x: str, width: int, *, shorter: bool) -> str:
     form = g.pick(("shapes", "elementwise", "control"))
     if form == "shapes":
         return shapes(g, x, width, shorter=shorter)
-    return elementwise(g, x) if form == "elementwise" else control(g, x)
+    return elementwise(g, x) if form == "elementwise" else control(g, x, width)
 
 
 def _repeat(g: Graph, x: str, width: int) -> str:
