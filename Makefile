@@ -1,6 +1,7 @@
 # make demo   exports a real model, compresses it and prints what happened
 # make test   style, types, tests
 # make docs   writes docs/fx.md and the pages of all that can be added (docs/passes.md, targets, tasks, metrics, instruments) anew
+# make site   builds docs/ as a site in build/site
 # make matrix runs every architecture, exporter and check, and writes docs/support.md and support-cells.md; takes hours, goes on when stopped, MATRIX="--only bert" for a part
 # make fuzz   runs random models through everything, and reduces what fails; FUZZ="--seeds 0:10000" for more of them
 # make attack runs the command line on hostile files, kills it, and takes away what it stands on
@@ -19,7 +20,7 @@ PROOFS ?= all
 # The package as it is installed: mypy knows nothing of package-dir, by which passes/ is graphcompress.passes.
 TYPED = $(VENV)/typed/graphcompress
 
-.PHONY: demo test proofs engines docs matrix fuzz attack clean
+.PHONY: demo test proofs engines docs site matrix fuzz attack clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python examples/demo.py
@@ -42,6 +43,10 @@ engines: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-torch
 	$(BIN)/python -m graphcompress.plugin.reference docs
 	$(BIN)/python -W ignore tests/fx/fx_conformance.py docs/fx.md
+
+site: $(VENV)/.installed
+	$(PIP) --group docs
+	$(BIN)/mkdocs build -q
 
 matrix: $(VENV)/.installed-dev
 	PYTHONPATH=tests $(BIN)/python -W ignore -m matrix --page docs/support.md $(MATRIX)
