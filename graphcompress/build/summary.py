@@ -58,7 +58,7 @@ def loading_lines(artifact: Artifact) -> list[str]:
 def usage(artifact: Artifact) -> list[str]:
     """The same lines, from the folder of the artifact."""
     lines = list(parse_target(artifact.target).loading)
-    runs = any(line.startswith("session = ") for line in lines)
+    runs = any(line.startswith("session = onnxruntime.InferenceSession(") for line in lines)
     return [*lines, "outputs = session.run(None, feed)  # input name → array"] if runs else lines
 
 

@@ -28,6 +28,7 @@ from graphcompress.targets.nvidia.engines.builder import (
 )
 from graphcompress.targets.nvidia.engines.device import gpu_here
 from graphcompress.targets.nvidia.engines.execute import engine_runner
+from graphcompress.targets.nvidia.readme import readme
 from graphcompress.targets.nvidia.strongly_typed import Typed, strongly_typed
 
 MODEL_FILE, BUILD_FILE = "model.onnx", "build.json"
@@ -146,6 +147,9 @@ class TensorRT(Target):
         (folder / BUILD_FILE).write_text(
             json.dumps(_build_record(typed, engines), indent=1), encoding="utf-8"
         )
+        inputs = [f"{value.name} {value.dtype} {value.shape}" for value in typed.model.graph.inputs]
+        page = readme(shapes, inputs, self.precision, [engine.file.name for engine in engines])
+        (folder / "README.md").write_text(page, encoding="utf-8")
         details = {
             **typed.record,
             "precision": self.precision,
