@@ -21,6 +21,16 @@ VOCABULARY = 60
 I64, F32 = np.dtype(np.int64), np.dtype(np.float32)
 
 
+GROUPED = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+
+
 @dataclass(frozen=True)
 class Played:
     """A module, and its parts with the functions that run them."""
@@ -45,14 +55,10 @@ def config_of(name: str, **more: Any) -> Any:
     ids["forced_eos_token_id"] = None
     sizes: dict[str, dict[str, Any]] = {
         "gpt2": {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 64},
-        "llama": {
-            "hidden_size": 16,
-            "intermediate_size": 24,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 64,
-        },
+        "llama": {**GROUPED},
+        "qwen2": {**GROUPED},
+        "gemma": {**GROUPED, "head_dim": 4},
+        "phi": {**GROUPED},
         "t5": {
             "d_model": 16,
             "d_kv": 8,
@@ -78,6 +84,8 @@ def config_of(name: str, **more: Any) -> Any:
 
 
 def module_of(name: str, **more: Any) -> Any:
+    if name == "vision":
+        return _vision()
     config = config_of(name, **more)
     auto = transformers.AutoModelForCausalLM
     if name == "whisper":
@@ -91,6 +99,17 @@ def module_of(name: str, **more: Any) -> Any:
             if parameter.ndim > 1 and name == "t5":
                 parameter.mul_(2.0)
     return module
+
+
+def _vision() -> Any:
+    """A ViT that a GPT-2 with attention over its states writes about."""
+    small = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    encoder = transformers.ViTConfig(**small, image_size=8, patch_size=4, initializer_range=0.6)
+    decoder = config_of("gpt2", add_cross_attention=True, is_decoder=True)
+    config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = 3, 0, 2
+    torch.manual_seed(3)
+    return transformers.VisionEncoderDecoderModel(config).eval()
 
 
 def played(module: Any, kind: str = "separate") -> Played:
@@ -134,20 +153,21 @@ def _alone(module: Any, kind: str) -> Played:
 
 
 def _beside_encoder(module: Any, kind: str) -> Played:
-    speech = module.main_input_name == "input_features"
+    reads = module.main_input_name
+    text = reads == "input_ids"
     encoder = Part(
         Path("encoder_model.onnx"),
         "encoder",
-        (_port("input_features", "other", F32),)
-        if speech
-        else (_port("input_ids", "ids"), _port("attention_mask", "mask")),
+        (_port("input_ids", "ids"), _port("attention_mask", "mask"))
+        if text
+        else (_port(reads, "other", F32),),
         (_port("last_hidden_state", "states", F32),),
     )
     past, present = _names(_layers(module), [".decoder", ".encoder"])
     states = _port("encoder_hidden_states", "encoder_states", F32)
     common = [
         _port("input_ids", "ids"),
-        *([] if speech else [_port("encoder_attention_mask", "encoder_mask")]),
+        *([_port("encoder_attention_mask", "encoder_mask")] if text else []),
     ]
     logits = _port("logits", "logits", F32)
     presents = [_port(name, "present", F32) for name in present]
@@ -218,7 +238,7 @@ def _beside_encoder(module: Any, kind: str) -> Played:
 
 
 def _layers(module: Any) -> int:
-    config = module.config
+    config = getattr(module.config, "decoder", module.config)
     found = getattr(config, "decoder_layers", None) or getattr(config, "num_hidden_layers", None)
     return int(found or config.num_layers)
 
@@ -235,7 +255,7 @@ def _port(name: str, kind: Any, dtype: np.dtype = I64) -> PartValue:
 
 
 def _past(module: Any, name: str) -> PartValue:
-    config = module.config
+    config = getattr(module.config, "decoder", module.config)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return PartValue(name, "past", F32, ("batch", heads, "past", 16 // config.num_attention_heads))
 

@@ -17,8 +17,8 @@ from graphcompress.generation.search import search  # noqa: E402
 from graphcompress.generation.settings import GenerationSettings  # noqa: E402
 from graphcompress.generation.steps import Steps  # noqa: E402
 
-ALONE = ("gpt2", "llama")
-BESIDE = ("t5", "bart", "marian", "whisper")
+ALONE = ("gpt2", "llama", "qwen2", "gemma", "phi")
+BESIDE = ("t5", "bart", "marian", "whisper", "vision")
 PADDING, END, START = 0, 2, 3
 
 
@@ -41,23 +41,26 @@ def ours(model: Played, chosen: GenerationSettings, seed: int = 0) -> list[list[
     steps = Steps(model.parts, model.runs)
     if not model.module.config.is_encoder_decoder:
         return search(steps, ids, mask, chosen)
-    if model.module.main_input_name == "input_features":
-        steps.encode({"input_features": features(seed)})
+    if (reads := model.module.main_input_name) in SHAPES:
+        steps.encode({reads: features(reads, seed)})
     else:
         steps.encode({"input_ids": ids[:, ::-1].copy(), "attention_mask": mask[:, ::-1].copy()})
     start = np.tile(np.asarray(chosen.start), (len(ids), 1))
     return search(steps, start, np.ones_like(start), chosen)
 
 
-def features(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(3, 8, 24)).astype(np.float32)
+SHAPES = {"input_features": (3, 8, 24), "pixel_values": (3, 3, 8, 8)}
+
+
+def features(reads: str, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=SHAPES[reads]).astype(np.float32)
 
 
 def theirs(module: Any, chosen: GenerationSettings, seed: int = 0) -> list[list[int]]:
     """The same by transformers; what a row has after its end is taken off."""
     ids, mask = prompts(seed)
-    if module.main_input_name == "input_features":
-        given = {"input_features": torch.from_numpy(features(seed))}
+    if (reads := module.main_input_name) in SHAPES:
+        given = {reads: torch.from_numpy(features(reads, seed))}
     elif module.config.is_encoder_decoder:
         given = {"input_ids": ids[:, ::-1].copy(), "attention_mask": mask[:, ::-1].copy()}
         given = {name: torch.from_numpy(array) for name, array in given.items()}
