@@ -20,7 +20,7 @@ def test_the_page_has_the_shapes_of_the_profile() -> None:
     fixed = readme({}, ["ids INT64 [1,128]"], "fp32", ["model-sm89.engine"])
     assert "Shapes=" not in fixed
     assert "No engine" not in fixed
-    assert "the rest in fp32" in fixed
+    assert "else fp32" in fixed
 
 
 def test_the_lines_of_python_read() -> None:
