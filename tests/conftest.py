@@ -33,6 +33,14 @@ def pytest_configure() -> None:
             )
 
 
+@pytest.fixture(scope="session")
+def sequence_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Name → folder of a tiny model that writes sequences, see ``sequence_models.NAMES``."""
+    from sequence_models import folders
+
+    return folders(tmp_path_factory.mktemp("sequences"))
+
+
 settings.register_profile(
     "tests",
     deadline=None,

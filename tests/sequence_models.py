@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import transformers
 from onnx import helper, numpy_helper
 from transformers import DynamicCache, EncoderDecoderCache
 
+from graphcompress.graph.model import Model
 from graphcompress.graph.parts import PartValue, read_parts
 
 HIDDEN, LAYERS, HEADS, FFN, VOCABULARY = 32, 2, 4, 64, 60
@@ -50,8 +52,8 @@ _T5: dict[str, Any] = {
 _LLAMA: dict[str, Any] = {
     "hidden_size": HIDDEN,
     "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": HEADS // 2,
+    "num_attention_heads": 2 * HEADS,
+    "num_key_value_heads": HEADS,
     "head_dim": WIDTH,
     "intermediate_size": FFN,
     "vocab_size": VOCABULARY,
@@ -91,6 +93,37 @@ CONFIGURATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 SEQ2SEQ = ("bart", "marian", "t5", "whisper")
 CAUSAL = ("gpt2", "llama")
+NAMES = (*SEQ2SEQ, *CAUSAL, "t5, merged", "whisper, merged")
+"""Folders of the fixture ``sequence_folders``."""
+
+TOKENS = 12
+"""Tokens that a text of a test has."""
+
+
+def folders(root: Path) -> dict[str, Path]:
+    """Write all of ``NAMES`` below ``root``; the merged ones in the layout of transformers.js."""
+    for name in (*SEQ2SEQ, *CAUSAL):
+        written(name, root / name)
+    for name in ("t5", "whisper"):
+        files = root / f"{name}, merged" / "onnx"
+        shutil.copytree(root / name, files)
+        merge(files)
+        for file in files.glob("*.json"):
+            file.replace(files.parent / file.name)
+    return {name: root / name for name in NAMES}
+
+
+def text(name: str, folder: Path) -> np.ndarray:
+    """What the files in ``folder`` write, [2, tokens]."""
+    given, first = prompt(name.partition(",")[0])
+    return Writer(folder).greedy(given, first, TOKENS)
+
+
+def saved(model: Model, folder: Path) -> Path:
+    """``folder`` with the files of ``model``."""
+    folder.mkdir(exist_ok=True)
+    model.save(folder if model.parts[0].prefix else folder / model.parts[0].path.name)
+    return folder
 
 
 def prompt(name: str) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from graphcompress.build.goals import CheckedGoal, refuse_missed, size_goal, slowest, speed_goal
 from graphcompress.build.request import Request
 from graphcompress.build.result import Artifact, Build
+from graphcompress.build.sequences import artifact_run, fitted_run, source_run
 from graphcompress.build.summary import contender
 from graphcompress.data.made_up import synthetic_samples
 from graphcompress.graph.runtime import runner_of, session_of
@@ -52,9 +53,12 @@ def timed(
     artifacts = [artifact for artifact in build.lowered if artifact.timed]
     if not artifacts or read is None or build.model is None:
         return []
-    contenders = {"before": runner_of(session_of(read))}
+    source = build.model.source or read
+    contenders = {"before": source_run(source) if source.is_dir() else runner_of(session_of(read))}
     for artifact in artifacts:
-        session = parse_target(artifact.target).session(folders[artifact.name])
-        contenders[contender(build, artifact)] = session
-    samples = synthetic_samples(build.model) if build.samples.synthetic else build.samples
+        target, folder = parse_target(artifact.target), folders[artifact.name]
+        run = artifact_run(target, folder, artifact.record)
+        contenders[contender(build, artifact)] = fitted_run(build.model, run)
+    made_up = build.samples.synthetic and not build.model.parts
+    samples = synthetic_samples(build.model) if made_up else build.samples
     return bench(contenders, samples, seconds=BENCH_SECONDS, progress=progress)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from graphcompress.build.folder import MANIFEST, read_manifest
+from graphcompress.build.sequences import artifact_run, source_run
 from graphcompress.capturing.loading import is_checkpoint
 from graphcompress.errors import InvalidModelError, UsageError
 from graphcompress.graph.model import Model
+from graphcompress.graph.parts import model_files, read_parts
 from graphcompress.graph.runtime import runner_of, session_of
 from graphcompress.measure.verify import Run
 from graphcompress.plugin.base import Target
@@ -22,8 +24,10 @@ def session(path: str | Path) -> Run:
         InvalidModelError: there is no such file.
     """
     path = Path(path)
+    if path.is_dir() and not (path / MANIFEST).is_file():
+        return source_run(path)
     if path.is_dir():
-        return target_of(path).session(path)
+        return artifact_run(target_of(path), path, read_manifest(path).get("lowering", {}))
     if not path.is_file():
         raise InvalidModelError(f"{path}: no such file or folder")
     return runner_of(session_of(path))
@@ -32,12 +36,14 @@ def session(path: str | Path) -> Run:
 def is_timed_here(path: str | Path) -> bool:
     """Whether times on this machine are those of the runtime that the artifact, or the ONNX file, is for."""
     path = Path(path)
-    return not path.is_dir() or target_of(path).timed
+    return not is_artifact(path) or target_of(path).timed
 
 
 def runs_on_cpu_provider(path: str | Path) -> bool:
     """Whether ONNX Runtime's CPU provider alone runs the ONNX file, or the ONNX file in the artifact."""
     path = Path(path)
+    if holds_parts(path):
+        return False
     return not path.is_dir() or target_of(path).runs_on_cpu_provider(path)
 
 
@@ -50,7 +56,8 @@ def described(path: str | Path) -> Model:
         UsageError: the folder is not an artifact, holds several, or has no model that can be read.
     """
     path = Path(path)
-    interface = target_of(path).interface(path) if path.is_dir() and not is_checkpoint(path) else None
+    is_folder = path.is_dir() and not is_checkpoint(path) and not holds_parts(path)
+    interface = target_of(path).interface(path) if is_folder else None
     return interface or Model.load(model_file(path))
 
 
@@ -61,12 +68,18 @@ def model_file(path: str | Path) -> Path:
         UsageError: the folder is not an artifact, holds several, or has no such file.
     """
     path = Path(path)
-    if not path.is_dir() or is_checkpoint(path):
+    if not path.is_dir() or is_checkpoint(path) or holds_parts(path):
         return path
     file = path / target_of(path).model_file
     if not file.is_file():
         raise UsageError(f"{path}: this artifact has lost its model, the file {file.name}; build it again")
     return file
+
+
+def holds_parts(path: Path) -> bool:
+    """Whether ``path`` is a folder with the files of a model that writes sequences, side by side."""
+    parts = read_parts(path) if path.is_dir() and model_files(path) else ()
+    return len(parts) > 1 or any(part.role == "decoder_merged" for part in parts)
 
 
 def is_artifact(path: Path) -> bool:

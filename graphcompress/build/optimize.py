@@ -17,6 +17,7 @@ from graphcompress.analysis.cost import macs
 from graphcompress.build import report
 from graphcompress.build.anatomy import anatomy
 from graphcompress.build.baseline import Baseline
+from graphcompress.build.configuration import write_configuration
 from graphcompress.build.folder import (
     PAGE,
     REPORT,
@@ -33,6 +34,7 @@ from graphcompress.build.recipe import RECIPE, check_inputs, recipe_text
 from graphcompress.build.report_file import html
 from graphcompress.build.request import Request, explained
 from graphcompress.build.result import Artifact, Build
+from graphcompress.build.sequences import artifact_run, fitted_run, lower_parts
 from graphcompress.build.unsupported import refuse_unsupported
 from graphcompress.capturing.loading import is_checkpoint
 from graphcompress.capturing.source import is_hub_name, open_model
@@ -104,7 +106,9 @@ def optimize(request: Request) -> Build:
         check_inputs(request.sha256)
         with disk_errors():
             opened = _open(request)
-            file = None if isinstance(request.model, Model) else opened.model.path
+            # Of a model of several files there is no file to run as it is.
+            joined = any(part.prefix for part in opened.model.parts)
+            file = None if joined or isinstance(request.model, Model) else opened.model.path
             baseline = Baseline(opened.model, opened.ctx, opened.scoring, file)
             build = _run(request, opened, baseline)
         if stage is None:
@@ -251,10 +255,13 @@ def _artifact(target: Target, stage: Path, opened: _Opened, baseline: Baseline) 
     ctx.progress(f"lower for {target.name}", 0, 1)
     stage.mkdir(exist_ok=True)
     with threadpool_limits(limits=1, user_api="blas"):  # how BLAS shares work out decides the last bits
-        lowering = target.lower(model, stage, ctx)
+        lower = lower_parts if any(part.prefix for part in model.parts) else type(target).lower
+        lowering = lower(target, model, stage, ctx)
     ctx.progress(f"lower for {target.name}", 1, 1)
-    copy_tokenizer(model.path, stage)
-    run = target.session(stage)
+    copy_tokenizer(model.source, stage)
+    said = dict.fromkeys((*lowering.notes, *write_configuration(model, stage)))
+    lowering = replace(lowering, notes=tuple(said))
+    run = fitted_run(model, artifact_run(target, stage, lowering.record))
     deployed = lowering.deployed_bytes
     score, drop = opened.scoring.judged(run, "evaluate the artifact") if opened.scoring else (None, None)
     return Artifact(

@@ -9,6 +9,7 @@ from graphcompress.capturing.checkpoint import export
 from graphcompress.capturing.loading import is_checkpoint
 from graphcompress.errors import InvalidModelError, UsageError
 from graphcompress.graph.model import Model
+from graphcompress.graph.parts import model_files, read_parts
 from graphcompress.graph.temporary import Temporary
 from graphcompress.plugin.registry import PASSES, meant
 
@@ -16,7 +17,7 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def open_model(source: str | Path, *, task: str | None = None) -> Model:
-    """The Model of an ONNX file, of a Hugging Face folder, or of a name on its hub.
+    """The Model of an ONNX file, of a folder of parts, of a Hugging Face folder, or of a name on its hub.
 
     A checkpoint is exported as ``graphcompress export --no-past`` does, for ``task``, to a temporary
     folder, which lives as long as the model; its tokenizer lies beside the file.
@@ -64,6 +65,8 @@ def _refuse_other_things(path: Path) -> None:
         raise InvalidModelError(
             f"{path} is made for another runtime; give the ONNX file or the checkpoint it was made from"
         )
+    if path.is_dir() and model_files(path) and read_parts(path):
+        return
     if path.is_dir():
         raise InvalidModelError(f"{path} is a folder, but no Hugging Face checkpoint{_models_in(path)}")
     if not path.exists() and not path.suffix and len(path.parts) == 1:

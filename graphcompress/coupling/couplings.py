@@ -19,6 +19,7 @@ from graphcompress.coupling.relations.operators import apply
 from graphcompress.coupling.relations.rules import AVERAGED, CONTRACTED, Axes, Relations, use_key
 from graphcompress.graph.expressions import expression_nodes
 from graphcompress.graph.model import Model
+from graphcompress.graph.parts import handed_on
 
 FFN, HEAD, HIDDEN, OTHER = "ffn", "head", "hidden", "other"
 
@@ -115,11 +116,33 @@ def _related(model: Model, own: OwnAxes) -> Relations:
         apply(relations, node)
     # Which atoms a size is made of is known only once all operators have been read.
     block_measured(relations, model.graph)
+    linked = _tie_parts(relations, model)
     for value in model.graph.inputs:
-        relations.block(relations.axes(value), "it is an input of the graph")
+        if value not in linked:
+            relations.block(relations.axes(value), "it is an input of the graph")
     for value in model.graph.outputs:
-        relations.block(relations.axes(value), "it is an output of the graph")
+        if value not in linked:
+            relations.block(relations.axes(value), "it is an output of the graph")
     return relations
+
+
+def _tie_parts(relations: Relations, model: Model) -> set[ir.Value]:
+    """Say that what a part hands on to another, or to the next step, is the same there; those values.
+
+    They are not the caller's: a cache may have fewer heads, and the encoder's answer another width. Its
+    lengths differ from part to part and are not tied.
+    """
+    outputs = {value.name: value for value in model.graph.outputs}
+    inputs = {value.name: value for value in model.graph.inputs}
+    linked: set[ir.Value] = set()
+    for source, target in handed_on(model.parts):
+        given, read = outputs[source], inputs[target]
+        linked |= {given, read}
+        pairs = zip(relations.axes(given) or (), relations.axes(read) or (), strict=False)
+        for one, other in pairs:
+            if one is not None and other is not None and relations.atoms.size(one).fixed:
+                relations.atoms.unify(one, other)
+    return linked
 
 
 @dataclass

@@ -78,6 +78,7 @@ class _Cut:
         for node, index in self.relations.own:
             self._give_its_own(node, index)
         self._cut_stored()
+        self._resize_interface()
         self.rw.modified = True
 
     def _touches(self, node: ir.Node) -> bool:
@@ -324,15 +325,24 @@ class _Cut:
             _compose(self.rw.model, self._copies[key], kept)
         return self._copies[key]
 
+    def _resize_interface(self) -> None:
+        """What parts of a model hand on to each other has the new sizes at both ends."""
+        model = self.rw.model
+        for value in (*model.graph.inputs, *model.graph.outputs):
+            axes = self.relations.axes(value)
+            if value.shape is None or not self.remaining.changes(axes):
+                continue
+            after = self.remaining.shape(axes, value.shape)
+            model.declared.resize(value, {i: dim for i, dim in enumerate(after) if isinstance(dim, int)})
+            value.shape = ir.Shape(after)
+
     def _record(self, nodes: Sequence[ir.Node]) -> None:
-        for node in nodes:
-            for value in node.outputs:
-                axes = self.relations.axes(value) or []
-                found = {
-                    axis: self.remaining.index(atom) for axis, atom in enumerate(axes) if atom is not None
-                }
-                kept = {axis: index for axis, index in found.items() if index is not None and len(index)}
-                _compose(self.rw.model, value, kept)
+        computed = (value for node in nodes for value in node.outputs)
+        for value in (*self.rw.model.graph.inputs, *computed):
+            axes = self.relations.axes(value) or []
+            found = {axis: self.remaining.index(atom) for axis, atom in enumerate(axes) if atom is not None}
+            kept = {axis: index for axis, index in found.items() if index is not None and len(index)}
+            _compose(self.rw.model, value, kept)
 
 
 def _compose(model: Model, value: ir.Value, kept: Mapping[int, np.ndarray]) -> None:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from graphcompress.data.inputs import batch_axes, batch_first, fixed_sizes, inputs_of
 from graphcompress.data.samples import Sample, Samples
+from graphcompress.data.sequences import pasts
 from graphcompress.data.tables import read_columns
 from graphcompress.data.texts import find_tokenizer, samples_from_texts
 from graphcompress.errors import DataError
@@ -56,7 +57,9 @@ def load_samples(
         samples = samples_from_texts(path, columns, model, inputs, found, pair, max_length)
     _refuse_empty(path, samples)
     names = _class_names(model)
-    return dataclasses.replace(samples, fixed=fixed_sizes(inputs), axes=batch_axes(inputs), names=names)
+    return dataclasses.replace(
+        samples, fixed=fixed_sizes(inputs), axes=batch_axes(inputs), names=names, past=pasts(model.parts)
+    )
 
 
 def _class_names(model: Model) -> tuple[str, ...]:
@@ -103,6 +106,9 @@ def _array(path: Path, name: str, index: int, entry: object, value: ir.Value) ->
             f"{where} is not an array of {value.dtype}, which input {name!r} takes ({error})"
         ) from error
     sizes = batch_first(value)[1:]
+    if value.shape is not None and not array.size and array.ndim < len(sizes):
+        # Nested lists of nothing, [[], []], do not say how large what is not there would be.
+        array = array.reshape([size if isinstance(size, int) else 0 for size in sizes])
     if value.shape is not None and array.ndim != len(sizes):
         raise DataError(
             f"{where} has shape {list(array.shape)}, input {name!r} takes {value.shape}, batch first; "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,10 @@ from graphcompress.analysis.linears import embeddings
 from graphcompress.data.inputs import batch_axes, batch_first, fixed_sizes, inputs_of, source_of
 from graphcompress.data.lengths import largest_bound, lengths_of_one_mask, longest_sample, total_length
 from graphcompress.data.samples import Sample, Samples
+from graphcompress.data.sequences import Written, sequence_samples
 from graphcompress.errors import DataError
 from graphcompress.graph.model import Model
+from graphcompress.graph.parts import Part
 from graphcompress.graph.runtime import Runner
 
 SIZES = (24, 1, 17, 40, 2, 13, 7, 20)
@@ -31,6 +33,9 @@ SIDES = (64, 32, 96, 128, 48, 80, 112, 160)
 ONLY_SIDES = (224, 256, 384, 336, 512)
 """Sides of an image, tried in turn, where its position table fits one of them alone."""
 
+TOKENS = (25, 2, 8, 25, 2, 8, 25, 8)
+"""Tokens of a sequence in eight samples; few lengths, since past of one length runs together."""
+
 PADDED_EVERY = 3
 """One in so many samples ends in padding, a quarter of it."""
 
@@ -41,6 +46,13 @@ def synthetic_samples(model: Model, *, count: int = 8, length: int = 24, seed: i
     The longest has ``length`` tokens, or as many as the model has positions when that is less. A model that
     reads past keys and values gets as many past tokens as new ones, and a mask over both.
     """
+    if model.parts:
+        return _sequences(
+            model,
+            [length + 1] * count,
+            lambda one: synthetic_samples(one, count=count, length=length, seed=seed),
+            seed,
+        )
     maker = _Maker(model, seed)
     length = maker.timed_length(length)
     sizes = [max(2, length - 2 * (index % 8)) for index in range(count)]
@@ -54,6 +66,9 @@ def varied_samples(model: Model, *, count: int = 8, seed: int = 0) -> Samples:
     bound in the graph, and some samples end in padding. What the model takes is found by running it: sizes
     that it refuses are left out; for raw audio and images larger ones are tried.
     """
+    if model.parts:
+        lengths = [TOKENS[index % len(TOKENS)] for index in range(count)]
+        return _sequences(model, lengths, lambda one: varied_samples(one, count=count, seed=seed), seed)
     maker = _Maker(model, seed)
     if not maker.symbols or not len(model.graph):  # nothing varies, or nothing runs: an interface alone
         return synthetic_samples(model, count=count, seed=seed)
@@ -68,6 +83,28 @@ def varied_samples(model: Model, *, count: int = 8, seed: int = 0) -> Samples:
             if _runs(run, samples, range(count)):
                 return samples
     return synthetic_samples(model, count=count, seed=seed)
+
+
+def _sequences(
+    model: Model, lengths: Sequence[int], made_up: Callable[[Model], Samples], seed: int
+) -> Samples:
+    """Random tokens of these lengths for a model that writes, and what its parts hand on to each other."""
+    separate = model.separate()
+    encoder = next((one for part, one in separate if part.role == "encoder"), None)
+    decoders = [(part, one) for part, one in separate if part.role != "encoder"]
+    sources: Sequence[Sample] = made_up(encoder).feeds if encoder is not None else [{}] * len(lengths)
+    rows = min(_vocabulary(part, one) for part, one in decoders)
+    longest = min(longest_sample(one) or max(lengths) for _, one in decoders)
+    rng = np.random.default_rng(seed)
+    tokens = [rng.integers(0, rows, min(length, longest)) for length in lengths]
+    written = [Written(source, ids) for source, ids in zip(sources, tokens, strict=True)]
+    return sequence_samples(model, written, synthetic=True)
+
+
+def _vocabulary(part: Part, model: Model) -> int:
+    """Rows of the table in which ``part`` looks its tokens up."""
+    ids = inputs_of(model).get(part.input("ids") or "")
+    return next((table.rows for table in embeddings(model) if source_of(table.indices) is ids), 2)
 
 
 def _runs(run: Runner, samples: Samples, indices: Sequence[int]) -> bool:

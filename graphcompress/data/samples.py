@@ -15,6 +15,24 @@ Sample = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
+class Past:
+    """Keys and values of earlier tokens that one part of a model reads: a batch is padded in front of them.
+
+    Attributes:
+        outputs: input with past, [heads, length, size] in a sample → the output that continues it.
+        mask: the input that says which of the past and of the new tokens are real; None where there is none:
+            samples in one batch have past of one length then.
+    """
+
+    outputs: Mapping[str, str]
+    mask: str | None = None
+
+    def length(self, sample: Sample) -> int:
+        """Tokens that came before."""
+        return int(sample[next(iter(self.outputs))].shape[-2])
+
+
+@dataclass(frozen=True)
 class Samples:
     """Feeds of single samples, with the columns of the data beside them.
 
@@ -29,6 +47,7 @@ class Samples:
         axes: input name → axis of a feed on which the batch lies, where that is not the first.
         together: samples that run in one batch at most, where more would not fit in memory.
         names: of the classes, by their numbers; empty where nothing says them.
+        past: what continues earlier tokens, of every part that reads such.
     """
 
     feeds: Sequence[Sample]
@@ -40,6 +59,7 @@ class Samples:
     axes: Mapping[str, int] = field(default_factory=dict)
     together: int | None = None
     names: tuple[str, ...] = ()
+    past: tuple[Past, ...] = ()
 
     def __len__(self) -> int:
         return len(self.feeds)
@@ -79,15 +99,37 @@ class Samples:
         """``size``, or what the model fixes or the memory holds when that is smaller."""
         return min([size, self.together or size, *(s[0] for s in self.fixed.values() if s and s[0])])
 
+    def fronts(self, index: int, batch: Sequence[int]) -> dict[str, int]:
+        """Output that continues past → padded tokens in front of it, of sample ``index`` in this batch."""
+        found: dict[str, int] = {}
+        for past in self.past:
+            longest = max(past.length(self.feeds[other]) for other in batch)
+            front = longest - past.length(self.feeds[index])
+            found.update(dict.fromkeys(past.outputs.values(), front))
+        return found
+
     def filled(self, count: int) -> int:
         """Rows of a batch of ``count`` samples: one that the model fixes is filled up."""
         return max([count, *(shape[0] for shape in self.fixed.values() if shape and shape[0])])
 
     def batches(self, size: int, *, by_length: bool = False) -> Iterator[dict[str, np.ndarray]]:
         """Feeds of up to ``size`` samples, padded at the end; ``by_length`` sorts them to pad less."""
-        order, size = self.order(by_length=by_length), self.batch_size(size)
-        for start in range(0, len(order), size):
-            yield self.batch(order[start : start + size])
+        for indices in self.indices(size, by_length=by_length):
+            yield self.batch(indices)
+
+    def indices(self, size: int, *, by_length: bool = False) -> Iterator[list[int]]:
+        """The samples of every batch of up to ``size``.
+
+        Where no mask tells past tokens from padding, those with past of one length run together.
+        """
+        groups: dict[tuple[int, ...], list[int]] = {}
+        unmasked = [past for past in self.past if past.mask is None]
+        for index in self.order(by_length=by_length):
+            key = tuple(past.length(self.feeds[index]) for past in unmasked)
+            groups.setdefault(key, []).append(index)
+        size = self.batch_size(size)
+        for order in groups.values():
+            yield from (order[start : start + size] for start in range(0, len(order), size))
 
     def order(self, *, by_length: bool) -> list[int]:
         """Indices of the samples, from the shortest to the longest when ``by_length``."""
@@ -99,9 +141,12 @@ class Samples:
     def batch(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
         """One padded feed of the samples at ``indices``; a fixed batch is filled up with the last of them.
 
-        An input of no axes (a switch) holds for the whole batch: the first sample gives it.
+        Past is padded in front, and so is the mask over it. An input of no axes (a switch) holds for the
+        whole batch: the first sample gives it.
         """
         chosen = [self.feeds[index] for index in indices]
+        for past in self.past:
+            chosen = _padded_in_front(chosen, past)
         return {
             name: np.asarray(chosen[0][name])
             if self.fixed.get(name) == ()
@@ -112,6 +157,22 @@ class Samples:
             )
             for name in chosen[0]
         }
+
+
+def _padded_in_front(chosen: Sequence[Sample], past: Past) -> list[Sample]:
+    """Samples with past of one length: the mask says that what is put in front of it is none."""
+    longest = max(past.length(sample) for sample in chosen)
+    padded: list[Sample] = []
+    for sample in chosen:
+        front = longest - past.length(sample)
+        arrays = dict(sample)
+        for name in past.outputs:
+            array = sample[name]
+            arrays[name] = np.pad(array, [*[(0, 0)] * (array.ndim - 2), (front, 0), (0, 0)])
+        if past.mask is not None:
+            arrays[past.mask] = np.pad(sample[past.mask], (front, 0))
+        padded.append(arrays)
+    return padded
 
 
 def padding_mask(feed: Sample) -> np.ndarray | None:

@@ -29,7 +29,10 @@ TOKENIZER_FILES = (
 
 
 def copy_tokenizer(source: Path | None, stage: Path) -> None:
-    """Copy the files of :data:`TOKENIZER_FILES` that lie beside ``source`` into ``stage``."""
-    for name in TOKENIZER_FILES if source else ():
-        if (source.parent / name).is_file():  # type: ignore[union-attr]
-            shutil.copyfile(source.parent / name, stage / name)  # type: ignore[union-attr]
+    """Copy the tokenizer's files that lie beside ``source``, a file or a folder, into ``stage``."""
+    if source is None:
+        return
+    folder = source if source.is_dir() else source.parent
+    for name in TOKENIZER_FILES:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, stage / name)

@@ -81,6 +81,12 @@ class Declared:
         declared = self.said(value)
         return value.shape if declared is None else declared
 
+    def resize(self, value: ir.Value, sizes: Mapping[int, int]) -> None:
+        """An input or output has these numbers (axis → size) from now on, since what it holds was cut."""
+        said = self.said(value)
+        if said is not None:
+            self._shapes[value.name] = ir.Shape([sizes.get(axis, dim) for axis, dim in enumerate(said)])
+
     def fix(self, graph: ir.Graph, sizes: Mapping[str, int]) -> None:
         """Give variable sizes (by their names in memory) these numbers.
 

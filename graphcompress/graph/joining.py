@@ -25,12 +25,11 @@ from graphcompress.graph.reading.model_file import read_model
 PREFIXES: Mapping[str, str] = {"encoder": "encoder/", "decoder": "prefill/", "decoder_with_past": "step/"}
 """Role of a part → what its names begin with in the joined graph."""
 
+BRANCHES = ("decoder", "decoder_with_past")
+"""The two parts that a merged decoder is: its else branch and its then branch."""
+
 _SIZE = re.compile(r"[A-Za-z_]\w*(?!\w*\()", re.ASCII)
 """The name of a size, by itself or in arithmetic with others; a function is none."""
-
-_MATRIX = 2
-"""Weights with so many axes are the same wherever their numbers are; equal vectors, such as zeros, are one
-only where their names are equal, too."""
 
 
 def read_model_or_parts(path: Path) -> tuple[ir.Model, tuple[Path, ...], tuple[Part, ...]]:
@@ -54,6 +53,12 @@ def read_model_or_parts(path: Path) -> tuple[ir.Model, tuple[Path, ...], tuple[P
     _check_opsets(pieces)
     named = [(replace(part, prefix=PREFIXES[part.role]), model) for part, model in pieces]
     return _joined(named), files, tuple(part for part, _ in named)
+
+
+def prefixes(part: Part) -> tuple[str, ...]:
+    """What the names of the file's part, or of both its branches, begin with beside those of other files."""
+    roles = BRANCHES if part.role == "decoder_merged" else (part.role,)
+    return tuple(PREFIXES[role] for role in roles)
 
 
 def _part(path: Path, model: ir.Model) -> Part:
@@ -235,8 +240,9 @@ def _key(value: ir.Value) -> tuple[object, ...]:
         return (value.name,)
     shape = tuple(tensor.shape.numpy())
     digest = hashlib.sha256(tensor.tobytes()).digest()
-    is_matrix = sum(size > 1 for size in shape) >= _MATRIX
-    return (tensor.dtype, shape, digest, "" if is_matrix else value.name)
+    # Equal zeros say nothing: biases of two linears that are not yet trained are one by their name alone.
+    says_nothing = tensor.size == 0 or len(np.unique(tensor.numpy())) == 1
+    return (tensor.dtype, shape, digest, value.name if says_nothing else "")
 
 
 # ---- apart
@@ -297,7 +303,7 @@ def _rename(
     model: ir.Model, name_of: Callable[[str], str], size_of: Callable[[Dim], Dim], *, stored: bool = False
 ) -> None:
     """Give every value but the initializers, every node and every size the name that these functions say."""
-    for value in _values(model):
+    for value in list(_values(model)):  # a new name moves an initializer within its graph
         if value.name and (stored or not value.is_initializer()):
             value.name = name_of(value.name)
         if value.shape is not None and not value.is_initializer():

@@ -20,7 +20,7 @@ from graphcompress.graph.declared import Declared
 from graphcompress.graph.inference import inferable, overridable
 from graphcompress.graph.joining import read_model_or_parts, separated
 from graphcompress.graph.part_files import save_parts
-from graphcompress.graph.parts import Part
+from graphcompress.graph.parts import SUBFOLDER, Part
 from graphcompress.graph.scratch import Scratch
 from graphcompress.graph.stored import IN_MEMORY_BYTES, StoredTensor
 from graphcompress.graph.temporary import Temporary
@@ -92,6 +92,14 @@ class Model:
         return self.files[0] if self.files else None
 
     @property
+    def source(self) -> Path | None:
+        """What it was read from: the folder of its files where there are several, else the file, or None."""
+        if self.path is None or not any(part.prefix for part in self.parts):
+            return self.path
+        folder = self.path.parent
+        return folder.parent if folder.name == SUBFOLDER else folder
+
+    @property
     def graph(self) -> ir.Graph:
         """The main graph."""
         return self.ir.graph
@@ -121,13 +129,24 @@ class Model:
         twin._scratch = self._scratch
         return twin
 
+    def fitted(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """``feed``, which may be of the model as it came in, with what is left of its cut inputs (caches)."""
+        found = dict(feed)
+        for value in self.graph.inputs:
+            array = found.get(value.name or "")
+            for axis, index in self.kept.get(value.name or "", {}).items():
+                if array is not None and value.shape is not None and array.shape[axis] != value.shape[axis]:
+                    array = found[value.name or ""] = np.take(array, index, axis=axis)
+        return found
+
     def separate(self) -> list[tuple[Part, Model]]:
         """Every part by itself, with the names of its own file; weights are shared, not copied."""
         found = []
         for part in self.parts:
             with self.declared.shown(self.graph):
                 graph = separated(self.ir, part)
-            twin = Model(graph, (part.path,))
+            # A branch of a merged decoder has no file of its own.
+            twin = Model(graph, () if part.whole else (part.path,))
             twin._scratch = self._scratch
             found.append((part, twin))
         return found

@@ -193,6 +193,14 @@ def links(parts: Sequence[Part]) -> tuple[Link, ...]:
     return tuple(found)
 
 
+def handed_on(parts: Sequence[Part]) -> list[tuple[str, str]]:
+    """:func:`links` by the names in the graph of all parts: an output, and the input that it is given to."""
+    return [
+        (link.source[0].prefix + link.source[1], link.target[0].prefix + link.target[1])
+        for link in links(parts)
+    ]
+
+
 def _counterpart(source: Part, port: PartValue) -> str | None:
     """The output of ``source`` that the input ``port`` of a part is given."""
     if port.kind == "encoder_states":
@@ -224,6 +232,11 @@ def part_of(path: Path, reads: Sequence[Named], returns: Sequence[Named]) -> Par
     own = [(value.name, _counterpart(part, value)) for value in part.reads("past")]
     kept = tuple((name, present) for name, present in own if present is not None and not is_cross(name))
     return replace(part, past=kept)
+
+
+def is_cache(name: str) -> bool:
+    """Whether an output, by its name in a file or in a joined graph, is keys or values for the next step."""
+    return _PRESENT.match(name.rpartition("/")[2].lower()) is not None
 
 
 def is_cross(name: str) -> bool:

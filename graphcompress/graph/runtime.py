@@ -178,6 +178,7 @@ class Runner:
         prepack: bool = False,
         spin_us: int | None = None,
     ) -> None:
+        self._model = None if isinstance(model, Path) else model
         source, weights, self.bytes_on_disk = _source(model, values)
         self._session = session_of(
             source, optimize=optimize, prepack=prepack, weights=weights, spin_us=spin_us
@@ -193,8 +194,9 @@ class Runner:
         Raises:
             DataError: the model cannot run on this feed: shapes, types or indices out of range.
         """
+        fitted = dict(feed) if self._model is None else self._model.fitted(feed)
         try:
-            results = self._session.run(self.outputs, dict(feed), self._options)
+            results = self._session.run(self.outputs, fitted, self._options)
         except runtime_errors() as error:
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
             raise DataError(

@@ -66,7 +66,8 @@ def bench(
 ) -> list[ShapeResult]:
     """Time ``contenders`` on feeds of ``shapes``: ``<batch>x<length>``, ``natural`` for the median length.
 
-    Of images and the like, which have no length, only the batch counts. A shape is given fewer rounds where
+    Of images and the like, which have no length, only the batch counts; a model with past keys and values is
+    timed at natural lengths alone. A shape is given fewer rounds where
     ``rounds`` would take more than ``seconds``, and is skipped where three would.
 
     Raises:
@@ -74,6 +75,8 @@ def bench(
     """
     first = next(iter(contenders))
     results = []
+    if samples.past:  # past keys and values have the lengths that the samples have
+        shapes = [shape for shape in shapes if shape.endswith("natural")] or ["1xnatural"]
     feeds = {label: feed for feed, label in (shaped_feed(samples, shape) for shape in shapes)}
     for label, feed in feeds.items():
         took, failed = _first_runs(contenders, feed)

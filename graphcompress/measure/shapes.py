@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from graphcompress.errors import UsageError
+from graphcompress.graph.runtime import Feed
 
 Shape = tuple[int, int]
 """Batch and sequence length."""
@@ -28,6 +29,14 @@ def parse_shapes(text: str) -> list[Shape]:
             raise UsageError(f"shapes={text}: {part.strip()!r} is not batch x length, such as 1x128,8x128")
         shapes.append((int(match[1]), int(match[2])))
     return shapes
+
+
+def feed_text(feed: Feed) -> str:
+    """The shape of what a feed begins with, and how much past it has: ``1x16``, ``1x1+128``."""
+    shape = "x".join(map(str, next(iter(feed.values())).shape))
+    lengths = [array.shape[-2] for name, array in feed.items() if "past" in name and array.ndim > 2]
+    past = max(lengths, default=0)
+    return f"{shape}+{past}" if past else shape
 
 
 def format_shapes(shapes: Sequence[Shape]) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import abc
+import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from graphcompress.errors import UsageError
 from graphcompress.plugin.options import check_options, format_call, renamed
@@ -345,6 +346,8 @@ class Target(Named, abc.ABC):
     What else is asked of a target, it declares: each of these has a default.
     """
 
+    _file: ClassVar[str] = "model.onnx"
+
     @classmethod
     def about(cls) -> Mapping[str, object]:
         """What it can run with its default options."""
@@ -368,7 +371,13 @@ class Target(Named, abc.ABC):
     @property
     def model_file(self) -> str:
         """Name of the file in the artifact that holds the model."""
-        return "model.onnx"
+        return self._file
+
+    def named(self, file: str) -> Self:
+        """The same target, whose artifact is one ONNX file with the name ``file``: one part of several."""
+        twin = copy.copy(self)
+        object.__setattr__(twin, "_file", file)
+        return twin
 
     @property
     def files_read(self) -> tuple[str, ...]:

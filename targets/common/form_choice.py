@@ -16,7 +16,7 @@ from graphcompress.errors import DataError, UnsupportedModelError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed, Runner
 from graphcompress.measure.cache import Measurements, Times
-from graphcompress.measure.shapes import Shape
+from graphcompress.measure.shapes import Shape, feed_text
 from graphcompress.measure.timing import (
     FORM_FLOOR,
     FORM_LEAST_ROUNDS,
@@ -177,7 +177,7 @@ def _times(
 
     The cache keeps no reasons: where a form has no times there, it is tried again, and nothing is measured.
     """
-    shapes = ",".join("x".join(map(str, next(iter(feed.values())).shape)) for feed in feeds)
+    shapes = ",".join(map(feed_text, feeds))
     key = f"{_METHOD} {family.name}: {' '.join(family.forms)} {site.signature()} {shapes}"
     kept = cache.get(key)
     # The cache is a file that anybody may edit, or that another version has written.
@@ -302,8 +302,14 @@ def same_outputs(expected: Sequence[Feed], seen: Sequence[Feed]) -> bool:
 
 
 def shaped_feeds(model: Model, shapes: Sequence[Shape], seed: int) -> list[Feed]:
-    """A made-up feed of every shape; a model with fewer positions gets as many as it has."""
-    return [
-        synthetic_samples(model, count=batch, length=length, seed=seed).batch(range(batch))
-        for batch, length in shapes
-    ]
+    """A made-up feed of every shape; a model with fewer positions gets as many as it has.
+
+    A file that reads the first tokens of a text and takes the steps after them gets a feed for either: the
+    tokens at once, with no past, and one token with as many before it.
+    """
+    feeds: list[Feed] = []
+    for batch, length in shapes:
+        samples = synthetic_samples(model, count=batch, length=length, seed=seed)
+        for kind in range(samples.per_row):
+            feeds.append(samples.batch(range(kind, len(samples), samples.per_row)[:batch]))
+    return feeds

@@ -15,6 +15,7 @@ from graphcompress.graph.model import Model
 from graphcompress.graph.reading.hashes import sha256
 from graphcompress.graph.runtime import Feed, Runner, first_line, runner_of, runtime_errors, session_of
 from graphcompress.measure.cache import Measurements, Times
+from graphcompress.measure.shapes import feed_text
 from graphcompress.measure.timing import (
     APART_ROUNDS,
     CLEARLY,
@@ -129,7 +130,7 @@ def _key(files: Mapping[str, Path], feeds: Sequence[Feed]) -> str:
     digest = hashlib.sha256()
     for name in sorted(files):
         digest.update(f"{name} {sha256(files[name])} ".encode())
-    shapes = ",".join("x".join(map(str, next(iter(feed.values())).shape)) for feed in feeds)
+    shapes = ",".join(map(feed_text, feeds))
     masks = [mask for feed in feeds if (mask := padding_mask(feed)) is not None and not mask.all()]
     real = "".join(f" {int(mask.sum())} real" for mask in masks)
     return f"{_METHOD} files {digest.hexdigest()[:24]} {shapes}{real}"

@@ -120,10 +120,14 @@ def refuse_slower(times_ms: Times, shapes: Sequence[Shape], option: str) -> None
     """
     if not times_ms or not is_slower(times_ms, ARTIFACT, INPUT):
         return
-    pairs = zip(shapes, times_ms[INPUT], times_ms[ARTIFACT], strict=True)
-    figures = ", ".join(
-        f"{own:.2f} instead of {other:.2f} ms at {batch}×{length}" for (batch, length), other, own in pairs
-    )
+    kinds = len(times_ms[INPUT]) // len(shapes)
+    texts = [
+        f"{batch}×{length}{' (a step with past)' if kind else ''}"
+        for batch, length in shapes
+        for kind in range(kinds)
+    ]
+    pairs = zip(texts, times_ms[INPUT], times_ms[ARTIFACT], strict=True)
+    figures = ", ".join(f"{own:.2f} instead of {other:.2f} ms at {text}" for text, other, own in pairs)
     raise SpeedError(
         f"the artifact is slower than the model that came in ({figures}), in the fastest forms that were "
         f"found; the passes cost more time than they save here: leave some out, or accept it with {option}"

@@ -9,39 +9,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from sequence_models import CAUSAL, LAYERS, SEQ2SEQ, Writer, merge, prompt, written
+from sequence_models import LAYERS, NAMES, SEQ2SEQ, saved, text
 
 from graphcompress.errors import UnsupportedModelError
 from graphcompress.graph.model import Model
-
-TOKENS = 12
-
-
-@pytest.fixture(scope="session")
-def sequence_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Name → folder of a model; ``merged`` ones of t5 and whisper, in the layout of transformers.js."""
-    root = tmp_path_factory.mktemp("sequences")
-    for name in (*SEQ2SEQ, *CAUSAL):
-        written(name, root / name)
-    for name in ("t5", "whisper"):
-        files = root / f"{name}, merged" / "onnx"
-        shutil.copytree(root / name, files)
-        merge(files)
-    return {folder.name: folder for folder in root.iterdir()}
-
-
-NAMES = (*SEQ2SEQ, *CAUSAL, "t5, merged", "whisper, merged")
-
-
-def text(name: str, folder: Path) -> np.ndarray:
-    given, first = prompt(name.partition(",")[0])
-    return Writer(folder).greedy(given, first, TOKENS)
-
-
-def saved(model: Model, folder: Path) -> Path:
-    folder.mkdir(exist_ok=True)
-    model.save(folder if model.parts[0].prefix else folder / model.parts[0].path.name)
-    return folder
 
 
 def dims(values: Iterable[onnx.ValueInfoProto]) -> list[tuple[str, list[int | str]]]:

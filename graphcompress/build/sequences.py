@@ -1,0 +1,170 @@
+"""The artifact of a model of several files: every part is lowered for itself, and they run as one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphcompress.errors import UsageError
+from graphcompress.graph.joining import prefixes
+from graphcompress.graph.model import Model
+from graphcompress.graph.part_files import part_place, save_parts
+from graphcompress.graph.parts import Part, model_files, read_parts
+from graphcompress.graph.reading.model_file import read_model
+from graphcompress.graph.runtime import Feed, runner_of, session_of
+from graphcompress.graph.temporary import Temporary
+from graphcompress.measure.verify import Run
+from graphcompress.plugin.base import Context, Lowering, Target
+
+PARTS = "parts"
+"""Name in the record of a lowering: prefix of a part → where it lies, and what was recorded of it."""
+
+
+def lower_parts(target: Target, model: Model, folder: Path, ctx: Context) -> Lowering:
+    """Lower every part of ``model`` as ``target`` lowers any model, and write all into ``folder``.
+
+    Where the artifact of a part is one ONNX file, the parts have the names that they came in with and share
+    weights; else every part has a subfolder. What was pinned of an earlier build holds part by part.
+    """
+    pinned = ctx.pinned.get(str(target))
+    known = json.loads(pinned)[PARTS] if pinned is not None else {}
+    made: list[tuple[Part, Lowering]] = []
+    with Temporary(folder) as scratch:
+        places = {part.prefix: scratch / part.role for part in model.parts}
+        for part, one in model.separate():
+            places[part.prefix].mkdir()
+            own = {str(target): json.dumps(known[part.prefix])} if part.prefix in known else {}
+            given = dataclasses.replace(ctx, samples=None, pinned=own)
+            made.append((part, target.lower(one, places[part.prefix], given)))
+        side_by_side = all(_is_one_file(target, place) for place in places.values())
+        if side_by_side:
+            files = {part: places[part.prefix] / target.model_file for part, _ in made}
+            save_parts([(part, read_model(file)[0]) for part, file in files.items()], folder)
+        else:
+            for part, _ in made:
+                places[part.prefix].replace(folder / part.role)
+    found = [
+        (part, part_place(part).as_posix() if side_by_side else part.role, found) for part, found in made
+    ]
+    return _together(found)
+
+
+def _is_one_file(target: Target, folder: Path) -> bool:
+    """Whether the artifact in ``folder`` is one ONNX file, with nothing beside it but its weights."""
+    beside = {target.model_file, f"{target.model_file}.data"}
+    return target.model_file.endswith(".onnx") and {file.name for file in folder.iterdir()} <= beside
+
+
+def _together(made: Sequence[tuple[Part, str, Lowering]]) -> Lowering:
+    """What was done with all parts."""
+    notes: dict[str, list[str]] = {}
+    for part, _, found in made:
+        for note in found.notes:
+            notes.setdefault(note, []).append(_name(part))
+    texts = [
+        note if len(names) == len(made) else f"{', '.join(names)}: {note}" for note, names in notes.items()
+    ]
+    forms = [f"{_name(part)}: {found.forms}" for part, _, found in made if found.forms]
+    sizes = [found.deployed_bytes for _, _, found in made]
+    record = {part.prefix: {**found.record, "place": place} for part, place, found in made}
+    return Lowering(
+        tuple(texts),
+        proof=made[0][2].proof,
+        forms="; ".join(forms) or None,
+        deployed_bytes=None if None in sizes else sum(size or 0 for size in sizes),
+        details={PARTS: record},
+        measured=any(found.measured for _, _, found in made),
+    )
+
+
+def _name(part: Part) -> str:
+    return part.prefix.rstrip("/") or part.path.name
+
+
+# ---- run as one
+
+
+def artifact_run(target: Target, folder: Path, record: Mapping[str, Any]) -> Run:
+    """The artifact in ``folder`` on its runtime; ``record`` is that of its lowering."""
+    if PARTS not in record:
+        return target.session(folder)
+    return parts_run(target, folder, {prefix: own["place"] for prefix, own in record[PARTS].items()})
+
+
+def source_run(folder: Path) -> Run:
+    """The files of a model that writes sequences, each in a session of ONNX Runtime.
+
+    Raises:
+        UsageError: the folder holds no such files.
+    """
+    parts = read_parts(folder) if model_files(folder) else ()
+    if not parts:
+        raise UsageError(f"{folder} is neither an artifact nor the files of a model that writes sequences")
+    places = {prefix: part.path.relative_to(folder).as_posix() for part in parts for prefix in prefixes(part)}
+    opened = {place: runner_of(session_of(folder / place)) for place in dict.fromkeys(places.values())}
+    if len(places) == 1:
+        return opened[next(iter(places.values()))]
+    return together({prefix: opened[place] for prefix, place in places.items()}, _switches(folder, places))
+
+
+def fitted_run(model: Model, run: Run) -> Run:
+    """``run`` of what became of ``model``, for feeds of the model as it came in."""
+    return lambda feed: run(model.fitted(feed))
+
+
+def parts_run(target: Target, folder: Path, places: Mapping[str, str]) -> Run:
+    """A function of a feed for all parts: ``places`` says where each lies in ``folder``, by its prefix."""
+    opened: dict[str, Run] = {}
+    for place in dict.fromkeys(places.values()):
+        at = folder / place
+        opened[place] = target.session(at) if at.is_dir() else target.named(at.name).session(at.parent)
+    return together({prefix: opened[place] for prefix, place in places.items()}, _switches(folder, places))
+
+
+def together(runs: Mapping[str, Run], switches: Mapping[str, Callable[[Feed], Feed]]) -> Run:
+    """One function of what several read: each gets the inputs that begin with its prefix."""
+
+    def run(feed: Feed) -> dict[str, np.ndarray]:
+        found: dict[str, np.ndarray] = {}
+        for prefix, one in runs.items():
+            own = {
+                name.removeprefix(prefix): array for name, array in feed.items() if name.startswith(prefix)
+            }
+            answer = one(switches[prefix](own) if prefix in switches else own)
+            found.update({prefix + name: array for name, array in answer.items()})
+        return found
+
+    return run
+
+
+def _switches(folder: Path, places: Mapping[str, str]) -> dict[str, Callable[[Feed], Feed]]:
+    """What a merged decoder is given besides, for each of its two parts."""
+    if not any((folder / place).is_file() for place in places.values()):
+        return {}
+    merged = {part.path: part for part in read_parts(folder) if part.role == "decoder_merged"}
+    found = {}
+    for prefix, place in places.items():
+        part = merged.get(folder / place)
+        if part is not None:
+            found[prefix] = _switch(part, cached=prefix.startswith("step"))
+    return found
+
+
+def _switch(part: Part, *, cached: bool) -> Callable[[Feed], Feed]:
+    def switched(feed: Feed) -> Feed:
+        batch = len(next(iter(feed.values())))
+        whole = dict(feed)
+        for value in part.inputs:
+            if value.kind == "switch":
+                whole[value.name] = np.array([cached])
+            elif value.name not in whole:
+                sizes = [size if isinstance(size, int) else 1 for size in value.shape[1:]]
+                whole[value.name] = np.zeros([batch, *sizes], value.dtype)
+        return whole
+
+    return switched

@@ -1,0 +1,158 @@
+"""Feeds of models that write sequences: made by running the parts the way generation does.
+
+The encoder reads its input; the decoder reads the first tokens with what the encoder answered; a step reads
+one token more, with the keys and values that came out before. So a decoder sees past of real numbers and
+lengths.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphcompress.data.inputs import batch_axes, fixed_sizes, inputs_of
+from graphcompress.data.samples import Past, Sample, Samples
+from graphcompress.graph.model import Model
+from graphcompress.graph.parts import Part, links
+from graphcompress.graph.runtime import Feed, Runner
+
+Outputs = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Written:
+    """One sequence that a decoder reads: what was encoded, and the tokens up to a step.
+
+    Attributes:
+        source: what the encoder reads, without the batch; empty where there is none.
+        tokens: [length] token ids; the last of them is read by a step, those before it at once.
+    """
+
+    source: Sample
+    tokens: np.ndarray
+
+
+def sequence_samples(model: Model, written: Sequence[Written], *, synthetic: bool = False) -> Samples:
+    """A sample of all parts for each of ``written``.
+
+    Where one file reads the first tokens and takes the steps, there are two samples for each: a first pass
+    with no past, and a step.
+    """
+    feeds: list[Sample] = []
+    with Unroller(model) as unroller:
+        for each in written:
+            feeds.extend(unroller.feeds(each))
+    inputs = inputs_of(model)
+    return Samples(
+        feeds,
+        per_row=len(feeds) // max(1, len(written)),
+        synthetic=synthetic,
+        fixed=fixed_sizes(inputs),
+        axes=batch_axes(inputs),
+        past=pasts(model.parts),
+    )
+
+
+def pasts(parts: Sequence[Part]) -> tuple[Past, ...]:
+    """How the past of every part that has one is padded: in front, where the mask over it says."""
+    found = []
+    for part in parts:
+        own = {part.prefix + name: part.prefix + output for name, output in part.past}
+        mask = part.input("mask")
+        if own:
+            found.append(Past(own, None if mask is None else part.prefix + mask))
+    return tuple(found)
+
+
+class Unroller:
+    """Runs the parts of a model one after the other; use as a context manager."""
+
+    def __init__(self, model: Model) -> None:
+        self._stack = contextlib.ExitStack()
+        separate = model.separate()
+        self.parts = {part.role: part for part, _ in separate}
+        self._runs = {part.role: self._stack.enter_context(Runner(one)) for part, one in separate}
+        self._links = links(tuple(self.parts.values()))
+        # The sizes of a cache as they are now, which a pass may have cut.
+        self._read = {part.role: inputs_of(one) for part, one in separate}
+
+    def __enter__(self) -> Unroller:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def feeds(self, written: Written) -> Iterator[Sample]:
+        """The sample, or the two samples, of one sequence."""
+        rest = {name: array[None] for name, array in written.source.items()}
+        encoder = self.parts.get("encoder")
+        answers: dict[str, Outputs] = {}
+        whole: dict[str, np.ndarray] = {}
+        if encoder is not None:
+            answers["encoder"] = self._runs["encoder"](rest)
+            whole |= _prefixed(encoder, rest)
+        step = self.parts.get("decoder_with_past")
+        tokens = written.tokens[None]
+        cut = tokens.shape[1] - (step is not None)
+        first = self.parts.get("decoder") or step
+        if first is None:
+            return
+        feed = self._feed(first, tokens[:, :cut], 0, rest, answers)
+        answers[first.role] = self._runs[first.role](feed)
+        whole |= _prefixed(first, feed)
+        if step is None:
+            yield _without_batch(whole)
+            return
+        after = self._feed(step, tokens[:, cut:], cut, rest, answers)
+        if first is step:
+            yield _without_batch(whole)
+            yield _without_batch(_prefixed(step, after))
+            return
+        yield _without_batch(whole | _prefixed(step, after))
+
+    def _feed(
+        self, part: Part, ids: np.ndarray, done: int, source: Feed, answers: Mapping[str, Outputs]
+    ) -> dict[str, np.ndarray]:
+        """What ``part`` reads at the tokens ``ids`` [1, length] after ``done`` others."""
+        total = done + ids.shape[1]
+        ranges = {"ids": ids, "positions": np.arange(done, total)[None], "mask": np.ones((1, total))}
+        feed: dict[str, np.ndarray] = {}
+        for value in part.inputs:
+            if value.kind in ranges:
+                found = ranges[value.kind]
+            elif value.kind == "cache_positions":
+                found = np.arange(done, total)
+            elif value.kind == "encoder_mask":
+                found = _mask(source)
+            else:
+                found = self._handed(part, value.name, answers)
+            feed[value.name] = np.asarray(found, value.dtype)
+        return feed
+
+    def _handed(self, part: Part, name: str, answers: Mapping[str, Outputs]) -> np.ndarray:
+        """What an earlier part or step returned for the input ``name``; without any, past of no length."""
+        given = [
+            answers[source.role][output]
+            for (source, output), (target, wanted) in ((link.source, link.target) for link in self._links)
+            if target.role == part.role and wanted == name and source.role in answers
+        ]
+        if given:
+            return given[-1]
+        value = self._read[part.role][name]
+        sizes = [size if isinstance(size, int) else 0 for size in list(value.shape or ())[1:]]
+        return np.zeros([1, *sizes], value.dtype.numpy() if value.dtype else np.float32)
+
+
+def _mask(source: Feed) -> np.ndarray:
+    return next(array for name, array in source.items() if "mask" in name)
+
+
+def _prefixed(part: Part, feed: Feed) -> dict[str, np.ndarray]:
+    return {part.prefix + name: array for name, array in feed.items()}
+
+
+def _without_batch(feed: Feed) -> dict[str, np.ndarray]:
+    return {name: array[0] for name, array in feed.items()}

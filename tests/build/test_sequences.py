@@ -1,0 +1,70 @@
+"""Artifacts of models of several files: the same files, which run as one, and a configuration that fits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sequence_models import HEADS, text
+
+from graphcompress.build.opening import described, session
+from graphcompress.build.optimize import optimize
+from graphcompress.data.made_up import varied_samples
+from graphcompress.errors import InvalidModelError
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import Runner
+from graphcompress.measure.verify import compare
+
+TARGET = "cpu{measure=false}"
+
+
+def built(folder: Path, output: Path, passes: str) -> Path:
+    allow = ("prune",) if "prune" in passes else ()
+    return optimize(folder, passes=passes, target=TARGET, output=output, allow=allow).output
+
+
+@pytest.mark.parametrize("name", ["marian", "t5, merged", "llama"])
+def test_an_artifact_has_the_files_that_came_in_and_writes_the_same_text(
+    name: str, sequence_folders, tmp_path
+) -> None:
+    folder = sequence_folders[name]
+    artifact = built(folder, tmp_path / "out", "simplify")
+    files = {file.relative_to(folder) for file in folder.rglob("*") if file.is_file()}
+    assert all((artifact / file).is_file() for file in files)
+    assert np.array_equal(text(name, artifact), text(name, folder))
+
+
+@pytest.mark.parametrize("name", ["marian", "t5, merged"])
+def test_parts_of_an_artifact_run_as_one(name: str, sequence_folders, tmp_path) -> None:
+    folder = sequence_folders[name]
+    artifact = built(folder, tmp_path / "out", "simplify")
+    samples = varied_samples(described(folder), count=3)
+    feeds = list(samples.batches(2))
+    with Runner(Model.load(folder)) as run:
+        reference = [run(feed) for feed in feeds]
+    for path in (folder, artifact):
+        assert compare(reference, session(path), feeds).max_relative_error < 1e-4
+
+
+def test_the_configuration_says_what_was_cut(sequence_folders, tmp_path) -> None:
+    artifact = built(sequence_folders["t5"], tmp_path / "out", "prune{ffn=0.25 heads=0.25}")
+    config = json.loads((artifact / "config.json").read_text(encoding="utf-8"))
+    assert (config["num_heads"], config["d_ff"]) == (HEADS - 1, 48)
+
+
+def test_a_head_size_that_the_configuration_cannot_say_is_told(sequence_folders, tmp_path) -> None:
+    artifact = built(sequence_folders["gpt2"], tmp_path / "out", "prune{heads=0.25}")
+    report = (artifact / "report.md").read_text(encoding="utf-8")
+    assert "config.json has no name for the head size 8" in report
+
+
+def test_a_folder_that_lacks_a_part_is_refused_before_the_work(sequence_folders, tmp_path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(sequence_folders["bart"], folder)
+    (folder / "decoder_model.onnx").unlink()
+    with pytest.raises(InvalidModelError, match="no part returns what its input 'past_key_values"):
+        optimize(folder, passes="int8", target=TARGET, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

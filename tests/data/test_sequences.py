@@ -1,0 +1,92 @@
+"""Feeds of models that write: made by running the parts, padded in front, in batches that fit."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from sequence_models import CAUSAL, HEADS, NAMES, VOCABULARY, WIDTH, made
+
+from graphcompress.data.load import load_samples
+from graphcompress.data.made_up import synthetic_samples, varied_samples
+from graphcompress.data.samples import Past, Samples
+from graphcompress.graph.model import Model
+from graphcompress.graph.runtime import Runner
+from graphcompress.measure.verify import batch_invariance
+
+
+def test_past_is_padded_in_front_and_the_mask_says_so() -> None:
+    def sample(past: int, new: int) -> dict[str, np.ndarray]:
+        return {
+            "ids": np.full(new, 7),
+            "mask": np.ones(past + new, np.int64),
+            "past": np.full((2, past, 3), 5.0),
+        }
+
+    samples = Samples([sample(3, 1), sample(1, 2)], past=(Past({"past": "present"}, "mask"),))
+    feed = samples.batch([0, 1])
+    assert feed["mask"].tolist() == [[1, 1, 1, 1, 0], [0, 0, 1, 1, 1]]
+    assert feed["ids"].tolist() == [[7, 0], [7, 7]]
+    assert feed["past"][1, 0, :, 0].tolist() == [0, 0, 5]
+    assert samples.fronts(1, [0, 1]) == {"present": 2}
+
+
+def test_without_a_mask_past_of_one_length_runs_together() -> None:
+    feeds = [{"past": np.zeros((2, length, 3))} for length in (3, 1, 3, 1, 3)]
+    samples = Samples(feeds, past=(Past({"past": "present"}),))
+    assert list(samples.indices(2)) == [[0, 2], [4], [1, 3]]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_untouched_model_answers_the_same_in_a_batch(name: str, sequence_folders) -> None:
+    model = Model.load(sequence_folders[name])
+    with Runner(model) as run:
+        found = batch_invariance(run, varied_samples(model))
+    assert found.changed == 0
+    assert found.max_relative_error < 1e-5
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_one_file_gets_first_passes_with_no_past_and_steps(name: str, sequence_folders) -> None:
+    samples = synthetic_samples(Model.load(sequence_folders[name]), count=2, length=5)
+    shapes = [(feed["input_ids"].shape, feed["past_key_values.0.key"].shape) for feed in samples.feeds]
+    assert shapes == 2 * [((5,), (HEADS, 0, WIDTH)), ((1,), (HEADS, 5, WIDTH))]
+
+
+def test_past_is_what_the_model_makes_of_the_tokens(sequence_folders) -> None:
+    """The oracle is PyTorch: what it scores after all tokens at once is what the step scores."""
+    import torch
+
+    folder, length = sequence_folders["llama"], 6
+    model = Model.load(folder)
+    first, step = synthetic_samples(model, count=1, length=length).feeds
+    with Runner(model) as run:
+        scores = run({name: array[None] for name, array in step.items()})["logits"][0, -1]
+    ids = torch.from_numpy(np.concatenate([first["input_ids"], step["input_ids"]]))[None]
+    with torch.no_grad():
+        expected = made("llama")(ids).logits[0, -1].numpy()
+    assert np.abs(scores - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_an_empty_past_in_a_file_of_samples(sequence_folders, tmp_path) -> None:
+    model = Model.load(sequence_folders["gpt2"])
+    rows = []
+    for past, new in ((0, 4), (3, 1)):
+        cache = {
+            f"past_key_values.{n}.{kind}": np.zeros((HEADS, past, WIDTH)).tolist()
+            for n in (0, 1)
+            for kind in ("key", "value")
+        }
+        ids = {
+            "input_ids": [1] * new,
+            "attention_mask": [1] * (past + new),
+            "position_ids": list(range(past, past + new)),
+        }
+        rows.append(json.dumps({**ids, **cache}))
+    path = tmp_path / "samples.jsonl"
+    path.write_text("\n".join(rows), encoding="utf-8")
+    samples = load_samples(path, model)
+    with Runner(model) as run:
+        assert run(samples.batch([0, 1]))["logits"].shape == (2, 4, VOCABULARY)
+        assert batch_invariance(run, samples).changed == 0
