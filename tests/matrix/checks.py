@@ -186,7 +186,8 @@ def dead_units_go(subject: Subject) -> Answer:
         expected = run(silent, subject.feeds)
         record = Prune(round_to=1).run(silent, Context())
         _at_most(largest_error(expected, run(silent, subject.feeds)), limit)
-        left = {group.name: group.size for group in couplings(silent)}
+        left = dict.fromkeys(keeps, 1)  # what one unit is left of is no group any more
+        left |= {group.name: group.size for group in couplings(silent) if group.kind in (FFN, HEAD)}
         gone += sum(group.size - left[group.name] for group in groups)
         why = {item.name: item.reason for item in record.skipped}
         for name, keep in keeps.items() if side != "producers" else ():
