@@ -70,6 +70,10 @@ class Attached:
         """A term that is added to the loss of every step, as large as it is to count; None: none, ever."""
         return None
 
+    def summed(self) -> Sequence[torch.Tensor]:
+        """Sums that the student takes while it runs on a batch: those of all processes are added."""
+        return ()
+
     def after_step(self, step: Step) -> None:
         """Called after every optimiser step, before an evaluation: parameters go back into their limits."""
 

@@ -172,7 +172,9 @@ class Trainer:
         names = [*self._term_names(), *own]
         # The names are the same in all processes, so that one vector of sums fits them.
         sums = torch.stack([totals.get(name, torch.zeros((), device=self.given.device)) for name in names])
-        group.add_up([*(p.grad for p in self.parameters if p.grad is not None), sums])
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        own_sums = [each for attached in self.instruments.values() for each in attached.summed()]
+        group.add_up([*gradients, sums, *own_sums])
         return dict(zip(names, sums.tolist(), strict=True))
 
     def _backward(self, terms: Mapping[str, torch.Tensor]) -> None:

@@ -17,10 +17,12 @@ from graphcompress.passes.blockprune.scattered import fill, store_sparse
 from graphcompress.passes.blockprune.speed import costs, gained
 from graphcompress.plugin.base import Context, Contract, Lossy, Pass, Record, Training
 from graphcompress.plugin.extras import needs_torch
-from graphcompress.plugin.options import option
+from graphcompress.plugin.options import build, option, split_calls
+from graphcompress.plugin.registry import INSTRUMENTS
 from graphcompress.rewrite.rewriter import Rewriter
 
 if TYPE_CHECKING:
+    from graphcompress.plugin.instrument import Instrument
     from graphcompress.training.instruments.score_masks.score_masks import ScoreMasks
     from graphcompress.training.settings import Settings
 
@@ -101,6 +103,7 @@ class BlockPrune(Pass):
     evaluations: int = option(8, "times that the student is evaluated", minimum=1)
     bf16: bool = option(False, "run in bfloat16 where that is safe (fast with AMX or on GPUs)")
     checkpointing: bool = option(False, "keep only what goes from layer to layer: less memory, more time")
+    instruments: str = option("", 'others to train with, as in "a,b{x=1}"; see graphcompress instruments')
     only: str = option("*", "glob over the names of the weights that are masked")
 
     def __post_init__(self) -> None:
@@ -172,11 +175,16 @@ class BlockPrune(Pass):
         named: dict[str, Any] = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(Settings)
-            if hasattr(self, field.name) and field.name not in ("only", "ffn")
+            if hasattr(self, field.name) and field.name not in ("only", "ffn", "instruments")
         }
         rest: dict[str, Any] = {"ffn": 0.0, "scores": 0.0, "embedding": 0.0, "only": "*", "patience": 0}
         rest |= {"decay": "linear", "weight_decay": 0.01, "clip": 1.0, "answer_loss": "auto"}
-        return Settings(**named, **rest, instruments=(self.masks(density),))
+        return Settings(**named, **rest, instruments=(self.masks(density), *self._others()))
+
+    def _others(self) -> tuple[Instrument, ...]:
+        """The instruments that are asked for beside the masks."""
+        calls = split_calls(self.instruments)
+        return tuple(build(INSTRUMENTS.find(name), name, options) for name, options in calls)
 
     def run(self, model: Model, ctx: Context) -> Record:
         """Train with masks, cut, and train on where zeros are filled.
@@ -199,7 +207,7 @@ class BlockPrune(Pass):
 
         before = rw.model.clone()
         masks = self._target(rw)
-        settings = dataclasses.replace(self.settings(0.5), instruments=(masks,))
+        settings = dataclasses.replace(self.settings(0.5), instruments=(masks, *self._others()))
         names = [site.weight.name or "" for site in layout(rw.model, masks.grains, self.only).sites]
         if obstacle := masks.obstacle(settings.steps_for(len(training.divided()[0]))):
             rw.note(obstacle)

@@ -357,6 +357,7 @@ ELSEWHERE = {
     "blockprune.fill": "test_filled_weights_are_dense_and_as_many_as_asked_for",
     "blockprune.flat": "test_threshold_and_penalty_rise_as_a_cubic_between_a_flat_start_and_a_cool_down",
     "blockprune.hidden": "test_hidden_states_do_not_train_scores_where_they_are_kept_apart",
+    "blockprune.instruments": "test_operators_become_plain_while_masks_are_learned",
     "blockprune.labels": "test_the_options_of_a_training_arrive_in_its_settings",
     "blockprune.lr": "test_the_options_of_a_training_arrive_in_its_settings",
     "blockprune.only": "test_a_shared_score_learns_from_the_rows_of_one_weight_and_the_columns_of_the_other",

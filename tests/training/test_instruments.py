@@ -200,7 +200,12 @@ def test_the_loop_names_no_instrument() -> None:
     folder = Path(loop.__file__).parent
     places = (folder / "instruments").iterdir()
     names = [path.stem for path in places if not path.stem.startswith("__")]
-    assert sorted(names) == ["learned_scales", "pair_limits", "score_masks"]
+    assert sorted(names) == [
+        "learned_scales",
+        "pair_limits",
+        "plain_operators",
+        "score_masks",
+    ]
     for path in folder.glob("*.py"):
         text = path.read_text(encoding="utf-8")
         assert not [name for name in names if name in text or name.replace("_", "-") in text], path

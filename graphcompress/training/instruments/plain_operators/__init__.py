@@ -1,0 +1,1 @@
+"""plain-operators: affine maps in place of normalisations, ReLU in place of GELU."""
