@@ -164,5 +164,6 @@ class Distill(Pass):
             f"{result.label} {result.start:.4f} → {result.best:.4f}, "
             f"the best after step {result.best_step:,} of {result.steps:,}"
         )
+        rw.curve(result.label, result.history)
         if result.best_step == result.steps:
             rw.note("the last evaluation was the best: more epochs would bring more")

@@ -49,4 +49,8 @@ def test_the_notebook_goes_from_a_checkpoint_to_an_artifact() -> None:
         "distill",
         "int8",
     ]
+    (points,) = report.manifest["passes"][2]["curves"].values()  # type: ignore[attr-defined]
+    assert [step for step, _ in points] == sorted(step for step, _ in points)
+    assert points[0][0] == 0
+    assert 'aria-label="agreement with the original while training"' in report.html  # type: ignore[attr-defined]
     assert named["artifact"].score.value > 0.8  # type: ignore[attr-defined]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from threadpoolctl import threadpool_limits
 
@@ -36,7 +36,7 @@ class PassRecord:
 
     Attributes:
         text: the pass as a user would type it.
-        touched, skipped, notes: as the pass reported them.
+        touched, skipped, notes, curves: as the pass reported them.
         size: of the model after it.
         step: outputs against the model before this pass; of a pass that trains, against the model before the
             first lossy pass that awaits it.
@@ -60,6 +60,7 @@ class PassRecord:
     exact: bool = False
     score: Score | None = None
     drop: Drop | None = None
+    curves: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
 
 
 class Pipeline:
@@ -223,6 +224,7 @@ def _run_pass(
         coverage=account.coverage(model, done),
         broken=judge(judged, change, allow, rounding(model), ctx.training),
         exact=isinstance(step.contract, Exact),
+        curves=done.curves,
     )
 
 

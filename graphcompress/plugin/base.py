@@ -175,11 +175,15 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Record:
-    """What a pass did: the weights that it rewrote, the things that it left alone, and notes for the user."""
+    """What a pass did: the weights that it rewrote, the things that it left alone, and notes for the user.
+
+    ``curves`` hold what was evaluated while something was learned: its name → steps and values.
+    """
 
     touched: tuple[Touched, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
+    curves: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import onnx_ir as ir
@@ -34,6 +34,7 @@ class Rewriter:
         self.touched: list[Touched] = []
         self.skipped: list[Skipped] = []
         self.notes: list[str] = []
+        self.curves: dict[str, tuple[tuple[int, float], ...]] = {}
         self._names: set[str | None] = set()  # all names in the model, once one has to be unlike them
 
     def __enter__(self) -> Rewriter:
@@ -59,10 +60,14 @@ class Rewriter:
         """Tell the user something about this run of the pass, such as what a stronger setting would bring."""
         self.notes.append(text)
 
+    def curve(self, label: str, points: Iterable[tuple[int, float]]) -> None:
+        """Tell what was evaluated while something was learned: the step, and the value."""
+        self.curves[label] = tuple(points)
+
     @property
     def record(self) -> Record:
         """All that was recorded so far; what a pass returns."""
-        return Record(tuple(self.touched), tuple(self.skipped), tuple(self.notes))
+        return Record(tuple(self.touched), tuple(self.skipped), tuple(self.notes), dict(self.curves))
 
     # ---- making
 

@@ -44,6 +44,7 @@ class Outcome:
         start, best: what the evaluation gave before the first step and after ``best_step``.
         label: what is evaluated.
         terms: the loss terms of the last steps.
+        history: the step of every evaluation, and what it gave.
     """
 
     steps: int
@@ -52,6 +53,7 @@ class Outcome:
     best: float
     label: str
     terms: dict[str, float]
+    history: tuple[tuple[int, float], ...]
 
 
 class Trainer:
@@ -85,6 +87,7 @@ class Trainer:
         self.best: dict[str, Any] = {}
         self.start = math.nan
         self.terms: dict[str, float] = {}
+        self.history: list[tuple[int, float]] = []
 
     def run(self) -> Outcome:
         """Train; the student then has the best weights that were evaluated.
@@ -109,7 +112,15 @@ class Trainer:
         self._report(clock, done=True)
         self._save()
         self._take(self.best)
-        return Outcome(self.step, self.best["step"], self.start, self.best["score"], self.label, self.terms)
+        return Outcome(
+            self.step,
+            self.best["step"],
+            self.start,
+            self.best["score"],
+            self.label,
+            self.terms,
+            tuple(self.history),
+        )
 
     @property
     def label(self) -> str:
@@ -210,6 +221,7 @@ class Trainer:
         with self._advice_when_out_of_memory():
             score = self.group.from_first(self.evaluation() if self.group.rank == 0 else 0.0)
         _LOG.info("step %d of %d: %s %.4f, %s", self.step, self.steps, self.label, score, self._shown_terms())
+        self.history.append((self.step, score))
         may_end = all(attached.may_end(self._now) for attached in self.instruments.values())
         if self._is_best(score, may_end):
             state = self._state()
@@ -254,6 +266,7 @@ class Trainer:
                 "since_best": self.since_best,
                 "start": self.start,
                 "terms": self.terms,
+                "history": self.history,
             }
         )
 
@@ -265,6 +278,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best, self.since_best = state["step"], state["best"], state["since_best"]
         self.start, self.terms = state["start"], state["terms"]
+        self.history = [(int(step), float(score)) for step, score in state.get("history", [])]
         _LOG.info("goes on at step %d of %d, where an earlier run was interrupted", self.step, self.steps)
 
     # ---- what can go wrong

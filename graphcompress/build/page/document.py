@@ -177,7 +177,7 @@ def curve_charts(charts: Charts, manifest: Manifest) -> list[Markup]:
             f"{label} while training", [f"{step:,.0f}" for step, _ in points], {"": [y for _, y in points]}
         )
         for record in manifest["passes"]
-        for label, points in record.get("curves", {}).items()
+        for label, points in record["curves"].items()
     ]
 
 

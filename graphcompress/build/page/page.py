@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphcompress.analysis.parameters import BESIDE_WEIGHTS
 from graphcompress.build.page import document
 from graphcompress.build.page.charts import Charts
 from graphcompress.build.report import count, decibels, size
@@ -85,5 +86,10 @@ def _rendered(template: str, **values: object) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"bytes": size, "count": count, "db": decibels}
+    environment.filters |= {"bytes": size, "count": count, "db": decibels, "alone": _left_alone}
     return environment.get_template(template).render(**values)
+
+
+def _left_alone(skipped: Sequence[Manifest]) -> int:
+    """How many weights and groups were left alone, as the screen counts them."""
+    return sum(one["reason"] not in BESIDE_WEIGHTS for one in skipped)
