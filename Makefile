@@ -2,6 +2,7 @@
 # make test   style, types, tests
 # make docs   writes docs/fx.md and the pages of all that can be added (docs/passes.md, targets, tasks, metrics, instruments) anew
 # make site   builds docs/ as a site in build/site
+# make writers exports every architecture that writes, decoders apart and merged, and compares what it writes; takes minutes
 # make matrix runs every architecture, exporter and check, and writes docs/support.md and support-cells.md; takes hours, goes on when stopped, MATRIX="--only bert" for a part
 # make fuzz   runs random models through everything, and reduces what fails; FUZZ="--seeds 0:10000" for more of them
 # make attack runs the command line on hostile files, kills it, and takes away what it stands on
@@ -20,7 +21,7 @@ PROOFS ?= all
 # The package as it is installed: mypy knows nothing of package-dir, by which passes/ is graphcompress.passes.
 TYPED = $(VENV)/typed/graphcompress
 
-.PHONY: demo test proofs engines docs site matrix fuzz attack clean
+.PHONY: demo writers test proofs engines docs site matrix fuzz attack clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python examples/demo.py
@@ -32,6 +33,9 @@ test: $(VENV)/.installed-dev
 	ln -s $(CURDIR)/graphcompress/* $(CURDIR)/passes $(CURDIR)/targets $(TYPED)
 	MYPYPATH=$(dir $(TYPED)) $(BIN)/mypy -p graphcompress
 	$(BIN)/pytest -n 2
+
+writers: $(VENV)/.installed-dev
+	GRAPHCOMPRESS_WRITERS=1 $(BIN)/pytest -n 2 tests/capturing/test_writing.py
 
 proofs: $(VENV)/.installed-dev
 	GRAPHCOMPRESS_PROOFS=$(PROOFS) $(BIN)/pytest -n 0 -rs tests/targets/mobile/edge

@@ -106,7 +106,7 @@ PLAN: dict[str, str] = {
     "generation": "errors graph plugin analysis data",
     "measure": "errors numerics graph plugin analysis data generation",
     "fx": "errors numerics graph plugin analysis rewrite rules",
-    "capturing": "errors graph plugin data measure",
+    "capturing": "errors graph plugin data generation measure",
     "training": "errors numerics graph plugin analysis coupling cutting rewrite data measure fx",
     "pipeline": "errors numerics graph plugin analysis coupling rewrite rules data measure",
     "build": "errors numerics graph plugin analysis coupling rewrite rules data measure capturing training"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,17 @@ from graphcompress.capturing.module import DEFAULT_OPSET, output_names, translat
 from graphcompress.capturing.traceable import Traceable, default_axes
 from graphcompress.data.tokenizer_files import TOKENIZER_FILES, copy_tokenizer
 from graphcompress.errors import InvalidModelError, UnsupportedModelError, UsageError
+from graphcompress.graph.joining import part_of_model
+from graphcompress.graph.model import Model
+from graphcompress.graph.part_files import merged_part, save_parts
+from graphcompress.graph.runtime import Runner
 from graphcompress.graph.temporary import Temporary
-from graphcompress.graph.together import write_together
 from graphcompress.plugin.extras import needs_torch
 
 if TYPE_CHECKING:
     pass
+
+logger = logging.getLogger(__name__)
 
 
 def export(
@@ -30,6 +36,7 @@ def export(
     opset: int = DEFAULT_OPSET,
     outputs: Sequence[str] | None = None,
     past: bool = True,
+    merged: bool = False,
     overwrite: bool = False,
 ) -> Path:
     """Write the checkpoint ``source`` (a folder, or a name on the hub) to ``path`` as ONNX, checked.
@@ -39,7 +46,8 @@ def export(
 
     In a folder a model that writes has the parts that optimum gives it: ``encoder_model.onnx``,
     ``decoder_model.onnx`` and ``decoder_with_past_model.onnx``, or ``model.onnx`` for a decoder alone;
-    weights that several of them read are stored once. Without ``past`` no keys and values are read or
+    weights that several of them read are stored once. ``merged`` makes the two decoders one file with an If,
+    ``decoder_model_merged.onnx``. Without ``past`` no keys and values are read or
     returned. One file for both an encoder and a decoder has none either: it is for whole texts. Any other
     model is the file, or ``model.onnx`` in the folder.
 
@@ -69,10 +77,13 @@ def export(
         _refuse_random(source, loaded, parts)
         (path.parent if single else path).mkdir(parents=True, exist_ok=True)
         with Temporary(path.parent) as folder:
-            names = [path.name] if single else list(parts)
-            _write(dict(zip(names, parts.values(), strict=True)), folder, opset)
+            named = dict(zip([path.name], parts.values(), strict=True)) if single else parts
+            _write(named, folder, opset, merged=merged)
             _copy_files(source, loaded, folder)
-            _put(folder, path.parent if single else path, last=names[-1], overwrite=overwrite)
+            if not single:
+                _check_writing(loaded.module, parts, folder, str(source))
+            last = path.name if single else sorted(folder.glob("*.onnx"))[0].name
+            _put(folder, path.parent if single else path, last=last, overwrite=overwrite)
     return path
 
 
@@ -88,14 +99,38 @@ def _refuse_taken(path: Path, *, overwrite: bool) -> None:
         raise UsageError(f"{path} exists; choose another name with -o, or replace it with --overwrite")
 
 
-def _write(parts: Mapping[str, Traceable], folder: Path, opset: int) -> None:
+def _write(parts: Mapping[str, Traceable], folder: Path, opset: int, *, merged: bool) -> None:
     """Translate every part, write them together and check each."""
-    models = {}
+    from graphcompress.capturing.writing import DECODER, DECODER_MERGED, DECODER_WITH_PAST
+
+    models = {name: _translated(part, opset) for name, part in parts.items()}
+    found = {name: part_of_model(Path(name), model) for name, model in models.items()}
+    files = {name: replace(part, path=folder / name) for name, part in found.items()}
+    if merged and DECODER_WITH_PAST in parts:
+        whole = merged_part(Path(DECODER_MERGED), found[DECODER], found[DECODER_WITH_PAST])
+        for name in (DECODER, DECODER_WITH_PAST):
+            found[name] = replace(found[name], path=whole.path, whole=whole)
+            files[name] = replace(whole, path=folder / whole.path)
+    save_parts([(found[name], model) for name, model in models.items()], folder)
+    models.clear()  # weights that folding has made are read from the files from here on
     for name, part in parts.items():
-        models[name] = _translated(part, opset)
-    write_together(models, folder)
-    for name, part in parts.items():
-        check(part, output_names(part), folder / name)
+        # The weights are mapped from the file: ONNX Runtime would hold a copy of them beside PyTorch's.
+        with Runner(Model.load(files[name].path)) as run:
+            check(part, output_names(part), files[name], run, switch=name == DECODER_WITH_PAST)
+
+
+def _check_writing(module: Any, parts: Mapping[str, Traceable], folder: Path, name: str) -> None:  # noqa: ANN401
+    """Let the whole write, where it does."""
+    from graphcompress.capturing.generating import check_generation
+    from graphcompress.capturing.writing import ENCODER, prompts_of, writes
+
+    if not writes(module):
+        return
+    feed = parts[ENCODER].feed if ENCODER in parts else prompts_of(module)
+    try:
+        check_generation(module, feed, folder, name)
+    except UnsupportedModelError as error:
+        logger.warning("%s: its parts are checked, but not what it writes as a whole: %s", name, error)
 
 
 def _translated(what: Traceable, opset: int) -> Any:  # noqa: ANN401 - an onnx_ir model

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from graphcompress.capturing.traceable import BATCH_AXIS, LENGTH_AXIS, PAST_AXIS, Traceable, resized, sizes_of
 from graphcompress.errors import ContractError
-from graphcompress.graph.runtime import session_of
+from graphcompress.graph.parts import Part
+from graphcompress.graph.runtime import Runner
 from graphcompress.measure.verify import output_difference
 
 if TYPE_CHECKING:
@@ -20,19 +20,30 @@ TOLERANCE = 1e-4
 """Largest difference to PyTorch, as a share of the largest entry of the output."""
 
 
-def check(what: Traceable, names: Sequence[str], path: Path) -> None:
-    """Run the file at ``path`` and the module on the example and on feeds of other sizes, and compare.
+def check(what: Traceable, names: Sequence[str], part: Part, run: Runner, *, switch: bool = False) -> None:
+    """Run what was written and the module on the example and on feeds of other sizes, and compare.
+
+    ``part`` says what ``run`` reads. ``switch`` is what a merged decoder is told: whether to run the branch
+    for steps.
 
     Raises:
         ContractError: an output differs by more than ``TOLERANCE`` of its largest entry.
     """
-    session = session_of(path, prepack=False)
-    taken = {value.name for value in session.get_inputs()}
     for feed in other_sizes(what):
         expected = what.run(feed)
-        arrays = {name: tensor.numpy() for name, tensor in feed.items() if name in taken}
-        for name, actual in zip(names, session.run(list(names), arrays), strict=True):
-            _compare(what.name, name, expected[name].numpy(), actual, feed)
+        actual = run(_whole_feed(part, feed, switch=switch))
+        for name in names:
+            _compare(what.name, name, expected[name].numpy(), actual[name], feed)
+
+
+def _whole_feed(part: Part, feed: Mapping[str, torch.Tensor], *, switch: bool) -> dict[str, np.ndarray]:
+    """What the file reads; of a merged decoder also what the other branch reads, which is empty."""
+    found = {value.name: feed[value.name].numpy() for value in part.inputs if value.name in feed}
+    for value in part.inputs:
+        sizes = [size if isinstance(size, int) else 0 for size in value.shape]
+        empty = np.full(sizes, switch) if value.kind == "switch" else np.zeros(sizes, value.dtype)
+        found.setdefault(value.name, empty)
+    return found
 
 
 def other_sizes(what: Traceable) -> Iterator[dict[str, torch.Tensor]]:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
+import copy
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
 from graphcompress.capturing.comparison import check
 from graphcompress.capturing.traceable import Axes, Traceable, default_axes, terms
 from graphcompress.errors import UnsupportedModelError, UsageError
+from graphcompress.graph.joining import part_of_model
 from graphcompress.graph.match import module_path
 from graphcompress.graph.model import Model
+from graphcompress.graph.part_files import save_parts
+from graphcompress.graph.runtime import Runner
 from graphcompress.graph.temporary import Temporary
-from graphcompress.graph.together import write_together
 from graphcompress.plugin.extras import needs_torch
 
 if TYPE_CHECKING:
@@ -31,7 +34,7 @@ without conversion."""
 
 def capture(
     module: torch.nn.Module,
-    example_inputs: Mapping[str, torch.Tensor] | Sequence[torch.Tensor],
+    example_inputs: Mapping[str, Any] | Sequence[Any],
     *,
     dynamic_axes: Mapping[str, Axes] | None = None,
     outputs: Sequence[str] | None = None,
@@ -39,11 +42,16 @@ def capture(
 ) -> Model:
     """A Model of ``module`` (any ``nn.Module``, also a ``torch.fx.GraphModule``), its outputs checked.
 
-    Traced with ``torch.export`` in evaluation mode and translated to ONNX. ``example_inputs`` are tensors by
-    argument name, or in the order of the arguments. Dynamic are, unless ``dynamic_axes`` says otherwise
-    (input name → axis → name of the size), the first axis of every input and the second one of token ids
-    and of [batch, sequence, features]. Outputs are named as the module names them (a mapping or a Hugging
-    Face output), else ``output``, or ``output_0``, ``output_1``, …; ``outputs`` chooses some of them.
+    Traced with ``torch.export`` in evaluation mode and translated to ONNX. ``example_inputs`` are by argument
+    name, or in the order of the arguments: tensors, or caches of transformers (``DynamicCache``,
+    ``EncoderDecoderCache``), tuples and mappings of tensors, each tensor of which is an input under a name
+    such as ``past_key_values.0.key``.
+
+    Dynamic are, unless ``dynamic_axes`` says otherwise (input name → axis → name of the size, ``past +
+    sequence`` for a sum), the first axis of every input, the second one of token ids and of [batch, sequence,
+    features], and the third one of keys and values. Outputs are named as the module names them (a mapping or
+    a Hugging Face output), else ``output``, or ``output_0``, ``output_1``, …, and those of a cache
+    ``present.0.key``; ``outputs`` chooses some of them.
 
     Raises:
         MissingExtraError: torch is not installed.
@@ -52,13 +60,14 @@ def capture(
         ContractError: the ONNX model answers other than the module, also at other batch sizes and lengths.
     """
     needs_torch("capture of a PyTorch module")
-    feed = _two_rows(_by_name(module, example_inputs))
-    axes = default_axes(feed) if dynamic_axes is None else dynamic_axes
+    from graphcompress.capturing.given import traceable
+
+    what = traceable(module, example_inputs)
+    axes = default_axes(what.feed) if dynamic_axes is None else dynamic_axes
     folder = Temporary()
     try:
         with evaluating(module):
-            translate(Traceable(module, feed, axes, outputs), folder.path / "model.onnx", opset)
-        model = Model.load(folder.path / "model.onnx")
+            model = translate(replace(what, axes=axes, outputs=outputs), folder.path / "model.onnx", opset)
     except BaseException:
         folder.remove()
         raise
@@ -66,16 +75,23 @@ def capture(
     return model
 
 
-def translate(what: Traceable, path: Path, opset: int = DEFAULT_OPSET) -> None:
+def translate(what: Traceable, path: Path, opset: int = DEFAULT_OPSET) -> Model:
     """Write ``what`` to ``path`` as ONNX (weights beside it when they are large), its outputs checked.
+
+    The model is read from that file.
 
     Raises:
         UsageError: an unknown output.
         UnsupportedModelError: torch cannot trace the module or translate it.
         ContractError: the ONNX model answers other than the module.
     """
-    write_together({path.name: translated(what, opset)}, path.parent)
-    check(what, output_names(what), path)
+    made = translated(what, opset)
+    part = part_of_model(path, made)
+    save_parts([(replace(part, path=Path(path.name)), made)], path.parent)
+    model = Model.load(path)
+    with Runner(model) as run:
+        check(what, output_names(what), part, run)
+    return model
 
 
 def translated(what: Traceable, opset: int = DEFAULT_OPSET) -> ir.Model:
@@ -125,39 +141,6 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         module.train(training)
-
-
-# ---- inputs
-
-
-def _by_name(
-    module: torch.nn.Module, given: Mapping[str, torch.Tensor] | Sequence[torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    import torch
-
-    parameters = inspect.signature(module.forward).parameters
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    if not isinstance(given, Mapping):
-        if len(given) > len(parameters):
-            raise UsageError(f"{len(given)} example inputs are given, the module takes {list(parameters)}")
-        given = dict(zip(parameters, given, strict=False))
-    for name, tensor in given.items():
-        if name not in parameters and not takes_any:
-            raise UsageError(f"the module has no argument {name!r}; it takes {list(parameters)}")
-        if not isinstance(tensor, torch.Tensor):
-            raise UsageError(
-                f"example input {name!r} is {type(tensor).__name__}, not a tensor; give tensors only"
-            )
-    if not given:
-        raise UsageError("no example inputs are given; tracing needs one tensor for each argument")
-    return dict(given)
-
-
-def _two_rows(feed: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """An example of one row is doubled: torch.export takes a size of 1 as fixed."""
-    if any(tensor.ndim == 0 or tensor.shape[0] != 1 for tensor in feed.values()):
-        return feed
-    return {name: tensor.repeat(2, *(1 for _ in tensor.shape[1:])) for name, tensor in feed.items()}
 
 
 def output_names(what: Traceable) -> list[str]:
@@ -214,12 +197,48 @@ def _same_sizes(what: Traceable, feed: Mapping[str, torch.Tensor]) -> None:
 
 
 def _optimize(model: ir.Model) -> None:
-    """Fold constants, but weights that are read transposed: :func:`_turn_weights`."""
-    from onnxscript.optimizer import optimize_ir
+    """The passes of onnxscript's ``optimize_ir``, but weights that are read transposed are not folded."""
+    import onnx_ir.passes.common as common
+    from onnxscript.optimizer._constant_folding import FoldConstantsPass
+    from onnxscript.rewriter import _DEFAULT_REWRITE_RULES, RewritePass
 
-    optimize_ir(
-        model, onnx_shape_inference=False, should_fold=lambda node: False if _turns_weight(node) else None
+    fold = FoldConstantsPass(
+        shape_inference=False,
+        input_size_limit=FOLDED_INPUT_ELEMENTS,
+        output_size_limit=FOLDED_OUTPUT_ELEMENTS,
+        should_fold=lambda node: False if _turns_weight(node) else None,
     )
+    rewrite = RewritePass([_guarded(rule) for rule in _DEFAULT_REWRITE_RULES])
+    for _ in range(2):
+        for step in (fold, rewrite, common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass()):
+            step(model)
+    for step in (
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.LiftSubgraphInitializersToMainGraphPass(),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.OutputFixPass(),
+        common.NameFixPass(),
+    ):
+        step(model)
+
+
+FOLDED_INPUT_ELEMENTS, FOLDED_OUTPUT_ELEMENTS = 8192, 512 * 512
+"""Most elements of what constant folding reads and makes; onnxscript's own bounds."""
+
+
+def _guarded(rule: Any) -> Any:  # noqa: ANN401 - a rule of onnxscript
+    """``rule``, which is tried at slices alone if it is the one that joins two of them to a split.
+
+    It looks through the whole graph at every node: in 30 layers that took most of the time of an export.
+    """
+    if rule.name != "SlicesSplit":
+        return rule
+    guarded = copy.copy(rule)
+    guarded.try_rewrite = lambda model, graph, node, **options: (
+        rule.try_rewrite(model, graph, node, **options) if node.op_type == "Slice" else None
+    )
+    return guarded
 
 
 def _turns_weight(node: ir.Node) -> bool:

@@ -59,6 +59,29 @@ def rebuilt(name: str, value: Any, tensors: Mapping[str, torch.Tensor]) -> Any: 
     return _changed(_unbounded(value), **attributes)
 
 
+_GROWING = ("DynamicLayer", "DynamicSlidingWindowLayer", "LinearAttentionLayer")
+"""Layers of transformers' caches that are made of their tensors alone, and classes that derive from them."""
+
+
+def unbuildable(cache: Any) -> str | None:  # noqa: ANN401
+    """Class of a layer of a cache of transformers that :func:`rebuilt` cannot make again, or None."""
+    if _is_pair(cache):
+        return unbuildable(cache.self_attention_cache) or unbuildable(cache.cross_attention_cache)
+    layers = getattr(cache, "layers", None)
+    for layer in layers if isinstance(layers, list) else ():
+        known = {made.__name__ for made in type(layer).__mro__}
+        if leaves("", layer) and not known & set(_GROWING):
+            return type(layer).__name__
+        if any("Quantized" in name for name in known):
+            return type(layer).__name__
+    return None
+
+
+def has_window(cache: Any) -> bool:  # noqa: ANN401
+    """Whether a layer of a cache of transformers keeps the last tokens alone."""
+    return any(getattr(layer, "is_sliding", False) for layer in getattr(cache, "layers", ()))
+
+
 def _children(value: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
     """What a structure consists of, by the next word of the name."""
     if _is_pair(value):

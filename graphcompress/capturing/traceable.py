@@ -50,22 +50,41 @@ class Traceable:
         return tensors_of(self.module(**feed) if self.call is None else self.call(feed))
 
 
-BATCH_AXIS, LENGTH_AXIS, PAST_AXIS = "batch", "sequence", "past"
+BATCH_AXIS, LENGTH_AXIS, PAST_AXIS, ENCODER_AXIS = "batch", "sequence", "past", "encoder_sequence"
+PAST, PRESENT = "past_key_values", "present"
+"""What the names of inputs and of outputs of a cache begin with."""
 
 
 def default_axes(feed: Mapping[str, torch.Tensor]) -> dict[str, Axes]:
     """Axis 0 is the batch; axis 1 of token ids and of [batch, sequence, features] is the length.
 
-    Inputs of one length in the example share a name for it; another length gets a name of its own.
+    Inputs of one length in the example share a name for it; another length gets a name of its own. Keys and
+    values of a cache, [batch, heads, length, features], have their length on axis 2; a mask as long as they
+    and another input together is over both.
     """
     axes: dict[str, Axes] = {}
+    past = next((tensor.shape[2] for name, tensor in feed.items() if _is_key(name, tensor)), None)
     lengths: dict[int, str] = {}
     for name, tensor in feed.items():
         axes[name] = {0: BATCH_AXIS} if tensor.ndim else {}
-        if (tensor.ndim == 2 and not tensor.is_floating_point()) or tensor.ndim == 3:
+        if _is_key(name, tensor):
+            axes[name] = {0: BATCH_AXIS, 2: ENCODER_AXIS if ".encoder." in name else PAST_AXIS}
+        elif _has_length(tensor):
             label = LENGTH_AXIS if not lengths else f"{name}_{LENGTH_AXIS}"
+            if past is not None and tensor.shape[1] - past in lengths:
+                label = f"{PAST_AXIS} + {lengths[tensor.shape[1] - past]}"
             axes[name] = {0: BATCH_AXIS, 1: lengths.setdefault(tensor.shape[1], label)}
     return axes
+
+
+def _has_length(tensor: torch.Tensor) -> bool:
+    """Whether axis 1 is a length; a size of 1 is fixed to torch.export, and the state of one step."""
+    ids = tensor.ndim == 2 and not tensor.is_floating_point()
+    return (ids or tensor.ndim == 3) and tensor.shape[1] > 1
+
+
+def _is_key(name: str, tensor: torch.Tensor) -> bool:
+    return tensor.ndim == 4 and name.endswith((".key", ".value"))
 
 
 def terms(label: str) -> list[str]:
@@ -97,8 +116,10 @@ def resized(what: Traceable, sizes: Mapping[str, int]) -> dict[str, torch.Tensor
 
 
 def tensors_of(result: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401 - whatever a module returns
-    """The tensors among what a module returned; what is nested deeper (caches) is left out."""
+    """The tensors that a module returned, by name; those of caches and tuples in it, too."""
     import torch
+
+    from graphcompress.capturing.nested import leaves
 
     if isinstance(result, torch.Tensor):
         return {"output": result}
@@ -108,4 +129,7 @@ def tensors_of(result: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401 - whatev
         )
     items = result.items() if isinstance(result, Mapping) else enumerate(result)
     prefix = "" if isinstance(result, Mapping) else "output_"
-    return {f"{prefix}{key}": value for key, value in items if isinstance(value, torch.Tensor)}
+    found: dict[str, torch.Tensor] = {}
+    for key, value in items:
+        found.update(leaves(PRESENT if key == PAST else f"{prefix}{key}", value))
+    return found

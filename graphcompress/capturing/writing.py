@@ -13,11 +13,14 @@ from typing import Any
 
 import torch
 
-from graphcompress.capturing.nested import leaves, rebuilt
+from graphcompress.capturing.nested import has_window, leaves, rebuilt
 from graphcompress.capturing.traceable import (
     BATCH_AXIS,
+    ENCODER_AXIS,
     LENGTH_AXIS,
+    PAST,
     PAST_AXIS,
+    PRESENT,
     Axes,
     Traceable,
     resized,
@@ -28,9 +31,7 @@ from graphcompress.errors import UnsupportedModelError
 MODEL, ENCODER, DECODER = "model.onnx", "encoder_model.onnx", "decoder_model.onnx"
 DECODER_WITH_PAST, DECODER_MERGED = "decoder_with_past_model.onnx", "decoder_model_merged.onnx"
 
-PAST, PRESENT = "past_key_values", "present"
 STATES, MASK, ENCODER_MASK = "encoder_hidden_states", "attention_mask", "encoder_attention_mask"
-SOURCE_AXIS = "encoder_sequence"
 
 ROWS, LENGTH, PAST_LENGTH = 2, 3, 5
 """Sizes of the example; the source of an encoder is longer than both lengths."""
@@ -124,7 +125,7 @@ class CrossDecoder(Decoder):
 
 def _zeros(tensors: Mapping[str, torch.Tensor], key: str, axes: Axes, width: int) -> torch.Tensor:
     sizes = {label: tensors[key].shape[axis] for axis, label in axes.items()}
-    return tensors[key].new_zeros(()).expand(sizes[BATCH_AXIS], sizes[SOURCE_AXIS], width)
+    return tensors[key].new_zeros(()).expand(sizes[BATCH_AXIS], sizes[ENCODER_AXIS], width)
 
 
 @dataclass(frozen=True)
@@ -168,10 +169,14 @@ def _decoder_alone(what: Traceable, *, past: bool) -> Traceable:
 
 
 def _encoder_and_decoder(what: Traceable, *, past: bool) -> dict[str, Traceable]:
-    encoder = replace(what, call=Encoder(what.module), name=f"{what.name} (encoder)")
+    labels = {
+        name: {axis: ENCODER_AXIS if label == LENGTH_AXIS else label for axis, label in found.items()}
+        for name, found in what.axes.items()
+    }
+    encoder = replace(what, axes=labels, call=Encoder(what.module), name=f"{what.name} (encoder)")
     states = encoder.run()["last_hidden_state"]
     ids = _tokens(what.module, LENGTH + PAST_LENGTH)
-    of_source: Axes = {0: BATCH_AXIS, 1: SOURCE_AXIS}
+    of_source: Axes = {0: BATCH_AXIS, 1: ENCODER_AXIS}
     feed, axes = {"input_ids": ids[:, :LENGTH], STATES: states}, {STATES: of_source}
     axes["input_ids"] = {0: BATCH_AXIS, 1: LENGTH_AXIS}
     if MASK in what.feed and what.feed[MASK].shape == states.shape[:2]:
@@ -196,7 +201,7 @@ def _step(cache: _Cache, ids: torch.Tensor) -> Traceable:
         call=call,
         name=f"{first.name} with past",
     )
-    key = next((name for name, found in axes.items() if SOURCE_AXIS in found.values()), None)
+    key = next((name for name, found in axes.items() if ENCODER_AXIS in found.values()), None)
     if key is None:
         return step
     without = replace(
@@ -207,6 +212,14 @@ def _step(cache: _Cache, ids: torch.Tensor) -> Traceable:
     )
     expected, answered = step.run(), without.run()
     return without if all(torch.equal(expected[name], answered[name]) for name in answered) else step
+
+
+def prompts_of(module: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401 - a model of transformers
+    """Two prompts for a decoder alone, of different lengths where it can tell them apart."""
+    ids = _tokens(module, LENGTH + PAST_LENGTH)
+    mask = torch.ones_like(ids)
+    mask[1, LENGTH:] = 0
+    return {"input_ids": ids, MASK: mask}
 
 
 def _tokens(module: Any, length: int) -> torch.Tensor:  # noqa: ANN401 - a model of transformers
@@ -268,5 +281,12 @@ class _Cache:
 
     def _returned(self, sizes: Mapping[str, int]) -> Any:  # noqa: ANN401
         call: Any = self.first.call
+        feed = resized(self.first, sizes)
         with torch.no_grad():
-            return call.result(resized(self.first, sizes))[self.argument]
+            found = call.result(feed)[self.argument]
+            if not has_window(found):
+                return found
+            # What a window has cut off is missing: the first pass again, on an empty past without windows.
+            empty = {name: tensor[:, :, :0] for name, tensor in leaves(PAST, found).items()}
+            whole = replace(call, argument=self.argument, cache=found)
+            return whole.result({**feed, **empty})[self.argument]

@@ -41,6 +41,9 @@ def export(
         bool,
         typer.Option("--past/--no-past", help="Read and return keys and values, where the model has them."),
     ] = True,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Write both decoders as one file with an If, as optimum does.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     json: Json = False,
 ) -> None:
@@ -55,7 +58,16 @@ def export(
     chosen = [name.strip() for name in outputs.split(",")] if outputs else None
     with progress_bars() as progress:
         progress("export", 0, 1)
-        path = write(source, output, task=task, opset=opset, outputs=chosen, past=past, overwrite=overwrite)
+        path = write(
+            source,
+            output,
+            task=task,
+            opset=opset,
+            outputs=chosen,
+            past=past,
+            merged=merged,
+            overwrite=overwrite,
+        )
         files = [path] if path.is_file() else sorted(path.glob("*.onnx"))
         models = {file: Model.load(file) for file in files}
         progress("export", 1, 1)

@@ -41,7 +41,7 @@ def read_model_or_parts(path: Path) -> tuple[ir.Model, tuple[Path, ...], tuple[P
     """
     if not path.is_dir():
         model, files = read_model(path)
-        return model, files, alone(_part(path, model))
+        return model, files, alone(part_of_model(path, model))
     parts = read_parts(path)
     if not parts:  # the folder of an ordinary model, which is named by its file
         return (*read_model(path), ())
@@ -61,7 +61,8 @@ def prefixes(part: Part) -> tuple[str, ...]:
     return tuple(PREFIXES[role] for role in roles)
 
 
-def _part(path: Path, model: ir.Model) -> Part:
+def part_of_model(path: Path, model: ir.Model) -> Part:
+    """What ``model``, in the file ``path``, does in a model that writes."""
     graph = model.graph
     given = [value for value in graph.inputs if value.name not in graph.initializers]
     return part_of(path, [_named(value) for value in given], [_named(value) for value in graph.outputs])
@@ -145,7 +146,7 @@ def _branch(
         name=branch.name,
     )
     model = ir.Model(graph, ir_version=whole.ir_version)
-    return replace(_part(part.path, model), whole=part), model
+    return replace(part_of_model(part.path, model), whole=part), model
 
 
 def _twin(value: ir.Value) -> ir.Value:

@@ -11,10 +11,17 @@ from typing import IO
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.graph.parts import SUBFOLDER, Part
+from graphcompress.graph.parts import SUBFOLDER, Part, PartValue
+from graphcompress.graph.streaming import write_model
 
 SHARED_FILE = "shared.onnx_data"
 """External data that several parts read."""
+
+SWITCH = "use_cache_branch"
+"""Input of a merged decoder that says which branch runs."""
+
+INLINE_LIMIT_BYTES = 1_500_000_000
+"""A file of more bytes has its weights beside it: protobuf refuses messages above 2 GiB."""
 
 _LEAST_BYTES = 1024
 """Smaller weights lie in every file that reads them: what describes a weight takes about as much."""
@@ -33,7 +40,8 @@ def save_parts(parts: Sequence[tuple[Part, ir.Model]], folder: Path) -> list[Pat
     """Write every part to the file name that it came from, below ``folder``; the files, in their order.
 
     What several files hold alike is stored once, as external data beside them. transformers.js finds external
-    data by the name of one file alone, so that in its layout every file holds its own.
+    data by the name of one file alone, so that in its layout every file holds its own. The other weights lie
+    in their files, of a large one in ``<file>_data`` beside it.
     """
     models = dict(_files(parts))
     shared = {place: model for place, model in models.items() if place.parent == Path()}
@@ -46,9 +54,33 @@ def save_parts(parts: Sequence[tuple[Part, ir.Model]], folder: Path) -> list[Pat
     if not used:
         (folder / SHARED_FILE).unlink()
     for place, model in models.items():
-        ir.save(model, folder / place)
+        _write(model, folder / place)
         files.append(folder / place)
     return files
+
+
+def merged_part(path: Path, prefill: Part, step: Part) -> Part:
+    """The decoder at ``path`` that is ``prefill`` and ``step`` in one, with a switch between them."""
+    reads = {value.name: value for part in (prefill, step) for value in part.inputs}
+    switch = PartValue(SWITCH, "switch", np.dtype(bool), (1,))
+    longer = {value.name: value for value in step.outputs}
+    outputs = tuple(longer.get(value.name, value) for value in prefill.outputs)
+    return Part(path, "decoder_merged", (*reads.values(), switch), outputs, step.past)
+
+
+def _write(model: ir.Model, path: Path) -> None:
+    """Write one file; what is not in shared data lies in it, or beside it when it is large."""
+    if sum(tensor.nbytes for tensor in _own_tensors(model)) > INLINE_LIMIT_BYTES:
+        ir.save(model, path, external_data=f"{path.name}_data", size_threshold_bytes=_LEAST_BYTES)
+    else:
+        write_model(model, path)
+
+
+def _own_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None and not isinstance(value.const_value, ir.ExternalTensor):
+                yield value.const_value
 
 
 def _files(parts: Sequence[tuple[Part, ir.Model]]) -> Iterator[tuple[Path, ir.Model]]:

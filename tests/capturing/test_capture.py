@@ -109,6 +109,16 @@ def test_files_that_are_there_are_replaced_on_request_only(bert_folder: Path, tm
     export(bert_folder, tmp_path / "n.onnx")
 
 
+def test_a_folder_of_sentence_transformers_needs_no_head(tmp_path: Path) -> None:
+    config = transformers.BertConfig(vocab_size=40, max_position_embeddings=32, **SMALL)
+    transformers.BertModel(config).save_pretrained(tmp_path / "in")
+    said = json.loads((tmp_path / "in/config.json").read_text())
+    (tmp_path / "in/config.json").write_text(json.dumps({**said, "architectures": ["BertForMaskedLM"]}))
+    (tmp_path / "in/modules.json").write_text('[{"idx": 0, "path": "", "type": "Transformer"}]')
+    found = onnx.load(export(tmp_path / "in", tmp_path / "m.onnx"))
+    assert [value.name for value in found.graph.output] == ["last_hidden_state"]
+
+
 def test_a_class_that_transformers_lacks_is_named(bert_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(bert_folder, tmp_path / "own")
     config = json.loads((tmp_path / "own/config.json").read_text())
@@ -118,7 +128,10 @@ def test_a_class_that_transformers_lacks_is_named(bert_folder: Path, tmp_path: P
     assert export(tmp_path / "own", tmp_path / "m.onnx", task="classification").is_file()
 
 
-def test_a_task_whose_head_the_checkpoint_lacks_is_refused(bert_folder: Path, tmp_path: Path) -> None:
+def test_a_task_whose_head_the_checkpoint_lacks_is_refused_before_the_work(
+    bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.onnx.export", lambda *_, **__: pytest.fail("it was translated"))
     with pytest.raises(InvalidModelError, match=r"no weights for cls\.\w+.*choose the task"):
         export(bert_folder, tmp_path / "q.onnx", task="masked-lm")
     assert list(tmp_path.iterdir()) == []

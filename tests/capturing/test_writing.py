@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 
-from capturing.writers import checkpoint
+from capturing.writers import WRITERS, checkpoint, model  # noqa: E402
 
-from graphcompress.capturing.checkpoint import export
+from graphcompress.capturing.checkpoint import export  # noqa: E402
+from graphcompress.capturing.examples import example, example_axes, extractor_of  # noqa: E402
+from graphcompress.capturing.generating import check_generation  # noqa: E402
+from graphcompress.capturing.traceable import Traceable  # noqa: E402
+from graphcompress.capturing.writing import (  # noqa: E402
+    DECODER,
+    DECODER_WITH_PAST,
+    ENCODER,
+    MODEL,
+    parts_of,
+    prompts_of,
+)
+from graphcompress.errors import ContractError  # noqa: E402
+from graphcompress.generation.generator import open_generator  # noqa: E402
+
+SWEEP = "GRAPHCOMPRESS_WRITERS"
+"""Variable that asks for the export of every architecture, which takes minutes (``make writers``)."""
 
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoint("gpt2", tmp_path_factory.mktemp("gpt2"))
+
+
+@pytest.fixture(scope="module")
+def gpt2_files(gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(gpt2, tmp_path_factory.mktemp("files") / "gpt2")
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +60,35 @@ def cache(prefix: str, parts: tuple[str, ...] = ("",), layers: int = 2) -> list[
     ]
 
 
-def test_a_decoder_alone_is_one_file_with_past(gpt2: Path, tmp_path: Path) -> None:
-    export(gpt2, tmp_path / "out")
-    inputs, outputs = interface(tmp_path / "out/model.onnx")
+def test_a_decoder_alone_is_one_file_with_past(gpt2_files: Path) -> None:
+    inputs, outputs = interface(gpt2_files / "model.onnx")
     assert inputs == ["input_ids", "attention_mask", "position_ids", *cache("past_key_values")]
     assert outputs == ["logits", *cache("present")]
-    assert (tmp_path / "out/generation_config.json").is_file()
+    assert {file.name for file in gpt2_files.iterdir()} == {
+        "model.onnx",
+        "config.json",
+        "generation_config.json",
+    }
+
+
+def test_a_weight_that_is_tied_is_stored_once_under_its_name(gpt2_files: Path) -> None:
+    stored = {
+        tensor.name: list(tensor.dims) for tensor in onnx.load(gpt2_files / "model.onnx").graph.initializer
+    }
+    assert stored["transformer.wte.weight"] == [101, 48]
+    assert [101, 48] not in [dims for name, dims in stored.items() if name != "transformer.wte.weight"]
+    assert [48, 101] not in stored.values()
+
+
+def test_files_that_write_otherwise_are_an_error(gpt2: Path, gpt2_files: Path) -> None:
+    module = transformers.AutoModelForCausalLM.from_pretrained(gpt2).eval()
+    check_generation(module, prompts_of(module), gpt2_files, "the model")
+    with torch.no_grad():
+        module.lm_head.weight.neg_()
+    with pytest.raises(
+        ContractError, match=r"with 1 beam\(s\) the files write \[.*\] after row 0 .*PyTorch \["
+    ):
+        check_generation(module, prompts_of(module), gpt2_files, "the model")
 
 
 def test_without_past_a_decoder_is_for_whole_texts(gpt2: Path, tmp_path: Path) -> None:
@@ -62,10 +108,98 @@ def test_an_encoder_and_decoders_store_their_weights_once(marian: Path, tmp_path
         ["encoder_attention_mask", "input_ids", *cache("past_key_values", both)],
         ["logits", *cache("present", ("decoder.",))],
     )
-    stored = sum(file.stat().st_size for file in out.glob("*_data"))
-    assert stored < (marian / "model.safetensors").stat().st_size
+    large = {}
+    for file in out.glob("*.onnx"):
+        for tensor in onnx.load(file).graph.initializer:
+            if len(tensor.raw_data) >= 1024:
+                large[tensor.raw_data] = file
+    inline = sum(len(data) for data, file in large.items() if file.name == "encoder_model.onnx")
+    assert inline < sum(map(len, large)) < (marian / "model.safetensors").stat().st_size
+
+
+def test_merged_decoders_are_one_file_with_a_switch(marian: Path, tmp_path: Path) -> None:
+    out = export(marian, tmp_path / "out", merged=True)
+    both = ("decoder.", "encoder.")
+    inputs, outputs = interface(out / "decoder_model_merged.onnx")
+    assert inputs == [
+        "encoder_attention_mask",
+        "input_ids",
+        "encoder_hidden_states",
+        *cache("past_key_values", both),
+        "use_cache_branch",
+    ]
+    assert outputs == ["logits", *cache("present", both)]
+    assert sorted(file.name for file in out.glob("*.onnx")) == [
+        "decoder_model_merged.onnx",
+        "encoder_model.onnx",
+    ]
+    assert [part.role for part in open_generator(out).parts] == ["encoder", "decoder_merged"]
 
 
 def test_one_file_is_for_whole_texts(marian: Path, tmp_path: Path) -> None:
     file = export(marian, tmp_path / "model.onnx")
     assert interface(file) == (["input_ids", "attention_mask", "decoder_input_ids"], ["logits"])
+
+
+# ---- every architecture, in PyTorch
+
+
+def parts(name: str, extractor: Mapping[str, object] = {}) -> dict[str, Traceable]:
+    module = model(name)
+    what = Traceable(module, {}, {}, None, 24, name)
+    if module.config.is_encoder_decoder:
+        encoder = module.get_encoder()
+        feed = example(encoder, None, extractor)
+        axes = example_axes(feed, lambda given: encoder(**given))
+        what = Traceable(module, feed, axes, None, 24, name)
+    return parts_of(what, past=True)
+
+
+@pytest.mark.parametrize("name", [*WRITERS, "trocr"])
+def test_steps_with_past_answer_as_one_pass_does(name: str) -> None:
+    made = parts(name)
+    first, step = made.get(DECODER) or made[MODEL], made.get(DECODER_WITH_PAST) or made[MODEL]
+    vocabulary = first.module.config.get_text_config(decoder=True).vocab_size
+    ids = torch.randint(0, vocabulary, (3, 9), generator=torch.Generator().manual_seed(1))
+    given = {"input_ids": ids}
+    if ENCODER in made:
+        states = made[ENCODER].run()["last_hidden_state"][:1].repeat(3, 1, 1)
+        given["encoder_hidden_states"] = states
+        given["encoder_attention_mask"] = torch.ones(states.shape[:2], dtype=torch.int64)
+
+    def fed(
+        part: Traceable, start: int, end: int, past: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        feed = {**given, **past, "input_ids": ids[:, start:end]}
+        feed["attention_mask"] = torch.ones(3, end, dtype=torch.int64)
+        feed["position_ids"] = torch.arange(start, end).repeat(3, 1)
+        empty = {
+            key: tensor[:1, :, :0].repeat(3, 1, 1, 1) for key, tensor in part.feed.items() if tensor.ndim == 4
+        }
+        return part.run({key: {**empty, **feed}[key] for key in part.feed})
+
+    whole = fed(first, 0, 9, {})["logits"]
+    found = fed(first, 0, 6, {})
+    for at in range(6, 9):
+        past = {key.replace("present", "past_key_values"): found[key] for key in found if key != "logits"}
+        following = fed(step, at, at + 1, past)
+        assert torch.allclose(following["logits"][:, -1], whole[:, at], atol=1e-5)
+        found |= following
+
+
+def test_speech_and_images_have_the_sizes_that_the_extractor_says(tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text('{"feature_size": 8, "nb_max_frames": 40}')
+    whisper = parts("whisper", extractor_of(tmp_path))[ENCODER]
+    assert {name: (tuple(tensor.shape), whisper.axes[name]) for name, tensor in whisper.feed.items()} == {
+        "input_features": ((2, 8, 40), {0: "batch"})
+    }
+    image = parts("trocr", {"size": {"height": 32, "width": 32}})[ENCODER]
+    assert [tuple(tensor.shape) for tensor in image.feed.values()] == [(2, 3, 32, 32)]
+
+
+@pytest.mark.skipif(SWEEP not in os.environ, reason=f"minutes; {SWEEP}=1 or make writers")
+@pytest.mark.parametrize("merged", [False, True], ids=["apart", "merged"])
+@pytest.mark.parametrize("name", [*WRITERS, "trocr"])
+def test_every_architecture_is_exported(name: str, merged: bool, tmp_path: Path) -> None:
+    out = export(checkpoint(name, tmp_path / "in"), tmp_path / "out", merged=merged)
+    assert open_generator(out).parts

@@ -39,11 +39,15 @@ WRITERS: dict[str, tuple[str, str, Mapping[str, object]]] = {
 
 
 def checkpoint(name: str, folder: Path) -> Path:
-    """``folder`` with a checkpoint of a model of :data:`WRITERS`, or of an image encoder with a decoder."""
-    torch.manual_seed(0)
-    made = _image_to_text() if name == "trocr" else _from_configuration(*WRITERS[name])
-    made.eval().save_pretrained(folder)
+    """``folder`` with a checkpoint of :func:`model`."""
+    model(name).save_pretrained(folder)
     return folder
+
+
+def model(name: str) -> transformers.PreTrainedModel:
+    """A model of :data:`WRITERS`, or ``trocr``: an encoder of images with a decoder."""
+    torch.manual_seed(0)
+    return (_image_to_text() if name == "trocr" else _from_configuration(*WRITERS[name])).eval()
 
 
 def _from_configuration(head: str, kind: str, options: Mapping[str, object]) -> transformers.PreTrainedModel:
