@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphcompress.capturing.comparison import check
-from graphcompress.capturing.loading import Loaded, load, transformers_quiet
+from graphcompress.capturing.loading import (
+    Loaded,
+    load,
+    task_of_sentences,
+    transformer_of,
+    transformers_quiet,
+)
 from graphcompress.capturing.module import DEFAULT_OPSET, output_names, translated
 from graphcompress.capturing.traceable import Traceable, default_axes
 from graphcompress.data.tokenizer_files import TOKENIZER_FILES, copy_tokenizer
@@ -68,9 +74,11 @@ def export(
     needs_torch(f"export of {source}", "transformers")
     if path is not None:
         _refuse_taken(Path(path), overwrite=overwrite)
+    name = Path(source).name
+    task, source = task or task_of_sentences(source), transformer_of(source)
     with transformers_quiet():
         loaded = load(source, task)
-        path = _default_path(source, loaded) if path is None else Path(path)
+        path = _default_path(name, loaded) if path is None else Path(path)
         _refuse_taken(path, overwrite=overwrite)
         single = path.suffix == ".onnx"
         parts = _parts(loaded, source, outputs, single=single, past=past)
@@ -87,10 +95,9 @@ def export(
     return path
 
 
-def _default_path(source: str | Path, loaded: Loaded) -> Path:
+def _default_path(name: str, loaded: Loaded) -> Path:
     from graphcompress.capturing.writing import writes
 
-    name = Path(source).name
     return Path(f"{name}-onnx" if writes(loaded.module) else f"{name}.onnx")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,8 +29,31 @@ _MODULES = "modules.json"
 
 def is_checkpoint(path: str | Path) -> bool:
     """Whether ``path`` is a Hugging Face folder: a configuration and weights."""
-    path = Path(path)
+    path = Path(transformer_of(path))
     return (path / "config.json").is_file() and any(any(path.glob(kind)) for kind in _WEIGHT_FILES)
+
+
+def task_of_sentences(source: str | Path) -> str | None:
+    """Features, where sentence-transformers made the folder: it pools them and needs no head."""
+    return "features" if (Path(source) / _MODULES).is_file() else None
+
+
+def transformer_of(source: str | Path) -> str | Path:
+    """``source``, or the folder in it in which sentence-transformers keeps the model of transformers.
+
+    Raises:
+        InvalidModelError: a list of modules that cannot be read.
+    """
+    file = Path(source) / _MODULES
+    if not file.is_file():
+        return source
+    try:
+        modules = [dict(entry) for entry in json.loads(file.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError) as error:
+        raise InvalidModelError(f"{file}: no list of modules ({error}); copy it again") from error
+    ends = [entry for entry in modules if str(entry.get("type")).endswith("Transformer")]
+    found = [str(entry.get("path", "")) for entry in ends]
+    return Path(source) / found[0] if found else source
 
 
 @dataclass(frozen=True)
@@ -63,7 +87,7 @@ def load(source: str | Path, task: str | None) -> Loaded:
         raise InvalidModelError(f"{source}: no Hugging Face checkpoint, {lacks} is not there")
     try:
         config = transformers.AutoConfig.from_pretrained(source)
-        auto = _class_of(config, task or _task_of_sentences(source))
+        auto = _class_of(config, task)
         module, info = auto.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     except (OSError, KeyError, EOFError, RuntimeError, safetensors.SafetensorError) as error:
         problem = str(error).strip().splitlines()[0][:300]
@@ -110,11 +134,6 @@ def _tasks() -> dict[str, Sequence[str]]:
         if entry.get("pt"):
             found.setdefault(task, [made.__name__ for made in entry["pt"]])
     return {**RENAMED_PIPELINES, **found}
-
-
-def _task_of_sentences(source: str | Path) -> str | None:
-    """Features, where sentence-transformers made the folder: it pools them and needs no head."""
-    return "features" if (Path(source) / _MODULES).is_file() else None
 
 
 def _kebab(name: str) -> str:

@@ -111,10 +111,13 @@ def test_files_that_are_there_are_replaced_on_request_only(bert_folder: Path, tm
 
 def test_a_folder_of_sentence_transformers_needs_no_head(tmp_path: Path) -> None:
     config = transformers.BertConfig(vocab_size=40, max_position_embeddings=32, **SMALL)
-    transformers.BertModel(config).save_pretrained(tmp_path / "in")
-    said = json.loads((tmp_path / "in/config.json").read_text())
-    (tmp_path / "in/config.json").write_text(json.dumps({**said, "architectures": ["BertForMaskedLM"]}))
-    (tmp_path / "in/modules.json").write_text('[{"idx": 0, "path": "", "type": "Transformer"}]')
+    inner = tmp_path / "in/0_Transformer"
+    transformers.BertModel(config).save_pretrained(inner)
+    said = json.loads((inner / "config.json").read_text())
+    (inner / "config.json").write_text(json.dumps({**said, "architectures": ["BertForMaskedLM"]}))
+    modules = [{"path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}]
+    (tmp_path / "in/modules.json").write_text(json.dumps(modules))
+    assert is_checkpoint(tmp_path / "in")
     found = onnx.load(export(tmp_path / "in", tmp_path / "m.onnx"))
     assert [value.name for value in found.graph.output] == ["last_hidden_state"]
 

@@ -85,9 +85,7 @@ def test_files_that_write_otherwise_are_an_error(gpt2: Path, gpt2_files: Path) -
     check_generation(module, prompts_of(module), gpt2_files, "the model")
     with torch.no_grad():
         module.lm_head.weight.neg_()
-    with pytest.raises(
-        ContractError, match=r"with 1 beam\(s\) the files write \[.*\] after row 0 .*PyTorch \["
-    ):
+    with pytest.raises(ContractError, match=r"beam\(s\) the files write \[.*\] after row \d .*PyTorch \["):
         check_generation(module, prompts_of(module), gpt2_files, "the model")
 
 
