@@ -139,6 +139,12 @@ class Cpu(Target):
             object.__setattr__(self, "isa", detected_isa())
         if self.profile is not None and not self.measure:
             raise UsageError("cpu{profile=… measure=false}: a profile is measurements; leave one of them out")
+        if not self.measure:
+            self.refuse_idle("shapes allow_slower", "with measure=false nothing is measured")
+        elif self.profile is not None:
+            self.refuse_idle("allow_slower", "with a profile the artifact is not timed here")
+        if self.padding == AUTO and (self.profile is not None or not self.measure):
+            raise UsageError(f"{self}: padding=auto measures, which is not done here; give keep or remove")
 
     @property
     def capabilities(self) -> Capabilities:

@@ -69,6 +69,8 @@ class Gpu(Target):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.provider == "cuda":
+            self.refuse_idle("opt largest", "the provider cuda builds no engines")
         check_profile(self.name, self.opt, self.largest)
         parse_options(self.options, PROVIDERS[self.provider])
 

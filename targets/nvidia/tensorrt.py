@@ -81,6 +81,8 @@ class TensorRT(Target):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.build == "never":
+            self.refuse_idle("compute timeout", "with build=never no engine is compiled")
         check_profile(self.name, self.opt, self.largest)
         wanted = self.capabilities_wanted
         wrong = [capability for capability in wanted if capability not in CAPABILITIES]
