@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
 import logging
 import os
 import platform
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+from graphcompress.graph.temporary import Temporary, sweep
 
 _LOG = logging.getLogger(__name__)
 _CPUINFO = Path("/proc/cpuinfo")
@@ -114,16 +114,13 @@ class MeasurementCache:
         return entries
 
     def _write(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".measurements-", dir=self.path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(self._entries, file, indent=1, sort_keys=True)
-            Path(name).replace(self.path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                Path(name).unlink()
-            raise
+        folder = self.path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)  # what a build that was killed has left
+        with Temporary(folder) as scratch:
+            written = scratch / self.path.name
+            written.write_text(json.dumps(self._entries, indent=1, sort_keys=True), encoding="utf-8")
+            written.replace(self.path)
 
 
 def is_times(times: object) -> bool:

@@ -141,7 +141,7 @@ def inspect(
     """
     groups = couplings(model)
     costs = {cost.node: cost.macs for cost in node_costs(model)}
-    tried = [PASSES.find(name)() for name in PASSES.names()] if passes is None else list(passes)
+    tried = [kind() for kind in PASSES.usable()] if passes is None else list(passes)
     opportunities = []
     for number, step in enumerate(tried):
         progress("try passes", number, len(tried))

@@ -191,8 +191,7 @@ class Pipeline:
 def first_passes(named: Iterable[Pass]) -> tuple[Pass, ...]:
     """The installed passes that go first and are not ``named``, with their default options."""
     names = {step.name for step in named}
-    kinds = [PASSES.find(name) for name in PASSES.names() if name not in names]
-    return tuple(kind() for kind in kinds if kind.goes_first)
+    return tuple(kind() for kind in PASSES.usable() if kind.goes_first and kind.name not in names)
 
 
 def _run_pass(

@@ -7,6 +7,7 @@ anything else in the group of its kind; nothing in this package has to change.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from graphcompress.errors import UsageError, closest, nearest
 from graphcompress.plugin.base import Named, Pass, Target
 from graphcompress.plugin.instrument import Instrument
 from graphcompress.plugin.task import Metric, Task
+
+_LOG = logging.getLogger(__name__)
 
 T_co = TypeVar("T_co", bound=Named, covariant=True)
 
@@ -59,6 +62,19 @@ class Kind(Generic[T_co]):
             )
         return self._checked(name, _load(first))
 
+    def usable(self) -> list[type[T_co]]:
+        """The installed ones in the order of their names; what cannot be used is a warning, and left out.
+
+        For what looks at all of them: a package that is broken must not stop a build that does not name it.
+        """
+        found = []
+        for name in self.names():
+            try:
+                found.append(self.find(name))
+            except UsageError as error:
+                _LOG.warning("%s %r is left out: %s", self.noun, name, error)
+        return found
+
     def _declared(self) -> dict[str, list[EntryPoint]]:
         return _declared(f"graphcompress.{self.plural}", tuple(sys.path))
 
@@ -96,9 +112,10 @@ def _origin(entry: EntryPoint) -> str:
 def _load(entry: EntryPoint) -> object:
     try:
         return entry.load()
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # the module of another package may fail in any way
         raise UsageError(
-            f"{entry.name!r} is declared as {entry.value} but cannot be loaded ({error}); "
+            f"{entry.name!r} is declared as {entry.value} but cannot be loaded "
+            f"({type(error).__name__}: {error}); "
             "install its package again, or what it needs"
         ) from error
 
@@ -126,14 +143,14 @@ def meant(name: str, kind: Kind[Named] | None = None) -> str:
 
 def _by_words(word: str) -> Iterator[str]:
     for kind in KINDS:
-        for installed in kind.names():
-            text = kind.find(installed).also_called.get(word)
+        for installed in kind.usable():
+            text = installed.also_called.get(word)
             if text is not None:
                 yield text if text.startswith("-") or not kind.flag else f"{kind.flag} {text}"
 
 
 def _options(word: str) -> Iterator[str]:
     for kind in KINDS:
-        for installed in kind.names() if kind.flag else ():
-            if any(field.name == word for field in dataclasses.fields(kind.find(installed))):
-                yield f"{kind.flag} '{installed}{{{word}=…}}'"
+        for installed in kind.usable() if kind.flag else ():
+            if any(field.name == word for field in dataclasses.fields(installed)):
+                yield f"{kind.flag} '{installed.name}{{{word}=…}}'"

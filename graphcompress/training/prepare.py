@@ -117,9 +117,9 @@ def prepare(model: Model, original: Model, training: Training, settings: Setting
 def _attached(student: fx.GraphModule, asked: Sequence[Instrument]) -> dict[str, Attached]:
     """The instruments that were asked for, and those that the graph cannot be trained without, at work."""
     chosen = {instrument.name: instrument for instrument in asked}
-    for name in INSTRUMENTS.names():
-        if name not in chosen and (instrument := INSTRUMENTS.find(name)()).concerns(student):
-            chosen[name] = instrument
+    for kind in INSTRUMENTS.usable():
+        if kind.name not in chosen and (instrument := kind()).concerns(student):
+            chosen[kind.name] = instrument
     return {name: instrument.attach(student) for name, instrument in chosen.items()}
 
 

@@ -338,6 +338,8 @@ class Int8(Pass):
                 reason = f"its own error in int8 is above max_error {self.max_error:g}"
                 rw.skip(form.linear, reason, error=form.error)
         reason = f"with it in int8 the error of the outputs is above max_model_error {self.max_model_error}"
+        if rw.ctx.samples is None or rw.ctx.samples.synthetic:
+            reason += ", on made-up samples (judge by yours with --data)"
         for form in choice.left:
             rw.skip(form.linear, reason, error=form.row_error)
         for table in choice.tables_left:

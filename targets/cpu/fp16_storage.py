@@ -35,7 +35,7 @@ def store_floats_as_fp16(model: Model, ctx: Context) -> str:
             name = value.name or "weight"
             half = rw.constant(array.astype(np.float16), f"{name}.{_STORED}")
             first = next(iter(model.graph))
-            rw.replace(value, rw.node("Cast", half, before=first, name=f"{name}.float", to=ir.DataType.FLOAT))
+            rw.replace(value, rw.at(first, name).op("Cast", half, name="float", to=ir.DataType.FLOAT))
             stored, saved = stored + 1, saved + array.nbytes // 2
     left = f"; {beyond} hold numbers beyond its range and stay float32" if beyond else ""
     return f"{stored} float weights are stored as fp16, {saved / 1e6:.2f} MB less{left}"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from graphcompress.graph.expressions import is_constant
@@ -159,26 +157,20 @@ def _indices(rw: Rewriter, mask: ir.Value) -> tuple[ir.Value, ir.Value]:
 
     The first place always counts as real, so that there is one.
     """
-    first = next(iter(rw.model.graph))
-
-    def node(op_type: str, *inputs: ir.Value, name: str, **attributes: Any) -> ir.Value:  # noqa: ANN401 - as Rewriter.node
-        return rw.node(op_type, *inputs, before=first, name=f"{mask.name}.{name}", **attributes)
-
-    def number(values: list[int], name: str) -> ir.Value:
-        return rw.constant(np.array(values, np.int64), f"{mask.name}.{name}")
-
-    flat = node("Reshape", mask, number([-1], "flat_shape"), name="flat")
-    bits = node("Cast", flat, name="bits", to=ir.DataType.BOOL)
-    ones = node("Cast", bits, name="ones", to=ir.DataType.INT64)
+    b = rw.at(next(iter(rw.model.graph)), mask.name)
+    flat = b.op("Reshape", mask, b.constant([-1], "flat_shape"), name="flat")
+    bits = b.op("Cast", flat, name="bits", to=ir.DataType.BOOL)
+    ones = b.op("Cast", bits, name="ones", to=ir.DataType.INT64)
     # A batch without a single real token would leave nothing to gather.
-    real = node("ScatterElements", ones, number([0], "first"), number([1], "one"), name="real", axis=0)
-    found = node("NonZero", real, name="found")
-    chosen = node("Reshape", found, number([-1], "real_shape"), name="tokens")
+    first, one = b.constant([0], "first"), b.constant([1], "one")
+    real = b.op("ScatterElements", ones, first, one, name="real", axis=0)
+    found = b.op("NonZero", real, name="found")
+    chosen = b.op("Reshape", found, b.constant([-1], "real_shape"), name="tokens")
     # Counting real tokens up to a place gives the number of the last one before it, so that padding reads a
     # real token, too.
-    counted = node("CumSum", real, rw.constant(np.array(0, np.int64), f"{mask.name}.axis"), name="counted")
-    place = node("Sub", counted, number([1], "one_less"), name="place")
-    return chosen, node("Reshape", place, node("Shape", mask, name="sizes"), name="places")
+    counted = b.op("CumSum", real, b.constant(0, "axis"), name="counted")
+    place = b.op("Sub", counted, b.constant([1], "one_less"), name="place")
+    return chosen, b.op("Reshape", place, b.op("Shape", mask, name="sizes"), name="places")
 
 
 def _gather(rw: Rewriter, value: ir.Value, region: dict[ir.Node, None], chosen: ir.Value) -> None:
@@ -187,11 +179,10 @@ def _gather(rw: Rewriter, value: ir.Value, region: dict[ir.Node, None], chosen: 
     width = value.shape[2] if value.shape is not None and isinstance(value.shape[2], int) else -1
     # The gathered value has to stand before the first of its readers.
     before = min((node for node, _ in readers), key=list(rw.model.graph).index)
-    shape = rw.constant(np.array([-1, width], np.int64), f"{value.name}.flat_shape")
-    flat = rw.node("Reshape", value, shape, before=before, name=f"{value.name}.flat")
-    real = rw.node("Gather", flat, chosen, before=before, name=f"{value.name}.gathered", axis=0)
-    axis = rw.constant(np.array([0], np.int64), f"{value.name}.batch_axis")
-    packed = rw.node("Unsqueeze", real, axis, before=before, name=f"{value.name}.real")
+    b = rw.at(before, value.name)
+    flat = b.op("Reshape", value, b.constant([-1, width], "flat_shape"), name="flat")
+    real = b.op("Gather", flat, chosen, name="gathered", axis=0)
+    packed = b.op("Unsqueeze", real, b.constant([0], "batch_axis"), name="real")
     for node, index in readers:
         rw.set_input(node, index, packed)
 
@@ -202,9 +193,9 @@ def _spread(rw: Rewriter, value: ir.Value, region: dict[ir.Node, None], back: ir
     graph = list(rw.model.graph)
     behind = graph.index(producer) + 1 if producer is not None else 0
     before = graph[behind] if behind < len(graph) else None
-    axis = rw.constant(np.array([0], np.int64), f"{value.name}.one_batch")
-    tokens = rw.node("Squeeze", value, axis, before=before, name=f"{value.name}.tokens")
-    spread = rw.node("Gather", tokens, back, before=before, name=f"{value.name}.spread", axis=0)
+    b = rw.at(before, value.name)
+    tokens = b.op("Squeeze", value, b.constant([0], "one_batch"), name="tokens")
+    spread = b.op("Gather", tokens, back, name="spread", axis=0)
     spread.type, spread.shape = value.type, value.shape
     # Replacing redirects every reader, so those inside are remembered and put back.
     kept = [(node, index) for node, index in value.uses() if node in region]

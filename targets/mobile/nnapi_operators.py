@@ -128,7 +128,7 @@ def rows_by_int32(rw: Rewriter) -> int:
             continue
         if rows not in casts:
             to = int(ir.DataType.INT32)
-            casts[rows] = rw.node("Cast", rows, before=node, name=f"{rows.name}.int32", to=to)
+            casts[rows] = rw.at(node, rows.name).op("Cast", rows, name="int32", to=to)
         rw.set_input(node, 1, casts[rows])
         done += 1
     return done

@@ -222,9 +222,8 @@ class _Halver:
         """One Cast of ``value``, right behind what makes it, for all that read it."""
         key = (value, dtype)
         if key not in self._casts:
-            new = self._rw.node(
-                "Cast", value, before=before, name=f"{value.name}.{dtype.name.lower()}", to=int(dtype)
-            )
+            b = self._rw.at(before, value.name)
+            new = b.op("Cast", value, name=dtype.name.lower(), to=int(dtype))
             new.type = ir.TensorType(dtype)
             new.shape = None if value.shape is None else value.shape.copy()
             self._casts[key] = new
@@ -235,7 +234,7 @@ class _Halver:
         inside = [(use.node, use.idx) for use in value.uses() if use.node in half]
         new = self._casts.get((value, _FLOAT))
         if new is None:
-            new = self._rw.node("Cast", value, name=f"{value.name}.float", to=int(_FLOAT))
+            new = self._rw.at(None, value.name).op("Cast", value, name="float", to=int(_FLOAT))
             self._casts[value, _FLOAT] = new
         self._rw.replace(value, new)
         new.type = ir.TensorType(_FLOAT)

@@ -8,6 +8,7 @@ import pytest
 from plugins import installed
 
 from graphcompress.errors import UsageError
+from graphcompress.pipeline.pipeline import first_passes
 from graphcompress.plugin.registry import KINDS, PASSES, TARGETS, Kind
 
 SOURCE = '''
@@ -70,3 +71,17 @@ def test_an_unknown_name_says_what_there_is(kind: Kind) -> None:
 def test_all_that_is_declared_is_documented(kind: Kind) -> None:
     for name in kind.names():
         assert kind.find(name).summary().endswith(".")
+
+
+def test_a_broken_package_stops_no_build_that_does_not_name_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = PASSES.usable()
+    broken = {"broken": "wrong:Nothing", "kron": "wrong:Nothing", "nowhere": "missing:Nothing"}
+    installed(monkeypatch, tmp_path, "wrong", "raise ValueError('no licence')\n", passes=broken)
+    assert PASSES.usable() == [kind for kind in before if kind.name != "kron"]
+    assert [step.name for step in first_passes([])] == ["simplify"]
+    assert "pass 'broken' is left out: 'broken' is declared as wrong:Nothing" in caplog.text
+    assert "ValueError: no licence" in caplog.text
+    with pytest.raises(UsageError, match="no licence"):
+        PASSES.find("broken")

@@ -466,3 +466,12 @@ def test_smoothing_is_left_out_where_the_residual_path_reads_the_activation(tmp_
 @given(step=instances(Int8))
 def test_options_round_trip(step):
     assert Pipeline.parse(str(step)).passes == (step,)
+
+
+def test_a_verdict_on_made_up_samples_says_so(tiny_bert_path, tiny_samples):
+    strict = Int8(max_model_error=1e-6)
+    for samples, made_up in ((None, True), (tiny_samples, False)):
+        record = strict.run(Model.load(tiny_bert_path), Context(samples=samples))
+        judged = [item.reason for item in record.skipped if "max_model_error" in item.reason]
+        assert judged
+        assert all(("made-up samples" in reason) == made_up for reason in judged)

@@ -47,7 +47,8 @@ def quantised(tiny_bert, tiny_samples):
 
 def lower(model, folder, **options):
     folder.mkdir()
-    return Cpu(shapes=SHAPES, **options).lower(model, folder, Context()).record
+    shapes = {"shapes": SHAPES} if options.get("measure", True) else {}
+    return Cpu(**shapes, **options).lower(model, folder, Context()).record
 
 
 def outputs(path, samples):
@@ -235,6 +236,16 @@ def test_damaged_cache_is_measured_again_with_a_warning(text, caplog):
     damaged.put("a", {"unchanged": [2.0]})
     assert MeasurementCache().get("a") == {"unchanged": [2.0]}
     assert [file.name for file in cache.path.parent.iterdir()] == [cache.path.name]
+
+
+def test_what_a_killed_build_has_left_beside_the_cache_is_swept(tmp_path):
+    left = tmp_path / f".graphcompress-{'0' * 16}"
+    left.mkdir()
+    (left / "measurements.json").write_text("{")
+    cache = MeasurementCache(tmp_path)
+    cache.put("a", {"x": [1.0]})
+    assert [path.name for path in tmp_path.iterdir()] == [cache.path.name]
+    assert MeasurementCache(tmp_path).get("a") == {"x": [1.0]}
 
 
 def test_cache_that_cannot_be_written_is_only_a_warning(tmp_path, caplog):
