@@ -91,6 +91,17 @@ def test_running_means_move_by_a_hundredth_and_stand_still_at_the_end(tiny_bert:
     assert float(first.get_buffer("mean")) == before
 
 
+def test_padding_does_not_count_in_running_means() -> None:
+    norm = MixedNorm(1e-5)
+    x = torch.randn(2, 3, 8)
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
+    norm(x, torch.ones(8), None, mask)
+    norm.move()
+    real = torch.cat([x[0], x[1, :1]])
+    assert float(norm.get_buffer("mean")) == pytest.approx(float(real.mean()), abs=1e-6)
+    assert float(norm.get_buffer("variance")) == pytest.approx(float(real.var(unbiased=False)), rel=1e-5)
+
+
 def test_one_kind_alone_and_none_at_all(tiny_bert: Model) -> None:
     assert len(attached(tiny_bert, PlainOperators(norms=False)).found) == 2
     assert len(attached(tiny_bert, PlainOperators(activations=False)).found) == 5

@@ -71,10 +71,13 @@ class MixedNorm(Mixed):
         self.register_buffer("seen", torch.tensor(False))
         self.register_buffer("sums", torch.zeros(3), persistent=False)
 
-    def forward(self, x: Tensor, gain: Tensor, shift: Tensor | None) -> Tensor:
-        """[..., features] → the same, with gain and shift [features]."""
+    def forward(self, x: Tensor, gain: Tensor, shift: Tensor | None, mask: Tensor | None = None) -> Tensor:
+        """[..., features] by gain and shift [features]; ``mask`` [batch, tokens] is 0 at padding."""
         with torch.no_grad():
             values = x.detach().float()
+            # How much padding there is depends on what else is in the batch, and is other in every process.
+            if mask is not None and values.shape[:2] == mask.shape:
+                values = values[mask != 0]
             self.get_buffer("sums").add_(
                 torch.stack([values.new_tensor(values.numel()), values.sum(), values.square().sum()])
             )
@@ -110,13 +113,15 @@ class Interpolated(Attached):
         model = student.meta["model"]
         curves = {each.nodes[-1].outputs[0].name for each in activations(model) if each.function in _CURVES}
         layers = {node.outputs[0].name for node in model.graph if _is_plain_norm(node)}
+        masks = [argument for argument, name in student.meta["inputs"].items() if "mask" in name]
+        mask = next((n for n in student.graph.find_nodes(op="placeholder") if n.target in masks), None)
         inside = nn.Module()
         student.add_submodule(INSIDE, inside)
         for node in list(student.graph.nodes):
             value = node.meta.get("value")
             if given.norms and node.target is functional.layer_norm and value in layers:
                 x, _, gain, shift, epsilon = node.args
-                self._put(student, inside, node, MixedNorm(float(epsilon)), (x, gain, shift))
+                self._put(student, inside, node, MixedNorm(float(epsilon)), (x, gain, shift, mask))
             elif given.activations and node.target is functional.gelu and value in curves:
                 self._put(student, inside, node, MixedActivation(node.kwargs), node.args[:1])
         student.recompile()

@@ -19,8 +19,7 @@ class PlainOperators(Instrument):
 
     The student computes a mean of both, in which the plain operator counts for more with every step; from
     ``until`` on it is alone. A normalisation then subtracts one number, a running mean, and divides by one,
-    the root of a running variance, for all tokens alike (NoNorm); both stand still once it is alone. Running
-    means count padding, too.
+    the root of a running variance, for all tokens alike (NoNorm); both stand still once it is alone.
     """
 
     name: ClassVar[str] = "plain-operators"
