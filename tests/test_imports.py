@@ -109,8 +109,8 @@ PLAN: dict[str, str] = {
     "capturing": "errors graph plugin data generation measure",
     "training": "errors numerics graph plugin analysis coupling cutting rewrite data measure fx",
     "pipeline": "errors numerics graph plugin analysis coupling rewrite rules data measure",
-    "build": "errors numerics graph plugin analysis coupling rewrite rules data measure capturing training"
-    " pipeline",
+    "build": "errors numerics graph plugin analysis coupling rewrite rules data generation measure capturing"
+    " training pipeline",
     "cli": "errors numerics graph plugin analysis coupling rules data generation measure capturing training"
     " pipeline build",
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 from graphcompress.analysis.cost import macs
 from graphcompress.build.anatomy import Depth, anatomy
 from graphcompress.build.inputs import model_bytes
+from graphcompress.generation.generator import Generator
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Feed, Runner
 from graphcompress.measure.metrics import Scoring
@@ -21,7 +22,7 @@ class Baseline:
     """The model as it came in: its size, outputs, batch invariance, score and anatomy.
 
     ``file`` is what the user gave: ONNX Runtime runs it as it is, so that what reading it may have changed is
-    compared, too. Without one, ``model`` itself is run.
+    compared, too. Without one, ``model`` itself is run. ``generator`` is scored by a metric of written texts.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class Baseline:
         ctx: Context,
         scoring: Scoring | None = None,
         file: Path | None = None,
+        generator: Generator | None = None,
     ) -> None:
         self.samples = check_samples(model, ctx)
         self.feeds: list[Feed] = list(self.samples.batches(CHECK_BATCH))
@@ -38,7 +40,7 @@ class Baseline:
             self.outputs = [runner(feed) for feed in self.feeds]
             check_repeats(model, runner, self.feeds[0], self.outputs[0])
             self.invariance = batch_invariance(runner, self.samples)
-            self.score = scoring.original(runner) if scoring else None
+            self.score = scoring.original(generator or runner) if scoring else None
             self.anatomy = anatomy(model)
             self.depth = Depth(model, self.samples)
             self.size = ModelSize(model.parameters, model_bytes(model) or runner.bytes_on_disk, macs(model))

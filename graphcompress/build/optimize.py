@@ -36,11 +36,13 @@ from graphcompress.build.request import Request, explained
 from graphcompress.build.result import Artifact, Build
 from graphcompress.build.sequences import artifact_run, fitted_run, lower_parts
 from graphcompress.build.unsupported import refuse_unsupported
+from graphcompress.build.writing import artifact_generator, prompts, source_generator
 from graphcompress.capturing.loading import is_checkpoint
 from graphcompress.capturing.source import is_hub_name, open_model
 from graphcompress.data.load import Samples, load_samples
 from graphcompress.data.tokenizer_files import copy_tokenizer
 from graphcompress.errors import DataError
+from graphcompress.generation.generator import Generator
 from graphcompress.graph.model import Model
 from graphcompress.measure import metrics
 from graphcompress.measure.memory import bounded, longest_needs
@@ -109,7 +111,7 @@ def optimize(request: Request) -> Build:
             # Of a model of several files there is no file to run as it is.
             joined = any(part.prefix for part in opened.model.parts)
             file = None if joined or isinstance(request.model, Model) else opened.model.path
-            baseline = Baseline(opened.model, opened.ctx, opened.scoring, file)
+            baseline = Baseline(opened.model, opened.ctx, opened.scoring, file, opened.generator)
             build = _run(request, opened, baseline)
         if stage is None:
             return build
@@ -152,12 +154,14 @@ class _Opened:
         recipe: options that make the build again, with the hashes of all files that were read.
         ctx: what the passes are given.
         scoring: by the task metric, when one is asked for.
+        generator: the model as one that writes, where the metric is of what it writes.
     """
 
     model: Model
     recipe: dict[str, Any]
     ctx: Context
     scoring: Scoring | None
+    generator: Generator | None = None
 
 
 def _open(request: Request) -> _Opened:
@@ -175,25 +179,30 @@ def _open(request: Request) -> _Opened:
     for target in request.targets:
         target.check_model(model)
     model.check_weights_are_finite()
+    written = metric is not None and metrics.is_written(metric)
+    if metric is not None and written:
+        metrics.pair_for(metric, model)  # refuses a model that does not write, before anything is read
+    passed = None if written else metric
     samples, evaluated, learnt = (
-        _samples(wanted, request, model, metric)
-        for wanted in (request.data, request.eval_data, request.train)
+        _samples(wanted, request, model, passed)
+        for wanted in (request.data, None if written else request.eval_data, request.train)
     )
     if any(found is not None and not len(found) for found in (samples, evaluated, learnt)):
         raise DataError("the samples that were given are none; give at least one, or leave them out")
     training = None
     if learnt is not None:
-        learnt, evaluated = Training(learnt, held_out=evaluated or samples if metric else None).divided()
-        training = Training(learnt, teacher, evaluated, metric, _checkpoints(request))
+        learnt, evaluated = Training(learnt, held_out=evaluated or samples if passed else None).divided()
+        training = Training(learnt, teacher, evaluated, passed, _checkpoints(request))
         samples = samples or learnt.spread(CALIBRATION_ROWS)
     capabilities = common_capabilities(request.targets)
-    scored = evaluated or samples
+    generator = source_generator(request, model) if written else None
+    scored = prompts(request, generator) if generator else evaluated or samples
     scoring = Scoring(metric, scored, request.progress) if metric and scored else None
     ctx = Context(samples, capabilities, request.seed, request.progress, training, pinned=request.pinned)
     allowed = request.allowed_drop
-    if scoring is not None and allowed is not None:
+    if scoring is not None and allowed is not None and not written:
         ctx = replace(ctx, spent=lambda run: allowed.spent(scoring.judged(run, "evaluate a plan")[1]))
-    return _Opened(model, {**recipe, "sha256": hashes}, ctx, scoring)
+    return _Opened(model, {**recipe, "sha256": hashes}, ctx, scoring, generator)
 
 
 def _teacher(request: Request) -> Model | None:
@@ -224,7 +233,7 @@ def _run(request: Request, opened: _Opened, baseline: Baseline) -> Build:
         require_coverage=request.require_coverage,
         on_record=request.on_record,
         original=baseline.outputs,
-        scoring=opened.scoring,
+        scoring=None if opened.generator else opened.scoring,
     )
     return Build(
         output=request.folder,
@@ -245,12 +254,12 @@ def _run(request: Request, opened: _Opened, baseline: Baseline) -> Build:
 def _lower(request: Request, opened: _Opened, baseline: Baseline, stage: Path) -> tuple[Artifact, ...]:
     """Write the model files of every target below ``stage``, and verify them there."""
     stages = artifact_folders(stage, request.targets)
-    made = [_artifact(target, stages[target.name], opened, baseline) for target in request.targets]
+    made = [_artifact(request, target, stages[target.name], opened, baseline) for target in request.targets]
     places = artifact_folders(request.folder, request.targets)
     return tuple(replace(artifact, folder=places[artifact.name]) for artifact in made)
 
 
-def _artifact(target: Target, stage: Path, opened: _Opened, baseline: Baseline) -> Artifact:
+def _artifact(request: Request, target: Target, stage: Path, opened: _Opened, baseline: Baseline) -> Artifact:
     model, ctx = opened.model, opened.ctx
     ctx.progress(f"lower for {target.name}", 0, 1)
     stage.mkdir(exist_ok=True)
@@ -263,7 +272,8 @@ def _artifact(target: Target, stage: Path, opened: _Opened, baseline: Baseline) 
     lowering = replace(lowering, notes=tuple(said))
     run = fitted_run(model, artifact_run(target, stage, lowering.record))
     deployed = lowering.deployed_bytes
-    score, drop = opened.scoring.judged(run, "evaluate the artifact") if opened.scoring else (None, None)
+    subject = artifact_generator(request, target, stage, model) if opened.generator else run
+    score, drop = opened.scoring.judged(subject, "evaluate the artifact") if opened.scoring else (None, None)
     return Artifact(
         target=str(target),
         folder=stage,
