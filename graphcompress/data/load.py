@@ -12,10 +12,12 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.data.inputs import batch_axes, batch_first, fixed_sizes, inputs_of
+from graphcompress.data.lengths import longest_sample
 from graphcompress.data.samples import Sample, Samples
+from graphcompress.data.sequence_texts import samples_of_sequences
 from graphcompress.data.sequences import pasts
 from graphcompress.data.tables import read_columns
-from graphcompress.data.texts import find_tokenizer, samples_from_texts
+from graphcompress.data.texts import checked_tokenizer, find_tokenizer, samples_from_texts
 from graphcompress.errors import DataError
 from graphcompress.graph.model import Model
 from graphcompress.plugin.task import Pair
@@ -53,8 +55,13 @@ def load_samples(
     if set(inputs) <= set(columns):
         samples = _from_arrays(path, columns, inputs)
     else:
-        found = find_tokenizer(tokenizer, model.path.parent if model.path else None)
-        samples = samples_from_texts(path, columns, model, inputs, found, pair, max_length)
+        found = find_tokenizer(tokenizer, _folder(model))
+        if model.parts:
+            known = checked_tokenizer(path, found, model, inputs)
+            longest = min(max_length, longest_sample(model) or max_length)
+            samples = samples_of_sequences(path, columns, model, known, longest)
+        else:
+            samples = samples_from_texts(path, columns, model, inputs, found, pair, max_length)
     _refuse_empty(path, samples)
     names = _class_names(model)
     return dataclasses.replace(
@@ -62,9 +69,16 @@ def load_samples(
     )
 
 
+def _folder(model: Model) -> Path | None:
+    """Where the tokenizer and the configuration of ``model`` lie."""
+    source = model.source
+    return source if source is None or source.is_dir() else source.parent
+
+
 def _class_names(model: Model) -> tuple[str, ...]:
     """Names of the classes by the config.json beside the model; empty where it says none."""
-    file = model.path.parent / "config.json" if model.path else None
+    folder = _folder(model)
+    file = folder / "config.json" if folder else None
     if file is None or not file.is_file():
         return ()
     try:

@@ -18,6 +18,7 @@ from graphcompress.data.samples import Past, Sample, Samples
 from graphcompress.graph.model import Model
 from graphcompress.graph.parts import Part, links
 from graphcompress.graph.runtime import Feed, Runner
+from graphcompress.graph.stored import IN_MEMORY_BYTES
 
 Outputs = Mapping[str, np.ndarray]
 
@@ -44,7 +45,7 @@ def sequence_samples(model: Model, written: Sequence[Written], *, synthetic: boo
     feeds: list[Sample] = []
     with Unroller(model) as unroller:
         for each in written:
-            feeds.extend(unroller.feeds(each))
+            feeds.extend(_on_disk(model, feed) for feed in unroller.feeds(each))
     inputs = inputs_of(model)
     return Samples(
         feeds,
@@ -54,6 +55,14 @@ def sequence_samples(model: Model, written: Sequence[Written], *, synthetic: boo
         axes=batch_axes(inputs),
         past=pasts(model.parts),
     )
+
+
+def _on_disk(model: Model, feed: Sample) -> Sample:
+    """``feed`` with its large arrays mapped from scratch: the past of many texts fits in no memory."""
+    return {
+        name: array if array.nbytes < IN_MEMORY_BYTES else model.store(array).numpy()
+        for name, array in feed.items()
+    }
 
 
 def pasts(parts: Sequence[Part]) -> tuple[Past, ...]:
@@ -112,6 +121,24 @@ class Unroller:
             yield _without_batch(_prefixed(step, after))
             return
         yield _without_batch(whole | _prefixed(step, after))
+
+    def written(self, source: Sample, start: int, count: int) -> Written:
+        """``source`` and ``count`` tokens: ``start``, and what the decoder finds likeliest after it."""
+        rest = {name: array[None] for name, array in source.items()}
+        answers = {"encoder": self._runs["encoder"](rest)} if "encoder" in self.parts else {}
+        step = self.parts.get("decoder_with_past")
+        tokens = [start]
+        while len(tokens) < count:
+            first = len(tokens) == 1 or step is None
+            part = self.parts.get("decoder", step) if first else step
+            if part is None:
+                break
+            ids = np.array([tokens if first else tokens[-1:]])
+            answer = self._runs[part.role](self._feed(part, ids, len(tokens) - ids.shape[1], rest, answers))
+            # Keys of the encoder's states come out of the first pass alone, and stay.
+            answers[part.role] = {**answers.get(part.role, {}), **answer}
+            tokens.append(int(answer[part.output("logits") or ""][0, -1].argmax()))
+        return Written(source, np.array(tokens))
 
     def _feed(
         self, part: Part, ids: np.ndarray, done: int, source: Feed, answers: Mapping[str, Outputs]

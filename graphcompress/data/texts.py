@@ -54,12 +54,8 @@ def samples_from_texts(
             f"{path}: columns {sorted(columns)} are neither the model's inputs {sorted(inputs)} nor texts "
             f"(sentence, text, sentence1 + sentence2, …); rename the columns"
         )
-    if tokenizer is None:
-        raise DataError(
-            f"{path}: texts need a tokenizer; put tokenizer.json beside the model or give --tokenizer"
-        )
     _check_texts(path, columns, texts)
-    _check_vocabulary(tokenizer, model, inputs)
+    tokenizer = checked_tokenizer(path, tokenizer, model, inputs)
     with _tokenizers(f"{path}: its texts cannot be tokenized"):
         tokenizer.no_padding()
         if pair == "windows" and len(texts) == 2:
@@ -76,6 +72,22 @@ def samples_from_texts(
     ]
     pad = {name: _pad_id(tokenizer) for name in inputs if _kind(name) == "ids"}
     return Samples(feeds, columns, pad, per_row=len(feeds) // len(next(iter(columns.values()))))
+
+
+def checked_tokenizer(
+    path: Path, tokenizer: tokenizers.Tokenizer | None, model: Model, inputs: Mapping[str, ir.Value]
+) -> tokenizers.Tokenizer:
+    """``tokenizer``, which is there and belongs to ``model``.
+
+    Raises:
+        DataError: it is not, or does not.
+    """
+    if tokenizer is None:
+        raise DataError(
+            f"{path}: texts need a tokenizer; put tokenizer.json beside the model or give --tokenizer"
+        )
+    _check_vocabulary(tokenizer, model, inputs)
+    return tokenizer
 
 
 def _rows(columns: Mapping[str, Sequence[Any]], texts: Sequence[str], pair: Pair) -> list[Any]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
-from sequence_models import CAUSAL, HEADS, NAMES, VOCABULARY, WIDTH, made
+import tokenizers
+from sequence_models import CAUSAL, HEADS, NAMES, VOCABULARY, WIDTH, Writer, made
 
 from graphcompress.data.load import load_samples
 from graphcompress.data.made_up import synthetic_samples, varied_samples
 from graphcompress.data.samples import Past, Samples
+from graphcompress.errors import DataError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runtime import Runner
 from graphcompress.measure.verify import batch_invariance
@@ -90,3 +93,56 @@ def test_an_empty_past_in_a_file_of_samples(sequence_folders, tmp_path) -> None:
     with Runner(model) as run:
         assert run(samples.batch([0, 1]))["logits"].shape == (2, 4, VOCABULARY)
         assert batch_invariance(run, samples).changed == 0
+
+
+# ---- texts
+
+
+def word_tokenizer(folder: Path) -> None:
+    words = {word: number for number, word in enumerate(["<pad>", "a", "b", "c", "d", "e", "f", "g"])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def data(folder: Path, *rows: dict[str, str]) -> Path:
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+def test_prompt_and_answer_become_what_the_parts_read(sequence_folders, tmp_path) -> None:
+    word_tokenizer(tmp_path)
+    model = Model.load(sequence_folders["marian"])
+    rows = data(tmp_path, {"source": "a b c", "target": "d e"}, {"source": "f", "target": "g a b"})
+    samples = load_samples(rows, model, tokenizer=tmp_path)
+    first, second = samples.feeds
+    assert first["encoder/input_ids"].tolist() == [1, 2, 3]
+    assert first["prefill/input_ids"].tolist() == [2, 4]  # the start of the configuration, and d
+    assert first["step/input_ids"].tolist() == [5]
+    assert second["step/past_key_values.0.decoder.key"].shape == (HEADS, 3, WIDTH)
+    assert second["step/past_key_values.0.encoder.key"].shape == (HEADS, 1, WIDTH)
+
+
+def test_without_answers_the_model_writes_them(sequence_folders, tmp_path) -> None:
+    """The oracle is generation from the files."""
+    word_tokenizer(tmp_path)
+    folder = sequence_folders["marian"]
+    (sample,) = load_samples(data(tmp_path, {"text": "a b c"}), Model.load(folder), tokenizer=tmp_path).feeds
+    tokens = [*sample["prefill/input_ids"], *sample["step/input_ids"]]
+    given = {"input_ids": np.array([[1, 2, 3]]), "attention_mask": np.ones((1, 3), np.int64)}
+    assert tokens == [2, *Writer(folder).greedy(given, np.array([[2]]), len(tokens) - 1)[0]]
+
+
+def test_texts_of_a_language_model_are_a_first_pass_and_a_step(sequence_folders, tmp_path) -> None:
+    word_tokenizer(tmp_path)
+    model = Model.load(sequence_folders["llama"])
+    samples = load_samples(data(tmp_path, {"text": "a b c d"}), model, tokenizer=tmp_path)
+    assert [feed["input_ids"].tolist() for feed in samples.feeds] == [[1, 2, 3], [4]]
+
+
+def test_a_text_of_one_token_is_refused(sequence_folders, tmp_path) -> None:
+    word_tokenizer(tmp_path)
+    model = Model.load(sequence_folders["llama"])
+    with pytest.raises(DataError, match="row 1 has fewer than two tokens"):
+        load_samples(data(tmp_path, {"text": "a"}), model, tokenizer=tmp_path)
