@@ -21,6 +21,7 @@ _FILES = {
     "GraphCompressModel.kt": "android/GraphCompressModel.kt",
     "GraphCompressModel.swift": "ios/GraphCompressModel.swift",
     "main.js": "web/main.js",
+    "tokenizer.js": "web/tokenizer.js",
     "index.html": "web/index.html",
     "README.md": "README.md",
 }

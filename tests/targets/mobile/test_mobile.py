@@ -184,7 +184,7 @@ def test_the_folder_is_the_bundle(built):
     names = {path.relative_to(built.output).as_posix() for path in built.output.rglob("*") if path.is_file()}
     assert names >= {
         *("model.ort", "required_operators.config", "interface.json", "partitions.json", "recipe.toml"),
-        *("README.md", "example.json", "web/index.html", "web/main.js"),
+        *("README.md", "example.json", "web/index.html", "web/main.js", "web/tokenizer.js"),
         *("android/GraphCompressModel.kt", "ios/GraphCompressModel.swift"),
     }
     recipe = tomllib.loads((built.output / "recipe.toml").read_text())
