@@ -147,7 +147,7 @@ def test_tune_writes_what_optimize_reads(tiny_bert_path, tmp_path):
     assert json.loads(done.stdout)["sites"] == len(read_profile(path).times) > 0
     build = ["optimize", str(tiny_bert_path), "--passes", "simplify"]
     done = CliRunner().invoke(
-        app, [*build, "--profile", str(path), "--no-bench", "-o", str(tmp_path / "out")]
+        app, [*build, "--profile", str(path), "--no-bench", "--verbose", "-o", str(tmp_path / "out")]
     )
     assert done.exit_code == 0, done.output
     assert "forms as measured on" in done.stdout

@@ -254,13 +254,13 @@ def test_an_engine_is_loaded_by_what_built_it(tmp_path, monkeypatch):
         assert parse_target("tensorrt").session(tmp_path) == (module, "model-sm89.engine")
 
 
-@pytest.mark.parametrize("target", ["tensorrt", "gpu"])
+@pytest.mark.parametrize(("target", "given"), [("tensorrt", ""), ("gpu", "provider=tensorrt ")])
 @pytest.mark.parametrize(
     "options", ["opt=1y128", "largest=8by512", "opt=8x16 largest=4x512", 'opt="batch=9" largest="batch=8"']
 )
-def test_sizes_of_the_profile_are_refused_at_once(target, options):
+def test_sizes_of_the_profile_are_refused_at_once(target, given, options):
     with pytest.raises(UsageError, match=f"{target}(: opt=|: largest=|{{opt=)"):
-        parse_target(f"{target}{{{options}}}")
+        parse_target(f"{target}{{{given}{options}}}")
 
 
 def test_a_build_that_takes_too_long_is_ended(tmp_path, monkeypatch):
