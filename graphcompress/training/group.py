@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -17,13 +18,15 @@ class ProcessGroup:
     """The processes of this run; with one process everything is as it is.
 
     A launcher (``torchrun``, ``accelerate launch``) says who takes part through environment variables; a
-    process group that exists already is used.
+    process group that exists already is used; one that is made here stays until the process ends.
     """
 
     def __init__(self) -> None:
-        self._made = processes() > 1 and not dist.is_initialized()
-        if self._made:
+        if processes() > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            # Another training may follow, and a group that is left and made anew at the same place hangs
+            # where one process arrives before another has left.
+            atexit.register(dist.destroy_process_group)
         together = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if together else rank()
         self.size = dist.get_world_size() if together else 1
@@ -42,8 +45,3 @@ class ProcessGroup:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
-
-    def close(self) -> None:
-        """Leave, when this object made the group."""
-        if self._made:
-            dist.destroy_process_group()

@@ -34,19 +34,16 @@ def train(
     """
     given = prepare(rw.model, original, training, settings)
     group = ProcessGroup()
+    checkpoints = Checkpoints(training.folder, _identity(given, settings, training.metric, ctx.seed))
+    trainer = Trainer(given, settings, training.metric, ctx.seed, group, checkpoints, ctx.progress)
     try:
-        checkpoints = Checkpoints(training.folder, _identity(given, settings, training.metric, ctx.seed))
-        trainer = Trainer(given, settings, training.metric, ctx.seed, group, checkpoints, ctx.progress)
-        try:
-            outcome = trainer.run()
-        except TrainingError:
-            write_back(given.student, rw.model)
-            raise
-        changed = write_back(given.student, rw.model)
-        for attached in given.instruments.values():
-            attached.finish(rw)
-    finally:
-        group.close()
+        outcome = trainer.run()
+    except TrainingError:
+        write_back(given.student, rw.model)
+        raise
+    changed = write_back(given.student, rw.model)
+    for attached in given.instruments.values():
+        attached.finish(rw)
     return outcome, given.unshared, changed
 
 

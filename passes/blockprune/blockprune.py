@@ -246,11 +246,8 @@ class BlockPrune(Pass):
             return self.masks(self._density(rw.model))
         from graphcompress.training.group import ProcessGroup
 
-        group = ProcessGroup()
-        try:  # every process has to train for the same figures
-            found = group.from_first(costs(rw.model, rw.ctx, self.shape) if group.rank == 0 else None)
-        finally:
-            group.close()
+        group = ProcessGroup()  # every process has to train for the same figures
+        found = group.from_first(costs(rw.model, rw.ctx, self.shape) if group.rank == 0 else None)
         if found is None or found.density(self.speedup) < LEAST:
             most = 1 / (found.rest + LEAST * (1 - found.rest)) if found else 1.0
             raise UsageError(f"{self}: at {self.shape} this model becomes {most:.3g} times as fast at most")

@@ -225,7 +225,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
 
 
 def test_two_processes_reach_the_weights_of_one(tiny_bert_path: Path, tmp_path: Path) -> None:
-    options = "attention=8x8 ffn=dims density=0.5 steps=10 lr=0.001 batch=6 evaluations=1"
+    options = "attention=8x8 preset=hybrid-filled density=0.5 steps=6 lr=0.001 batch=6 evaluations=1"
+    options += " instruments=plain-operators"
     two_processes(tiny_bert_path, tmp_path, f"prune{{ffn=0.5}},blockprune{{{options}}}")
 
 
