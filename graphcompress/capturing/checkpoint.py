@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import gc
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -119,7 +120,8 @@ def _write(parts: Mapping[str, Traceable], folder: Path, opset: int, *, merged: 
             found[name] = replace(found[name], path=whole.path, whole=whole)
             files[name] = replace(whole, path=folder / whole.path)
     save_parts([(found[name], model) for name, model in models.items()], folder)
-    models.clear()  # weights that folding has made are read from the files from here on
+    models.clear()
+    gc.collect()  # what was traced refers to itself in circles, and is large beside the weights
     for name, part in parts.items():
         # The weights are mapped from the file: ONNX Runtime would hold a copy of them beside PyTorch's.
         with Runner(Model.load(files[name].path)) as run:
