@@ -47,7 +47,9 @@ def two_processes(model: Path, folder: Path, passes: str) -> None:
         "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": "1",
     }
-    runs = [("one", {})] + [(f"r{rank}", {"RANK": str(rank), "WORLD_SIZE": "2"}) for rank in (0, 1)]
+    runs = [("one", {})] + [
+        (f"r{rank}", {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}) for rank in (0, 1)
+    ]
     started = [
         subprocess.Popen(
             [sys.executable, script, name], env={**shared, **extra}, stderr=subprocess.PIPE, text=True

@@ -88,7 +88,8 @@ class Depth:
         if not values:
             return {}
         with Runner(model, values) as runner:
-            return runner(self._samples.batch(range(len(self._samples))))
+            # One batch, of no more samples than memory holds.
+            return runner(self._samples.batch(range(self._samples.batch_size(len(self._samples)))))
 
 
 def _blocks(model: Model) -> list[Layer]:

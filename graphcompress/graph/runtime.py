@@ -7,6 +7,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -166,7 +167,9 @@ class Runner:
 
     Use as a context manager, so that its memory is given back. Large weights of a model are mapped from where
     they lie; of a file its own outputs are computed.
-    ``prepack`` is for sessions that are timed, or run very often (:func:`session_of`).
+    ``prepack`` is for sessions that are timed, or run very often (:func:`session_of`). Outputs are copies:
+    one of the runtime's own arrays holds all memory that its session took, hundreds of MB, as long as it
+    lives. With ``lent`` they are the runtime's, for callers that keep none.
     """
 
     def __init__(
@@ -177,8 +180,10 @@ class Runner:
         optimize: bool = True,
         prepack: bool = False,
         spin_us: int | None = None,
+        lent: bool = False,
     ) -> None:
         self._model = None if isinstance(model, Path) else model
+        self._lent = lent
         source, weights, self.bytes_on_disk = _source(model, values)
         self._session = session_of(
             source, optimize=optimize, prepack=prepack, weights=weights, spin_us=spin_us
@@ -203,7 +208,8 @@ class Runner:
                 f"ONNX Runtime cannot run the model on samples of {shapes}: {first_line(error)}; "
                 "give samples that fit its inputs: ids in the vocabulary, texts no longer than it takes"
             ) from error
-        return dict(zip(self.outputs, results, strict=True))
+        given = results if self._lent else deepcopy(results)
+        return dict(zip(self.outputs, given, strict=True))
 
     def __enter__(self) -> Runner:
         return self

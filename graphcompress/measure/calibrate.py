@@ -70,7 +70,7 @@ def observe(
     batches = list(equal_batches(samples))
     total = len(runs) * len(batches)
     for number, values in enumerate(runs):
-        with Runner(model, values, optimize=optimize, prepack=True) as runner:
+        with Runner(model, values, optimize=optimize, prepack=True, lent=True) as runner:
             for step, indices in enumerate(batches):
                 progress(text, number * len(batches) + step, total)
                 feed = samples.batch(indices)

@@ -18,7 +18,9 @@ def test_a_hostile_file(name):
     assert attacked(FILES[name])[1] is None
 
 
-@pytest.mark.parametrize("name", ["RANK without a process group", "cp1252", "closed stdout", "no HOME"])
+@pytest.mark.parametrize(
+    "name", ["RANK without a process group", "a pod that is the second of a group", "cp1252", "full stdout"]
+)
 def test_a_situation(name):
     assert dict(situations())[name]()[1] is None
 

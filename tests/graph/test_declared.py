@@ -119,6 +119,21 @@ def test_two_sizes_broadcast_to_neither(tmp_path):
     simplified_answers(path, {"x": x(1, WIDTH), "z": x(4, WIDTH)}, {"x": x(4, WIDTH), "z": x(4, WIDTH)})
 
 
+def test_the_last_token_beside_all_tokens_has_the_size_of_all(tmp_path):
+    path = saved(
+        tmp_path,
+        [
+            ("Slice", ["x", "last", "end", "one"], ["token"]),
+            ("ReduceMean", ["x", "two"], ["mean"], {"keepdims": 1}),
+            ("Max", ["token", "mean"], ["y"]),
+        ],
+        [("x", TensorProto.FLOAT, ["N", "S", WIDTH])],
+        [("y", None)],
+        {"last": np.array([-1]), "end": np.array([2**63 - 1]), "one": np.array([1]), "two": np.array([2])},
+    )
+    simplified_answers(path, {"x": x(2, 5, WIDTH)}, {"x": x(2, 1, WIDTH)})
+
+
 @pytest.mark.parametrize(
     ("operator", "default", "other"), [("Reshape", [0, 0, 4], [2, 3, 8]), ("Expand", [1, 1, 1], [3, 1, 1])]
 )

@@ -103,3 +103,13 @@ def test_a_sample_that_needs_much_is_told() -> None:
     assert longest_needs(samples_of(30, 20_000), model).startswith(
         "the longest sample makes a value of 1.6 GB"
     )
+
+
+def test_kept_outputs_hold_no_memory_of_their_session() -> None:
+    """The runtime's own arrays are views into it; copies are not."""
+    model = model_of(ENCODER.replace("LENGTH", "n"))
+    with calibrate.Runner(model) as runner, calibrate.Runner(model, lent=True) as lending:
+        kept, lent = (run(samples_of(5).batch([0]))["y"] for run in (runner, lending))
+    assert kept.flags.owndata
+    assert kept.base is None
+    assert np.array_equal(kept, lent)
