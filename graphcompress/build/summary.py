@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graphcompress.build.report import count, decibels, left_alone, size
+from graphcompress.build.sequences import PARTS
 from graphcompress.plugin.targeting import parse_target
 
 if TYPE_CHECKING:
@@ -56,7 +57,10 @@ def loading_lines(artifact: Artifact) -> list[str]:
 
 
 def usage(artifact: Artifact) -> list[str]:
-    """The same lines, from the folder of the artifact."""
+    """The same lines, from the folder of the artifact; parts of one model run as one with this package."""
+    if PARTS in artifact.record:
+        run = f'run = graphcompress.session("{artifact.folder.as_posix()}")'
+        return ["import graphcompress", run, "outputs = run(feed)  # inputs of all parts, by their prefix"]
     lines = list(parse_target(artifact.target).loading)
     runs = any(line.startswith("session = onnxruntime.InferenceSession(") for line in lines)
     return [*lines, "outputs = session.run(None, feed)  # input name → array"] if runs else lines

@@ -12,6 +12,7 @@ from sequence_models import HEADS, text
 
 from graphcompress.build.opening import described, session
 from graphcompress.build.optimize import optimize
+from graphcompress.build.summary import loading_lines
 from graphcompress.data.made_up import varied_samples
 from graphcompress.errors import InvalidModelError
 from graphcompress.graph.model import Model
@@ -68,3 +69,9 @@ def test_a_folder_that_lacks_a_part_is_refused_before_the_work(sequence_folders,
     with pytest.raises(InvalidModelError, match="no part returns what its input 'past_key_values"):
         optimize(folder, passes="int8", target=TARGET, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_lines_that_load_parts_name_their_folder(sequence_folders, tmp_path) -> None:
+    build = optimize(sequence_folders["bart"], passes="simplify", target=TARGET, output=tmp_path / "out")
+    lines = loading_lines(build.lowered[0])
+    assert f'run = graphcompress.session("{(tmp_path / "out").as_posix()}")' in lines
