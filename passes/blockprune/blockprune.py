@@ -106,23 +106,6 @@ class BlockPrune(Pass):
     instruments: str = option("", 'others to train with, as in "a,b{x=1}"; see graphcompress instruments')
     only: str = option("*", "glob over the names of the weights that are masked")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.steps and not self.epochs:
-            raise UsageError("blockprune{epochs=0} trains nothing; leave the pass out, or give steps")
-        if self.steps:
-            self.refuse_idle("epochs", "steps say how long it trains")
-        asked = [
-            name for name in ("density", "size", "speedup", "penalty") if getattr(self, name) is not None
-        ]
-        if len(asked) > 1:
-            raise UsageError(f"{self}: {' and '.join(asked)} are two targets; give one")
-        if self.speedup is None:
-            self.refuse_idle("shape", "no speedup is asked for")
-        if not self.hidden:
-            self.refuse_idle("apart", "hidden=0 leaves the hidden states out")
-        self.masks(0.5)  # refuses what does not go together
-
     @property
     def fills(self) -> float:
         """Steps after filling, as a multiple of those before."""
@@ -148,12 +131,26 @@ class BlockPrune(Pass):
         )
 
     def check_given(self, *, calibrated: bool) -> None:
-        """Refuse to start without PyTorch.
+        """Refuse to start without PyTorch, and options that do not go together.
 
         Raises:
-            MissingExtraError: it is not installed.
+            GraphCompressError: PyTorch is not installed, or it names the options.
         """
         needs_torch("blockprune")
+        if not self.steps and not self.epochs:
+            raise UsageError("blockprune{epochs=0} trains nothing; leave the pass out, or give steps")
+        if self.steps:
+            self.refuse_idle("epochs", "steps say how long it trains")
+        asked = [
+            name for name in ("density", "size", "speedup", "penalty") if getattr(self, name) is not None
+        ]
+        if len(asked) > 1:
+            raise UsageError(f"{self}: {' and '.join(asked)} are two targets; give one")
+        if self.speedup is None:
+            self.refuse_idle("shape", "no speedup is asked for")
+        if not self.hidden:
+            self.refuse_idle("apart", "hidden=0 leaves the hidden states out")
+        self.masks(0.5)  # refuses what does not go together
 
     def check(self, model: Model, ctx: Context) -> None:
         """Refuse samples, a teacher, operators or a size that do not fit, before other passes work.

@@ -250,7 +250,7 @@ def test_nothing_is_done_without_samples_to_train_on(tiny_bert: Model) -> None:
 )
 def test_what_does_not_go_together_is_refused(options: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        BlockPrune(**options)
+        BlockPrune(**options).check_given(calibrated=True)
 
 
 def test_the_options_of_a_training_arrive_in_its_settings() -> None:

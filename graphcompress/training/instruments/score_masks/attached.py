@@ -42,6 +42,7 @@ class AttachedMasks(Attached):
 
         self.given = given
         self.student = student
+        self.paths = {name: path for path, name in student.meta["initializers"].items()}
         self.layout = layout(student.meta["model"], given.grains, given.only)
         if not self.layout.sites:
             raise UsageError(
@@ -71,11 +72,10 @@ class AttachedMasks(Attached):
     def _write(self) -> None:
         """Put the masks into the graph, behind every weight and every bias."""
         graph = self.student.graph
-        paths = {name: path for path, name in self.student.meta["initializers"].items()}
         stored = {str(node.target): node for node in graph.find_nodes(op="get_attr")}
         made = {node.meta["value"]: node for node in graph.nodes if "value" in node.meta}
         for number, mask in enumerate(self.masks):
-            weight = stored[paths[mask.site.weight.name or ""]]
+            weight = stored[self.paths[mask.site.weight.name or ""]]
             with graph.inserting_after(weight):
                 pair = graph.call_module(f"{INSIDE}.masks.{number}", (weight,))
             with graph.inserting_after(pair):
@@ -83,7 +83,7 @@ class AttachedMasks(Attached):
                 units = graph.call_function(operator.getitem, (pair, 1))
             weight.replace_all_uses_with(masked, delete_user_cb=lambda user, pair=pair: user is not pair)
             for linear in mask.site.linears if mask.site.makes else ():
-                path = None if linear.bias is None else paths.get(linear.bias.name or "")
+                path = None if linear.bias is None else self.paths.get(linear.bias.name or "")
                 if path is None:
                     continue
                 node = made[linear.output.name]
@@ -152,8 +152,7 @@ class AttachedMasks(Attached):
                     each.values.add_(total / each.counts.to(total))
 
     def _weight(self, mask: Mask) -> torch.Tensor:
-        paths = {name: path for path, name in self.student.meta["initializers"].items()}
-        return self.student.get_parameter(paths[mask.site.weight.name or ""])
+        return self.student.get_parameter(self.paths[mask.site.weight.name or ""])
 
     def _cut(self, cut: float) -> None:
         for each in self.scores:

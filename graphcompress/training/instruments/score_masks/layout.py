@@ -206,9 +206,8 @@ def _patterns(
     made: ScoreLayout, keys: dict[object, int], found: _Found, grain: Grain
 ) -> Iterator[Vector | Blocks]:
     linear, axis = found.linear, found.axis
-    sizes = (linear.out_features, linear.in_features) if linear.transposed else None
-    shape = sizes or (linear.in_features, linear.out_features)
-    inner, outer = shape[axis], shape[1 - axis]
+    sizes = (linear.out_features, linear.in_features)
+    inner, outer = sizes if found.makes else sizes[::-1]
 
     def scores(key: object, *lengths: int) -> int:
         if key not in keys:
