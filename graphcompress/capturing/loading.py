@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graphcompress.errors import InvalidModelError, UnsupportedModelError, UsageError, nearest
+from graphcompress.errors import (
+    GraphCompressError,
+    InvalidModelError,
+    UnsupportedModelError,
+    UsageError,
+    nearest,
+)
+from graphcompress.graph.runtime import first_line
 
 SHORT_TASKS = {"features": "feature-extraction", "classification": "sequence-classification"}
 """Names of tasks beside those of transformers' own classes and pipelines."""
@@ -77,7 +84,6 @@ def load(source: str | Path, task: str | None) -> Loaded:
         InvalidModelError: no such checkpoint, or one that cannot be read.
         UnsupportedModelError: a class that transformers does not have.
     """
-    import safetensors
     import torch
     import transformers
 
@@ -89,13 +95,15 @@ def load(source: str | Path, task: str | None) -> Loaded:
         config = transformers.AutoConfig.from_pretrained(source)
         auto = _class_of(config, task)
         module, info = auto.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-    except (OSError, KeyError, EOFError, RuntimeError, safetensors.SafetensorError) as error:
-        problem = str(error).strip().splitlines()[0][:300]
-        raise InvalidModelError(f"{source}: cannot be loaded as a checkpoint ({problem})") from error
+    except GraphCompressError:
+        raise
     except ValueError as error:  # transformers' way to say that a class does not know a configuration
-        problem = str(error).strip().splitlines()[0][:300]
         raise UsageError(
-            f"{source}: task {task or 'of the checkpoint'} does not fit it ({problem})"
+            f"{source}: task {task or 'of the checkpoint'} does not fit it ({first_line(error)})"
+        ) from error
+    except Exception as error:  # whatever is built from a damaged configuration may fail in any way
+        raise InvalidModelError(
+            f"{source}: cannot be loaded as a checkpoint ({first_line(error)})"
         ) from error
     module.config.use_cache = False
     return Loaded(module.eval(), sorted(info["missing_keys"]))

@@ -31,7 +31,7 @@ def attacks(seed: int) -> Iterator[tuple[str, Attack]]:
     while True:
         number = rng.getrandbits(32)
         kind = rng.choice(KINDS)
-        yield f"{kind} {number}", _random(kind, number)
+        yield f"{kind} {number}", hostile(kind, number)
 
 
 def _model() -> onnx.ModelProto:
@@ -235,7 +235,7 @@ _TOKENIZERS: dict[str, dict[str, object]] = {
 # ---- at random
 
 
-def _random(kind: str, number: int) -> Attack:
+def hostile(kind: str, number: int) -> Attack:
     def attack(folder: Path) -> list[str]:
         rng = random.Random(number)
         content = _model().SerializeToString()

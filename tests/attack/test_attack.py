@@ -5,17 +5,24 @@ import itertools
 import pytest
 
 from attack.__main__ import attacked
-from attack.files import attacks
+from attack.files import attacks, hostile
 from attack.situations import kills, situations
 
 FILES = dict(itertools.islice(attacks(0), 37))
 CHOSEN = ("names", "sizes with escapes", "brackets", "doubling functions", "a function that calls itself")
 CHOSEN += ("data c.jsonl", "tokenizer whose library panics")
+FOUND = (("flip", 3450340716), ("checkpoint", 3943786419), ("checkpoint", 2655874620))
+"""Random files that once ended in an unexpected error: a name that is no text, settings of a wrong type."""
 
 
 @pytest.mark.parametrize("name", CHOSEN)
 def test_a_hostile_file(name):
     assert attacked(FILES[name])[1] is None
+
+
+@pytest.mark.parametrize(("kind", "number"), FOUND)
+def test_a_file_that_was_found_at_random(kind, number):
+    assert attacked(hostile(kind, number))[1] is None
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,15 @@ def test_a_folder_without_weights_or_configuration(bert_folder: Path, tmp_path: 
         export(tmp_path, tmp_path / "m.onnx")
 
 
+@pytest.mark.parametrize("damage", [{"vocab_size": "many"}, {"initializer_range": None, "hidden_size": 0}])
+def test_a_damaged_configuration_is_one_sentence(bert_folder: Path, tmp_path: Path, damage: dict) -> None:
+    folder = shutil.copytree(bert_folder, tmp_path / "damaged")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **damage}))
+    with pytest.raises(InvalidModelError, match="cannot be loaded as a checkpoint"):
+        export(folder, tmp_path / "model.onnx")
+
+
 def test_an_image_model(tmp_path: Path) -> None:
     config = transformers.ViTConfig(image_size=16, patch_size=8, num_labels=3, **SMALL)
     transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")

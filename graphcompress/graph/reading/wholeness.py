@@ -219,7 +219,9 @@ def _check_operators(path: Path, model: onnx.ModelProto) -> None:
             if (node.domain, node.op_type) in functions:
                 continue
             standard = node.domain in STANDARD_DOMAINS and node.op_type not in FUSED_OPERATORS
-            if standard and not onnx.defs.has(node.op_type, opset, ""):
+            # A name that is no text, of a damaged file, is read as bytes.
+            known = isinstance(node.op_type, str) and onnx.defs.has(node.op_type, opset, "")
+            if standard and not known:
                 raise InvalidModelError(
                     f"{path}: node {_label(node)} is no operator of opset {opset}; "
                     "the file is damaged, export it again"
