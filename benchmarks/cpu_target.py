@@ -25,8 +25,8 @@ import numpy as np
 from graphcompress.data.load import load_samples
 from graphcompress.data.made_up import synthetic_samples
 from graphcompress.errors import MissingExtraError, UsageError
+from graphcompress.files.runtime import Feed, runner_of, session_of
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Feed, runner_of, session_of
 from graphcompress.measure.timing import interleaved
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context

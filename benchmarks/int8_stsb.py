@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from graphcompress.data.load import Samples, load_samples
+from graphcompress.files.runtime import session_of
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import session_of
 from graphcompress.measure.metrics import answers, metric, score
 from graphcompress.measure.verify import batch_invariance, compare
 from graphcompress.passes.quantize.int8 import Int8

@@ -28,8 +28,8 @@ from rich.table import Table
 
 from graphcompress.analysis.linears import linears
 from graphcompress.data.load import Samples, load_samples
+from graphcompress.files.runtime import session_of
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import session_of
 from graphcompress.measure.calibrate import observe
 from graphcompress.measure.metrics import answers, metric, score
 from graphcompress.numerics.kronecker import relative_error

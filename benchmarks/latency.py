@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from graphcompress.data.load import Samples, load_samples
+from graphcompress.files.runtime import session_of
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import session_of
 from graphcompress.measure.bench import bench
 from graphcompress.measure.cache import MeasurementCache
 from graphcompress.measure.verify import Run

@@ -22,8 +22,8 @@ import time
 from pathlib import Path
 
 from graphcompress.data.load import Samples, load_samples
+from graphcompress.files.runtime import session_of
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import session_of
 from graphcompress.measure.bench import bench
 from graphcompress.measure.metrics import answers, metric, score
 from graphcompress.measure.verify import Run

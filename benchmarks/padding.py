@@ -15,8 +15,8 @@ import numpy as np
 
 from graphcompress.data.load import load_samples
 from graphcompress.data.samples import padding_mask
+from graphcompress.files.runtime import session_of
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import session_of
 from graphcompress.measure.timing import interleaved
 from graphcompress.numerics.metrics import sqnr_db
 from graphcompress.pipeline.pipeline import Pipeline

@@ -32,8 +32,8 @@ from rich.console import Console
 from rich.table import Table
 
 from graphcompress.data.load import Samples, load_samples
+from graphcompress.files.runtime import session_of
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import session_of
 from graphcompress.numerics.metrics import cosine, spearman, sqnr_db
 from graphcompress.passes.prune.prune import Prune
 from graphcompress.plugin.base import Context

@@ -29,10 +29,10 @@ from graphcompress import optimize
 from graphcompress.data.rows import Rows
 from graphcompress.data.samples import Samples
 from graphcompress.data.sequences import Written, sequence_samples
+from graphcompress.files.parts import model_files
 from graphcompress.generation.generator import Generator, open_generator
 from graphcompress.generation.settings import with_options
 from graphcompress.graph.model import Model
-from graphcompress.graph.parts import model_files
 from graphcompress.measure.metrics import metric
 from graphcompress.measure.writing_speed import bench_writing
 

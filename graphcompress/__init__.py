@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from graphcompress.build.opening import session
+    from graphcompress.artifact.opening import session
     from graphcompress.build.optimize import optimize
     from graphcompress.build.questions import Benchmark, Report, Verification, bench, inspect, report, verify
     from graphcompress.build.request import Request
@@ -57,7 +57,7 @@ _HOME = {
     "option": "plugin.options",
     "progress": "cli.progress",
     "report": "build.questions",
-    "session": "build.opening",
+    "session": "artifact.opening",
     "verify": "build.questions",
 }
 

@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from graphcompress.data.load import Samples
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.plugin.base import Context
 

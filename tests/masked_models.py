@@ -9,10 +9,10 @@ import torch
 
 from graphcompress.fx import to_fx
 from graphcompress.graph.model import Model
+from graphcompress.instruments.score_masks.score_masks import ScoreMasks
 from graphcompress.passes.blockprune.compact import compact
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.training.instruments.score_masks.score_masks import ScoreMasks
 
 PRESETS = {
     "block": ScoreMasks(attention="8x8", ffn="8x8"),

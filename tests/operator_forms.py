@@ -7,7 +7,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.targets.common.form_choice import same_outputs

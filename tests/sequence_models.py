@@ -16,8 +16,8 @@ import transformers
 from onnx import helper, numpy_helper
 from transformers import DynamicCache, EncoderDecoderCache
 
+from graphcompress.files.parts import PartValue, read_parts
 from graphcompress.graph.model import Model
-from graphcompress.graph.parts import PartValue, read_parts
 
 HIDDEN, LAYERS, HEADS, FFN, VOCABULARY = 32, 2, 4, 64, 60
 WIDTH = HIDDEN // HEADS

@@ -13,7 +13,7 @@ import transformers
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from graphcompress.graph.parts import Part, PartValue
+from graphcompress.files.parts import Part, PartValue
 
 torch.set_num_threads(1)  # two models of this size, a thread each: waiting would take most of the time
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from graphcompress.files.runtime import CONTRIB
 from graphcompress.graph.expressions import Constants, is_constant
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import CONTRIB
 
 BATCH, LENGTH = 1, 128
 

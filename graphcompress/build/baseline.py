@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from graphcompress.analysis.cost import macs
-from graphcompress.build.anatomy import Depth, anatomy
 from graphcompress.build.inputs import model_bytes
+from graphcompress.files.runtime import Feed
 from graphcompress.generation.generator import Generator
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Feed, Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.measure.metrics import Scoring
 from graphcompress.measure.reference import check_repeats
 from graphcompress.measure.tokens import token_values
 from graphcompress.measure.verify import batch_invariance
+from graphcompress.pipeline.anatomy import Depth, anatomy
 from graphcompress.pipeline.contract_check import CHECK_BATCH, ModelSize, check_samples
 from graphcompress.plugin.base import Context
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from graphcompress.data.tokenizer_files import TOKENIZER_FILES
+from graphcompress.files.reading.hashes import sha256
 from graphcompress.graph.model import Model
-from graphcompress.graph.reading.hashes import sha256
 from graphcompress.plugin.base import Target
 from graphcompress.plugin.task import Metric
 

@@ -14,11 +14,8 @@ from typing import Any, ParamSpec, Protocol, overload
 from threadpoolctl import threadpool_limits
 
 from graphcompress.analysis.cost import macs
-from graphcompress.build import report
-from graphcompress.build.anatomy import anatomy
-from graphcompress.build.baseline import Baseline
-from graphcompress.build.configuration import write_configuration
-from graphcompress.build.folder import (
+from graphcompress.artifact.configuration import write_configuration
+from graphcompress.artifact.folder import (
     PAGE,
     REPORT,
     disk_errors,
@@ -27,6 +24,9 @@ from graphcompress.build.folder import (
     write_errors,
     write_manifest,
 )
+from graphcompress.artifact.sequences import artifact_run, fitted_run, lower_parts
+from graphcompress.build import report
+from graphcompress.build.baseline import Baseline
 from graphcompress.build.inputs import folder_bytes, input_hashes
 from graphcompress.build.judging import judged
 from graphcompress.build.manifest import manifest, pinned
@@ -34,7 +34,6 @@ from graphcompress.build.recipe import RECIPE, check_inputs, recipe_text
 from graphcompress.build.report_file import html
 from graphcompress.build.request import Request, explained
 from graphcompress.build.result import Artifact, Build
-from graphcompress.build.sequences import artifact_run, fitted_run, lower_parts
 from graphcompress.build.unsupported import refuse_unsupported
 from graphcompress.build.writing import artifact_generator, prompts, source_generator
 from graphcompress.capturing.loading import is_checkpoint
@@ -48,6 +47,7 @@ from graphcompress.measure import metrics
 from graphcompress.measure.memory import bounded, longest_needs
 from graphcompress.measure.metrics import Scoring
 from graphcompress.measure.verify import batch_invariance, compare
+from graphcompress.pipeline.anatomy import anatomy
 from graphcompress.pipeline.contract_check import ModelSize
 from graphcompress.plugin.base import Context, Target, Training
 from graphcompress.plugin.targeting import artifact_folders, common_capabilities

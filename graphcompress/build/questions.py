@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphcompress.build.folder import PAGE, REPORT, check_hashes, read_manifest
+from graphcompress.artifact.folder import PAGE, REPORT, check_hashes, read_manifest
+from graphcompress.artifact.opening import described, is_artifact, model_file, session
 from graphcompress.build.manifest import bench_json
-from graphcompress.build.opening import described, is_artifact, model_file, session
 from graphcompress.build.report import bench_lines, difference_line, invariance_line
 from graphcompress.capturing.source import open_model
 from graphcompress.data.inputs import inputs_of

@@ -72,7 +72,7 @@ def check_inputs(sha256: Mapping[str, str]) -> None:
     Raises:
         DataError: one of them was changed or is gone.
     """
-    from graphcompress.graph.reading.hashes import sha256 as hash_of
+    from graphcompress.files.reading.hashes import sha256 as hash_of
 
     for path, wanted in sha256.items():
         if not Path(path).is_file():

@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphcompress.build.folder import MANIFEST, read_manifest
+from graphcompress.artifact.folder import MANIFEST, read_manifest
 from graphcompress.build.manifest import manifest
 from graphcompress.build.page.page import comparison, figures, page
 from graphcompress.build.recipe import recipe_text
 from graphcompress.build.report import markdown
 from graphcompress.build.summary import result_lines, title, usage
 from graphcompress.errors import OutputError, UsageError
-from graphcompress.graph.temporary import Temporary
+from graphcompress.files.temporary import Temporary
 from graphcompress.plugin.legible import legible
 
 if TYPE_CHECKING:

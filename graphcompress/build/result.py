@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphcompress.build.anatomy import Anatomy, PlaceError
 from graphcompress.build.goals import CheckedGoal
 from graphcompress.data.samples import Samples
 from graphcompress.graph.model import Model
@@ -15,6 +14,7 @@ from graphcompress.measure.answers import ChangedAnswer
 from graphcompress.measure.bench import ShapeResult
 from graphcompress.measure.metrics import Drop, Score
 from graphcompress.measure.verify import Difference, Invariance
+from graphcompress.pipeline.anatomy import Anatomy, PlaceError
 from graphcompress.pipeline.contract_check import ModelSize
 from graphcompress.pipeline.pipeline import PassRecord
 from graphcompress.plugin.base import Lowering

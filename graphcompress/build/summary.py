@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from graphcompress.artifact.sequences import PARTS
 from graphcompress.build.report import count, decibels, left_alone, size
-from graphcompress.build.sequences import PARTS
 from graphcompress.plugin.targeting import parse_target
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ import onnx_ir as ir
 
 from graphcompress.analysis.linears import embeddings, inner_linears, linears, overridable_weights
 from graphcompress.errors import UnsupportedModelError
+from graphcompress.files.runtime import CONTRIB
 from graphcompress.graph.match import node_name
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import CONTRIB
 from graphcompress.plugin.base import Pass
 
 QUANTISED_OPS = frozenset(

@@ -22,11 +22,11 @@ from graphcompress.capturing.module import DEFAULT_OPSET, output_names, translat
 from graphcompress.capturing.traceable import Traceable, default_axes
 from graphcompress.data.tokenizer_files import TOKENIZER_FILES, copy_tokenizer
 from graphcompress.errors import InvalidModelError, UnsupportedModelError, UsageError
-from graphcompress.graph.joining import part_of_model
+from graphcompress.files.joining import part_of_model
+from graphcompress.files.part_files import merged_part, save_parts
+from graphcompress.files.temporary import Temporary
 from graphcompress.graph.model import Model
-from graphcompress.graph.part_files import merged_part, save_parts
-from graphcompress.graph.runtime import Runner
-from graphcompress.graph.temporary import Temporary
+from graphcompress.graph.runner import Runner
 from graphcompress.plugin.extras import needs_torch
 
 if TYPE_CHECKING:

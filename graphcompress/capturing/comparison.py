@@ -9,8 +9,8 @@ import numpy as np
 
 from graphcompress.capturing.traceable import BATCH_AXIS, LENGTH_AXIS, PAST_AXIS, Traceable, resized, sizes_of
 from graphcompress.errors import ContractError
-from graphcompress.graph.parts import Part
-from graphcompress.graph.runtime import Runner
+from graphcompress.files.parts import Part
+from graphcompress.graph.runner import Runner
 from graphcompress.measure.verify import output_difference
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import torch
 from graphcompress.errors import ContractError
 from graphcompress.generation.generator import Generator, Prompt, open_generator
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 
 NEW_TOKENS = 8
 """Tokens that are compared, of each row."""

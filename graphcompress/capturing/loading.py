@@ -17,7 +17,7 @@ from graphcompress.errors import (
     UsageError,
     nearest,
 )
-from graphcompress.graph.runtime import first_line
+from graphcompress.files.runtime import first_line
 
 SHORT_TASKS = {"features": "feature-extraction", "classification": "sequence-classification"}
 """Names of tasks beside those of transformers' own classes and pipelines."""

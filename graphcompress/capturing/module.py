@@ -16,12 +16,12 @@ import onnx_ir as ir
 from graphcompress.capturing.comparison import check
 from graphcompress.capturing.traceable import Axes, Traceable, default_axes, terms
 from graphcompress.errors import UnsupportedModelError, UsageError
-from graphcompress.graph.joining import part_of_model
+from graphcompress.files.joining import part_of_model
+from graphcompress.files.part_files import save_parts
+from graphcompress.files.temporary import Temporary
 from graphcompress.graph.match import module_path
 from graphcompress.graph.model import Model
-from graphcompress.graph.part_files import save_parts
-from graphcompress.graph.runtime import Runner
-from graphcompress.graph.temporary import Temporary
+from graphcompress.graph.runner import Runner
 from graphcompress.plugin.extras import needs_torch
 
 if TYPE_CHECKING:

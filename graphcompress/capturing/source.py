@@ -8,9 +8,9 @@ from pathlib import Path
 from graphcompress.capturing.checkpoint import export
 from graphcompress.capturing.loading import is_checkpoint
 from graphcompress.errors import InvalidModelError, UsageError
+from graphcompress.files.parts import model_files, read_parts
+from graphcompress.files.temporary import Temporary
 from graphcompress.graph.model import Model
-from graphcompress.graph.parts import model_files, read_parts
-from graphcompress.graph.temporary import Temporary
 from graphcompress.plugin.registry import PASSES, meant
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")

@@ -66,8 +66,8 @@ def bench(
 
     Example: graphcompress bench model.onnx small --data sentences.jsonl --shapes 1x128,8x128
     """
+    from graphcompress.artifact.opening import described, is_timed_here, session
     from graphcompress.build.manifest import bench_json, plain
-    from graphcompress.build.opening import described, is_timed_here, session
     from graphcompress.build.report import bench_lines
     from graphcompress.errors import UsageError
     from graphcompress.measure.bench import bench as measure
@@ -169,7 +169,7 @@ def _rooflines(
     models: dict[str, Path], samples: Samples, results: list[ShapeResult], progress: Progress
 ) -> dict[str, Roofline]:
     """The roofline at the last shape, where that was measured, of every ONNX model on the CPU provider."""
-    from graphcompress.build.opening import model_file, runs_on_cpu_provider
+    from graphcompress.artifact.opening import model_file, runs_on_cpu_provider
     from graphcompress.measure.bench import shaped_feed
     from graphcompress.measure.roofline import roofline
 

@@ -322,7 +322,7 @@ def _print_table(rows: list[list[str]]) -> None:
 
 def _document(build: Build, benched: list[ShapeResult]) -> dict[str, Any]:
     """The manifest, or those of all targets by name, with what was measured on this machine."""
-    from graphcompress.build.folder import read_manifest
+    from graphcompress.artifact.folder import read_manifest
     from graphcompress.build.manifest import bench_json, plain
 
     artifacts = {

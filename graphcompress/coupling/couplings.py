@@ -17,9 +17,9 @@ from graphcompress.analysis.uses import OwnAxes, Use, looked_up, repeated_uses
 from graphcompress.coupling.extents import block_measured
 from graphcompress.coupling.relations.operators import apply
 from graphcompress.coupling.relations.rules import AVERAGED, CONTRACTED, Axes, Relations, use_key
+from graphcompress.files.parts import handed_on
 from graphcompress.graph.expressions import expression_nodes
 from graphcompress.graph.model import Model
-from graphcompress.graph.parts import handed_on
 
 FFN, HEAD, HIDDEN, OTHER = "ffn", "head", "hidden", "other"
 

@@ -14,9 +14,9 @@ from graphcompress.data.lengths import largest_bound, lengths_of_one_mask, longe
 from graphcompress.data.samples import Sample, Samples
 from graphcompress.data.sequences import Written, sequence_samples
 from graphcompress.errors import DataError
+from graphcompress.files.parts import Part
 from graphcompress.graph.model import Model
-from graphcompress.graph.parts import Part
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 
 SIZES = (24, 1, 17, 40, 2, 13, 7, 20)
 """Sizes of one symbol in eight samples: 1 broadcasts, odd ones divide by nothing, the largest comes once."""

@@ -16,8 +16,8 @@ from graphcompress.data.samples import Samples
 from graphcompress.data.sequences import Unroller, Written, sequence_samples
 from graphcompress.data.texts import PROMPT_COLUMNS
 from graphcompress.errors import DataError
+from graphcompress.files.parts import Part
 from graphcompress.graph.model import Model
-from graphcompress.graph.parts import Part
 
 WRITTEN_TOKENS = 32
 """Where the data have no answers, the model writes so many tokens itself, the likeliest each time."""

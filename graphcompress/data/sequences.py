@@ -15,10 +15,11 @@ import numpy as np
 
 from graphcompress.data.inputs import batch_axes, fixed_sizes, inputs_of
 from graphcompress.data.samples import Past, Sample, Samples
+from graphcompress.files.parts import Part, links
+from graphcompress.files.runtime import Feed
+from graphcompress.files.stored import IN_MEMORY_BYTES
 from graphcompress.graph.model import Model
-from graphcompress.graph.parts import Part, links
-from graphcompress.graph.runtime import Feed, Runner
-from graphcompress.graph.stored import IN_MEMORY_BYTES
+from graphcompress.graph.runner import Runner
 
 Outputs = Mapping[str, np.ndarray]
 

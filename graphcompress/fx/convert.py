@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from graphcompress.errors import UnsupportedModelError
+from graphcompress.files.runtime import CONTRIB
 from graphcompress.fx.builder import FxBuilder, operator_name
 from graphcompress.fx.fusions import Fusion, plan
 from graphcompress.fx.names import identifier
@@ -17,7 +18,6 @@ from graphcompress.fx.stored import Stored
 from graphcompress.fx.taps import find_values
 from graphcompress.fx.types import compute_type, stored_type
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import CONTRIB
 
 FORMS_KEY = "forms"
 """Key of ``GraphModule.meta``: path of a parameter → how it is stored in the ONNX graph."""

@@ -12,12 +12,12 @@ import tokenizers
 from graphcompress.data.lengths import longest_sample
 from graphcompress.data.texts import find_tokenizer
 from graphcompress.errors import DataError, UnsupportedModelError
+from graphcompress.files.parts import Part, model_files, part_in, read_parts
+from graphcompress.files.runtime import Feed, runner_of, session_of
 from graphcompress.generation.search import search
 from graphcompress.generation.settings import GenerationSettings, read_settings
 from graphcompress.generation.steps import Runs, Steps, follows_mask
 from graphcompress.graph.model import Model
-from graphcompress.graph.parts import Part, model_files, part_in, read_parts
-from graphcompress.graph.runtime import Feed, runner_of, session_of
 from graphcompress.plugin.base import Progress, no_progress
 
 BATCH = 8

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from graphcompress.errors import UnsupportedModelError
-from graphcompress.graph.parts import Part, PartValue, Role, is_cross, links
-from graphcompress.graph.runtime import Feed
+from graphcompress.files.parts import Part, PartValue, Role, is_cross, links
+from graphcompress.files.runtime import Feed
 
 Runs = Mapping[Role, Callable[[Feed], Mapping[str, np.ndarray]]]
 """Role of a part → the function that runs it."""

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from graphcompress.graph.runtime import session_of
+from graphcompress.files.runtime import session_of
 
 _NOT_FOLDABLE = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}

@@ -16,14 +16,14 @@ import onnx_ir as ir
 import onnx_shape_inference
 
 from graphcompress.errors import InvalidModelError
-from graphcompress.graph.declared import Declared
+from graphcompress.files.declared import Declared
+from graphcompress.files.joining import read_model_or_parts, separated
+from graphcompress.files.part_files import save_parts
+from graphcompress.files.parts import SUBFOLDER, Part
+from graphcompress.files.scratch import Scratch
+from graphcompress.files.stored import IN_MEMORY_BYTES, StoredTensor
+from graphcompress.files.temporary import Temporary
 from graphcompress.graph.inference import inferable, overridable
-from graphcompress.graph.joining import read_model_or_parts, separated
-from graphcompress.graph.part_files import save_parts
-from graphcompress.graph.parts import SUBFOLDER, Part
-from graphcompress.graph.scratch import Scratch
-from graphcompress.graph.stored import IN_MEMORY_BYTES, StoredTensor
-from graphcompress.graph.temporary import Temporary
 
 EXTERNAL_DATA_LIMIT_BYTES = 1_500_000_000
 """A model of more bytes is saved with its weights beside it: protobuf refuses messages above 2 GiB, and the
@@ -71,7 +71,7 @@ class Model:
         """Read an ONNX file, opset 13–25, with or without external data; functions are inlined.
 
         Weights stay on disk. A folder holds the files of a model that writes sequences, which are joined in
-        one graph (:mod:`graphcompress.graph.joining`), or one file.
+        one graph (:mod:`graphcompress.files.joining`), or one file.
 
         Raises:
             InvalidModelError: not an ONNX file, truncated, or weights that are missing or outside its folder;

@@ -12,7 +12,7 @@ import numpy as np
 
 from graphcompress.data.load import Samples
 from graphcompress.errors import GraphCompressError, UsageError
-from graphcompress.graph.runtime import first_line, runtime_errors
+from graphcompress.files.runtime import first_line, runtime_errors
 from graphcompress.measure.timing import (
     BENCH_ROUNDS,
     FEWEST_ROUNDS,

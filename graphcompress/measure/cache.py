@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from graphcompress.graph.temporary import Temporary, sweep
+from graphcompress.files.temporary import Temporary, sweep
 
 _LOG = logging.getLogger(__name__)
 _CPUINFO = Path("/proc/cpuinfo")

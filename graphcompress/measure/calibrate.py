@@ -11,8 +11,9 @@ import onnx_ir as ir
 
 from graphcompress.data.load import Sample, Samples
 from graphcompress.data.samples import padding_mask
+from graphcompress.files.runtime import Feed
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Feed, Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.measure.memory import MOST, bytes_of, for_statistics, sizes_of
 from graphcompress.plugin.base import Progress, no_progress
 

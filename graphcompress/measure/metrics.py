@@ -13,9 +13,9 @@ import numpy as np
 from graphcompress.data.rows import Rows
 from graphcompress.data.samples import Samples
 from graphcompress.errors import GraphCompressError, UsageError
+from graphcompress.files.runtime import Feed
 from graphcompress.generation.generator import Generator
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Feed
 from graphcompress.measure.answers import ChangedAnswer, changed_answers
 from graphcompress.measure.own_metric import Function, of_object, read
 from graphcompress.measure.verify import Run

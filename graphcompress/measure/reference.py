@@ -8,10 +8,11 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.errors import UnsupportedModelError
+from graphcompress.files.runtime import Feed
 from graphcompress.graph.expressions import evaluate, is_constant
 from graphcompress.graph.match import operand
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Feed, Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.measure.verify import Run, compare
 
 RANDOM_OPS = frozenset(

@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 
 from graphcompress.analysis.cost import NodeCost, node_costs, product_sizes
+from graphcompress.files.runtime import Feed, session_of
+from graphcompress.files.temporary import Temporary
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Feed, session_of
-from graphcompress.graph.temporary import Temporary
 from graphcompress.measure.timing import (
     PROFILED_RUNS,
     ROOFLINE_ROUNDS,

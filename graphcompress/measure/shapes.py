@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from graphcompress.errors import UsageError
-from graphcompress.graph.runtime import Feed
+from graphcompress.files.runtime import Feed
 
 Shape = tuple[int, int]
 """Batch and sequence length."""

@@ -12,11 +12,11 @@ import onnx_ir as ir
 from graphcompress.data.load import Samples
 from graphcompress.data.samples import padding_mask
 from graphcompress.errors import ContractError, DataError
+from graphcompress.files.parts import handed_on, is_cache
+from graphcompress.files.reading.wholeness import SMALL_BYTES, with_shape
+from graphcompress.files.runtime import Feed
+from graphcompress.files.stored import StoredTensor
 from graphcompress.graph.model import Model
-from graphcompress.graph.parts import handed_on, is_cache
-from graphcompress.graph.reading.wholeness import SMALL_BYTES, with_shape
-from graphcompress.graph.runtime import Feed
-from graphcompress.graph.stored import StoredTensor
 from graphcompress.numerics.metrics import cosine, ratio_db
 
 Run = Callable[[Feed], Mapping[str, np.ndarray]]

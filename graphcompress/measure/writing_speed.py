@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphcompress.errors import UsageError
+from graphcompress.files.runtime import Feed
 from graphcompress.generation.generator import Generator, Prompt
-from graphcompress.graph.runtime import Feed
 from graphcompress.measure.timing import BENCH_ROUNDS, Ratio, Timing, interleaved
 from graphcompress.plugin.base import Progress, no_progress
 

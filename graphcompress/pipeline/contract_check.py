@@ -10,8 +10,9 @@ import numpy as np
 from graphcompress.data.load import Samples
 from graphcompress.data.made_up import varied_samples
 from graphcompress.errors import ContractError
+from graphcompress.files.runtime import Feed
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Feed, Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.measure.memory import bounded
 from graphcompress.measure.reference import check_repeats
 from graphcompress.measure.tokens import token_values

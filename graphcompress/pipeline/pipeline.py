@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 from graphcompress.analysis.cost import macs
 from graphcompress.errors import CoverageError, UsageError, nearest
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.measure.metrics import Drop, Score, Scoring
 from graphcompress.measure.verify import Difference
 from graphcompress.pipeline.account import Account

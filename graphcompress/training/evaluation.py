@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from graphcompress.data.samples import Samples
-from graphcompress.graph.runtime import Feed
+from graphcompress.files.runtime import Feed
 from graphcompress.measure.metrics import Scoring
 from graphcompress.plugin.task import Metric
 from graphcompress.training.labels import Labels

@@ -12,9 +12,9 @@ from torch import fx
 from graphcompress.data.rows import Rows
 from graphcompress.data.samples import Samples
 from graphcompress.errors import UsageError
+from graphcompress.files.runtime import Feed
 from graphcompress.fx import to_fx
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Feed
 from graphcompress.measure.tokens import token_values
 from graphcompress.plugin.base import Training
 from graphcompress.plugin.instrument import Attached, Instrument

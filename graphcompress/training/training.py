@@ -6,9 +6,9 @@ from itertools import chain
 from pathlib import Path
 
 from graphcompress.errors import TrainingError
+from graphcompress.files.reading.hashes import sha256
 from graphcompress.fx import write_back
 from graphcompress.graph.model import Model
-from graphcompress.graph.reading.hashes import sha256
 from graphcompress.plugin.base import Context, Training
 from graphcompress.plugin.task import Metric
 from graphcompress.rewrite.rewriter import Rewriter

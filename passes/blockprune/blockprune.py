@@ -22,8 +22,8 @@ from graphcompress.plugin.registry import INSTRUMENTS
 from graphcompress.rewrite.rewriter import Rewriter
 
 if TYPE_CHECKING:
+    from graphcompress.instruments.score_masks.score_masks import ScoreMasks
     from graphcompress.plugin.instrument import Instrument
-    from graphcompress.training.instruments.score_masks.score_masks import ScoreMasks
     from graphcompress.training.settings import Settings
 
 PRESETS = {
@@ -115,7 +115,7 @@ class BlockPrune(Pass):
 
     def masks(self, density: float | None, attention_weight: float | None = None) -> ScoreMasks:
         """The instrument that this pass trains with, for the density that is to be reached."""
-        from graphcompress.training.instruments.score_masks.score_masks import ScoreMasks
+        from graphcompress.instruments.score_masks.score_masks import ScoreMasks
 
         given = PRESETS[self.preset]
         names = ("penalty", "ffn_penalty", "selection", "threshold", "flat", "cooldown", "score_lr", "ema")
@@ -199,7 +199,7 @@ class BlockPrune(Pass):
         return rw.record
 
     def _train(self, rw: Rewriter, training: Training, original: Model) -> None:
-        from graphcompress.training.instruments.score_masks.layout import layout
+        from graphcompress.instruments.score_masks.layout import layout
         from graphcompress.training.training import train
 
         before = rw.model.clone()
@@ -282,7 +282,7 @@ class BlockPrune(Pass):
         """
         if self.size is None:
             return 0.5 if self.density is None else self.density
-        from graphcompress.training.instruments.score_masks.layout import layout
+        from graphcompress.instruments.score_masks.layout import layout
 
         sites = layout(model, self.masks(0.5).grains, self.only).sites
         masked = sum(site.linears[0].in_features * site.linears[0].out_features for site in sites)

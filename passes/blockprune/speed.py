@@ -13,7 +13,7 @@ from graphcompress.coupling.couplings import FFN, HEAD, couplings
 from graphcompress.cutting.cut import cut
 from graphcompress.data.made_up import varied_samples
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.measure.bench import shaped_feed
 from graphcompress.measure.cache import MeasurementCache
 from graphcompress.measure.timing import Measurement, Ratio, interleaved

@@ -12,8 +12,9 @@ import onnx_ir as ir
 from graphcompress.coupling.couplings import Group, couplings
 from graphcompress.cutting.cut import cut
 from graphcompress.data.load import Samples
+from graphcompress.files.runtime import Feed
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Feed, Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.measure.calibrate import real_tokens
 from graphcompress.measure.memory import MOST, bounded
 from graphcompress.passes.prune.blocks import Block

@@ -20,7 +20,7 @@ from graphcompress.data.load import Samples
 from graphcompress.data.made_up import varied_samples
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.measure.calibrate import real_tokens
 from graphcompress.measure.memory import MOST, for_statistics
 from graphcompress.numerics.metrics import cosine

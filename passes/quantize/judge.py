@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from graphcompress.data.samples import Samples
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.measure.calibrate import equal_batches
 from graphcompress.measure.memory import for_statistics
 from graphcompress.measure.tokens import token_values

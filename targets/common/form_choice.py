@@ -13,8 +13,9 @@ import onnx_ir as ir
 
 from graphcompress.data.made_up import synthetic_samples
 from graphcompress.errors import DataError, UnsupportedModelError
+from graphcompress.files.runtime import Feed
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Feed, Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.measure.cache import Measurements, Times
 from graphcompress.measure.shapes import Shape, feed_text
 from graphcompress.measure.timing import (

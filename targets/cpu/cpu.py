@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from graphcompress.errors import UsageError
+from graphcompress.files.reading.hashes import sha256
+from graphcompress.files.runtime import runner_of, session_of
 from graphcompress.graph.model import Model
-from graphcompress.graph.reading.hashes import sha256
-from graphcompress.graph.runtime import runner_of, session_of
 from graphcompress.measure.cache import MeasurementCache, Measurements, Times, cpu_flags
 from graphcompress.measure.profile import Profile, Recorder, read_profile
 from graphcompress.measure.shapes import DEFAULT_SHAPES, Shape, format_shapes, parse_shapes

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from graphcompress.data.samples import padding_mask
 from graphcompress.errors import DataError
+from graphcompress.files.reading.hashes import sha256
+from graphcompress.files.runtime import Feed, first_line, runner_of, runtime_errors, session_of
 from graphcompress.graph.model import Model
-from graphcompress.graph.reading.hashes import sha256
-from graphcompress.graph.runtime import Feed, Runner, first_line, runner_of, runtime_errors, session_of
+from graphcompress.graph.runner import Runner
 from graphcompress.measure.cache import Measurements, Times
 from graphcompress.measure.shapes import feed_text
 from graphcompress.measure.timing import (

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from graphcompress.data.samples import Samples, padding_mask
+from graphcompress.files.runtime import Feed
+from graphcompress.files.temporary import Temporary
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Feed
-from graphcompress.graph.temporary import Temporary
 from graphcompress.measure.cache import Measurements
 from graphcompress.measure.timing import is_slower
 from graphcompress.plugin.base import Context

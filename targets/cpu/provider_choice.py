@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from graphcompress.errors import DataError, MissingExtraError, UnsupportedModelError, UsageError
+from graphcompress.files.runtime import Feed
+from graphcompress.files.temporary import Temporary
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Feed
-from graphcompress.graph.temporary import Temporary
 from graphcompress.measure.cache import Measurements, Times
 from graphcompress.measure.shapes import Shape
 from graphcompress.measure.timing import is_slower

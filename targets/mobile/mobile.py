@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 
 from graphcompress.data.load import Samples
 from graphcompress.data.made_up import synthetic_samples
+from graphcompress.files.runtime import runner_of, session_of
+from graphcompress.files.temporary import Temporary
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import runner_of, session_of
-from graphcompress.graph.temporary import Temporary
 from graphcompress.plugin.base import Capabilities, Context, Lowering, Target
 from graphcompress.plugin.options import option
 from graphcompress.plugin.schemes import INT8, UINT8, integer_products

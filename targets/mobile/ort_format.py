@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from graphcompress.errors import UnsupportedModelError
-from graphcompress.graph.runtime import Feed, runner_of, session_of
+from graphcompress.files.runtime import Feed, runner_of, session_of
 from graphcompress.measure.verify import Difference, compare
 from graphcompress.targets.mobile.fitted_feeds import fitted
 from graphcompress.targets.mobile.interface import Interface

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import onnx
 
+from graphcompress.files.temporary import Temporary
 from graphcompress.graph.model import Model
-from graphcompress.graph.temporary import Temporary
 
 PARTITIONS_FILE = "partitions.json"
 _FLOAT = onnx.TensorProto.FLOAT

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from graphcompress.errors import UsageError
+from graphcompress.files.runtime import provider_session, runner_of, session_of
 from graphcompress.graph.match import is_standard
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import provider_session, runner_of, session_of
 from graphcompress.plugin.base import Capabilities, Context, Lowering, Target
 from graphcompress.plugin.options import option
 from graphcompress.plugin.schemes import INT8, UINT8, integer_products

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from graphcompress.errors import UsageError
+from graphcompress.files.runtime import runner_of, session_of
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import runner_of, session_of
 from graphcompress.plugin.base import Capabilities, Context, Lowering, Target
 from graphcompress.plugin.options import option
 from graphcompress.plugin.schemes import INT8, integer_products

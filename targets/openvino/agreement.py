@@ -9,8 +9,8 @@ import numpy as np
 
 from graphcompress.data.lengths import longest_sample
 from graphcompress.data.made_up import synthetic_samples
+from graphcompress.files.runtime import Feed, runner_of, session_of
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Feed, runner_of, session_of
 from graphcompress.measure.verify import output_difference
 from graphcompress.plugin.base import Context
 

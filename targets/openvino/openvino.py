@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from graphcompress.errors import DataError, MissingExtraError, UnsupportedModelError
+from graphcompress.files.runtime import Feed, first_line, runner_of, runtime_errors
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Feed, first_line, runner_of, runtime_errors
 from graphcompress.plugin.base import Capabilities, Context, Lowering, Target
 from graphcompress.plugin.schemes import INT8, UINT8, integer_products
 from graphcompress.rules.opsets.lowering import legalise

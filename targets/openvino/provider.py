@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphcompress.errors import MissingExtraError, UnsupportedModelError, UsageError
-from graphcompress.graph.runtime import first_line, provider_session, runtime_errors
+from graphcompress.files.runtime import first_line, provider_session, runtime_errors
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -8,7 +8,7 @@ import texts
 from scipy.special import erf
 
 from graphcompress.analysis.activations import activations
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 
 FUNCTIONS = {
     "gelu": lambda x: x * (1 + erf(x / math.sqrt(2))) / 2,

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from graphcompress.build.exchange import Rename, renameat2
-from graphcompress.build.folder import (
+from graphcompress.artifact.exchange import Rename, renameat2
+from graphcompress.artifact.folder import (
     MANIFEST,
     check_hashes,
     file_hashes,
@@ -244,8 +244,8 @@ def test_an_artifact_goes_where_a_link_points_to(tmp_path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from graphcompress.build import folder
-from graphcompress.build.exchange import renameat2
+from graphcompress.artifact import folder
+from graphcompress.artifact.exchange import renameat2
 
 def exchange_and_die(*names):
     renameat2()(*names)

@@ -13,7 +13,7 @@ import pytest
 from commandline import run
 
 from graphcompress import optimize
-from graphcompress.build.folder import read_manifest
+from graphcompress.artifact.folder import read_manifest
 from graphcompress.build.page.charts import Charts
 from graphcompress.build.page.document import layer_rows, next_steps
 from graphcompress.build.result import Build

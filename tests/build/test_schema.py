@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from graphcompress import optimize
-from graphcompress.build.anatomy import Anatomy, BlockSize, PlaceError, StoredWeight
-from graphcompress.build.folder import read_manifest
+from graphcompress.artifact.folder import read_manifest
 from graphcompress.build.goals import CheckedGoal
 from graphcompress.data.samples import Samples
 from graphcompress.measure.answers import ChangedAnswer
 from graphcompress.measure.metrics import Drop, Score
 from graphcompress.measure.verify import Difference, Invariance, OutputDifference
+from graphcompress.pipeline.anatomy import Anatomy, BlockSize, PlaceError, StoredWeight
 from graphcompress.pipeline.contract_check import ModelSize
 from graphcompress.pipeline.pipeline import PassRecord
 from graphcompress.plugin.base import Skipped, Touched

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from sequence_models import HEADS, text
 
-from graphcompress.build.opening import described, session
+from graphcompress.artifact.opening import described, session
 from graphcompress.build.optimize import optimize
 from graphcompress.build.summary import loading_lines
 from graphcompress.data.made_up import varied_samples
 from graphcompress.errors import InvalidModelError
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.measure.verify import compare
 
 TARGET = "cpu{measure=false}"

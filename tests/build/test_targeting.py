@@ -14,12 +14,12 @@ from plugins import installed
 from typer.testing import CliRunner
 
 from graphcompress import optimize, session
-from graphcompress.build.folder import read_manifest
-from graphcompress.build.opening import model_file
+from graphcompress.artifact.folder import read_manifest
+from graphcompress.artifact.opening import model_file
 from graphcompress.cli import app
 from graphcompress.errors import SpeedError, UsageError
+from graphcompress.files.runtime import session_of
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import session_of
 from graphcompress.plugin.base import Capabilities, Context, Lowering, Pass, Record, Target
 from graphcompress.plugin.schemes import INT8, UINT8, integer_products
 from graphcompress.plugin.targeting import common_capabilities, parse_target, parse_targets

@@ -28,7 +28,8 @@ from graphcompress.errors import (  # noqa: E402
     UnsupportedModelError,
     UsageError,
 )
-from graphcompress.graph.runtime import Runner, session_of  # noqa: E402
+from graphcompress.files.runtime import session_of  # noqa: E402
+from graphcompress.graph.runner import Runner  # noqa: E402
 from graphcompress.plugin.extras import needs_torch  # noqa: E402
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}

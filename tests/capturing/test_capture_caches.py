@@ -10,7 +10,7 @@ transformers = pytest.importorskip("transformers")
 
 import graphcompress  # noqa: E402
 from graphcompress.errors import UnsupportedModelError, UsageError  # noqa: E402
-from graphcompress.graph.runtime import Runner  # noqa: E402
+from graphcompress.graph.runner import Runner  # noqa: E402
 
 PAST = ("past_key_values.0.key", "past_key_values.0.value")
 

@@ -23,7 +23,7 @@ from graphcompress.data.made_up import synthetic_samples
 from graphcompress.data.tables import read_columns
 from graphcompress.errors import DataError
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 
 lengths = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 

@@ -11,7 +11,7 @@ from graphcompress.data.lengths import largest_bound
 from graphcompress.data.made_up import SIZES, varied_samples
 from graphcompress.data.samples import Samples, padding_mask
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 
 
 def made(text: str) -> tuple[Model, Samples]:

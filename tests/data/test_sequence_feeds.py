@@ -15,7 +15,7 @@ from graphcompress.data.made_up import synthetic_samples, varied_samples
 from graphcompress.data.samples import Past, Samples
 from graphcompress.errors import DataError
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.measure.verify import batch_invariance
 
 

@@ -15,7 +15,7 @@ from graphcompress.data.load import Samples
 from graphcompress.errors import MissingExtraError, UnsupportedModelError, UsageError
 from graphcompress.fx import taps, to_fx, write_back
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.passes.kron.kron import Kron
 from graphcompress.passes.prune.prune import Prune
 from graphcompress.passes.quantize.int8 import Int8

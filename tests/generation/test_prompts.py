@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from graphcompress.errors import DataError
+from graphcompress.files.parts import Part, PartValue
 from graphcompress.generation.generator import Generator
 from graphcompress.generation.prompts import prompt_samples
 from graphcompress.generation.settings import GenerationSettings
-from graphcompress.graph.parts import Part, PartValue
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("torch")

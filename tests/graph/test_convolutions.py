@@ -10,8 +10,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphcompress.analysis.cost import macs
 from graphcompress.analysis.linears import linears
+from graphcompress.files.runtime import session_of
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner, session_of
+from graphcompress.graph.runner import Runner
 from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.plugin.base import Context
 

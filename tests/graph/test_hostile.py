@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 from graphcompress import cli
 from graphcompress.build import optimize as optimize_module
 from graphcompress.errors import InvalidModelError
-from graphcompress.graph import scratch
+from graphcompress.files import scratch
+from graphcompress.files.scratch import Scratch
 from graphcompress.graph.model import Model
-from graphcompress.graph.scratch import Scratch
 
 _spec = importlib.util.spec_from_file_location("hostile", Path(__file__).parents[1] / "hostile" / "models.py")
 assert _spec is not None

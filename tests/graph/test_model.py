@@ -12,12 +12,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graphcompress.errors import InvalidModelError
+from graphcompress.files import scratch, stored
+from graphcompress.files.reading import skim
+from graphcompress.files.stored import StoredTensor
 from graphcompress.graph import model as model_module
-from graphcompress.graph import scratch, stored
 from graphcompress.graph.model import Model
-from graphcompress.graph.reading import skim
-from graphcompress.graph.runtime import Runner
-from graphcompress.graph.stored import StoredTensor
+from graphcompress.graph.runner import Runner
 
 
 def saved(model: onnx.ModelProto, folder: Path) -> Path:

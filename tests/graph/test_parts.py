@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from graphcompress.errors import InvalidModelError
-from graphcompress.graph.parts import links, read_parts
+from graphcompress.files.parts import links, read_parts
 
 Shapes = Mapping[str, tuple[int | str, ...]]
 Interface = tuple[Shapes, Shapes]

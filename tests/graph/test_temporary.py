@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graphcompress.graph.scratch import Scratch
-from graphcompress.graph.stored import IN_MEMORY_BYTES
-from graphcompress.graph.temporary import Temporary, sweep
+from graphcompress.files.scratch import Scratch
+from graphcompress.files.stored import IN_MEMORY_BYTES
+from graphcompress.files.temporary import Temporary, sweep
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from graphcompress.graph.temporary import Temporary
+from graphcompress.files.temporary import Temporary
 folder = Temporary(Path(sys.argv[1]))
 (folder.path / "weights.bin").write_bytes(b"0" * 100)
 print(folder.path, flush=True)

@@ -17,8 +17,9 @@ from graphcompress.coupling.couplings import couplings
 from graphcompress.data.load import Samples
 from graphcompress.data.made_up import synthetic_samples
 from graphcompress.errors import UnsupportedModelError
+from graphcompress.files.runtime import session_of
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner, session_of
+from graphcompress.graph.runner import Runner
 from graphcompress.passes.prune.prune import Prune
 from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.pipeline.contract_check import rounding

@@ -18,7 +18,7 @@ SIMPLIFY = "graphcompress.passes.simplify.simplify"
 INT8, PRUNE = "graphcompress.passes.quantize.int8", "graphcompress.passes.prune.prune"
 PIPELINE, BUILD = "graphcompress.pipeline.pipeline", "graphcompress.build.optimize"
 CPU = "graphcompress.targets.cpu.cpu"
-MASKS = "graphcompress.training.instruments.score_masks.attached"
+MASKS = "graphcompress.instruments.score_masks.attached"
 COUPLINGS, CUT = "graphcompress.coupling.couplings", "graphcompress.cutting.cut"
 
 ROOTS: dict[str, tuple[str, ...]] = {
@@ -44,7 +44,7 @@ HELPERS = ("matrix", "cutting", "masked_models")
 ALWAYS = (
     SIMPLIFY,
     "graphcompress.graph.model",
-    "graphcompress.graph.runtime",
+    "graphcompress.files.runtime",
     "graphcompress.build.unsupported",
 )
 

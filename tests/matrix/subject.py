@@ -13,8 +13,9 @@ from graphcompress.build.unsupported import refuse_unsupported
 from graphcompress.data.made_up import synthetic_samples
 from graphcompress.data.samples import Samples
 from graphcompress.errors import DataError, UnsupportedModelError
+from graphcompress.files.runtime import CONTRIB
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import CONTRIB, Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.pipeline.pipeline import rounding
 from graphcompress.plugin.base import Context

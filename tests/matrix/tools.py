@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx
 
-from graphcompress.graph.runtime import session_of
+from graphcompress.files.runtime import session_of
 
 Feeds = Sequence[Mapping[str, np.ndarray]]
 

@@ -15,7 +15,7 @@ from graphcompress import optimize
 from graphcompress.cli import app
 from graphcompress.data.samples import Samples
 from graphcompress.errors import DataError, MetricError, UsageError
-from graphcompress.graph.reading.hashes import sha256
+from graphcompress.files.reading.hashes import sha256
 from graphcompress.measure.metrics import Scoring, metric, pair_for
 
 FILE = '''

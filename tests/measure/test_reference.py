@@ -10,9 +10,10 @@ from texts import model_of
 
 import graphcompress
 from graphcompress.errors import UnsupportedModelError
+from graphcompress.files.reading import model_file
+from graphcompress.files.runtime import is_runtime_operator
 from graphcompress.graph.model import Model
-from graphcompress.graph.reading import model_file
-from graphcompress.graph.runtime import Runner, is_runtime_operator
+from graphcompress.graph.runner import Runner
 from graphcompress.measure.reference import check_repeats, random_nodes
 from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.pipeline.pipeline import Pipeline

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from graphcompress.data.load import Samples
 from graphcompress.errors import ContractError, DataError
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.measure.verify import batch_invariance, check_structure, compare, interface
 from graphcompress.plugin.base import Context, Exact, Lossy
 from graphcompress.rewrite.rewriter import Rewriter

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from graphcompress.errors import DataError, UsageError
+from graphcompress.files.runtime import runner_of, session_of
 from graphcompress.generation.generator import open_generator
-from graphcompress.graph.runtime import runner_of, session_of
 from graphcompress.measure import writing_speed
 from graphcompress.measure.writing_speed import bench_writing
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, helper
 
-from graphcompress.graph.runtime import session_of
+from graphcompress.files.runtime import session_of
 from graphcompress.numerics.metrics import sqnr_db
 from graphcompress.numerics.observers import BINS, Activation, Histogram, RowSample, quantisation
 from graphcompress.numerics.quantise import (

@@ -22,7 +22,7 @@ from graphcompress.errors import (  # noqa: E402
     UsageError,
 )
 from graphcompress.graph.model import Model  # noqa: E402
-from graphcompress.graph.runtime import Runner  # noqa: E402
+from graphcompress.graph.runner import Runner  # noqa: E402
 from graphcompress.measure.metrics import metric  # noqa: E402
 from graphcompress.passes.distill import Distill  # noqa: E402
 from graphcompress.pipeline.pipeline import Pipeline  # noqa: E402

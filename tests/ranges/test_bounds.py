@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from graphcompress.data.load import Samples
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.ranges.bounds import Bounds
 from graphcompress.ranges.interval import FALSE, TRUE
 

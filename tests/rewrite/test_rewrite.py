@@ -11,7 +11,7 @@ from texts import model_of
 
 from graphcompress.analysis.linears import embeddings, linears
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.measure.verify import check_structure, interface
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter

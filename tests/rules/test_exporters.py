@@ -15,8 +15,9 @@ from graphcompress.analysis.linears import linears
 from graphcompress.build.unsupported import refuse_unsupported
 from graphcompress.coupling.couplings import couplings
 from graphcompress.data.load import Samples
+from graphcompress.files.runtime import session_of
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner, session_of
+from graphcompress.graph.runner import Runner
 from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context

@@ -5,8 +5,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from graphcompress.files.runtime import runner_of, session_of
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import runner_of, session_of
 from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context

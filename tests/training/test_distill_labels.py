@@ -16,7 +16,7 @@ from graphcompress.capturing.source import open_model  # noqa: E402
 from graphcompress.data.samples import Samples  # noqa: E402
 from graphcompress.errors import DataError, UsageError  # noqa: E402
 from graphcompress.graph.model import Model  # noqa: E402
-from graphcompress.graph.runtime import Runner  # noqa: E402
+from graphcompress.graph.runner import Runner  # noqa: E402
 from graphcompress.measure import metrics  # noqa: E402
 from graphcompress.passes.distill import Distill  # noqa: E402
 from graphcompress.pipeline.pipeline import Pipeline  # noqa: E402

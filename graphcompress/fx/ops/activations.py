@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from graphcompress.files.runtime import CONTRIB
 from graphcompress.fx.builder import FxBuilder, Operand
 from graphcompress.fx.ops.table import operator, single_call
-from graphcompress.graph.runtime import CONTRIB
 
 
 @operator("Gelu")

@@ -7,10 +7,10 @@ from collections import Counter
 import onnx_ir as ir
 
 from graphcompress.errors import UnsupportedModelError
+from graphcompress.files.runtime import CONTRIB
 from graphcompress.graph.expressions import is_constant
 from graphcompress.graph.match import node_name, rank_of
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import CONTRIB
 from graphcompress.passes.simplify.fused import activations, attention, normalisations, products, rotary
 from graphcompress.passes.simplify.fused.base import Operator, Writer
 from graphcompress.rewrite.rewriter import Rewriter

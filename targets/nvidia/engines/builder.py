@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graphcompress.errors import MissingExtraError, UnsupportedModelError
-from graphcompress.graph.temporary import Temporary
+from graphcompress.files.temporary import Temporary
 from graphcompress.targets.nvidia.engines.log import EngineLayer, int8_products, layers_in
 
 FULL, RTX = "tensorrt", "tensorrt_rtx"

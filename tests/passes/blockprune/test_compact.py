@@ -16,7 +16,7 @@ from masked_models import PRESETS, attached, computed, cut_copy, shuffled
 from graphcompress.analysis.linears import linears
 from graphcompress.coupling.couplings import couplings
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.passes.blockprune.compact import compact
 from graphcompress.passes.blockprune.scattered import store_sparse
 from graphcompress.plugin.base import Context

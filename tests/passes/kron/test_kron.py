@@ -14,8 +14,9 @@ from strategies import instances
 
 from graphcompress.analysis.linears import embeddings, linears
 from graphcompress.errors import ContractError, UnsupportedModelError, UsageError
+from graphcompress.files.runtime import session_of
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner, session_of
+from graphcompress.graph.runner import Runner
 from graphcompress.numerics.kronecker import Factors, Split, nearest, relative_error
 from graphcompress.passes.kron.kron import Kron
 from graphcompress.pipeline.pipeline import Pipeline

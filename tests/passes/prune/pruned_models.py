@@ -9,7 +9,7 @@ from bert import Bert
 from graphcompress.analysis.linears import linears
 from graphcompress.coupling.couplings import couplings
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.passes.prune.prune import Prune
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter

@@ -18,7 +18,7 @@ from graphcompress.analysis.linears import linears
 from graphcompress.coupling.couplings import couplings
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.passes.kron.kron import Kron
 from graphcompress.passes.prune.planner import removable
 from graphcompress.passes.prune.prune import NO_UNITS, Prune

@@ -9,7 +9,7 @@ from pruned_models import FFN_IN, FFN_OUT, distance, edit, outputs, pruned, size
 from graphcompress.analysis.linears import linears
 from graphcompress.coupling.couplings import couplings
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.passes.prune.blocks import Witness, bias_of, blocks_of
 from graphcompress.passes.prune.least_squares import RIDGES
 from graphcompress.passes.prune.prune import NO_UNITS

@@ -19,7 +19,7 @@ from graphcompress.data.load import Samples
 from graphcompress.data.made_up import synthetic_samples
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.measure.verify import batch_invariance
 from graphcompress.numerics.metrics import error_at, sqnr_db
 from graphcompress.numerics.quantise import Affine, affine, quantise_weight

@@ -66,7 +66,7 @@ def test_integer_products_of_experts_are_those_of_fake_quantised_floats() -> Non
     expected = np.einsum("bsi,eio->beso", rounded, experts.stack())
     quantised = stored["up_weight0.quantised"] * stored["up_weight0.scale"].astype(np.float64)
     exact = np.einsum("bsi,eio->beso", rounded, quantised)
-    from graphcompress.graph.runtime import Runner
+    from graphcompress.graph.runner import Runner
 
     product = next(node for node in integers.graph if node.op_type == "Relu").inputs[0]
     with Runner(integers, [product], optimize=False) as runner:

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from graphcompress.analysis.linears import linears
 from graphcompress.data.load import Samples
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.numerics.metrics import row_sqnr_db, sqnr_db
 from graphcompress.numerics.observers import Activation
 from graphcompress.passes.quantize.decide import LinearForm, Plan, Rounding, decide, divide_outliers

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from graphcompress.files.runtime import session_of
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import session_of
 from graphcompress.passes.simplify.fused.operators import standardise
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter

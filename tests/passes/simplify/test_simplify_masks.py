@@ -7,7 +7,7 @@ import pytest
 from simplified_models import MESH_WEIGHTS, mesh_feed, model_of, normal, ops, simplified
 
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 
 LOWEST = float(np.finfo(np.float32).min)
 

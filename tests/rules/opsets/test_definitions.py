@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import texts
 
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.numerics.metrics import sqnr_db
 from graphcompress.plugin.base import Context
 from graphcompress.plugin.targeting import parse_target

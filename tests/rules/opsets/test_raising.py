@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.plugin.base import Context
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.opsets.raising import raise_opset, why_not_raised

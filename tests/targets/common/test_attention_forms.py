@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from operator_forms import applied, check_forms, model_of, ops, random
 
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.targets.common.attention import FusedAttention
 from graphcompress.targets.common.form_choice import same_outputs
 

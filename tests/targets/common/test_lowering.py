@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from graphcompress.analysis.linears import embeddings, linears
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.passes.kron.kron import Kron
 from graphcompress.passes.quantize.int8 import Int8
 from graphcompress.passes.simplify.simplify import Simplify

@@ -13,8 +13,9 @@ from bert import Bert
 from graphcompress.data import made_up
 from graphcompress.data.lengths import longest_sample
 from graphcompress.errors import UsageError
+from graphcompress.files.runtime import session_of
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner, session_of
+from graphcompress.graph.runner import Runner
 from graphcompress.measure import cache as cache_module
 from graphcompress.measure.cache import MeasurementCache, cache_folder
 from graphcompress.measure.shapes import parse_shapes

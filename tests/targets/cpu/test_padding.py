@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from graphcompress.data.load import Samples
+from graphcompress.files.runtime import session_of
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import session_of
 from graphcompress.measure.cache import MeasurementCache
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context

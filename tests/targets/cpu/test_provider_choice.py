@@ -10,7 +10,7 @@ import pytest
 import graphcompress
 from graphcompress.build.optimize import optimize
 from graphcompress.errors import DataError, MissingExtraError, UnsupportedModelError, UsageError
-from graphcompress.graph.runtime import runner_of, session_of
+from graphcompress.files.runtime import runner_of, session_of
 from graphcompress.measure.cache import MeasurementCache
 from graphcompress.measure.timing import Measurement
 from graphcompress.plugin.base import Capabilities, Context, Lowering, Target

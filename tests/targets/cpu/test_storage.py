@@ -5,8 +5,9 @@ import onnx
 import onnxruntime
 import pytest
 
+from graphcompress.files.runtime import session_of
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner, session_of
+from graphcompress.graph.runner import Runner
 from graphcompress.numerics.metrics import sqnr_db
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context

@@ -9,11 +9,12 @@ import pytest
 from onnx import TensorProto, helper, save
 
 from graphcompress.analysis.linears import linears
-from graphcompress.build.opening import described, session
+from graphcompress.artifact.opening import described, session
 from graphcompress.build.optimize import optimize
 from graphcompress.errors import DataError, UnsupportedModelError, UsageError
+from graphcompress.files.runtime import session_of
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner, session_of
+from graphcompress.graph.runner import Runner
 from graphcompress.measure.verify import compare
 from graphcompress.passes.kron.kron import Kron
 from graphcompress.passes.quantize.int8 import Int8

@@ -4,7 +4,7 @@ import numpy as np
 from graphs_int8 import ROWS
 
 from graphcompress.data.load import Samples
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 
 
 def ids(count=6, length=9):

@@ -8,9 +8,10 @@ from onnx import TensorProto
 
 from graphcompress.data.load import Samples
 from graphcompress.errors import UnsupportedModelError, UsageError
-from graphcompress.graph import runtime
+from graphcompress.files import runtime
+from graphcompress.files.runtime import provider_session
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner, provider_session
+from graphcompress.graph.runner import Runner
 from graphcompress.numerics.metrics import sqnr_db
 from graphcompress.plugin.base import Context
 from graphcompress.plugin.targeting import parse_target

@@ -4,7 +4,7 @@ import pytest
 from graphs_int8 import Maker, floats, saved, tensor
 from onnx import TensorProto
 
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.plugin.base import Context
 from graphcompress.plugin.targeting import parse_target
 from graphcompress.rewrite.rewriter import Rewriter

@@ -9,7 +9,7 @@ import graphcompress
 from graphcompress.build.optimize import optimize
 from graphcompress.data.made_up import synthetic_samples
 from graphcompress.errors import DataError, MissingExtraError, UnsupportedModelError, UsageError
-from graphcompress.graph.runtime import runner_of, session_of
+from graphcompress.files.runtime import runner_of, session_of
 from graphcompress.plugin.base import Context
 from graphcompress.plugin.targeting import parse_target
 from graphcompress.targets.openvino import agreement, openvino, provider

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from graphcompress.build.folder import MANIFEST
+from graphcompress.artifact.folder import MANIFEST
 from graphcompress.numerics.metrics import sqnr_db
 from graphcompress.targets.mobile.bundle import EXAMPLE_FILE
 from graphcompress.targets.mobile.interface import Interface, read_interface

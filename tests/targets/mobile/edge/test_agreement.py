@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edge.proof import FLOAT_DB, HALF_A_STEP, CannotRunError, Case, NotProvenError, agreement, command, proof
-from graphcompress.build.folder import MANIFEST
+from graphcompress.artifact.folder import MANIFEST
 from graphcompress.targets.mobile.ort_format import OPERATORS_FILE
 
 RNG = np.random.default_rng(0)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from graphcompress.training.instruments.score_masks.layout import Blocks, MaskedWeight, Scored, Vector
+from graphcompress.instruments.score_masks.layout import Blocks, MaskedWeight, Scored, Vector
 
 HARD_CONCRETE = "l0"
 LOW, HIGH, BETA = -0.1, 1.1, 2 / 3

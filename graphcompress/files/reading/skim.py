@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
-from graphcompress.graph.reading.protos import KINDS, number_of_bytes
+from graphcompress.files.reading.protos import KINDS, number_of_bytes
 
 LARGE_BYTES = 1 << 16
 """Weights of fewer bytes (64 KiB) are read with the graph: to map each by itself would take longer."""

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from graphcompress.coupling.couplings import FFN, Group
 from graphcompress.cutting.silence import some_of_units
-from graphcompress.training.instruments.score_masks.layout import ATTENTION, ScoreLayout
-from graphcompress.training.instruments.score_masks.selection import Mask
+from graphcompress.instruments.score_masks.layout import ATTENTION, ScoreLayout
+from graphcompress.instruments.score_masks.selection import Mask
 
 Masks = Sequence[Tensor]
 """The mask of every tensor of scores."""

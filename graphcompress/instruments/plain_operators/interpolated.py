@@ -17,7 +17,7 @@ from graphcompress.plugin.instrument import Attached, Step
 from graphcompress.rewrite.rewriter import Rewriter
 
 if TYPE_CHECKING:
-    from graphcompress.training.instruments.plain_operators.plain_operators import PlainOperators
+    from graphcompress.instruments.plain_operators.plain_operators import PlainOperators
 
 INSIDE = "plain_operators"
 """Name of the module in the student that holds what is mixed."""

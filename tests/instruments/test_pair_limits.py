@@ -12,10 +12,10 @@ torch = pytest.importorskip("torch")
 from graphcompress.data.samples import Samples  # noqa: E402
 from graphcompress.fx import to_fx, write_back  # noqa: E402
 from graphcompress.graph.model import Model  # noqa: E402
+from graphcompress.instruments.pair_limits import limit_pairs  # noqa: E402
 from graphcompress.numerics.quantise import quantise_weight  # noqa: E402
 from graphcompress.pipeline.pipeline import Pipeline  # noqa: E402
 from graphcompress.plugin.base import Context, Training  # noqa: E402
-from graphcompress.training.instruments.pair_limits import limit_pairs  # noqa: E402
 
 ROWS, COLUMNS = 33, 16
 

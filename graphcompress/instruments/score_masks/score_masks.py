@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from graphcompress.coupling.couplings import FFN
 from graphcompress.errors import UsageError
-from graphcompress.plugin.instrument import Attached, Instrument, Step
-from graphcompress.plugin.options import option
-from graphcompress.training.instruments.score_masks.layout import (
+from graphcompress.instruments.score_masks.layout import (
     ATTENTION,
     BOTH,
     DIMS,
@@ -20,6 +18,8 @@ from graphcompress.training.instruments.score_masks.layout import (
     ROWS,
     Grain,
 )
+from graphcompress.plugin.instrument import Attached, Instrument, Step
+from graphcompress.plugin.options import option
 
 if TYPE_CHECKING:
     from torch import fx
@@ -108,7 +108,7 @@ class ScoreMasks(Instrument):
 
     def attach(self, student: fx.GraphModule) -> Attached:
         """Multiply the weights of the couplings by masks."""
-        from graphcompress.training.instruments.score_masks.attached import AttachedMasks
+        from graphcompress.instruments.score_masks.attached import AttachedMasks
 
         return AttachedMasks(self, student)
 

@@ -17,15 +17,15 @@ from graphcompress.analysis.linears import Linear
 from graphcompress.coupling.couplings import FFN
 from graphcompress.errors import UsageError
 from graphcompress.graph.expressions import evaluate
+from graphcompress.instruments.score_masks.amounts import Amounts, cut_for
+from graphcompress.instruments.score_masks.layout import ATTENTION, layout
+from graphcompress.instruments.score_masks.selection import Mask, Scores, share_open
 from graphcompress.plugin.instrument import Attached, Rates, Step
 from graphcompress.rewrite.bias import write_bias
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.training.instruments.score_masks.amounts import Amounts, cut_for
-from graphcompress.training.instruments.score_masks.layout import ATTENTION, layout
-from graphcompress.training.instruments.score_masks.selection import Mask, Scores, share_open
 
 if TYPE_CHECKING:
-    from graphcompress.training.instruments.score_masks.score_masks import ScoreMasks
+    from graphcompress.instruments.score_masks.score_masks import ScoreMasks
 
 _LOG = logging.getLogger(__name__)
 INSIDE = "score_masks"

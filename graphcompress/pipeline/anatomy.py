@@ -11,7 +11,7 @@ from graphcompress.coupling.layers import Layer, layers
 from graphcompress.data.samples import Samples
 from graphcompress.graph.expressions import leaves
 from graphcompress.graph.model import Model
-from graphcompress.graph.runtime import Runner
+from graphcompress.graph.runner import Runner
 from graphcompress.measure.verify import output_difference
 from graphcompress.numerics.metrics import error_at
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from graphcompress.errors import UsageError
-from graphcompress.graph.joining import prefixes
+from graphcompress.files.joining import prefixes
+from graphcompress.files.part_files import part_place, save_parts
+from graphcompress.files.parts import Part, model_files, read_parts
+from graphcompress.files.reading.model_file import read_model
+from graphcompress.files.runtime import Feed, runner_of, session_of
+from graphcompress.files.temporary import Temporary
 from graphcompress.graph.model import Model
-from graphcompress.graph.part_files import part_place, save_parts
-from graphcompress.graph.parts import Part, model_files, read_parts
-from graphcompress.graph.reading.model_file import read_model
-from graphcompress.graph.runtime import Feed, runner_of, session_of
-from graphcompress.graph.temporary import Temporary
 from graphcompress.measure.verify import Run
 from graphcompress.plugin.base import Context, Lowering, Target
 

@@ -11,8 +11,8 @@ from typing import IO
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.graph.parts import SUBFOLDER, Part, PartValue
-from graphcompress.graph.streaming import write_model
+from graphcompress.files.parts import SUBFOLDER, Part, PartValue
+from graphcompress.files.streaming import write_model
 
 SHARED_FILE = "shared.onnx_data"
 """External data that several parts read."""

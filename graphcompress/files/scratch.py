@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.errors import OutputError
-from graphcompress.graph.stored import IN_MEMORY_BYTES, StoredTensor
-from graphcompress.graph.temporary import Temporary
+from graphcompress.files.stored import IN_MEMORY_BYTES, StoredTensor
+from graphcompress.files.temporary import Temporary
 
 
 class Scratch:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from graphcompress.build.folder import MANIFEST, read_manifest
-from graphcompress.build.sequences import artifact_run, source_run
+from graphcompress.artifact.folder import MANIFEST, read_manifest
+from graphcompress.artifact.sequences import artifact_run, source_run
 from graphcompress.capturing.loading import is_checkpoint
 from graphcompress.errors import InvalidModelError, UsageError
+from graphcompress.files.parts import model_files, read_parts
+from graphcompress.files.runtime import runner_of, session_of
 from graphcompress.graph.model import Model
-from graphcompress.graph.parts import model_files, read_parts
-from graphcompress.graph.runtime import runner_of, session_of
 from graphcompress.measure.verify import Run
 from graphcompress.plugin.base import Target
 from graphcompress.plugin.targeting import parse_target

@@ -11,13 +11,13 @@ torch = pytest.importorskip("torch")
 
 from graphcompress.errors import UsageError  # noqa: E402
 from graphcompress.graph.model import Model  # noqa: E402
-from graphcompress.graph.runtime import Runner  # noqa: E402
+from graphcompress.graph.runner import Runner  # noqa: E402
+from graphcompress.instruments.plain_operators.interpolated import MixedActivation, MixedNorm  # noqa: E402
+from graphcompress.instruments.plain_operators.plain_operators import PlainOperators  # noqa: E402
 from graphcompress.pipeline.pipeline import Pipeline  # noqa: E402
 from graphcompress.plugin.base import Context, Training  # noqa: E402
 from graphcompress.plugin.instrument import Step  # noqa: E402
 from graphcompress.rewrite.rewriter import Rewriter  # noqa: E402
-from graphcompress.training.instruments.plain_operators.interpolated import MixedActivation, MixedNorm  # noqa: E402
-from graphcompress.training.instruments.plain_operators.plain_operators import PlainOperators  # noqa: E402
 
 FEED = random_samples(6).batch([0, 3, 5])
 

@@ -34,6 +34,6 @@ class PlainOperators(Instrument):
 
     def attach(self, student: fx.GraphModule) -> Attached:
         """Both operators stand side by side in the graph."""
-        from graphcompress.training.instruments.plain_operators.interpolated import Interpolated
+        from graphcompress.instruments.plain_operators.interpolated import Interpolated
 
         return Interpolated(self, student)

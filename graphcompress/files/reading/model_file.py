@@ -13,11 +13,11 @@ import onnx_ir.passes.common as common
 from google.protobuf.message import DecodeError
 
 from graphcompress.errors import InvalidModelError, UnsupportedModelError
-from graphcompress.graph.reading.protos import graphs, is_sorted, nodes, number_of_bytes, subgraphs, tensors
-from graphcompress.graph.reading.skim import skim
-from graphcompress.graph.reading.wholeness import STANDARD_DOMAINS, check_whole
-from graphcompress.graph.runtime import is_runtime_operator
-from graphcompress.graph.stored import stored
+from graphcompress.files.reading.protos import graphs, is_sorted, nodes, number_of_bytes, subgraphs, tensors
+from graphcompress.files.reading.skim import skim
+from graphcompress.files.reading.wholeness import STANDARD_DOMAINS, check_whole
+from graphcompress.files.runtime import is_runtime_operator
+from graphcompress.files.stored import stored
 
 _IR_OF_FREE_INITIALIZERS = 4
 """Since this version an initializer need not be an input; one that is may be overridden."""
@@ -89,7 +89,7 @@ def read_model(path: Path) -> tuple[ir.Model, tuple[Path, ...]]:
 
 
 def parse(path: Path) -> onnx.ModelProto:
-    """The message in ``path``; its large weights are not read (see :mod:`graphcompress.graph.reading.skim`).
+    """The message in ``path``; its large weights are not read (see :mod:`graphcompress.files.reading.skim`).
 
     Raises:
         InvalidModelError: no such file, not ONNX, or truncated.

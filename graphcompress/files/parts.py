@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from graphcompress.errors import InvalidModelError
-from graphcompress.graph.reading.model_file import parse
+from graphcompress.files.reading.model_file import parse
 
 Role = Literal["encoder", "decoder", "decoder_with_past", "decoder_merged"]
 """What a part does: it encodes, writes from the first token on, continues from past keys and values, or both

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from graphcompress.build.exchange import Rename, exchange, renameat2
+from graphcompress.artifact.exchange import Rename, exchange, renameat2
 from graphcompress.errors import ContractError, GraphCompressError, OutputError, UsageError
-from graphcompress.graph.reading.hashes import sha256
-from graphcompress.graph.temporary import Temporary, sweep
+from graphcompress.files.reading.hashes import sha256
+from graphcompress.files.temporary import Temporary, sweep
 
 MANIFEST, REPORT, PAGE = "graphcompress.json", "report.md", "report.html"
 

@@ -18,9 +18,9 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.errors import UnsupportedModelError
-from graphcompress.graph.declared import Dim, is_legible
-from graphcompress.graph.parts import Named, Part, alone, part_of, read_parts
-from graphcompress.graph.reading.model_file import read_model
+from graphcompress.files.declared import Dim, is_legible
+from graphcompress.files.parts import Named, Part, alone, part_of, read_parts
+from graphcompress.files.reading.model_file import read_model
 
 PREFIXES: Mapping[str, str] = {"encoder": "encoder/", "decoder": "prefill/", "decoder_with_past": "step/"}
 """Role of a part → what its names begin with in the joined graph."""
@@ -36,7 +36,7 @@ def read_model_or_parts(path: Path) -> tuple[ir.Model, tuple[Path, ...], tuple[P
     """The graph of a file, or of the files of a folder joined; all files that were read; the parts.
 
     Raises:
-        InvalidModelError: as :func:`read_model` and :func:`graphcompress.graph.parts.read_parts`.
+        InvalidModelError: as :func:`read_model` and :func:`graphcompress.files.parts.read_parts`.
         UnsupportedModelError: as :func:`read_model`; a merged decoder that is not one If; different opsets.
     """
     if not path.is_dir():

@@ -15,7 +15,7 @@ import onnx
 import onnx.defs
 
 from graphcompress.errors import InvalidModelError, UnsupportedModelError
-from graphcompress.graph.reading.protos import (
+from graphcompress.files.reading.protos import (
     KINDS,
     PACKED_BITS,
     graphs,

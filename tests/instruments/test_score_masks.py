@@ -14,12 +14,12 @@ from graphcompress.analysis.linears import linears  # noqa: E402
 from graphcompress.errors import UsageError  # noqa: E402
 from graphcompress.fx import to_fx  # noqa: E402
 from graphcompress.graph.model import Model  # noqa: E402
+from graphcompress.instruments.score_masks.amounts import cut_for  # noqa: E402
+from graphcompress.instruments.score_masks.score_masks import ScoreMasks  # noqa: E402
+from graphcompress.instruments.score_masks.selection import above, gate, share_open  # noqa: E402
 from graphcompress.plugin.base import Context  # noqa: E402
 from graphcompress.plugin.instrument import Step  # noqa: E402
 from graphcompress.rewrite.rewriter import Rewriter  # noqa: E402
-from graphcompress.training.instruments.score_masks.amounts import cut_for  # noqa: E402
-from graphcompress.training.instruments.score_masks.score_masks import ScoreMasks  # noqa: E402
-from graphcompress.training.instruments.score_masks.selection import above, gate, share_open  # noqa: E402
 
 FEED = {
     "input_ids": torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]]),

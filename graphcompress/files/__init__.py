@@ -1,0 +1,1 @@
+"""ONNX files: read and checked, parts joined and written, tensors that stay on disk."""
