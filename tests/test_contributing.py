@@ -185,7 +185,8 @@ def test_a_pass_takes_one_file_and_one_line(
     record = next(record for record in built.records if record.text == "lowrank{rank=20}")
     small = {name for name, weight in dense.items() if 20 * sum(weight.shape) < weight.size}
     assert {item.name for item in record.touched} == small
-    assert {item.reason for item in record.skipped} == {"the factors are not smaller than the weight"}
+    reasons = {item.reason for item in record.skipped if item.name in dense}
+    assert reasons == {"the factors are not smaller than the weight"}
     assert built.lowered[0].difference.sqnr_db > 5
     alone = Model.load(tiny_bert_path)
     Pipeline.parse("lowrank{rank=20}").run(alone, Context(samples=tiny_samples), allow=["lowrank"])

@@ -241,5 +241,6 @@ def _feed(g: Graph, batch: int, length: int) -> Feed:
             ends = g.rng.integers(1, length + 1, batch)
             feed["attention_mask"] = (np.arange(length) < ends[:, None]).astype(np.int64)
         elif g.weights[value.name].dtype == np.float32 and g.chance(0.5):
-            feed[value.name] = np.asarray(g.weights[value.name] * np.float32(1.5))
+            # Half of a mask's lowest number stays finite, one and a half of it would not.
+            feed[value.name] = np.asarray(g.weights[value.name] * np.float32(0.5))
     return feed
