@@ -174,18 +174,17 @@ def _grouped(
     cached: bool = False,
     **options: object,
 ) -> Architecture:
-    """With past, key/value heads are in the interface; the query heads of each can still be cut."""
+    """Key and value heads go with their query heads, of caches as well."""
     inputs = {**PASSED, **past(LAYERS, KEY_VALUE_HEADS, GROUPED_WIDTH)} if cached else TOKENS
-    groups = [GROUPED_HEADS // KEY_VALUE_HEADS] * LAYERS if cached else None
     heads = _same(LAYERS, GROUPED_HEADS, KEY_VALUE_HEADS)
     made = _make(kind, {**GROUPED, **options}, head)
-    return Architecture(made, inputs, heads, [FFN] * LAYERS, groups, attention)
+    return Architecture(made, inputs, heads, [FFN] * LAYERS, attention=attention)
 
 
 def _gpt2(head: str = "AutoModel", *, cached: bool = False) -> Architecture:
     inputs = {**PASSED, **past(LAYERS, HEADS, WIDTH)} if cached else TOKENS
     made = _make("gpt2", GPT2, head)
-    return Architecture(made, inputs, _same(LAYERS), [FFN] * LAYERS, () if cached else None)
+    return Architecture(made, inputs, _same(LAYERS), [FFN] * LAYERS)
 
 
 def _alibi(kind: str, heads: int, options: Mapping[str, object]) -> Architecture:

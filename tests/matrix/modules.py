@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from unittest import mock
@@ -106,10 +107,19 @@ class Calls:
             calls.append(("embeddings", list(weight.shape), result.clone()))
             return result
 
+        def indexed(inner: torch.nn.Module, arguments: object, result: torch.Tensor) -> None:
+            calls.append(("embeddings", list(inner.weight.shape), result.clone()))
+
         handles = [
             inner.register_forward_hook(hook)
             for inner in module.modules()
             if isinstance(inner, (torch.nn.Linear, Conv1D))
+        ]
+        # A subclass with a forward of its own reads rows of its weight by an index.
+        handles += [
+            inner.register_forward_hook(indexed)
+            for inner in module.modules()
+            if isinstance(inner, torch.nn.Embedding) and "weight[" in inspect.getsource(type(inner).forward)
         ]
         with torch.no_grad(), mock.patch("torch.nn.functional.embedding", embedding):
             module(*tensors(feed))

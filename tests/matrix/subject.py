@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -143,15 +143,33 @@ class Subject:
         return {kind: Counter(map(tuple, sizes)) for kind, sizes in self.export.calls.items()}
 
 
-def run(model: Model, feeds: Sequence[Mapping[str, np.ndarray]]) -> Outputs:
+class Answers(list[dict[str, np.ndarray]]):
+    """Outputs for each feed, and what a cut has left of them (of caches), as in ``Model.kept``."""
+
+    def __init__(
+        self, outputs: Iterable[dict[str, np.ndarray]], kept: Mapping[str, Mapping[int, np.ndarray]]
+    ):
+        super().__init__(outputs)
+        self.kept = kept
+
+    def left_of(self, name: str, array: np.ndarray) -> np.ndarray:
+        """The part of an output of the model before the cut that this model still gives."""
+        for axis, index in self.kept.get(name, {}).items():
+            array = np.take(array, index, axis) if array.shape[axis] > len(index) else array
+        return array
+
+
+def run(model: Model, feeds: Sequence[Mapping[str, np.ndarray]]) -> Answers:
     """Outputs of ``model`` for each feed."""
     with Runner(model) as runner:
-        return [runner(feed) for feed in feeds]
+        return Answers([runner(feed) for feed in feeds], model.kept)
 
 
 def largest_error(expected: Outputs, actual: Outputs) -> float:
     """Largest difference over the largest value of that output; infinite where NaN or shapes differ."""
     worst = 0.0
+    if isinstance(actual, Answers):
+        expected = [{name: actual.left_of(name, array) for name, array in one.items()} for one in expected]
     for one, other in zip(expected, actual, strict=True):
         if one.keys() != other.keys():
             return np.inf
