@@ -151,12 +151,17 @@ def _library() -> Iterator[None]:
 @contextlib.contextmanager
 def _loaded(model: onnx.ModelProto) -> Iterator[tuple[Model, Path]]:
     """The model as the library reads it, and a folder to write to."""
-    logging.getLogger("graphcompress").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
-        folder = Path(name)
-        onnx.save(model, folder / "model.onnx")
-        with _library():
-            yield Model.load(folder / "model.onnx"), folder
+    log = logging.getLogger("graphcompress")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
+            folder = Path(name)
+            onnx.save(model, folder / "model.onnx")
+            with _library():
+                yield Model.load(folder / "model.onnx"), folder
+    finally:
+        log.setLevel(level)
 
 
 # ---- oracles

@@ -97,7 +97,9 @@ class Charts:
 def _pygal() -> Any:  # noqa: ANN401 - a module without types
     """The library, without its finder of plug-ins: that one is of a kind which Python warns of."""
     import pygal
+    from pygal.etree import etree
 
+    etree.to_etree()  # it would take lxml where that is installed, which writes other bytes
     sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != pygal.__name__]
     return pygal
 
