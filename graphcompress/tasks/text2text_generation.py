@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,8 +65,9 @@ class _Corpus(Metric):
         scorer.corpus_score(["a"], [["a"]])  # it knows the number of references after a score only
         return str(scorer.get_signature())
 
+    @abc.abstractmethod
     def _scorer(self) -> SacreBleu:
-        raise NotImplementedError
+        """Sacrebleu's metric with the options of this one."""
 
 
 @dataclass(frozen=True)
