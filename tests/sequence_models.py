@@ -13,42 +13,17 @@ import onnx
 import onnxruntime
 import torch
 import transformers
+from matrix.architecture import VOCABULARY
+from matrix.architectures import BART, FFN, GPT2, HEADS, HIDDEN, LAYERS, T5, WHISPER, WIDTH
 from onnx import helper, numpy_helper
 from transformers import DynamicCache, EncoderDecoderCache
 
 from graphcompress.files.parts import PartValue, read_parts
 from graphcompress.graph.model import Model
 
-HIDDEN, LAYERS, HEADS, FFN, VOCABULARY = 32, 2, 4, 64, 60
-WIDTH = HIDDEN // HEADS
-
-_BART: dict[str, Any] = {
-    "d_model": HIDDEN,
-    "encoder_layers": LAYERS,
-    "decoder_layers": LAYERS,
-    "encoder_attention_heads": HEADS,
-    "decoder_attention_heads": HEADS,
-    "encoder_ffn_dim": FFN,
-    "decoder_ffn_dim": FFN,
-    "vocab_size": VOCABULARY,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "decoder_start_token_id": 2,
-    "forced_eos_token_id": None,
-}
-_T5: dict[str, Any] = {
-    "d_model": HIDDEN,
-    "d_kv": WIDTH,
-    "d_ff": FFN,
-    "num_layers": LAYERS,
-    "num_decoder_layers": LAYERS,
-    "num_heads": HEADS,
-    "vocab_size": VOCABULARY,
-    "feed_forward_proj": "gated-gelu",
-    "decoder_start_token_id": 0,
-}
+_BART: dict[str, Any] = {**BART, "forced_eos_token_id": None}
+_WHISPER: dict[str, Any] = {**WHISPER, "forced_eos_token_id": None}
+_WHISPER |= {"suppress_tokens": None, "begin_suppress_tokens": None}
 _LLAMA: dict[str, Any] = {
     "hidden_size": HIDDEN,
     "num_hidden_layers": LAYERS,
@@ -59,33 +34,12 @@ _LLAMA: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "max_position_embeddings": 64,
 }
-_GPT2: dict[str, Any] = {
-    "n_embd": HIDDEN,
-    "n_layer": LAYERS,
-    "n_head": HEADS,
-    "n_inner": FFN,
-    "n_positions": 64,
-    "vocab_size": VOCABULARY,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 CONFIGURATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "marian": ("marian", "AutoModelForSeq2SeqLM", _BART),
     "bart": ("bart", "AutoModelForSeq2SeqLM", _BART),
-    "t5": ("t5", "AutoModelForSeq2SeqLM", _T5),
-    "whisper": (
-        "whisper",
-        "AutoModelForSpeechSeq2Seq",
-        {
-            **_BART,
-            "num_mel_bins": 8,
-            "max_source_positions": 20,
-            "max_target_positions": 32,
-            "suppress_tokens": None,
-            "begin_suppress_tokens": None,
-        },
-    ),
-    "gpt2": ("gpt2", "AutoModelForCausalLM", _GPT2),
+    "t5": ("t5", "AutoModelForSeq2SeqLM", T5),
+    "whisper": ("whisper", "AutoModelForSpeechSeq2Seq", _WHISPER),
+    "gpt2": ("gpt2", "AutoModelForCausalLM", GPT2),
     "llama": ("llama", "AutoModelForCausalLM", _LLAMA),
 }
 """Name → kind of configuration, class and options."""

@@ -21,7 +21,7 @@ class QdqWriter:
     """Edits one graph through a rewriter; what consumers can share is written once.
 
     Attributes:
-        tables: int8 values and scales per row of the tables that a quantised linear shares with an embedding.
+        tables: int8 values and scales of the tables that were written, which others read, too.
     """
 
     def __init__(self, rewriter: Rewriter) -> None:
@@ -219,6 +219,7 @@ class QdqWriter:
         """Gather from the int8 table and multiply by its scales: per column [width], or per row [rows, 1]."""
         values = self.rw.constant(table.values, f"{embedding.name}.quantised")
         scale = self.rw.constant(table.scale, f"{embedding.name}.scale")
+        self.tables[embedding.weight] = (values, scale)
         self.embedding_from(embedding, values, scale)
 
     def embedding_from(self, embedding: Embedding, values: ir.Value, scale: ir.Value) -> None:

@@ -44,7 +44,7 @@ def _experts(rw: Rewriter, writer: QdqWriter, form: LinearForm, experts: Experts
 def _table(rw: Rewriter, writer: QdqWriter, form: TableForm) -> None:
     table = form.table
     if table.weight in writer.tables:
-        rw.touch(table, "shared with a linear")
+        rw.touch(table, "shared with another reader")
         writer.embedding_from(table, *writer.tables[table.weight])
     elif form.leaves is not None:
         rw.touch(table, "stays an expression")

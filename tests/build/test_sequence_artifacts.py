@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sequence_models import HEADS, text
+from sequence_models import FFN, HEADS, WIDTH, text
 
 from graphcompress.artifact.opening import described, session
 from graphcompress.build.optimize import optimize
@@ -53,13 +53,13 @@ def test_parts_of_an_artifact_run_as_one(name: str, sequence_folders, tmp_path) 
 def test_the_configuration_says_what_was_cut(sequence_folders, tmp_path) -> None:
     artifact = built(sequence_folders["t5"], tmp_path / "out", "prune{ffn=0.25 heads=0.25}")
     config = json.loads((artifact / "config.json").read_text(encoding="utf-8"))
-    assert (config["num_heads"], config["d_ff"]) == (HEADS - 1, 48)
+    assert (config["num_heads"], config["d_ff"]) == (HEADS - 1, 3 * FFN // 4)
 
 
 def test_a_head_size_that_the_configuration_cannot_say_is_told(sequence_folders, tmp_path) -> None:
     artifact = built(sequence_folders["gpt2"], tmp_path / "out", "prune{heads=0.25}")
     report = (artifact / "report.md").read_text(encoding="utf-8")
-    assert "config.json has no name for the head size 8" in report
+    assert f"config.json has no name for the head size {WIDTH}" in report
 
 
 def test_a_folder_that_lacks_a_part_is_refused_before_the_work(sequence_folders, tmp_path) -> None:
