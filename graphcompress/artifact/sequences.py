@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from graphcompress.errors import UsageError
+from graphcompress.errors import UnsupportedModelError, UsageError
 from graphcompress.files.joining import prefixes
 from graphcompress.files.part_files import part_place, save_parts
 from graphcompress.files.parts import Part, model_files, read_parts
@@ -20,6 +20,8 @@ from graphcompress.files.temporary import Temporary
 from graphcompress.graph.model import Model
 from graphcompress.measure.verify import Run
 from graphcompress.plugin.base import Context, Lowering, Target
+from graphcompress.rewrite.rewriter import Rewriter
+from graphcompress.rules.opsets.raising import raise_opset
 
 PARTS = "parts"
 """Name in the record of a lowering: prefix of a part → where it lies, and what was recorded of it."""
@@ -30,6 +32,9 @@ def lower_parts(target: Target, model: Model, folder: Path, ctx: Context) -> Low
 
     Where the artifact of a part is one ONNX file, the parts have the names that they came in with and share
     weights; else every part has a subfolder. What was pinned of an earlier build holds part by part.
+
+    Raises:
+        UnsupportedModelError: one part needs an opset in which another means something else.
     """
     pinned = ctx.pinned.get(str(target))
     known = json.loads(pinned)[PARTS] if pinned is not None else {}
@@ -44,6 +49,7 @@ def lower_parts(target: Target, model: Model, folder: Path, ctx: Context) -> Low
         side_by_side = all(_is_one_file(target, place) for place in places.values())
         if side_by_side:
             files = {part: places[part.prefix] / target.model_file for part, _ in made}
+            _write_in_one_opset(target, files.values(), ctx)
             save_parts([(part, read_model(file)[0]) for part, file in files.items()], folder)
         else:
             for part, _ in made:
@@ -58,6 +64,25 @@ def _is_one_file(target: Target, folder: Path) -> bool:
     """Whether the artifact in ``folder`` is one ONNX file, with nothing beside it but its weights."""
     beside = {target.model_file, f"{target.model_file}.data"}
     return target.model_file.endswith(".onnx") and {file.name for file in folder.iterdir()} <= beside
+
+
+def _write_in_one_opset(target: Target, files: Iterable[Path], ctx: Context) -> None:
+    """Write all parts in the newest opset that one of them needs: attention as an operator, for example.
+
+    Files that are read as one model, or merged to one decoder, have one opset.
+    """
+    opsets = {file: read_model(file)[0].graph.opset_imports[""] for file in files}
+    newest = max(opsets.values())
+    for file in (file for file, opset in opsets.items() if opset < newest):
+        model = Model.load(file)
+        with Rewriter(model, ctx) as rw:
+            reason = raise_opset(rw, newest)
+        if reason is not None:
+            raise UnsupportedModelError(
+                f"{target}: another part needs opset {newest}, and {reason} in the {file.parent.name}; "
+                "choose options that need no newer opset, such as cpu{newest_opset=21}"
+            )
+        model.save(file)
 
 
 def _together(made: Sequence[tuple[Part, str, Lowering]]) -> Lowering:
@@ -109,7 +134,7 @@ def source_run(folder: Path) -> Run:
     opened = {place: runner_of(session_of(folder / place)) for place in dict.fromkeys(places.values())}
     if len(places) == 1:
         return opened[next(iter(places.values()))]
-    return together({prefix: opened[place] for prefix, place in places.items()}, _switches(folder, places))
+    return _together_run(folder, places, opened)
 
 
 def fitted_run(model: Model, run: Run) -> Run:
@@ -123,11 +148,14 @@ def parts_run(target: Target, folder: Path, places: Mapping[str, str]) -> Run:
     for place in dict.fromkeys(places.values()):
         at = folder / place
         opened[place] = target.session(at) if at.is_dir() else target.named(at.name).session(at.parent)
-    return together({prefix: opened[place] for prefix, place in places.items()}, _switches(folder, places))
+    return _together_run(folder, places, opened)
 
 
-def together(runs: Mapping[str, Run], switches: Mapping[str, Callable[[Feed], Feed]]) -> Run:
-    """One function of what several read: each gets the inputs that begin with its prefix."""
+def _together_run(folder: Path, places: Mapping[str, str], opened: Mapping[str, Run]) -> Run:
+    """One function of what several parts read: each gets the inputs that begin with its prefix."""
+    runs = {prefix: opened[place] for prefix, place in places.items()}
+    for prefix, part in _merged(folder, places).items():
+        runs[prefix] = _branch_run(part, runs[prefix], cached=prefix.startswith("step"))
 
     def run(feed: Feed) -> dict[str, np.ndarray]:
         found: dict[str, np.ndarray] = {}
@@ -135,28 +163,24 @@ def together(runs: Mapping[str, Run], switches: Mapping[str, Callable[[Feed], Fe
             own = {
                 name.removeprefix(prefix): array for name, array in feed.items() if name.startswith(prefix)
             }
-            answer = one(switches[prefix](own) if prefix in switches else own)
-            found.update({prefix + name: array for name, array in answer.items()})
+            found.update({prefix + name: array for name, array in one(own).items()})
         return found
 
     return run
 
 
-def _switches(folder: Path, places: Mapping[str, str]) -> dict[str, Callable[[Feed], Feed]]:
-    """What a merged decoder is given besides, for each of its two parts."""
+def _merged(folder: Path, places: Mapping[str, str]) -> dict[str, Part]:
+    """The merged decoders, by the prefix of each of their two parts."""
     if not any((folder / place).is_file() for place in places.values()):
         return {}
     merged = {part.path: part for part in read_parts(folder) if part.role == "decoder_merged"}
-    found = {}
-    for prefix, place in places.items():
-        part = merged.get(folder / place)
-        if part is not None:
-            found[prefix] = _switch(part, cached=prefix.startswith("step"))
-    return found
+    return {prefix: merged[folder / place] for prefix, place in places.items() if folder / place in merged}
 
 
-def _switch(part: Part, *, cached: bool) -> Callable[[Feed], Feed]:
-    def switched(feed: Feed) -> Feed:
+def _branch_run(part: Part, run: Run, *, cached: bool) -> Run:
+    """One branch of a merged decoder: inputs that it does not read are made up, outputs that it lacks go."""
+
+    def branch(feed: Feed) -> dict[str, np.ndarray]:
         batch = len(next(iter(feed.values())))
         whole = dict(feed)
         for value in part.inputs:
@@ -165,6 +189,7 @@ def _switch(part: Part, *, cached: bool) -> Callable[[Feed], Feed]:
             elif value.name not in whole:
                 sizes = [size if isinstance(size, int) else 1 for size in value.shape[1:]]
                 whole[value.name] = np.zeros([batch, *sizes], value.dtype)
-        return whole
+        # A branch returns an empty array where only the other one has something to return.
+        return {name: array for name, array in run(whole).items() if array.size}
 
-    return switched
+    return branch

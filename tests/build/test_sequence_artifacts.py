@@ -12,12 +12,17 @@ from sequence_models import FFN, HEADS, WIDTH, text
 
 from graphcompress.artifact.opening import described, session
 from graphcompress.build.optimize import optimize
+from graphcompress.build.questions import verify
 from graphcompress.build.summary import loading_lines
 from graphcompress.data.made_up import varied_samples
 from graphcompress.errors import InvalidModelError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.measure.verify import compare
+from graphcompress.plugin.base import Context, Lowering
+from graphcompress.rewrite.rewriter import Rewriter
+from graphcompress.rules.opsets.raising import raise_opset
+from graphcompress.targets.cpu.cpu import Cpu
 
 TARGET = "cpu{measure=false}"
 
@@ -48,6 +53,28 @@ def test_parts_of_an_artifact_run_as_one(name: str, sequence_folders, tmp_path) 
         reference = [run(feed) for feed in feeds]
     for path in (folder, artifact):
         assert compare(reference, session(path), feeds).max_relative_error < 1e-4
+
+
+@pytest.mark.parametrize("name", ["marian", "t5, merged"])
+def test_one_part_that_needs_a_newer_opset_takes_the_others_with_it(
+    name: str, sequence_folders, tmp_path, monkeypatch
+) -> None:
+    lower = Cpu.lower
+
+    def with_a_newer_first_pass(self: Cpu, model: Model, folder: Path, ctx: Context) -> Lowering:
+        found = lower(self, model, folder, ctx)
+        if folder.name == "decoder":
+            newer = Model.load(folder / self.model_file)
+            with Rewriter(newer, ctx) as rw:
+                assert raise_opset(rw, 23) is None
+            newer.save(folder / self.model_file)
+        return found
+
+    monkeypatch.setattr(Cpu, "lower", with_a_newer_first_pass)
+    artifact = built(sequence_folders[name], tmp_path / "out", "simplify")
+    assert Model.load(artifact).opset == 23
+    assert verify(sequence_folders[name], artifact).difference.max_relative_error < 1e-4
+    assert np.array_equal(text(name, artifact), text(name, sequence_folders[name]))
 
 
 def test_the_configuration_says_what_was_cut(sequence_folders, tmp_path) -> None:
