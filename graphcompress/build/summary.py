@@ -186,9 +186,14 @@ def verdict(build: Build, artifact: Artifact, benched: Sequence[ShapeResult] = (
 
 def _speed_verdict(build: Build, artifact: Artifact, benched: Sequence[ShapeResult]) -> list[str]:
     name = contender(build, artifact)
-    ratios = [result.ratios[name].median for result in benched if name in result.ratios]
-    if not ratios:
+    found = [result.ratios[name] for result in benched if name in result.ratios]
+    if not found:
         return []
+    # A median that is 20 in a spread from 0.7 to 52 shows nothing but a busy machine.
+    told = [ratio for ratio in found if not ratio.low <= 1 <= ratio.high]
+    if not told:
+        return ["no difference in speed beyond its spread"]
+    ratios = [ratio.median if ratio in told else 1.0 for ratio in found]
     low, high = f"{min(ratios):.2f}", f"{max(ratios):.2f}"
     return [f"{low} × as fast" if low == high else f"{low} to {high} × as fast"]
 

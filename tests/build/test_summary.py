@@ -86,6 +86,23 @@ def test_the_box_says_size_speed_metric_and_verdict(build: Build) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("spreads", "conclusion"),
+    [
+        ([(0.73, 52.28)], "no difference in speed beyond its spread"),
+        ([(0.73, 52.28), (3.0, 5.0)], "1.00 to 4.00 × as fast"),
+    ],
+)
+def test_a_speed_whose_spread_reaches_from_slower_to_faster_is_no_gain(
+    build: Build, spreads: list[tuple[float, float]], conclusion: str
+) -> None:
+    benched = [
+        dataclasses.replace(shape("1×16", 4.0, 1.0), ratios={"after": Ratio(4.0, *spread)})
+        for spread in spreads
+    ]
+    assert verdict(build, build.lowered[0], benched).split("; ")[1] == conclusion
+
+
 def test_images_have_no_tokens(build: Build) -> None:
     lines = result_lines(build, build.lowered[0], [shape("8×3×224×224", 8.0, 4.0)])
     assert lines[1] == ("speed", "8×3×224×224: 8.00 → 4.00 ms, 2.00 × as fast (3.00 to 5.00)")
