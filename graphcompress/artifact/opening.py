@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from graphcompress.artifact.folder import MANIFEST, read_manifest
 from graphcompress.artifact.sequences import artifact_run, source_run
@@ -87,16 +88,26 @@ def is_artifact(path: Path) -> bool:
     return (path / MANIFEST).is_file() and "artifacts" not in read_manifest(path)
 
 
+def manifest_of_one(folder: Path) -> dict[str, Any]:
+    """The manifest of the artifact in ``folder``.
+
+    Raises:
+        UsageError: the folder is not an artifact, or holds several.
+    """
+    manifest = read_manifest(folder)
+    if "artifacts" in manifest:
+        folders = ", ".join(str(folder / name) for name in manifest["artifacts"])
+        raise UsageError(f"{folder} holds artifacts for several targets; name one of {folders}")
+    return manifest
+
+
 def target_of(folder: Path) -> Target:
     """The target that made the artifact in ``folder``.
 
     Raises:
         UsageError: the folder is not an artifact, holds several, or its target is not installed.
     """
-    manifest = read_manifest(folder)
-    if "artifacts" in manifest:
-        folders = ", ".join(str(folder / name) for name in manifest["artifacts"])
-        raise UsageError(f"{folder} holds artifacts for several targets; name one of {folders}")
+    manifest = manifest_of_one(folder)
     if not isinstance(manifest.get("target"), str):
         raise UsageError(f"{folder / MANIFEST} names no target; build the artifact again")
     return parse_target(manifest["target"])

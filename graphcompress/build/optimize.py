@@ -109,8 +109,7 @@ def optimize(request: Request) -> Build:
         with disk_errors():
             opened = _open(request)
             # Of a model of several files there is no file to run as it is.
-            joined = any(part.prefix for part in opened.model.parts)
-            file = None if joined or isinstance(request.model, Model) else opened.model.path
+            file = None if opened.model.joined or isinstance(request.model, Model) else opened.model.path
             baseline = Baseline(opened.model, opened.ctx, opened.scoring, file, opened.generator)
             build = _run(request, opened, baseline)
         if stage is None:
@@ -264,7 +263,7 @@ def _artifact(request: Request, target: Target, stage: Path, opened: _Opened, ba
     ctx.progress(f"lower for {target.name}", 0, 1)
     stage.mkdir(exist_ok=True)
     with threadpool_limits(limits=1, user_api="blas"):  # how BLAS shares work out decides the last bits
-        lower = lower_parts if any(part.prefix for part in model.parts) else type(target).lower
+        lower = lower_parts if model.joined else type(target).lower
         lowering = lower(target, model, stage, ctx)
     ctx.progress(f"lower for {target.name}", 1, 1)
     copy_tokenizer(model.source, stage)

@@ -7,8 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphcompress.artifact.folder import PAGE, REPORT, check_hashes, read_manifest
-from graphcompress.artifact.opening import described, is_artifact, model_file, session
+from graphcompress.artifact.folder import PAGE, REPORT, check_hashes
+from graphcompress.artifact.opening import (
+    described,
+    is_artifact,
+    is_timed_here,
+    manifest_of_one,
+    model_file,
+    session,
+)
 from graphcompress.build.manifest import bench_json
 from graphcompress.build.report import bench_lines, difference_line, invariance_line
 from graphcompress.capturing.source import open_model
@@ -146,11 +153,17 @@ def bench(
     """Time models and artifacts, which take turns; ratios are against the first.
 
     Raises:
-        GraphCompressError: a model or data that cannot be read, or a shape that does not read.
+        GraphCompressError: a model or data that cannot be read, an artifact that another machine runs, or a
+            shape that does not read.
     """
     named = models if isinstance(models, Mapping) else {str(path): path for path in models}
     if not named:
         raise UsageError("no models are given; name at least one")
+    untimed = [str(path) for path in named.values() if not is_timed_here(path)]
+    if untimed:
+        raise UsageError(
+            f"{', '.join(untimed)}: cannot be timed, this machine is not what runs it; leave it out"
+        )
     first = described(next(iter(named.values())))
     samples = (
         synthetic_samples(first, count=MADE_UP, seed=seed)
@@ -220,10 +233,10 @@ def report(artifact: str | Path) -> Report:
     """The report of the artifact in a folder.
 
     Raises:
-        UsageError: it is none, or has lost its report.
+        UsageError: it is none, holds those of several targets, or has lost its report.
     """
     folder = Path(artifact)
-    manifest = read_manifest(folder)
+    manifest = manifest_of_one(folder)
     try:
         text, page = ((folder / name).read_text(encoding="utf-8") for name in (REPORT, PAGE))
     except OSError as error:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 def asked(
     default: Any,  # noqa: ANN401 - as its field
     help: str,
-    *,
     group: str = "",
+    *,
     unset: str = "",
     flags: tuple[str, ...] = (),
     decides: bool = True,
@@ -40,7 +40,7 @@ def asked(
         default: its value where nothing is given.
         help: its line on the command line and in ``help(graphcompress.optimize)``.
         group: the heading under which the command line shows it.
-        unset: what happens without a value; the default itself when empty.
+        unset: what happens without a value; by itself the default, and "none" for None and ().
         flags: its names on the command line, where it has others than its own.
         typed: whether the command line has it.
         decides: whether the files of the artifact depend on it, so that recipe and manifest hold it.
@@ -48,7 +48,7 @@ def asked(
     metadata = {
         "help": help,
         "group": group,
-        "unset": unset,
+        "unset": unset or ("none" if default in (None, ()) else ""),
         "flags": flags,
         "decides": decides,
         "typed": typed,
@@ -78,88 +78,69 @@ class Request:
     passes: str | Pipeline | Collection[Pass] = asked(
         "simplify,int8",
         "Passes in order, such as 'kron{rank=2},prune,int8'; simplify runs first by itself.",
-        group=MODEL,
+        MODEL,
     )
     _: KW_ONLY
     target: str | Target | Collection[Target] = asked(
-        "cpu", "Runtime to lower for; several, such as cpu,mobile, share the work.", group=MODEL
+        "cpu", "Runtime to lower for; several, such as cpu,mobile, share the work.", MODEL
     )
     data: Samples | str | Path | None = asked(
-        None,
-        "Samples: .jsonl, .csv, .tsv, .parquet or .npz; columns named like the inputs, or texts.",
-        unset="none",
-        group=DATA,
+        None, "Samples: .jsonl, .csv, .tsv, .parquet or .npz; columns named like the inputs, or texts.", DATA
     )
     tokenizer: str | Path | None = asked(
-        None,
-        "tokenizer.json or its folder, for samples that are texts.",
-        unset="beside the model",
-        group=DATA,
+        None, "tokenizer.json or its folder, for samples that are texts.", DATA, unset="beside the model"
     )
     metric: str | Metric | Function | None = asked(
         None,
         "Task metric, before and after, such as accuracy (graphcompress metrics), or my_file.py:function.",
-        unset="none",
-        group=DATA,
+        DATA,
     )
     eval_data: Samples | str | Path | None = asked(
-        None, "Samples for the metric.", unset="those of --data, or held out of --train", group=DATA
+        None, "Samples for the metric.", DATA, unset="those of --data, or held out of --train"
     )
-    train: Samples | str | Path | None = asked(
-        None, "Samples that a pass such as distill learns from.", unset="none", group=DATA
-    )
+    train: Samples | str | Path | None = asked(None, "Samples that a pass such as distill learns from.", DATA)
     teacher: Model | str | Path | None = asked(
         None,
         "ONNX file or Hugging Face folder whose answers are learned.",
+        DATA,
         unset="the model as it came in",
-        group=DATA,
     )
     task: str | None = asked(
         None,
         "What a checkpoint is exported for, as in graphcompress export.",
+        MODEL,
         unset="as the checkpoint says",
-        group=MODEL,
     )
-    allow: Collection[str] = asked(
-        (), "Accept a broken contract of this pass; may be repeated.", unset="none", group=GOALS
-    )
+    allow: Collection[str] = asked((), "Accept a broken contract of this pass; may be repeated.", GOALS)
     require_coverage: float = asked(
-        0.0,
-        "Fail when a lossy pass touches a smaller share (0-1) of the parameters.",
-        unset="none",
-        group=GOALS,
+        0.0, "Fail when a lossy pass touches a smaller share (0-1) of the parameters.", GOALS, unset="none"
     )
     max_drop: str | None = asked(
-        None,
-        "Most that the metric may become worse, in its units or as a share: 0.01 or 1%.",
-        unset="none",
-        group=GOALS,
+        None, "Most that the metric may become worse, in its units or as a share: 0.01 or 1%.", GOALS
     )
     confidence: float = asked(
         0.0,
         "How sure (0.5-1) the drop must be to be no larger than --max-drop, by its standard error.",
+        GOALS,
         unset="the figure itself counts",
-        group=GOALS,
     )
     min_speedup: float = asked(
         0.0,
         "How many times as fast as before the artifact must be, at each shape that is measured.",
+        GOALS,
         unset="none",
-        group=GOALS,
     )
-    max_size: str | None = asked(
-        None, "Most that the files may take, such as 25MB or 24MiB.", unset="none", group=GOALS
-    )
+    max_size: str | None = asked(None, "Most that the files may take, such as 25MB or 24MiB.", GOALS)
     output: str | Path | None = asked(
         None,
         "Folder of the artifact.",
+        OUTPUT,
         unset="<model>-<target>",
         flags=("--output", "-o"),
         decides=False,
-        group=OUTPUT,
     )
-    seed: int = asked(0, "For everything random.", group=MODEL)
-    overwrite: bool = asked(False, "Replace an existing artifact.", decides=False, group=OUTPUT)
+    seed: int = asked(0, "For everything random.", MODEL)
+    overwrite: bool = asked(False, "Replace an existing artifact.", OUTPUT, decides=False)
     inplace: bool = asked(
         False,
         "Compress a model that is given as an object itself, instead of a copy.",

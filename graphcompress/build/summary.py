@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graphcompress.artifact.sequences import PARTS
-from graphcompress.build.report import count, decibels, left_alone, size
+from graphcompress.build.report import count, decibels, left_alone, score_text, size, size_text, smaller
 from graphcompress.plugin.targeting import parse_target
 
 if TYPE_CHECKING:
     from graphcompress.build.result import Artifact, Build
     from graphcompress.measure.bench import ShapeResult
-    from graphcompress.measure.metrics import Drop, Score
     from graphcompress.pipeline.contract_check import ModelSize
     from graphcompress.pipeline.pipeline import PassRecord
 
@@ -37,7 +36,7 @@ def result_lines(
     build: Build, artifact: Artifact, benched: Sequence[ShapeResult] = ()
 ) -> list[tuple[str, str]]:
     """What came out, as (topic, text): size, speed at each shape, metric, verdict and place."""
-    lines = [("size", _size_text(build.before, artifact.size))]
+    lines = [("size", size_text(build.before, artifact.size))]
     lines += _speed_lines(build, artifact, benched)
     if build.score and artifact.score:
         lines.append(("metric", score_text(build.score, artifact.score, artifact.drop)))
@@ -117,11 +116,6 @@ def wrapped(text: str, width: int = WIDTH, indent: str = "    ") -> str:
 # ---- the parts
 
 
-def _size_text(before: ModelSize, after: ModelSize) -> str:
-    ratio = before.bytes_on_disk / max(after.bytes_on_disk, 1)
-    return f"{size(before.bytes_on_disk)} → {size(after.bytes_on_disk)}, {ratio:.2f} × smaller"
-
-
 def _speed_lines(build: Build, artifact: Artifact, benched: Sequence[ShapeResult]) -> list[tuple[str, str]]:
     if not artifact.timed:
         return [("speed", NOT_TIMED)]
@@ -157,24 +151,9 @@ def _speed_text(result: ShapeResult, name: str) -> str:
     )
 
 
-def score_text(before: Score, after: Score, drop: Drop | None) -> str:
-    """``Spearman 0.9134 → 0.9102 on 375 pairs, 0.0032 ± 0.0014 worse``."""
-    moved = f"{before.label} {before.value:.4f} → {after.value:.4f} on {after.count:,} {after.noun}"
-    return f"{moved}, {drop_text(drop)}" if drop else moved
-
-
-def drop_text(drop: Drop) -> str:
-    """``0.0032 ± 0.0014 worse``; a drop within its standard error is said to be so."""
-    if not drop.value:
-        return "no change"
-    error = "" if drop.standard_error is None else f" ± {drop.standard_error:.4f}"
-    within = ", within the standard error" if drop.within_error else ""
-    return f"{abs(drop.value):.4f}{error} {'worse' if drop.value > 0 else 'better'}{within}"
-
-
 def verdict(build: Build, artifact: Artifact, benched: Sequence[ShapeResult] = ()) -> str:
     """What a person may conclude, in one sentence."""
-    parts = [f"{build.before.bytes_on_disk / max(artifact.size.bytes_on_disk, 1):.2f} × smaller"]
+    parts = [f"{smaller(build.before, artifact.size)} smaller"]
     parts += _speed_verdict(build, artifact, benched)
     parts.append(_answers_verdict(build, artifact))
     if goals := build.goals.get(artifact.name):

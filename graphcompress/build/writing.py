@@ -35,10 +35,9 @@ def source_generator(request: Request, model: Model) -> Generator:
 
 def artifact_generator(request: Request, target: Target, folder: Path, model: Model) -> Generator:
     """What ``target`` wrote of ``model`` into ``folder``, ready to write on its runtime."""
-    joined = any(part.prefix for part in model.parts)
 
     def run_of(file: Path) -> Run:
-        return target.named(file.name).session(file.parent) if joined else target.session(folder)
+        return target.named(file.name).session(file.parent) if model.joined else target.session(folder)
 
     return open_generator(folder, tokenizer=_tokenizer(request), run_of=run_of)
 

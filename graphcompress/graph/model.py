@@ -92,9 +92,14 @@ class Model:
         return self.files[0] if self.files else None
 
     @property
+    def joined(self) -> bool:
+        """Whether it was read from several files that feed each other."""
+        return any(part.prefix for part in self.parts)
+
+    @property
     def source(self) -> Path | None:
         """What it was read from: the folder of its files where there are several, else the file, or None."""
-        if self.path is None or not any(part.prefix for part in self.parts):
+        if self.path is None or not self.joined:
             return self.path
         folder = self.path.parent
         return folder.parent if folder.name == SUBFOLDER else folder
@@ -242,7 +247,7 @@ class Model:
             OSError: the disk is full or not writable; an earlier file at ``path`` is untouched.
         """
         path = Path(path)
-        if any(part.prefix for part in self.parts):
+        if self.joined:
             return self._save_parts(path)
         self._hold({path.resolve(), path.with_name(f"{path.name}.data").resolve()})
         external = f"{path.name}.data" if self.weight_bytes > EXTERNAL_DATA_LIMIT_BYTES else None

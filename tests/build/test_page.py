@@ -16,6 +16,7 @@ from graphcompress import optimize
 from graphcompress.artifact.folder import read_manifest
 from graphcompress.build.page.charts import Charts
 from graphcompress.build.page.document import layer_rows, next_steps
+from graphcompress.build.page.page import page as rendered
 from graphcompress.build.result import Build
 from graphcompress.data.samples import Samples
 
@@ -113,6 +114,21 @@ def test_texts_of_the_data_cannot_change_the_page(page: str) -> None:
     assert "<b>" not in page
 
 
+@pytest.mark.parametrize(("answer", "shown"), [("7", ["before", "after"]), ("", [])])
+def test_answers_that_are_embeddings_have_no_empty_columns(
+    build: Build, answer: str, shown: list[str]
+) -> None:
+    manifest = read_manifest(build.output)
+    metric = manifest["verification"]["metric"]
+    metric["changed"] = [{**one, "before": answer, "after": answer} for one in metric["changed"]]
+    table = (
+        rendered("title", [], manifest, "").partition("Answers that changed most")[2].partition("</table>")[0]
+    )
+    titles = re.findall(r"<th[^>]*>([^<]*)</th>", table)
+    assert titles == ["row", "text", "label", *shown, "distance of the answers"]
+    assert table.count("<td") == len(titles) * len(metric["changed"]) > 0
+
+
 def test_the_page_of_an_artifact_has_no_times(page: str) -> None:
     assert not re.search(r"\d ms\b", page)
     assert str(Path.cwd()) not in page
@@ -139,20 +155,34 @@ def test_blocks_and_depth_are_told_before_and_after(build: Build) -> None:
 
 def test_what_could_come_next_has_a_command(build: Build) -> None:
     manifest = read_manifest(build.output)
-    commands = dict(next_steps({**manifest, "recipe": {**manifest["recipe"], "data": None, "metric": None}}))
+    bare = {**manifest["recipe"], "model": "my model.onnx", "data": None, "metric": None}
+    commands = dict(next_steps({**manifest, "recipe": bare}))
+    calibrated = commands["calibrate on real samples: outputs were compared on made-up ones"]
+    options = "--passes 'simplify,prune{ffn=0.25},int8' --target 'cpu{measure=false}'"
+    assert calibrated == f"graphcompress optimize 'my model.onnx' {options} --data DATA"
     assert [sentence.split(":")[0] for sentence in commands][:2] == [
         "calibrate on real samples",
         "see what it costs in answers",
     ]
-    noted = {
-        **manifest["passes"][1],
-        "text": "prune",
-        "notes": ["heads=0.25 would leave block errors of 0.2"],
-    }
-    steps = dict(
-        next_steps({**manifest, "passes": [noted], "recipe": {**manifest["recipe"], "passes": "prune"}})
-    )
-    assert "--passes 'prune{heads=0.25}'" in steps["prune: heads=0.25 would leave block errors of 0.2"]
+
+
+@pytest.mark.parametrize(
+    ("passes", "stronger"),
+    [
+        ("prune", "prune{heads=0.25}"),
+        ("prune{heads=0.1}", "prune{heads=0.25}"),
+        ("prune{ffn=0.5}", "prune{ffn=0.5 heads=0.25}"),
+        ('prune{only="a b" heads=0.1 ffn=0.5}', 'prune{only="a b" heads=0.25 ffn=0.5}'),
+    ],
+)
+def test_a_stronger_option_keeps_the_others(build: Build, passes: str, stronger: str) -> None:
+    manifest = read_manifest(build.output)
+    note = "heads=0.25 would leave block errors of 0.2"
+    noted = {**manifest["passes"][1], "text": passes, "notes": [note]}
+    recipe = {**manifest["recipe"], "passes": f"{passes},int8"}
+    steps = dict(next_steps({**manifest, "passes": [noted], "recipe": recipe}))
+    assert f"--passes '{stronger},int8' --target" in steps[f"prune: {note}"]
+    assert "--metric agreement" in steps[f"prune: {note}"]
 
 
 def test_a_chart_is_the_same_every_time_and_has_no_script() -> None:

@@ -54,6 +54,18 @@ def test_the_report_of_an_artifact_is_text_page_and_frame(build: Build) -> None:
         graphcompress.report(build.output.parent)
 
 
+def test_of_artifacts_for_several_targets_one_is_asked_for(tiny_bert_path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "two"
+    build = graphcompress.optimize(
+        tiny_bert_path, "simplify", target="cpu{measure=false},mobile", output=folder
+    )
+    with pytest.raises(UsageError, match=r"several targets; name one of .*cpu, .*mobile"):
+        build.report()
+    assert graphcompress.report(folder / "mobile").manifest["target"] == "mobile"
+    with pytest.raises(UsageError, match=r"two/mobile: cannot be timed, this machine is not what runs it"):
+        graphcompress.bench([tiny_bert_path, folder / "cpu", folder / "mobile"], shapes=["1x8"], rounds=2)
+
+
 def test_frames_have_a_row_for_what_was_asked(build: Build, tiny_bert_path: Path) -> None:
     pytest.importorskip("pandas")
     passes = build.report().frame()

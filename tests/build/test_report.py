@@ -17,7 +17,7 @@ from graphcompress.build.request import Request
 from graphcompress.build.result import Artifact, Build
 from graphcompress.errors import UsageError
 from graphcompress.measure.bench import ShapeResult, shaped_feed
-from graphcompress.measure.metrics import Score
+from graphcompress.measure.metrics import Drop, Score
 from graphcompress.measure.timing import Measurement
 from graphcompress.measure.verify import Difference, Invariance, OutputDifference
 from graphcompress.pipeline.contract_check import ModelSize
@@ -49,13 +49,13 @@ def build(tmp_path):
     )
     invariance = Invariance(16, 0.05, 0.97, 3, 0.01)
     small = ModelSize(20_000, 9_083, 999)
-    score = Score("Spearman", 0.8650, 1500, "pairs")
+    score, drop = Score("Spearman", 0.8650, 1500, "pairs"), Drop(0.0023, 0.8673, 0.0010)
     return Build(
         output=tmp_path / "small",
         recipe={**Request("m.onnx").recipe, "passes": "kron{rank=2}", "sha256": {"m.onnx": "00"}},
         before=ModelSize(22_713_216, 90_830_000, 1_430_000_000),
         records=(record,),
-        lowered=(Artifact("cpu", tmp_path / "small", small, difference, invariance, score=score),),
+        lowered=(Artifact("cpu", tmp_path / "small", small, difference, invariance, score=score, drop=drop),),
         reference_invariance=Invariance(16, 0.0, 1.0, 0, 0.01),
         score=Score("Spearman", 0.8673, 1500, "pairs"),
     )
@@ -80,8 +80,8 @@ def test_reasons_are_grouped_with_an_example_the_most_frequent_first(build):
 
 def test_the_summary_carries_figures_with_their_counts(build):
     lines = dict(report.summary_lines(build))
-    assert lines["metric"] == "Spearman 0.8673 → 0.8650 (-0.0023) on 1,500 pairs"
-    assert lines["size"] == "90.83 MB → 9.08 kB (10000.00 × smaller)"
+    assert lines["metric"] == "Spearman 0.8673 → 0.8650 on 1,500 pairs, 0.0023 ± 0.0010 worse"
+    assert lines["size"] == "90.83 MB → 9.08 kB, 10000.00 × smaller"
     assert lines["batches"].startswith("3 of 16 answers change with batch mates or padding")
 
 

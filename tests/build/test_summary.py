@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from graphcompress.build.report import drop_text
 from graphcompress.build.request import Request
 from graphcompress.build.result import Artifact, Build
 from graphcompress.build.summary import (
-    drop_text,
     loading_lines,
     pass_lines,
     result_lines,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphcompress.build.page.charts import Charts
@@ -244,32 +245,44 @@ def comparison_rows(names: Sequence[str], manifests: Sequence[Manifest]) -> list
 def next_steps(manifest: Manifest) -> list[tuple[str, str]]:
     """What could be gained or known next, as (sentence, command)."""
     recipe = manifest["recipe"]
-    model = recipe.get("model") or "MODEL"
-    base = f"graphcompress optimize {model} --target '{recipe['target']}'"
-    data = f" --data {recipe['data']}" if recipe.get("data") else ""
     steps = []
     if not recipe.get("data"):
-        steps.append(
-            ("calibrate on real samples: outputs were compared on made-up ones", f"{base} --data DATA")
-        )
+        told = "calibrate on real samples: outputs were compared on made-up ones"
+        steps.append((told, _command(recipe, data="DATA")))
     if not recipe.get("metric"):
-        passes = f" --passes '{recipe['passes']}'{data}"
-        steps.append(("see what it costs in answers", f"{base}{passes} --metric METRIC --eval-data DATA"))
+        steps.append(("see what it costs in answers", _command(recipe, metric="METRIC", eval_data="DATA")))
     for record in manifest["passes"]:
-        steps += [(note, f"{base} --passes '{found}'{data}") for note, found in _stronger(record, recipe)]
-    artifact = Path(recipe.get("model") or "model").stem
-    steps.append(("measure its speed on this machine", f"graphcompress bench {model} ARTIFACT  # {artifact}"))
-    return steps
+        steps += [(note, _command(recipe, passes=found)) for note, found in _stronger(record, recipe)]
+    timed = shlex.join(["graphcompress", "bench", recipe.get("model") or "MODEL", "ARTIFACT"])
+    return [*steps, ("measure its speed on this machine", timed)]
+
+
+def _command(recipe: Manifest, **changes: str) -> str:
+    """The command of ``recipe`` with other values of some options."""
+    given = {**recipe, **changes}
+    words = ["graphcompress", "optimize", recipe.get("model") or "MODEL"]
+    for name in ("passes", "target", "data", "tokenizer", "metric", "eval_data", "train", "teacher", "task"):
+        words += [f"--{name.replace('_', '-')}", given[name]] if given.get(name) else []
+    return shlex.join(words)
 
 
 def _stronger(record: Manifest, recipe: Manifest) -> list[tuple[str, str]]:
     """Notes of a pass that say what an option would bring, with the passes that have it."""
+    text = record["text"]
     found = []
     for note in record["notes"]:
         for part in note.split("; "):
             option, would, _ = part.partition(" would ")
             if would and "=" in option and " " not in option.strip():
-                name = record["text"].partition("{")[0]
-                passes = recipe["passes"].replace(record["text"], f"{name}{{{option.strip()}}}", 1)
-                found.append((f"{name}: {part}", passes))
+                passes = recipe["passes"].replace(text, _with_option(text, option.strip()), 1)
+                found.append((f"{text.partition('{')[0]}: {part}", passes))
     return found
+
+
+def _with_option(text: str, option: str) -> str:
+    """The ``text`` of a pass with ``option``, in the place of the value that it has for the same one."""
+    name = re.escape(option.partition("=")[0])
+    changed, times = re.subn(rf'(?<=[{{ ]){name}=("[^"]*"|[^ }}]*)', lambda _: option, text)
+    if times:
+        return changed
+    return f"{text[:-1]} {option}}}" if text.endswith("}") else f"{text}{{{option}}}"

@@ -13,7 +13,6 @@ from graphcompress.build.report import count, decibels, size
 
 if TYPE_CHECKING:
     from graphcompress.measure.bench import ShapeResult
-    from graphcompress.measure.roofline import Roofline
 
 Manifest = Mapping[str, Any]
 Lines = Sequence[tuple[str, str]]
@@ -27,7 +26,6 @@ def page(
     code: Sequence[str] = (),
     *,
     benched: Sequence[ShapeResult] = (),
-    rooflines: Mapping[str, Roofline] | None = None,
 ) -> str:
     """The page of one artifact: ``lines`` are its result, ``recipe`` makes it again, ``code`` loads it.
 
@@ -43,7 +41,6 @@ def page(
         code=code,
         results=document.result_charts(charts, manifest),
         times=document.time_charts(charts, benched),
-        rooflines=rooflines or {},
         blocks=document.block_charts(charts, manifest),
         depth=document.depth_chart(charts, manifest),
         sensitivity=document.sensitivity_charts(charts, manifest),
