@@ -341,7 +341,8 @@ def writing_lines(results: Sequence[WritingResult]) -> list[tuple[str, str]]:
                 f"{name} {speed.tokens_per_second:,.0f} tokens/s, first token {speed.first_token_ms:.1f} ms"
             )
             against = f"; {ratio} × as fast as {result.first}" if ratio else ""
-            lines.append((result.shape, f"{told} ({parts}){against}"))
+            whole = f"{speed.timing.median_ms:.1f} ms in all, of which {parts}"
+            lines.append((result.shape, f"{told} ({whole}){against}"))
     return lines
 
 
