@@ -14,7 +14,7 @@ from graphcompress.graph.expressions import evaluate, leaves
 from graphcompress.graph.model import Model
 from graphcompress.passes.blockprune.compact import NOUNS, compact
 from graphcompress.passes.blockprune.scattered import fill, store_sparse
-from graphcompress.passes.blockprune.speed import costs, gained
+from graphcompress.passes.blockprune.speed import Costs, check_shape, costs, gained
 from graphcompress.plugin.base import Context, Contract, Lossy, Pass, Record, Training
 from graphcompress.plugin.extras import needs_torch
 from graphcompress.plugin.options import build, option, split_calls
@@ -22,8 +22,8 @@ from graphcompress.plugin.registry import INSTRUMENTS
 from graphcompress.rewrite.rewriter import Rewriter
 
 if TYPE_CHECKING:
+    from graphcompress.instruments.score_masks.layout import MaskedWeight
     from graphcompress.instruments.score_masks.score_masks import ScoreMasks
-    from graphcompress.plugin.instrument import Instrument
     from graphcompress.training.settings import Settings
 
 PRESETS = {
@@ -150,10 +150,12 @@ class BlockPrune(Pass):
             self.refuse_idle("shape", "no speedup is asked for")
         if not self.hidden:
             self.refuse_idle("apart", "hidden=0 leaves the hidden states out")
+        if not self.outputs:
+            self.refuse_idle("temperature", "outputs=0 leaves the outputs out")
         self.masks(0.5)  # refuses what does not go together
 
     def check(self, model: Model, ctx: Context) -> None:
-        """Refuse samples, a teacher, operators or a size that do not fit, before other passes work.
+        """Refuse samples, a teacher, operators, a size or a shape that do not fit, before other passes work.
 
         Raises:
             GraphCompressError: as :meth:`run`.
@@ -162,10 +164,12 @@ class BlockPrune(Pass):
             return
         from graphcompress.training.prepare import check
 
-        check(model, ctx.training, self.settings(0.5))
+        check(model, ctx.training, self.settings(self.masks(0.5)))
         self._density(model)
+        if self.speedup is not None:
+            check_shape(model, ctx, self.shape)
 
-    def settings(self, density: float | None) -> Settings:
+    def settings(self, masks: ScoreMasks) -> Settings:
         """The options as the training reads them."""
         from graphcompress.training.settings import Settings
 
@@ -175,13 +179,9 @@ class BlockPrune(Pass):
             if hasattr(self, field.name) and field.name not in ("only", "ffn", "instruments")
         }
         rest: dict[str, Any] = {"ffn": 0.0, "scores": 0.0, "embedding": 0.0, "only": "*", "patience": 0}
+        others = (build(INSTRUMENTS.find(name), name, given) for name, given in split_calls(self.instruments))
         rest |= {"decay": "linear", "weight_decay": 0.01, "clip": 1.0, "answer_loss": "auto"}
-        return Settings(**named, **rest, instruments=(self.masks(density), *self._others()))
-
-    def _others(self) -> tuple[Instrument, ...]:
-        """The instruments that are asked for beside the masks."""
-        calls = split_calls(self.instruments)
-        return tuple(build(INSTRUMENTS.find(name), name, options) for name, options in calls)
+        return Settings(**named, **rest, instruments=(masks, *others))
 
     def run(self, model: Model, ctx: Context) -> Record:
         """Train with masks, cut, and train on where zeros are filled.
@@ -199,13 +199,13 @@ class BlockPrune(Pass):
         return rw.record
 
     def _train(self, rw: Rewriter, training: Training, original: Model) -> None:
-        from graphcompress.instruments.score_masks.layout import layout
+        from graphcompress.training.processes import rank
         from graphcompress.training.training import train
 
         before = rw.model.clone()
         masks = self._target(rw)
-        settings = dataclasses.replace(self.settings(0.5), instruments=(masks, *self._others()))
-        names = [site.weight.name or "" for site in layout(rw.model, masks.grains, self.only).sites]
+        settings = self.settings(masks)
+        names = self._names(rw.model)
         if obstacle := masks.obstacle(settings.steps_for(len(training.divided()[0]))):
             rw.note(obstacle)
         result, unshared, changed = train(rw, original, training, settings, rw.ctx)
@@ -214,6 +214,7 @@ class BlockPrune(Pass):
         for place in unshared:
             rw.skip(place.student, f"no {place.kind} loss: {place.reason}")
         rw.note(f"{result.label} {result.start:.4f} → {result.best:.4f}, of step {result.best_step:,}")
+        rw.curve(result.label, result.history)
         gone = compact(rw)
         told = ", ".join(f"{count:,} {NOUNS[kind]}" for kind, count in gone.items())
         rw.note(f"{told or 'nothing'} cut")
@@ -223,13 +224,14 @@ class BlockPrune(Pass):
             steps = max(1, round(self.fills * settings.steps_for(len(training.divided()[0]))))
             settings = dataclasses.replace(settings, instruments=(), steps=steps)
             result, _, _ = train(rw, original, training, settings, rw.ctx)
+            rw.curve(f"{result.label}, filled", result.history)
             rw.note(
                 f"{count:,} zeros filled and trained: {result.label} {result.start:.4f} → {result.best:.4f}, "
                 f"of step {result.best_step:,} of {result.steps:,}"
             )
         elif rw.ctx.capabilities.constant_expressions:
             self._store_sparse(rw, names)
-        if self.speedup is not None:
+        if self.speedup is not None and rank() == 0:  # the times of several at once are those of none
             reached = gained(before, rw.model, rw.ctx, self.shape)
             rw.note(f"{reached} times as fast at {self.shape} as before, of {self.speedup:g} asked for")
 
@@ -244,9 +246,10 @@ class BlockPrune(Pass):
         from graphcompress.training.group import ProcessGroup
 
         group = ProcessGroup()  # every process has to train for the same figures
-        found = group.from_first(costs(rw.model, rw.ctx, self.shape) if group.rank == 0 else None)
-        if found is None or found.density(self.speedup) < LEAST:
-            most = 1 / (found.rest + LEAST * (1 - found.rest)) if found else 1.0
+        mine = costs(rw.model, rw.ctx, self.shape, self._names(rw.model)) if group.rank == 0 else Costs(0, 0)
+        found = group.from_first(mine)
+        if found.density(self.speedup) < LEAST:
+            most = 1 / (found.rest + LEAST * (1 - found.rest))
             raise UsageError(f"{self}: at {self.shape} this model becomes {most:.3g} times as fast at most")
         wanted = min(1.0, found.density(self.speedup))
         rw.note(
@@ -274,6 +277,15 @@ class BlockPrune(Pass):
         if count:
             rw.note(f"{count:,} weights are stored without their blocks of zeros")
 
+    def _sites(self, model: Model) -> list[MaskedWeight]:
+        """The weights that are masked."""
+        from graphcompress.instruments.score_masks.layout import layout
+
+        return layout(model, self.masks(0.5).grains, self.only).sites
+
+    def _names(self, model: Model) -> list[str]:
+        return [site.weight.name or "" for site in self._sites(model)]
+
     def _density(self, model: Model) -> float | None:
         """The density to reach, which a size asks for.
 
@@ -282,9 +294,7 @@ class BlockPrune(Pass):
         """
         if self.size is None:
             return 0.5 if self.density is None else self.density
-        from graphcompress.instruments.score_masks.layout import layout
-
-        sites = layout(model, self.masks(0.5).grains, self.only).sites
+        sites = self._sites(model)
         masked = sum(site.linears[0].in_features * site.linears[0].out_features for site in sites)
         total = model.parameters
         wanted = (self.size * total - (total - masked)) / max(1, masked)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 
 from graphcompress.coupling.couplings import FFN, HEAD, couplings
+from graphcompress.coupling.ends import is_zeroing
 from graphcompress.cutting.cut import cut
 from graphcompress.data.made_up import varied_samples
+from graphcompress.files.runtime import Feed
+from graphcompress.graph.match import integers_of
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.measure.bench import shaped_feed
@@ -40,15 +44,28 @@ class Costs:
 
     def density(self, speedup: float) -> float:
         """Share of the time of heads and FFN nodes that may stay for a model so many times as fast."""
-        return (1 / speedup - self.rest) / (self.attention + self.ffn)
+        return (1 / speedup - self.rest) / max(self.attention + self.ffn, float(np.finfo(np.float64).tiny))
 
 
-def costs(model: Model, ctx: Context, shape: str) -> Costs:
-    """Time the model against one with few heads and one with few FFN nodes; kept for this machine."""
-    cache, key = MeasurementCache(), _key(model, shape)
+def check_shape(model: Model, ctx: Context, shape: str) -> None:
+    """Refuse a shape that does not read, or at which the model does not run.
+
+    Raises:
+        GraphCompressError: it says why.
+    """
+    with Runner(model) as runner:
+        runner(_feed(model, ctx, shape)[0])
+
+
+def costs(model: Model, ctx: Context, shape: str, masked: Collection[str]) -> Costs:
+    """Time the model against one with few heads and one with few FFN nodes; kept for this machine.
+
+    Only what has a weight among ``masked`` counts: the rest stays, whatever it costs.
+    """
+    cache, key = MeasurementCache(), _key(model, _feed(model, ctx, shape)[1], masked)
     times = cache.get(key)
     if times is None or not {"all", HEAD, FFN} <= times.keys():
-        models = {"all": model, HEAD: _without(model, HEAD), FFN: _without(model, FFN)}
+        models = {"all": model, HEAD: _without(model, HEAD, masked), FFN: _without(model, FFN, masked)}
         measured = _times(models, ctx, shape)
         times = {name: [float(np.median(each))] for name, each in measured.items()}
         cache.put(key, times)
@@ -62,10 +79,16 @@ def gained(before: Model, after: Model, ctx: Context, shape: str) -> Ratio:
     return Measurement(_times({"before": before, "after": after}, ctx, shape)).ratio("after", "before")
 
 
-def _without(model: Model, kind: str) -> Model:
+def _without(model: Model, kind: str, masked: Collection[str]) -> Model:
     """A copy that keeps a share of the units of ``kind``; which, makes no difference to the time."""
     twin = model.clone()
-    groups = [group for group in couplings(twin) if group.kind == kind and group.exact]
+    groups = [
+        group
+        for group in couplings(twin)
+        if group.kind == kind
+        and any(each.weight.name in masked for each in (*group.producers, *group.consumers))
+        and is_zeroing(group)
+    ]
     keeps = {group: np.arange(group.size) < max(1, round(LEFT * group.size)) for group in groups}
     with Rewriter(twin, Context()) as rw:
         cut(rw, keeps)
@@ -73,15 +96,24 @@ def _without(model: Model, kind: str) -> Model:
 
 
 def _times(models: Mapping[str, Model], ctx: Context, shape: str) -> Mapping[str, Sequence[float]]:
-    samples = ctx.samples or varied_samples(next(iter(models.values())), seed=ctx.seed)
-    feed, _ = shaped_feed(samples, shape)
+    feed, _ = _feed(next(iter(models.values())), ctx, shape)
     with contextlib.ExitStack() as stack:
         runners = {name: stack.enter_context(Runner(model)) for name, model in models.items()}
         runs = {name: (lambda runner=runner: runner(feed)) for name, runner in runners.items()}
         return interleaved(runs, rounds=ROUNDS, progress=ctx.progress, text="blockprune: times").rounds_ms
 
 
-def _key(model: Model, shape: str) -> str:
-    """Of the sizes of all weights: their numbers make no difference to the time."""
-    sizes = [f"{value.name} {value.shape} {value.dtype}" for value in model.initializers()]
-    return f"blockprune {shape} {hashlib.sha256(chr(10).join(sizes).encode()).hexdigest()[:16]}"
+def _feed(model: Model, ctx: Context, shape: str) -> tuple[Feed, str]:
+    """What the models are timed on, and its sizes as text."""
+    return shaped_feed(ctx.samples or varied_samples(model, seed=ctx.seed), shape)
+
+
+def _key(model: Model, sizes: str, masked: Collection[str]) -> str:
+    """Of the operators and the sizes of all weights: what numbers these hold makes no difference."""
+    parts = [f"{node.op_type} {node.attributes.get_int('num_heads', 0)}" for node in model.graph]
+    for value in model.initializers():
+        # Integers are sizes, of heads among others, and those do make a difference.
+        numbers = integers_of(value) if value.dtype == ir.DataType.INT64 else None
+        parts.append(f"{value.name} {value.shape} {value.dtype} {numbers}")
+    text = chr(10).join([*parts, *sorted(masked)])
+    return f"blockprune {sizes} {hashlib.sha256(text.encode()).hexdigest()[:16]}"

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 
 from graphcompress.analysis.linears import linears  # noqa: E402
 from graphcompress.coupling.couplings import couplings  # noqa: E402
-from graphcompress.errors import UsageError  # noqa: E402
+from graphcompress.errors import GraphCompressError, UsageError  # noqa: E402
 from graphcompress.graph.model import Model  # noqa: E402
 from graphcompress.passes.blockprune import speed  # noqa: E402
 from graphcompress.passes.blockprune.blockprune import PRESETS, BlockPrune  # noqa: E402
@@ -77,6 +77,7 @@ def test_filled_weights_are_dense_and_as_many_as_asked_for() -> None:
     assert density(model, compact=True) == pytest.approx(0.3, abs=head / 2)
     assert density(model) == density(model, compact=True)
     assert "zeros filled and trained" in record.notes[-1]
+    assert [[step for step, _ in points] for points in record.curves.values()] == [[0, 10, 20], [0, 5, 10]]
 
 
 def test_the_size_that_was_asked_for_is_reached() -> None:
@@ -121,11 +122,38 @@ def test_a_speed_is_reached_by_what_heads_and_nodes_cost(monkeypatch: pytest.Mon
 
 
 def test_times_are_those_of_this_machine(tiny_bert: Model) -> None:
-    found = speed.costs(tiny_bert, Context(samples=random_samples(8)), "1x8")
-    assert found == speed.costs(tiny_bert, Context(samples=random_samples(8)), "1x8")
+    masked = {each.weight.name or "" for each in linears(tiny_bert)}
+    found = speed.costs(tiny_bert, Context(samples=random_samples(8)), "1x8", masked)
+    assert found == speed.costs(tiny_bert, Context(samples=random_samples(8)), "1x8", masked)
     assert 0 <= found.attention + found.ffn <= 2 / (1 - speed.LEFT)
     again = speed.gained(tiny_bert, tiny_bert, Context(samples=random_samples(8)), "1x8")
     assert again.low <= again.median <= again.high
+
+
+def test_only_what_is_masked_is_left_out_of_the_model_that_is_timed(
+    tiny_bert: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, int]] = []
+
+    def times(models, ctx, shape):
+        seen.append({name: model.parameters for name, model in models.items()})
+        return {name: [1.0] for name in models}
+
+    monkeypatch.setattr(speed, "_times", times)
+    masked = {each.weight.name or "" for each in linears(tiny_bert, "*layer.0*intermediate*")}
+    found = speed.costs(tiny_bert, Context(samples=random_samples(8)), "1x8", masked)
+    speed.costs(tiny_bert, Context(samples=random_samples(8)), "1x8", set())
+    first, second = seen
+    assert first["all"] == first["head"] > first["ffn"]
+    assert len(set(second.values())) == 1
+    assert found.density(2.0) < 0  # nothing is faster, so that no speed is reached
+
+
+@pytest.mark.parametrize(("shape", "said"), [("8x", "cannot read shape"), ("2x500", "no longer than")])
+def test_a_shape_that_does_not_fit_is_refused_before_other_passes_work(shape: str, said: str) -> None:
+    given = Context(samples=random_samples(8), training=Training(random_samples(32)))
+    with pytest.raises(GraphCompressError, match=said):
+        BlockPrune(speedup=2.0, shape=shape).check(bert(), given)
 
 
 def test_a_penalty_prunes_the_more_the_larger_it_is() -> None:
@@ -245,6 +273,7 @@ def test_nothing_is_done_without_samples_to_train_on(tiny_bert: Model) -> None:
         ({"shape": "1x16"}, "no speedup is asked for"),
         ({"steps": 5, "epochs": 2.0}, "steps say how long"),
         ({"hidden": 0.0, "apart": False}, "leaves the hidden states out"),
+        ({"outputs": 0.0, "temperature": 3.0}, "leaves the outputs out"),
         ({"ffn": "16"}, "32x32 or joint-32x32"),
     ],
 )
@@ -268,11 +297,12 @@ def test_the_options_of_a_training_arrive_in_its_settings() -> None:
         "bf16": True,
         "checkpointing": True,
     }
-    settings = BlockPrune(**given).settings(0.25)
+    settings = BlockPrune(**given).settings(BlockPrune().masks(0.25))
     assert {name: getattr(settings, name) for name in given} == given
-    assert BlockPrune(epochs=0.5).settings(0.25).epochs == 0.5
+    assert BlockPrune(epochs=0.5).settings(BlockPrune().masks(0.25)).epochs == 0.5
     masks = {"flat": 0.1, "cooldown": 0.2, "score_lr": 0.3, "threshold": 0.4, "only": "*x*", "apart": False}
-    (instrument,) = BlockPrune(**masks).settings(0.25).instruments
+    pruning = BlockPrune(**masks)
+    (instrument,) = pruning.settings(pruning.masks(0.25)).instruments
     assert {name: getattr(instrument, name) for name in masks} == masks
     assert instrument.density == 0.25
 
