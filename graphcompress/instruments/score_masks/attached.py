@@ -123,9 +123,6 @@ class AttachedMasks(Attached):
         if self.given.density is None:
             self._cut(asked)
             return
-        if self.given.cooling(step):
-            self._settle()
-            return
         wanted = 1 - (1 - self.given.density) * progress
         if self.given.selection in ("topk", "magnitude"):
             self._cut(self._cut_for(wanted))
@@ -183,6 +180,8 @@ class AttachedMasks(Attached):
 
     def _settle(self) -> None:
         """Let what stays be what was asked for, once and for all."""
+        if self.given.selection == "magnitude":
+            self._measure()
         cut = self._cut_for(self.given.density or 0.0, nearest=True)
         for each in self.scores:
             each.settle(cut)
@@ -203,11 +202,16 @@ class AttachedMasks(Attached):
         return self.given.penalty * self.given.progress(step) * total / len(kinds)
 
     def after_step(self, step: Step) -> None:
-        """Importance moves on; nothing is random when the student is evaluated."""
+        """Importance moves on, masks settle; nothing is random when the student is evaluated."""
         for each in self.scores:
             each.noise = None
-        if self.given.ema and not self._is_settled:
+        if self._is_settled:
+            return
+        if self.given.ema:
             self._average()
+        # After a step, not before the next: without a cool-down the last step has none.
+        if self.given.density is not None and self.given.cooling(step):
+            self._settle()
 
     def _average(self) -> None:
         with torch.no_grad():

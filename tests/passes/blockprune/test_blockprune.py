@@ -70,6 +70,13 @@ def test_the_density_that_was_asked_for_is_reached(options: str) -> None:
     assert "density 30." in record.notes[0] or "density 29." in record.notes[0]
 
 
+@pytest.mark.parametrize("schedule", ["steps=8 cooldown=0", "steps=2"])
+def test_a_run_without_a_step_of_cool_down_reaches_its_density(schedule: str) -> None:
+    model = bert()
+    pruned(model, f"blockprune{{attention=8x8 density=0.3 {schedule} batch=8 evaluations=2}}")
+    assert density(model) == pytest.approx(0.3, rel=0.02)
+
+
 def test_filled_weights_are_dense_and_as_many_as_asked_for() -> None:
     model = bert()
     (record,) = pruned(model, f"blockprune{{preset=hybrid-filled attention=8x8 density=0.3 {SHORT}}}")
