@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from graphcompress.artifact.folder import MANIFEST, read_manifest
-from graphcompress.artifact.sequences import artifact_run, source_run
+from graphcompress.artifact.sequences import PARTS, artifact_run, source_run
 from graphcompress.capturing.loading import is_checkpoint
+from graphcompress.data.inputs import inputs_of
 from graphcompress.errors import InvalidModelError, UsageError
 from graphcompress.files.parts import model_files, read_parts
 from graphcompress.files.runtime import runner_of, session_of
@@ -54,21 +55,43 @@ def described(path: str | Path) -> Model:
     Enough to read samples for it.
 
     Raises:
-        UsageError: the folder is not an artifact, holds several, or has no model that can be read.
+        UsageError: the folder is not an artifact, holds several, has a folder for each part, or has no model
+            that can be read.
     """
     path = Path(path)
+    _refuse_part_folders(path)
     is_folder = path.is_dir() and not is_checkpoint(path) and not holds_parts(path)
     interface = target_of(path).interface(path) if is_folder else None
     return interface or Model.load(model_file(path))
+
+
+def input_names(path: str | Path) -> list[str]:
+    """Names of the inputs of the model in ``path``, sorted; those of several parts have their prefix.
+
+    Raises:
+        UsageError: as :func:`described`, but for an artifact with a folder for each part.
+    """
+    path = Path(path)
+    folders = _part_folders(path)
+    if not folders:
+        return sorted(inputs_of(described(path)))
+    target = target_of(path)
+    parts = {
+        prefix: target.interface(place) or Model.load(place / target.model_file)
+        for prefix, place in folders.items()
+    }
+    return sorted(prefix + name for prefix, part in parts.items() for name in inputs_of(part))
 
 
 def model_file(path: str | Path) -> Path:
     """The file with the model of an artifact, or ``path`` itself (also when it is a checkpoint).
 
     Raises:
-        UsageError: the folder is not an artifact, holds several, or has no such file.
+        UsageError: the folder is not an artifact, holds several, has a folder for each part, or has no such
+            file.
     """
     path = Path(path)
+    _refuse_part_folders(path)
     if not path.is_dir() or is_checkpoint(path) or holds_parts(path):
         return path
     file = path / target_of(path).model_file
@@ -77,10 +100,31 @@ def model_file(path: str | Path) -> Path:
     return file
 
 
+def _part_folders(path: Path) -> dict[str, Path]:
+    """Prefix of a part → its folder, of an artifact that has a folder for each; empty for anything else."""
+    if not is_artifact(path):
+        return {}
+    parts = read_manifest(path).get("lowering", {}).get(PARTS, {})
+    return {prefix: path / own["place"] for prefix, own in parts.items() if (path / own["place"]).is_dir()}
+
+
+def _refuse_part_folders(path: Path) -> None:
+    folders = [place.name for place in _part_folders(path).values()]
+    if folders:
+        raise UsageError(
+            f"{path}: this artifact has a folder for each of its parts ({', '.join(folders)}), of which "
+            "there is no one graph; give the model that it was made from first, or one part alone"
+        )
+
+
 def holds_parts(path: Path) -> bool:
-    """Whether ``path`` is a folder with the files of a model that writes sequences, side by side."""
+    """Whether ``path`` is a folder with the files of a model that writes sequences, side by side.
+
+    An artifact with one such file is no different from that of any other model.
+    """
     parts = read_parts(path) if path.is_dir() and model_files(path) else ()
-    return len(parts) > 1 or any(part.role == "decoder_merged" for part in parts)
+    several = len(parts) > 1 or any(part.role == "decoder_merged" for part in parts)
+    return several or (bool(parts) and not (path / MANIFEST).is_file())
 
 
 def is_artifact(path: Path) -> bool:

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from graphcompress.capturing.comparison import check
 from graphcompress.capturing.loading import (
@@ -28,9 +28,6 @@ from graphcompress.files.temporary import Temporary
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.plugin.extras import needs_torch
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 

@@ -105,7 +105,7 @@ def translated(what: Traceable, opset: int = DEFAULT_OPSET) -> ir.Model:
 
     names = output_names(what)
     dynamic = tuple(dict(what.axes.get(name, {})) for name in what.feed)
-    with _quiet():
+    with _quiet(), _experts_by_index(what.module):
         try:
             program = torch.onnx.export(
                 _positional(what, names),
@@ -141,6 +141,27 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         module.train(training)
+
+
+@contextlib.contextmanager
+def _experts_by_index(module: torch.nn.Module) -> Iterator[None]:
+    """Let experts of transformers look their weights up by index for a while.
+
+    Its own product of groups has no translation, and the loop over those that were hit cannot be traced.
+    """
+    found = {id(config): config for part in module.modules() if (config := getattr(part, "config", None))}
+    kept = [(config, getattr(config, _EXPERTS, None)) for config in found.values()]
+    changed = [(config, before) for config, before in kept if before in ("grouped_mm", "eager")]
+    for config, _ in changed:
+        setattr(config, _EXPERTS, {"": "batched_mm"})  # as a mapping: the configuration alone, none below it
+    try:
+        yield
+    finally:
+        for config, before in changed:
+            setattr(config, _EXPERTS, {"": before})
+
+
+_EXPERTS = "_experts_implementation"
 
 
 def output_names(what: Traceable) -> list[str]:

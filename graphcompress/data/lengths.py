@@ -57,13 +57,17 @@ def total_length(model: Model) -> ir.SymbolicDim | None:
 
 
 def lengths_of_one_mask(model: Model) -> list[str]:
-    """Symbols of lengths that one mask has and no other input: the name an exporter gave to past and new."""
+    """Symbols of lengths that one mask has and no other input: the name an exporter gave to past and new.
+
+    A mask over an encoder's states is over neither, whatever the exporter called the length of their keys.
+    """
     found: dict[str, list[str]] = {}
     for value in model.graph.inputs:
         for dim in value.shape or ():
             if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
                 found.setdefault(str(dim), []).append((value.name or "").lower())
-    return [symbol for symbol, names in found.items() if len(names) == 1 and "mask" in names[0]]
+    alone = {symbol: names[0] for symbol, names in found.items() if len(names) == 1}
+    return [symbol for symbol, name in alone.items() if "mask" in name and "encoder" not in name]
 
 
 def largest_bound(model: Model, limit: int) -> int:

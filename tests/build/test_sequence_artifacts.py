@@ -15,7 +15,7 @@ from graphcompress.build.optimize import optimize
 from graphcompress.build.questions import verify
 from graphcompress.build.summary import loading_lines
 from graphcompress.data.made_up import varied_samples
-from graphcompress.errors import InvalidModelError
+from graphcompress.errors import InvalidModelError, UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.measure.verify import compare
@@ -102,3 +102,24 @@ def test_the_lines_that_load_parts_name_their_folder(sequence_folders, tmp_path)
     build = optimize(sequence_folders["bart"], passes="simplify", target=TARGET, output=tmp_path / "out")
     lines = loading_lines(build.lowered[0])
     assert f'run = graphcompress.session("{(tmp_path / "out").as_posix()}")' in lines
+
+
+def test_parts_in_folders_are_compared_with_what_they_were_made_from(sequence_folders, tmp_path) -> None:
+    folder = sequence_folders["marian"]
+    out = optimize(
+        folder, passes="simplify", target="mobile,gpu,tensorrt{build=never}", output=tmp_path / "o"
+    )
+    for name, least in (("mobile", 100.0), ("gpu", 50.0), ("tensorrt", 50.0)):
+        assert verify(folder, out.output / name).difference.sqnr_db > least
+    with pytest.raises(
+        UsageError, match=r"a folder for each of its parts \(encoder, decoder, decoder_with_past"
+    ):
+        verify(out.output / "mobile", folder)
+
+
+def test_a_folder_with_one_file_that_writes_is_a_model_as_it_is_to_optimize(
+    sequence_folders, tmp_path
+) -> None:
+    folder = sequence_folders["llama"]
+    artifact = built(folder, tmp_path / "out", "simplify")
+    assert verify(folder, artifact).difference.sqnr_db > 100.0

@@ -303,3 +303,19 @@ def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_missing_extra_is_named() -> None:
     with pytest.raises(MissingExtraError, match=r"needs torch and transformers, .* 'graphcompress\[torch\]'"):
         needs_torch("export", "transformers")
+
+
+def test_experts_of_transformers_are_looked_up_and_stay_as_they_were_set() -> None:
+    torch.manual_seed(0)
+    options = {**SMALL, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
+    module = transformers.MixtralModel(transformers.MixtralConfig(vocab_size=40, **options)).eval()
+    module.config.use_cache = False
+    before = module.config._experts_implementation
+    ids = torch.randint(0, 40, (2, 6))
+    model = graphcompress.capture(module, {"input_ids": ids})
+    stacks = [weight for name, weight in model.graph.initializers.items() if "experts.gate_up_proj" in name]
+    assert [list(weight.shape or ()) for weight in stacks] == [[4, 128, 32]]
+    assert module.config._experts_implementation == before
+    with Runner(model) as run, torch.no_grad():
+        expected = module(ids)[0].numpy()
+        assert np.allclose(run({"input_ids": ids.numpy()})["last_hidden_state"], expected, atol=1e-5)

@@ -8,7 +8,7 @@ from graphs_past import WITH_PAST
 from texts import model_of
 
 from graphcompress.data.lengths import largest_bound
-from graphcompress.data.made_up import SIZES, varied_samples
+from graphcompress.data.made_up import SIZES, synthetic_samples, varied_samples
 from graphcompress.data.samples import Samples, padding_mask
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
@@ -165,3 +165,19 @@ def test_they_are_the_same_again(text: str) -> None:
     first, second = (varied_samples(model_of(text)) for _ in range(2))
     for a, b in zip(first.feeds, second.feeds, strict=True):
         assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_a_mask_over_an_encoders_states_is_not_over_past_tokens() -> None:
+    model = model_of("""
+        step (float[batch, 1, 4] x, float[batch, past, 4] past_keys, float[batch, keys, 4] encoder_keys,
+              int64[batch, states] encoder_attention_mask)
+            => (float[batch, all, 4] y, float[batch, keys, 4] z)
+        <int64[1] last = {-1}> {
+            y = Concat <axis = 1> (past_keys, x)
+            mask = Cast <to = 1> (encoder_attention_mask)
+            column = Unsqueeze(mask, last)
+            z = Mul(encoder_keys, column)
+        }
+    """)
+    with Runner(model) as run:
+        run(synthetic_samples(model, length=8).batch([0]))
