@@ -112,7 +112,7 @@ PLAN: dict[str, str] = {
     "training": "errors numerics files graph plugin analysis coupling cutting rewrite data measure fx",
     "instruments": "errors numerics files graph plugin analysis coupling cutting rewrite fx training",
     "pipeline": "errors numerics files graph plugin analysis coupling rewrite rules data measure",
-    "artifact": "errors files graph plugin analysis coupling rewrite rules measure capturing",
+    "artifact": "errors files graph plugin analysis coupling rewrite rules data measure capturing",
     "build": "errors numerics files graph plugin analysis coupling rewrite rules data generation"
     " measure capturing training pipeline artifact",
     "cli": "errors numerics files graph plugin analysis coupling rules data generation measure"
