@@ -161,7 +161,7 @@ class LowRank(Pass):
                         rw.constant(array.astype(weight.dtype), f"{linear.name}.{name}")
                         for name, array in (("u", left), ("v", right))
                     ]
-                    done[key] = rw.node("MatMul", *factors, before=linear.node)
+                    done[key] = rw.at(linear.node).op("MatMul", *factors)
                 rw.set_weight(linear, done[key])
         return rw.record
 '''

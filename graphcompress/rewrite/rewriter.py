@@ -94,20 +94,6 @@ class Rewriter:
         self.modified = True
         return value
 
-    def node(
-        self,
-        op_type: str,
-        *inputs: ir.Value | None,
-        before: ir.Node | None = None,
-        name: str = "",
-        outputs: int = 1,
-        domain: str = "",
-        **attributes: AttributeValue,
-    ) -> ir.Value:
-        """A new node, placed before ``before`` (at the end without); returns its first output."""
-        place = self.at(before, "")
-        return place.op(op_type, *inputs, name=name or None, outputs=outputs, domain=domain, **attributes)
-
     def insert(self, node: ir.Node, name: str, before: ir.Node | None) -> None:
         """Put a new ``node`` before another (at the end without); ``name`` is that of its first output."""
         for index, value in enumerate(node.outputs):
@@ -168,7 +154,7 @@ class Rewriter:
     def _nameable(self, value: ir.Value) -> ir.Value:
         """``value``, or a copy of one whose name belongs to the caller: an input, an output or a weight."""
         if value.is_graph_input() or value.is_graph_output() or value.const_value is not None:
-            return self.node("Identity", value)
+            return self.at(None).op("Identity", value)
         return value
 
     def set_input(self, node: ir.Node, index: int, value: ir.Value | None) -> None:
@@ -215,9 +201,10 @@ class Rewriter:
 
     def _as_matmul(self, linear: Linear, weight: ir.Value) -> None:
         x = linear.node.inputs[0]  # linear.input may be out of date: an earlier edit can have replaced it
-        out = self.node("MatMul", x, weight, before=linear.node, name=f"{linear.output.name}.product")
+        place = self.at(linear.node, linear.output.name)
+        out = place.op("MatMul", x, weight, name="product")
         if linear.bias is not None:
-            out = self.node("Add", out, linear.bias, before=linear.node, name=f"{linear.output.name}.sum")
+            out = place.op("Add", out, linear.bias, name="sum")
         self.replace(linear.output, out)
 
     def apply(self, step: Callable[[ir.Model], ir.passes.PassResult]) -> bool:

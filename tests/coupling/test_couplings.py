@@ -133,7 +133,9 @@ def test_an_output_of_undeclared_sizes_is_a_residual_stream(tmp_path):
 def test_hidden_width_is_a_group_when_it_is_not_an_output(tiny_bert, tmp_path):
     with Rewriter(tiny_bert, Context()) as rw:
         weight = rw.constant(np.random.default_rng(0).standard_normal((32, 3)).astype(np.float32), "classes")
-        tiny_bert.graph.outputs[0] = rw.node("MatMul", tiny_bert.graph.outputs[0], weight, name="logits")
+        tiny_bert.graph.outputs[0] = rw.at(None).op(
+            "MatMul", tiny_bert.graph.outputs[0], weight, name="logits"
+        )
         tiny_bert.graph.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     hidden = [group for group in couplings(tiny_bert) if group.kind == HIDDEN]
     assert [(group.size, group.exact) for group in hidden] == [(32, False)]
@@ -237,10 +239,10 @@ def with_kronecker(model: Model, rank: int = 3) -> Model:
         grid = rw.constant(np.array([2, 4, 8, 6]), "grid")
         sizes = rw.constant(np.array([16, 24]), "sizes")
         before = linear.node
-        value = rw.node("MatMul", a, b, before=before, name="terms")
-        value = rw.node("Reshape", value, grid, before=before, name="grid_of_terms")
-        value = rw.node("Transpose", value, before=before, perm=[0, 2, 1, 3], name="turned")
-        value = rw.node("Reshape", value, sizes, before=before, name="dense")
+        value = rw.at(before).op("MatMul", a, b, name="terms")
+        value = rw.at(before).op("Reshape", value, grid, name="grid_of_terms")
+        value = rw.at(before).op("Transpose", value, perm=[0, 2, 1, 3], name="turned")
+        value = rw.at(before).op("Reshape", value, sizes, name="dense")
         rw.set_weight(linear, value)
     return model
 

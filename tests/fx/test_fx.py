@@ -153,7 +153,7 @@ def test_a_tap_that_is_no_value_is_refused(tiny_bert):
 def test_an_unknown_operator_is_named(tiny_bert):
     with Rewriter(tiny_bert, Context()) as rw:
         out = tiny_bert.graph.outputs[0]
-        made = rw.node("Sharpen", out, name="sharpened", domain="my.domain")
+        made = rw.at(None).op("Sharpen", out, name="sharpened", domain="my.domain")
         made.shape, made.type = out.shape, ir.TensorType(ir.DataType.FLOAT)
         rw.replace(out, made)
     with pytest.raises(UnsupportedModelError, match=r"'node_sharpened' is of operator my\.domain\.Sharpen"):

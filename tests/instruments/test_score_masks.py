@@ -286,6 +286,6 @@ def test_a_model_without_weights_to_mask_is_refused(tiny_bert: Model) -> None:
 def test_a_weight_that_is_an_expression_is_left_alone_and_said_so(tiny_bert: Model) -> None:
     first = linears(tiny_bert)[0]
     with Rewriter(tiny_bert, Context()) as rw:
-        rw.set_weight(first, rw.node("Neg", rw.constant(-first.dense(), "negated"), before=first.node))
+        rw.set_weight(first, rw.at(first.node).op("Neg", rw.constant(-first.dense(), "negated")))
     work = attached(tiny_bert, ScoreMasks())
     assert work.layout.skipped == {first.name: "its weight is an expression"}

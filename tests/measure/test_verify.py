@@ -275,6 +275,6 @@ def test_a_renamed_output_is_found(tiny_bert) -> None:
 def test_what_the_checker_refuses_is_found(tiny_bert) -> None:
     before = interface(tiny_bert)
     rw = Rewriter(tiny_bert, Context())
-    rw.node("Frobnicate", tiny_bert.graph.inputs[0])
+    rw.at(None).op("Frobnicate", tiny_bert.graph.inputs[0])
     with pytest.raises(ContractError, match="ONNX checker refuses the result"):
         check_structure(tiny_bert, before)

@@ -100,7 +100,7 @@ def test_names_are_unique_and_the_same_in_every_run(tiny_bert, ctx) -> None:
         "new",
         "new.1",
     ]
-    made = rw.node(
+    made = rw.at(None).op(
         "Split", value(tiny_bert, "embeddings.sum"), outputs=2, name="half", axis=-1, num_outputs=2
     )
     assert [output.name for output in made.producer().outputs] == ["half", "half.1"]
@@ -111,7 +111,7 @@ def test_replacing_an_output_keeps_its_name(tiny_bert, ctx, tiny_samples) -> Non
     before = outputs(tiny_bert, feed)
     with Rewriter(tiny_bert, ctx) as rw:
         old = tiny_bert.graph.outputs[0]
-        rw.replace(old, rw.node("Neg", old))
+        rw.replace(old, rw.at(None).op("Neg", old))
     np.testing.assert_array_equal(outputs(tiny_bert, feed), -before)
     assert check_structure(tiny_bert, faces) is None
 
@@ -158,13 +158,13 @@ def test_a_value_can_be_wrapped(tiny_bert, ctx, tiny_samples) -> None:
     before = outputs(tiny_bert, feed)
     with Rewriter(tiny_bert, ctx) as rw:
         old = value(tiny_bert, "embeddings.LayerNorm")
-        rw.replace(old, rw.node("Identity", old))
+        rw.replace(old, rw.at(None).op("Identity", old))
     np.testing.assert_array_equal(outputs(tiny_bert, feed), before)
 
 
 def _fail_after_an_edit(model: Model, ctx: Context) -> None:
     with Rewriter(model, ctx) as rw:
-        rw.node("Neg", value(model, "embeddings.sum"))
+        rw.at(None).op("Neg", value(model, "embeddings.sum"))
         raise RuntimeError
 
 
@@ -180,7 +180,7 @@ def test_an_error_inside_leaves_without_cleaning(tiny_bert, ctx) -> None:
 
 def test_a_foreign_domain_is_declared_when_used(tiny_bert, ctx) -> None:
     rw = Rewriter(tiny_bert, ctx)
-    rw.node("Gelu", value(tiny_bert, "embeddings.sum"), domain="com.microsoft")
+    rw.at(None).op("Gelu", value(tiny_bert, "embeddings.sum"), domain="com.microsoft")
     assert tiny_bert.graph.opset_imports["com.microsoft"] == 1
 
 

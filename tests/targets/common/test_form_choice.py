@@ -20,7 +20,7 @@ def test_a_form_that_computes_something_else_is_not_taken():
         def forms(self):
             def as_maximum(rw, site):
                 add = site.nodes[0]
-                rw.replace(add.outputs[0], rw.node("Max", *add.inputs, before=add))
+                rw.replace(add.outputs[0], rw.at(add).op("Max", *add.inputs))
 
             return {"max": as_maximum, **super().forms}
 
@@ -36,7 +36,7 @@ def test_a_form_that_the_runtime_refuses_is_not_taken():
         def forms(self):
             def as_nothing_known(rw, site):
                 add = site.nodes[0]
-                rw.replace(add.outputs[0], rw.node("NoSuchOperator", *add.inputs, before=add))
+                rw.replace(add.outputs[0], rw.at(add).op("NoSuchOperator", *add.inputs))
 
             return {"unknown": as_nothing_known}
 
@@ -62,7 +62,7 @@ def test_a_refused_form_is_recorded_with_its_reason_also_where_times_are_kept(tm
         @property
         def forms(self):
             def as_nothing_known(rw, site):
-                rw.replace(site.nodes[0].outputs[0], rw.node("NoSuchOperator", before=site.nodes[0]))
+                rw.replace(site.nodes[0].outputs[0], rw.at(site.nodes[0]).op("NoSuchOperator"))
 
             return {"unknown": as_nothing_known, **super().forms}
 
