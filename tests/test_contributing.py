@@ -13,7 +13,6 @@ from plugins import installed
 
 from graphcompress import optimize, session
 from graphcompress.analysis.linears import linears
-from graphcompress.build.report import target_lines
 from graphcompress.data.load import Samples
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
@@ -22,6 +21,7 @@ from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context, Training
 from graphcompress.plugin.reference import describe
 from graphcompress.plugin.registry import METRICS, TARGETS
+from graphcompress.reporting.text import target_lines
 
 PAGE = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 PASS, TESTS, TARGET, METRIC, INSTRUMENT = re.findall(

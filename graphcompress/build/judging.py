@@ -10,13 +10,13 @@ from graphcompress.artifact.sequences import artifact_run, fitted_run, source_ru
 from graphcompress.build.goals import CheckedGoal, refuse_missed, size_goal, slowest, speed_goal
 from graphcompress.build.request import Request
 from graphcompress.build.result import Artifact, Build
-from graphcompress.build.summary import contender
 from graphcompress.data.made_up import synthetic_samples
 from graphcompress.files.runtime import runner_of, session_of
 from graphcompress.measure.bench import ShapeResult, bench
 from graphcompress.measure.timing import BENCH_SECONDS
 from graphcompress.plugin.base import Progress, no_progress
 from graphcompress.plugin.targeting import parse_target
+from graphcompress.reporting.summary import contender
 
 
 def judged(request: Request, build: Build, folders: Mapping[str, Path]) -> Build:

@@ -25,7 +25,6 @@ from graphcompress.artifact.folder import (
     write_manifest,
 )
 from graphcompress.artifact.sequences import artifact_run, fitted_run, lower_parts
-from graphcompress.build import report
 from graphcompress.build.baseline import Baseline
 from graphcompress.build.inputs import folder_bytes, input_hashes
 from graphcompress.build.judging import judged
@@ -52,6 +51,7 @@ from graphcompress.pipeline.contract_check import ModelSize
 from graphcompress.plugin.base import Context, Target, Training
 from graphcompress.plugin.targeting import artifact_folders, common_capabilities
 from graphcompress.plugin.task import Metric
+from graphcompress.reporting import text as report
 from graphcompress.training.checkpoint_folder import refuse_other_files, remove_checkpoints
 from graphcompress.training.processes import rank
 

@@ -18,7 +18,6 @@ from graphcompress.artifact.opening import (
     session,
 )
 from graphcompress.build.manifest import bench_json
-from graphcompress.build.report import bench_lines, difference_line, invariance_line
 from graphcompress.capturing.source import open_model
 from graphcompress.data.load import Samples, load_samples
 from graphcompress.data.made_up import synthetic_samples, varied_samples
@@ -34,6 +33,7 @@ from graphcompress.pipeline.inspection import Inspection
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Context, Progress, no_progress
 from graphcompress.plugin.targeting import common_capabilities, parse_targets
+from graphcompress.reporting.text import bench_lines, difference_line, invariance_line
 
 if TYPE_CHECKING:
     import pandas as pd

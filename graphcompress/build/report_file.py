@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from graphcompress.artifact.folder import MANIFEST, read_manifest
 from graphcompress.build.manifest import manifest
-from graphcompress.build.page.page import comparison, figures, page
 from graphcompress.build.recipe import recipe_text
-from graphcompress.build.report import markdown
-from graphcompress.build.summary import result_lines, title, usage
 from graphcompress.errors import OutputError, UsageError
 from graphcompress.files.temporary import Temporary
 from graphcompress.plugin.legible import legible
+from graphcompress.reporting.page import comparison, figures, page
+from graphcompress.reporting.summary import result_lines, title, usage
+from graphcompress.reporting.text import markdown
 
 if TYPE_CHECKING:
     from graphcompress.build.result import Build

@@ -99,7 +99,7 @@ class Build:
 
     def summary(self) -> str:
         """The result of every artifact, and a line for each pass."""
-        from graphcompress.build.summary import pass_lines, result_lines, title
+        from graphcompress.reporting.summary import pass_lines, result_lines, title
 
         told = []
         for artifact in self.lowered:

@@ -68,10 +68,10 @@ def bench(
     """
     from graphcompress.artifact.opening import described, is_timed_here, session
     from graphcompress.build.manifest import bench_json, plain
-    from graphcompress.build.report import bench_lines
     from graphcompress.errors import UsageError
     from graphcompress.measure.bench import bench as measure
     from graphcompress.measure.roofline import roofline_line
+    from graphcompress.reporting.text import bench_lines
 
     if generate is not None:
         _writing(models, generate.split(","), data, tokenizer, rounds, seed, json=json)
@@ -131,10 +131,10 @@ def _writing(
 ) -> None:
     """Measure how fast models write, and print it."""
     from graphcompress.build.manifest import plain
-    from graphcompress.build.report import writing_lines
     from graphcompress.generation.generator import open_generator
     from graphcompress.generation.prompts import prompt_samples
     from graphcompress.measure.writing_speed import bench_writing
+    from graphcompress.reporting.text import writing_lines
 
     names = dict(zip(_names(models), models, strict=True))
     with progress_bars() as progress:

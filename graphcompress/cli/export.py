@@ -51,9 +51,9 @@ def export(
 
     Example: graphcompress export ./my-bert -o model.onnx --task classification
     """
-    from graphcompress.build.report import count, size
     from graphcompress.capturing.checkpoint import export as write
     from graphcompress.graph.model import Model
+    from graphcompress.reporting.text import count, size
 
     chosen = [name.strip() for name in outputs.split(",")] if outputs else None
     with progress_bars() as progress:

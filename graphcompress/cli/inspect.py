@@ -47,7 +47,7 @@ def inspect(
 
 
 def _print(path: Path, found: Inspection) -> None:
-    from graphcompress.build.report import count, size
+    from graphcompress.reporting.text import count, size
 
     console = out()
     console.print(
@@ -125,7 +125,7 @@ def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) ->
 
 
 def _print_opportunities(found: Inspection) -> None:
-    from graphcompress.build.report import count, example, grouped, size, touched_text
+    from graphcompress.reporting.text import count, example, grouped, size, touched_text
 
     console = out()
     console.print(f"\nwhat each pass could do, alone: {len(found.opportunities)}")

@@ -187,8 +187,8 @@ def _say_resumed(request: Request) -> None:
 @contextlib.contextmanager
 def _passes_told_when_failed(done: Sequence[PassRecord], *, quiet: bool) -> Iterator[None]:
     """Print a line for each pass that was ``done`` when a later step fails."""
-    from graphcompress.build.summary import pass_line
     from graphcompress.errors import GraphCompressError
+    from graphcompress.reporting.summary import pass_line
 
     try:
         yield
@@ -255,7 +255,7 @@ def _files(recipe: Mapping[str, Any]) -> set[str]:
 
 def _print_result(build: Build, benched: list[ShapeResult]) -> None:
     """The box of every artifact, then one line per pass."""
-    from graphcompress.build.summary import pass_lines
+    from graphcompress.reporting.summary import pass_lines
 
     for artifact in build.lowered:
         _print_box(build, artifact, benched)
@@ -266,7 +266,7 @@ def _print_result(build: Build, benched: list[ShapeResult]) -> None:
 def _print_box(build: Build, artifact: Artifact, benched: list[ShapeResult]) -> None:
     from rich.panel import Panel
 
-    from graphcompress.build.summary import loading_lines, result_lines, title, wrapped
+    from graphcompress.reporting.summary import loading_lines, result_lines, title, wrapped
 
     console = out()
     width = min(console.width, WIDTH)
@@ -278,7 +278,7 @@ def _print_box(build: Build, artifact: Artifact, benched: list[ShapeResult]) -> 
 
 
 def _print_wrapped(text: str, indent: str = "    ") -> None:
-    from graphcompress.build.summary import wrapped
+    from graphcompress.reporting.summary import wrapped
 
     console = out()
     console.print(wrapped(text, min(console.width, WIDTH), indent))
@@ -286,7 +286,7 @@ def _print_wrapped(text: str, indent: str = "    ") -> None:
 
 def _print_all(build: Build, benched: list[ShapeResult]) -> None:
     """What the report says: of every pass, of every artifact, of every shape."""
-    from graphcompress.build.report import (
+    from graphcompress.reporting.text import (
         bench_lines,
         detail_lines,
         pass_line,

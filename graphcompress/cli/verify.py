@@ -35,9 +35,9 @@ def verify(
     """
     from graphcompress.build.manifest import plain
     from graphcompress.build.questions import verify as ask
-    from graphcompress.build.report import difference_line, invariance_line, output_lines
     from graphcompress.errors import ContractError
     from graphcompress.numerics.metrics import error_at
+    from graphcompress.reporting.text import difference_line, invariance_line, output_lines
 
     with progress_bars() as progress:
         found = ask(a, b, data=data, tokenizer=tokenizer, limit=limit, seed=seed, progress=progress)

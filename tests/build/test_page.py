@@ -14,11 +14,11 @@ from commandline import run
 
 from graphcompress import optimize
 from graphcompress.artifact.folder import read_manifest
-from graphcompress.build.page.charts import Charts
-from graphcompress.build.page.document import layer_rows, next_steps
-from graphcompress.build.page.page import page as rendered
 from graphcompress.build.result import Build
 from graphcompress.data.samples import Samples
+from graphcompress.reporting.charts import Charts
+from graphcompress.reporting.document import layer_rows, next_steps
+from graphcompress.reporting.page import page as rendered
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -9,8 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from graphcompress.build import report
-from graphcompress.build.batch_dependence import FROM_THE_BATCH, why_it_varies
 from graphcompress.build.manifest import bench_json, manifest
 from graphcompress.build.report_file import check_report_path, write_report
 from graphcompress.build.request import Request
@@ -25,6 +23,8 @@ from graphcompress.pipeline.pipeline import PassRecord
 from graphcompress.plugin import reference
 from graphcompress.plugin.base import Skipped, Touched
 from graphcompress.plugin.registry import KINDS
+from graphcompress.reporting import text as report
+from graphcompress.reporting.batch_dependence import FROM_THE_BATCH, why_it_varies
 
 DOCS = Path(__file__).parents[2] / "docs"
 

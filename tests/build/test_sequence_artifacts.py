@@ -13,13 +13,13 @@ from sequence_models import FFN, HEADS, WIDTH, text
 from graphcompress.artifact.opening import described, session
 from graphcompress.build.optimize import optimize
 from graphcompress.build.questions import verify
-from graphcompress.build.summary import loading_lines
 from graphcompress.data.made_up import varied_samples
 from graphcompress.errors import InvalidModelError, UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.measure.verify import compare
 from graphcompress.plugin.base import Context, Lowering
+from graphcompress.reporting.summary import loading_lines
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.opsets.raising import raise_opset
 from graphcompress.targets.cpu.cpu import Cpu

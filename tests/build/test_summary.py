@@ -7,17 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from graphcompress.build.report import drop_text
 from graphcompress.build.request import Request
 from graphcompress.build.result import Artifact, Build
-from graphcompress.build.summary import (
-    loading_lines,
-    pass_lines,
-    result_lines,
-    title,
-    verdict,
-    wrapped,
-)
 from graphcompress.measure.bench import ShapeResult
 from graphcompress.measure.metrics import Drop, Score
 from graphcompress.measure.timing import Ratio, Timing
@@ -25,6 +16,15 @@ from graphcompress.measure.verify import Difference, Invariance
 from graphcompress.pipeline.contract_check import ModelSize
 from graphcompress.pipeline.pipeline import PassRecord
 from graphcompress.plugin.base import Skipped, Touched
+from graphcompress.reporting.summary import (
+    loading_lines,
+    pass_lines,
+    result_lines,
+    title,
+    verdict,
+    wrapped,
+)
+from graphcompress.reporting.text import drop_text
 
 DIFFERENCE = Difference(16, 0.25, 0.031, 0.98, 17.64, 0.9)
 BEFORE, AFTER = (

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 from graphcompress import optimize
-from graphcompress.build.summary import usage
 from graphcompress.data.samples import Samples
+from graphcompress.reporting.summary import usage
 from graphcompress.targets.nvidia.readme import readme
 
 

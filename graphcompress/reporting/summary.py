@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graphcompress.artifact.sequences import PARTS
-from graphcompress.build.report import count, decibels, left_alone, score_text, size, size_text, smaller
 from graphcompress.plugin.targeting import parse_target
+from graphcompress.reporting.text import count, decibels, left_alone, score_text, size, size_text, smaller
 
 if TYPE_CHECKING:
     from graphcompress.build.result import Artifact, Build

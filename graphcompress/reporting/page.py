@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphcompress.analysis.parameters import BESIDE_WEIGHTS
-from graphcompress.build.page import document
-from graphcompress.build.page.charts import Charts
-from graphcompress.build.report import count, decibels, size
+from graphcompress.reporting import document
+from graphcompress.reporting.charts import Charts
+from graphcompress.reporting.text import count, decibels, size
 
 if TYPE_CHECKING:
     from graphcompress.measure.bench import ShapeResult

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from graphcompress.build.page.charts import Charts
-from graphcompress.build.report import count, decibels, size
+from graphcompress.reporting.charts import Charts
+from graphcompress.reporting.text import count, decibels, size
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graphcompress.analysis.parameters import BESIDE_WEIGHTS
-from graphcompress.build.batch_dependence import why_it_varies
 from graphcompress.plugin.base import Lowering, Skipped, Touched, parameters_of
+from graphcompress.reporting.batch_dependence import why_it_varies
 
 if TYPE_CHECKING:
     from graphcompress.build.result import Artifact, Build
