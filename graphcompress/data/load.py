@@ -83,6 +83,7 @@ def _class_names(model: Model) -> tuple[str, ...]:
         return ()
     try:
         found = json.loads(file.read_text(encoding="utf-8")).get("id2label") or {}
+        # Keys of JSON are texts, and "10" comes before "2".
         return tuple(str(name) for _, name in sorted((int(number), name) for number, name in found.items()))
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise DataError(f"{file}: its id2label cannot be read ({error}); copy it again") from error
@@ -101,13 +102,10 @@ def _refuse_empty(path: Path, samples: Samples) -> None:
 
 
 def _from_arrays(path: Path, columns: dict[str, list[Any]], inputs: Mapping[str, ir.Value]) -> Samples:
-    feeds = []
-    for index in range(len(next(iter(columns.values())))):
-        sample = {}
-        for name, value in inputs.items():
-            array = _array(path, name, index, columns[name][index], value)
-            sample[name] = array
-        feeds.append(sample)
+    feeds = [
+        {name: _array(path, name, index, columns[name][index], value) for name, value in inputs.items()}
+        for index in range(len(next(iter(columns.values()))))
+    ]
     return Samples(feeds, {name: values for name, values in columns.items() if name not in inputs})
 
 

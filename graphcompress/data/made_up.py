@@ -76,10 +76,13 @@ def varied_samples(model: Model, *, count: int = 8, seed: int = 0) -> Samples:
         for plan in maker.plans(count):
             samples = maker.samples(plan, padded=True)
             runs = [index for index in range(count) if _runs(run, samples, [index])]
+            # Copies of a few samples fill up what was refused, so that a plan that mostly fails shows little.
             if 2 * len(runs) < count:
                 continue
             kept = [plan[index if index in runs else runs[index % len(runs)]] for index in range(count)]
             samples = maker.samples(kept, padded=True)
+            # Each of them runs alone; padded to one batch they may not, as where past and new tokens add up
+            # to a mask.
             if _runs(run, samples, range(count)):
                 return samples
     return synthetic_samples(model, count=count, seed=seed)

@@ -86,6 +86,7 @@ class Rows(Sequence[Mapping[str, Any]]):
         """
         found = []
         for row, words in zip(answers, self.samples.columns[WORD_OF_TOKEN], strict=True):
+            # Backwards: of the tokens of a word the first is written last, and stays.
             first = {word: token for token, word in reversed(list(enumerate(words))) if word >= 0}
             found.append([row[first[word]] for word in sorted(first)])
         return found

@@ -39,12 +39,14 @@ def samples_of_sequences(
     """
     prompted = next((name for name in PROMPT_COLUMNS if name in columns), None)
     prompts = _texts(path, columns, PROMPT_COLUMNS)
+    # A column ``text`` may be either, and a prompt is not its own answer.
     answers = _texts(path, columns, [name for name in REFERENCE_COLUMNS if name != prompted])
     if prompts is None:
         raise DataError(
             f"{path}: columns {sorted(columns)} have no text for a model that writes; "
             f"name one of them {', '.join(PROMPT_COLUMNS[:4])} or text"
         )
+    # A tokenizer.json may ask for padding, whose tokens would be read as text here.
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
     ids = [encoding.ids for encoding in tokenizer.encode_batch(prompts)]

@@ -162,6 +162,8 @@ class Unroller:
 
     def _handed(self, part: Part, name: str, answers: Mapping[str, Outputs]) -> np.ndarray:
         """What an earlier part or step returned for the input ``name``; without any, past of no length."""
+        # The parts stand in the order in which they run: of a first pass and a step the later one knows more
+        # tokens.
         given = [
             answers[source.role][output]
             for (source, output), (target, wanted) in ((link.source, link.target) for link in self._links)

@@ -31,6 +31,7 @@ def encoded_windows(
     tokenizer: tokenizers.Tokenizer, columns: Mapping[str, Sequence[Any]], names: Sequence[str], longest: int
 ) -> tuple[list[tokenizers.Encoding], dict[str, list[Any]]]:
     """Encodings of pairs, the second text in windows, and the columns with a row for each window."""
+    # The tokenizer panics where neighbours share as much as the question leaves of a short window.
     stride = min(WINDOW_STRIDE, longest // 3)
     tokenizer.enable_truncation(longest, stride=stride, strategy="only_second")
     pairs = list(zip(*(columns[name] for name in names), strict=True))
@@ -40,6 +41,7 @@ def encoded_windows(
     found = {key: [values[row] for row in rows] for key, values in columns.items()}
     places = [
         [
+            # Special tokens lie at 0:0, which would be the first letter of the text.
             place if side == 1 and place[1] > place[0] else None
             for place, side in zip(window.offsets, window.sequence_ids, strict=True)
         ]

@@ -67,6 +67,7 @@ def read_columns(path: Path) -> Columns:
 
 def _text(path: Path) -> io.TextIOBase:
     if path.suffix == ".gz":
+        # Spreadsheets write a byte order mark, which utf-8 alone would make part of the first column's name.
         return cast("io.TextIOBase", gzip.open(path, "rt", encoding="utf-8-sig", newline=""))
     return path.open(encoding="utf-8-sig", newline="")
 
@@ -83,6 +84,7 @@ def _read_jsonl(path: Path) -> Columns:
 
 
 def _read_csv(path: Path) -> Columns:
+    # In the .tsv files of GLUE a quotation mark is a letter like any other, and often stands alone.
     tabs = ".tsv" in path.suffixes
     with _text(path) as file:
         rows = list(
@@ -106,6 +108,7 @@ def _read_csv(path: Path) -> Columns:
 
 
 def _read_npz(path: Path) -> Columns:
+    # To read a pickled array runs whatever its author wrote into it.
     with np.load(path, allow_pickle=False) as arrays:
         return {name: list(arrays[name]) for name in arrays.files}
 

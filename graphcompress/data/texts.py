@@ -57,6 +57,7 @@ def samples_from_texts(
     _check_texts(path, columns, texts)
     tokenizer = checked_tokenizer(path, tokenizer, model, inputs)
     with _tokenizers(f"{path}: its texts cannot be tokenized"):
+        # A tokenizer.json may ask for padding; samples are kept as short as they are and padded by the batch.
         tokenizer.no_padding()
         if pair == "windows" and len(texts) == 2:
             longest = _longest(model, inputs, max(max_length, WINDOW_TOKENS))
@@ -122,6 +123,7 @@ def _check_texts(path: Path, columns: Mapping[str, Sequence[Any]], names: Sequen
 
 def _kind(name: str) -> str:
     lowered = name.lower()
+    # In this order: token_type_ids and position_ids are ids by their names, too.
     for key, kind in (
         ("mask", "mask"),
         ("type", "type"),
@@ -189,6 +191,7 @@ def _check_vocabulary(tokenizer: tokenizers.Tokenizer, model: Model, inputs: Map
     size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
     ids = {value for name, value in inputs.items() if _kind(name) == "ids"}
     for embedding in embeddings(model):
+        # A table with more rows than tokens is common: many checkpoints round its size up.
         if source_of(embedding.indices) in ids and size > embedding.rows:
             raise DataError(
                 f"the tokenizer has {size:,} tokens, the embedding {embedding.name!r} only "

@@ -40,6 +40,7 @@ def rules_of(settings: GenerationSettings, prompt: int, padding: np.ndarray | No
     if settings.suppress_tokens:
         found.append(_suppressed(settings.suppress_tokens, lambda length: True))
     if settings.begin_suppress_tokens:
+        # Where the first token is forced, the one after it is the first that is chosen.
         begin = prompt + (prompt == 1 and settings.forced_bos_token_id is not None)
         found.append(_suppressed(settings.begin_suppress_tokens, lambda length: length == begin))
     return found
@@ -49,6 +50,7 @@ def _repetition(penalty: float, padding: np.ndarray | None) -> Rule:
     """Scores of tokens that are there already lose (arXiv:1909.05858)."""
 
     def rule(ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        # The last column takes what counts for no token: padding, and ids beyond the logits.
         seen = np.zeros((len(scores), scores.shape[1] + 1), bool)
         own = np.minimum(ids, scores.shape[1])
         if padding is not None:

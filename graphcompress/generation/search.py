@@ -65,6 +65,7 @@ def _beams(
     """
     state = Beams(prompt, settings)
     scores = steps.first(prompt, mask)
+    # The prompt was read once for each text, not once for each beam.
     steps.keep(np.repeat(np.arange(len(prompt)), settings.num_beams))
     scores = np.repeat(scores, settings.num_beams, 0)
     while True:
@@ -108,6 +109,7 @@ class Beams:
         """
         batch, beams = self._scores.shape
         size = scores.shape[1]
+        # A row can end in as many ways as there are end tokens; of so many continuations enough go on.
         kept = max(2, 1 + len(self._settings.eos_token_id)) * beams
         total = (scores.reshape(batch, beams, size) + self._scores[:, :, None]).reshape(batch, -1)
         chosen = _top(total, kept)
@@ -163,6 +165,8 @@ class Beams:
 
 def _top(values: np.ndarray, count: int) -> np.ndarray:
     """Indices of the ``count`` largest values of every row, the largest first."""
+    # A sort of all numbers takes longest of what happens in a step outside the model. Equal ones come in the
+    # order of their places, as a stable sort leaves them.
     if values.shape[1] > count:
         some = np.argpartition(-values, count - 1, axis=1)[:, :count]
         order = np.lexsort((some, -np.take_along_axis(values, some, 1)), axis=1)

@@ -98,6 +98,7 @@ class Steps:
         elif port.kind == "mask":
             found = self._mask
         elif port.kind == "positions":
+            # Padding in front gets position 0, not -1, which a table does not have; the mask hides it.
             found = np.maximum(np.cumsum(self._mask, 1) - 1, 0)[:, total - length :]
         elif port.kind == "cache_positions":
             found = np.arange(total - length, total)

@@ -152,6 +152,7 @@ def energies(weight: np.ndarray, split: Split) -> np.ndarray:
     """
     arranged = arrange(weight, split)
     gram = small_gram(arranged)
+    # No eigenvalue of a Gram matrix is negative, but rounding makes some that are zero so.
     return np.maximum(scipy.linalg.eigvalsh(gram, check_finite=False)[::-1], 0.0)
 
 
@@ -186,6 +187,7 @@ def signed(vectors: np.ndarray) -> np.ndarray:
 def balanced(split: Split, a: np.ndarray, b: np.ndarray) -> Factors:
     """Factors with the norm of each term shared equally between A and B."""
     norm_a, norm_b = np.linalg.norm(a, axis=0), np.linalg.norm(b, axis=1)
+    # A term of zeros, as of a weight with fewer terms than asked for, would be 0 · inf, which is NaN.
     used = (norm_a > 0) & (norm_b > 0)
     scale = np.sqrt(np.divide(norm_b, norm_a, out=np.zeros_like(norm_a), where=used))
     inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=used)
@@ -204,6 +206,9 @@ def _leading(tall: np.ndarray, rank: int) -> np.ndarray:
     """The right singular vectors [side, rank] of ``tall`` [., side] with the largest singular values."""
     side = tall.shape[1]
     if side > DENSE_EIGEN_SIDE and rank <= side // 8:
+        # Without a start of its own Lanczos begins at random, and the same weight would get other bytes each
+        # time.
         return signed(scipy.sparse.linalg.svds(tall, k=rank, v0=np.ones(min(tall.shape)))[2].T[:, ::-1])
+    # Singular values are squared here, which in float64 leaves more digits than the weight has in float32.
     top = [side - rank, side - 1]
     return signed(scipy.linalg.eigh(tall.T @ tall, subset_by_index=top, check_finite=False)[1][:, ::-1])

@@ -19,6 +19,7 @@ def sqnr_db(reference: np.ndarray, actual: np.ndarray) -> float:
     wanted, seen = np.ravel(reference), np.ravel(actual)
     signal = noise = 0.0
     for start in range(0, wanted.size, BLOCK):
+        # A copy also where it is float64 already: the subtraction below happens in it.
         block = wanted[start : start + BLOCK].astype(np.float64)
         signal += float(block @ block)
         block -= seen[start : start + BLOCK]
@@ -28,6 +29,7 @@ def sqnr_db(reference: np.ndarray, actual: np.ndarray) -> float:
 
 def error_at(sqnr_db: float) -> float:
     """Root of noise over signal, ‖reference - actual‖ / ‖reference‖, of an SQNR in dB: 0.1 for 20 dB."""
+    # A power of ten above 308 is an OverflowError in Python, and no infinity.
     return float(10.0 ** min(-sqnr_db / 20.0, 300.0))
 
 

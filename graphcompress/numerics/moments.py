@@ -27,6 +27,8 @@ class SecondMoment:
     def update(self, array: np.ndarray) -> None:
         """Take in tokens [..., features]; those that hold NaN or infinity are left out."""
         tokens = finite_rows(array).astype(np.float32, copy=False)
+        # A product of one batch keeps its digits in float32, at half the time; the sum of many batches would
+        # not.
         self.total += tokens.T @ tokens
         self.count += len(tokens)
 

@@ -45,14 +45,17 @@ class Histogram:
         if values.size == 0:
             return
         low, high = float(values.min()), float(values.max())
+        # Until then low and high are 0 because nothing was seen, not because 0 was.
         first = not self.total
         self.low = low if first else min(self.low, low)
         self.high = high if first else max(self.high, high)
         peak = max(-low, high)
+        # Zeros fit a bin of any width, and no width is known before another number is seen.
         if peak == 0.0:
             self._zeros += values.size
             return
         self._widen(peak)
+        # A power of two divides exactly, so that no value changes its bin when bins are merged.
         index = np.floor(values / np.float32(self.width)).astype(np.int64) + BINS
         self.counts += np.bincount(np.clip(index, 0, 2 * BINS - 1), minlength=2 * BINS)
 
@@ -113,10 +116,12 @@ class RowSample:
     def update(self, array: np.ndarray) -> None:
         """Take in ``array`` [..., features]."""
         array = array.reshape(-1, array.shape[-1])
+        # Rows are numbered through all updates: so far away is the next multiple of the stride.
         chosen = array[-self._seen % self._stride :: self._stride].astype(np.float32)
         self._seen += len(array)
         self._rows = chosen if self._rows is None else np.concatenate([self._rows, chosen])
         while len(self._rows) > self.capacity:
+            # A view would keep the rows that were left out in memory.
             self._rows = self._rows[::2].copy()
             self._stride *= 2
 
@@ -194,6 +199,7 @@ def _least_squares(histogram: Histogram, *, signed: bool) -> Affine:
     if signed:
         return affine(*min(((low * share, high * share) for share in shares), key=error), signed=True)
     best = (low, high)
+    # The step follows from both ends, so that each is tried again once the other has moved.
     for _ in range(2):
         best = min([best, *((low * share, best[1]) for share in shares)], key=error)
         best = min([best, *((best[0], high * share) for share in shares)], key=error)

@@ -15,6 +15,7 @@ WeightRange = Literal["8bit", "7bit", "pairs"]
 without VNNI adds them: 255 · 128 < 2¹⁵. It costs about 0.4 bits where ``7bit`` costs 1.
 """
 
+# Scale of a channel of zeros: 0 / 0 would be NaN.
 _TINY = 1e-12
 _SLACK = 1.0 + 1e-5
 """A weight computed again elsewhere may differ in its last digits; the largest must still not be cut."""
@@ -36,6 +37,8 @@ class Affine:
     def quantise(self, array: np.ndarray) -> np.ndarray:
         """Round half to even, saturate: float array → int32 array of the same shape."""
         low, high = self.limits
+        # In float32, as the runtime divides: with more digits what lies near half a step rounds to other
+        # integers.
         steps = np.rint(np.asarray(array, np.float32) / np.float32(self.scale))
         return np.asarray(np.clip(steps + self.zero_point, low, high).astype(np.int32))
 

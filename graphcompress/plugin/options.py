@@ -147,6 +147,7 @@ def check_options(name: str, instance: Any) -> None:
             continue
         if limits.get("choices") and value not in limits["choices"]:
             raise UsageError(f"{where}: must be one of {', '.join(map(str, limits['choices']))}")
+        # NaN is neither below a minimum nor above a maximum.
         if isinstance(value, float) and value != value:
             raise UsageError(f"{where}: must be a number")
         if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -169,6 +170,7 @@ def _arms(hint: Any) -> tuple[Any, ...]:
 
 
 def _is_of(value: object, arm: Any) -> bool:
+    # To Python True is the number 1.
     if arm is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if arm is int:
@@ -257,6 +259,7 @@ def _parse_value(raw: object, hint: Any, where: str) -> Any:
     arms = _arms(hint)
     if types.NoneType in arms and (raw is None or (raw == "none" and not isinstance(raw, Quoted))):
         return None
+    # The first type that takes the value wins: of ``int | str`` a number is tried first.
     for arm in arms:
         try:
             return _convert(raw, arm)
@@ -270,6 +273,7 @@ def _convert(raw: object, arm: Any) -> Any:
     boolean = _BOOLEANS.get(str(raw).lower())
     if arm is bool and boolean is not None:
         return boolean
+    # ``bool("no")`` is True and ``int(2.7)`` is 2: what a type would take but change is refused.
     if (
         arm in (bool, types.NoneType)
         or isinstance(raw, bool)
@@ -288,5 +292,6 @@ def _format_value(value: object) -> str:
     if value is None:
         return "none"
     text = str(value)
+    # The text none without quotes is read as no value.
     quote = not isinstance(value, (int, float)) and (not _BARE.fullmatch(text) or text == "none")
     return json.dumps(text) if quote else text

@@ -76,12 +76,14 @@ class Kind(Generic[T_co]):
         return found
 
     def _declared(self) -> dict[str, list[EntryPoint]]:
+        # The path is part of the key: a package that appears on it while Python runs is found.
         return _declared(f"graphcompress.{self.plural}", tuple(sys.path))
 
     def _checked(self, name: str, loaded: object) -> type[T_co]:
         where = f"entry point {name!r} of group graphcompress.{self.plural}"
         if not (isinstance(loaded, type) and issubclass(loaded, self.base)):
             raise UsageError(f"{where} is not a {self.base.__name__}: {loaded!r}")
+        # An artifact records the class by its own name, and is opened by the name of the entry point.
         if loaded.name != name:
             raise UsageError(f"{where} calls itself {loaded.name!r}; give both one name")
         return loaded
@@ -132,6 +134,7 @@ def meant(name: str, kind: Kind[Named] | None = None) -> str:
     told = " or ".join(dict.fromkeys(_by_words(word)))
     if told:
         return f"write {told}"
+    # A slip of the keys is likelier than the name of something else.
     if kind is not None and closest(name, kind.names()):
         return ""
     for other in KINDS:

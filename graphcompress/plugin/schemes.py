@@ -91,6 +91,7 @@ class Scheme:
         for site, mine in vars(self).items():
             theirs = getattr(other, site)
             sites[site] = mine.common(theirs) if mine is not None and theirs is not None else None
+            # None on both sides means that both leave the site in float, which suits both.
             if sites[site] is None and mine is not theirs:
                 return None
         return Scheme(**sites)

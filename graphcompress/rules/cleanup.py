@@ -27,6 +27,7 @@ def clean_up(rw: Rewriter) -> bool:
     from graphcompress.rules.folding import Folding  # takes a second to import
 
     steps: list[Callable[[ir.Model], ir.passes.PassResult]] = [
+        # Some exporters write weights as Constant nodes; what merges and names weights reads initializers.
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         Folding(
             shape_inference=False,
@@ -109,6 +110,8 @@ def _fingerprints(rw: Rewriter) -> Iterator[tuple[tuple[object, ...], ir.Value]]
     for group, values in groups.items():
         for alike in _alike(values):
             for value, tensor in alike:
+                # The digest and not the bytes: keys live until all tensors are read, and would be a second
+                # copy of the model.
                 yield (*group, hashlib.sha256(tensor.tobytes()).digest()), value
 
 
@@ -127,5 +130,6 @@ def _may_fold(node: ir.Node) -> bool | None:
     shape = fixed_shape(node.outputs[0])
     if is_weight(node.outputs[0]) and (shape is None or math.prod(shape) != 1):
         return False
+    # Where it is left to decide (None), the library folds a Transpose of any size that is read once.
     stored = filter(None, map(tensor_of, node.inputs))
     return False if any(tensor.size > FOLDED_ELEMENTS for tensor in stored) else None

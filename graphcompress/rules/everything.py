@@ -62,6 +62,8 @@ def _sweep(rw: Rewriter, largest_input: float | None, assume_visible: bool) -> C
         if node.graph is None or node.domain not in ("", "ai.onnx"):
             continue
         rules = _rules(node, bounds, assume_visible)
+        # One edit per node and sweep: after it the node may be gone, or be another one than the next rule
+        # expects.
         kind = next((kind for rule in rules if (kind := rule(rw, node))), None)
         if kind is not None:
             found[kind] += 1

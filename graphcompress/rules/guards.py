@@ -53,6 +53,7 @@ def row_flag(rw: Rewriter, node: ir.Node, bounds: Bounds) -> str | None:
     visible = _visible(rw, guard)
     _hide_with_lowest(rw, guard)
     rw.set_input(guard.product, 0, guard.softmax.outputs[0])
+    # Listed before the Mul is made, which is a reader as well and would be given its own result.
     readers = list(attended.uses())
     shown = rw.at(guard.product, attended.name).op("Mul", attended, visible, name="shown")
     for reader in readers:
@@ -119,6 +120,9 @@ def _hide_with_lowest(rw: Rewriter, guard: _Guard) -> None:
     array = array_of(hidden)
     if hidden is None or array is None:
         return
+    # Another Where, and not another number in the mask: attentions whose scores are not proven small read
+    # that mask, too, and need its -inf. Masks of all layers that are equal become one when the graph is
+    # cleaned up.
     lowest = np.full_like(array, np.finfo(array.dtype).min)
     operands = list(guard.mask.inputs)
     operands[guard.hidden_index] = rw.constant(lowest, f"{hidden.name}.lowest", hidden.dtype)

@@ -25,6 +25,7 @@ def unflattened(rw: Rewriter, node: ir.Node) -> str | None:
     if not same_shape(out[len(lead) :], flat[1:]):
         return None
     build = _lift(rw, node, node.inputs[0], lead)
+    # A pair with nothing between it has a rule of its own, and would be counted as a product of heads here.
     if build is None or producer(node.inputs[0], "Reshape"):
         return None
     rw.replace(node.outputs[0], build(), take_name=True)

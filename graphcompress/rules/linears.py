@@ -94,6 +94,7 @@ def gemm(rw: Rewriter, node: ir.Node) -> str | None:
         return "bias of more than one axis" if flat else None
     weight = found.weight
     if found.transposed:
+        # The Transpose stays a node here: fold_weight decides in the next round, as it knows of tied weights.
         weight = rw.at(node, found.name).op("Transpose", weight, name="transposed", perm=[1, 0])
     rw.touch(found, "Gemm became MatMul and Add")
     rw.set_weight(found, weight)
@@ -146,6 +147,7 @@ def bias_last(rw: Rewriter, node: ir.Node) -> str | None:
     shape, rank = shape_of(a), rank_of(b)
     if not producer(a, "MatMul") or not rw.is_constant(b) or shape is None or rank is None:
         return None
+    # A bias with more axes than the product gives axes to the sum, which a vector would not.
     flat = 2 <= rank <= len(shape) and _flatten_bias(rw, node, 1, shape[-1])
     return "bias of more than one axis" if flat else None
 
@@ -156,6 +158,7 @@ def _flatten_bias(rw: Rewriter, node: ir.Node, index: int, width: int | ir.Symbo
     array = array_of(bias)
     if bias is None or array is None or not isinstance(width, int):
         return False
+    # A Gemm may broadcast one number over its columns; behind it stands an Add that is to have a whole bias.
     if array.size == 1 and width > 1 and node.op_type == "Gemm":
         array = np.full(width, array.reshape(()), array.dtype)
     if array.size != width or (array.ndim and array.shape[-1] != width):

@@ -74,6 +74,7 @@ def slice_of_slice(rw: Rewriter, node: ir.Node) -> str | None:
     first, second = inner and slice_ranges(inner), slice_ranges(node)
     if inner is None or not first or not second or first.keys() & second.keys():
         return None
+    # An open end is written as the largest number below, which is the end of forward steps alone.
     if any(step < 1 for _, _, step in (*first.values(), *second.values())):
         return None
     both = sorted({**first, **second}.items())
@@ -126,6 +127,7 @@ def constant_expand(rw: Rewriter, node: ir.Node) -> str | None:
         return None
     known = [*([1] * (len(wanted) - len(shape))), *shape]
     sizes = [1 if same_dim(a, b) else b for a, b in zip(known, wanted, strict=True)]
+    # A Reshape can infer one size (-1), an Expand none: with a size that varies the target stays computed.
     fixed = [size for size in sizes if isinstance(size, int)]
     if len(fixed) < len(sizes):
         return None

@@ -36,6 +36,7 @@ def size_of_input(rw: Rewriter, node: ir.Node) -> str | None:
     shape = node if node.op_type == "Shape" else producer(node.inputs[0], "Shape")
     data = operand(shape, 0)
     sizes = shape_of(data)
+    # A Shape with a start counts from there, so that an index into it names another axis.
     if shape is None or sizes is None or ("start" in shape.attributes and shape is not node):
         return None
     axis = _axis_asked_for(node, len(sizes))
@@ -58,6 +59,7 @@ def _axis_asked_for(node: ir.Node, rank: int) -> int | None:
     """The one axis of which a Shape, or a Gather or Slice from a Shape, gives the size."""
     if node.op_type == "Shape":
         start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", rank)
+        # Negative and too large bounds of a Shape are clamped as those of a slice are.
         start, end, _ = slice(start, end).indices(rank)
         return start if end == start + 1 else None
     if node.op_type == "Slice":

@@ -91,6 +91,7 @@ def stack_of_one(rw: Rewriter, node: ir.Node) -> str | None:
     if ones < 1 or rank < len(shape):
         return None
     array = array_of(weight)
+    # A weight with other readers is reshaped in the graph: a second stored array would untie the two.
     if array is not None and only_reader(weight) is not None:
         plain = rw.constant(array.reshape(shape[ones:]), weight.name or "weight", weight.dtype)
         plain.metadata_props[NAME_KEY] = weight.metadata_props.get(NAME_KEY) or weight.name or ""

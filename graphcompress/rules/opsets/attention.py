@@ -67,6 +67,7 @@ def _bias(b: Builder, mask: ir.Value, like: ir.Value | None) -> ir.Value:
     """A mask of booleans (True: attend) as numbers to add to the scores."""
     if mask.dtype != ir.DataType.BOOL:
         return mask
+    # The lowest number in place of -inf: a row that may attend to nothing gives an average, and no NaN.
     lowest = float(np.finfo(dtype_of(like).numpy()).min)
     nothing = b.constant(0, "nothing", like=like)
     return b.op("Where", mask, nothing, b.constant(lowest, "lowest", like=like), name="mask")

@@ -50,6 +50,7 @@ def _define(rw: Rewriter, node: ir.Node) -> bool:
     defined = onnx.inliner.inline_selected_functions(
         whole, [("", node.op_type)], inline_schema_functions=True
     )
+    # The inliner says nothing of an operator without a definition: the node comes back as it was.
     if any(step.op_type == node.op_type for step in defined.graph.node):
         return False
     _insert(rw, node, ir.from_proto(defined).graph)
@@ -76,6 +77,7 @@ def _insert(rw: Rewriter, node: ir.Node, steps: ir.Graph) -> None:
             known[name] = rw.constant(stored.numpy(), f"{b.name}.{name}", stored.dtype)
             continue
         operands = [known[value.name] if value else None for value in step.inputs]
+        # A definition holds for any type; here the type is known, and the second operand not needed for it.
         like = operands[1].dtype if step.op_type == "CastLike" and operands[1] else None
         if like is not None:
             known[name] = b.op("Cast", operands[0], name=name, to=like)

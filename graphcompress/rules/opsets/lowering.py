@@ -33,6 +33,7 @@ def legalise(model: Model, ctx: Context, newest: int = NEWEST_OPSET) -> str | No
 
 
 def _lower_opset(model: Model, newest: int) -> str | None:
+    # Nothing is edited on the way: a model that cannot be lowered keeps the opset that all its nodes have.
     for graph in model.ir.graphs():
         for node in graph:
             if not node.domain and not _unchanged(node, model.opset, newest):
