@@ -72,6 +72,7 @@ def _say(
         return
     if not sizes or (config[key] in sizes and len(sizes) == 1):
         return
+    # Encoder and decoder may share a name such as num_heads: what one has said the other may not contradict.
     if len(sizes) > 1 or said.get(key, min(sizes)) not in sizes:
         yield f"config.json has one {key!r}, and the {side} has {_text(sizes)} {what} in its layers"
         return

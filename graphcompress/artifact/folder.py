@@ -41,6 +41,7 @@ def staged(output: Path, *, overwrite: bool = False, rename: Rename | None = Non
     try:
         yield stage.path
         with write_errors(output):
+            # A temporary folder is for its owner alone; others read an artifact, too.
             stage.path.chmod(0o755)
             _put(stage.path, place, output, overwrite, rename or renameat2())
     finally:
@@ -168,6 +169,8 @@ def check_hashes(artifact: Path) -> None:
         raise UsageError(f"{artifact / MANIFEST} holds no hashes of files; build the artifact again")
     made, there = _made(artifact), set(_contents(artifact))  # only what lies in it is read, whatever is named
     missing = [f"{path.relative_to(artifact).as_posix()} is missing" for path in made if path not in there]
+    # A file that is named but lies elsewhere is missing: a manifest must not make us read any file of the
+    # disk.
     changed = [
         f"{path.relative_to(artifact).as_posix()} was changed"
         for path in made
@@ -215,6 +218,7 @@ def _remove_empty(folders: Iterable[Path]) -> None:
 
 def _put(stage: Path, place: Path, output: Path, overwrite: bool, rename: Rename | None) -> None:
     """Move the finished folder to its place."""
+    # A rename replaces an empty folder, and fails where another process has put something there meanwhile.
     if not overwrite or not place.exists() or _is_empty(place):
         try:
             stage.rename(place)

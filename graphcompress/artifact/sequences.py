@@ -44,6 +44,7 @@ def lower_parts(target: Target, model: Model, folder: Path, ctx: Context) -> Low
         for part, one in model.separate():
             places[part.prefix].mkdir()
             own = {str(target): json.dumps(known[part.prefix])} if part.prefix in known else {}
+            # Samples feed all parts together, by names with prefixes that a part alone does not have.
             given = dataclasses.replace(ctx, samples=None, pinned=own)
             made.append((part, target.lower(one, places[part.prefix], given)))
         side_by_side = all(_is_one_file(target, place) for place in places.values())

@@ -37,6 +37,7 @@ class Baseline:
         self.samples = check_samples(model, ctx)
         self.feeds: list[Feed] = list(self.samples.batches(CHECK_BATCH))
         self.by_token = token_values(model)
+        # Packed weights are a second copy of them, which pays where a metric runs many rows.
         with Runner(file or model, prepack=scoring is not None) as runner:
             self.outputs = [runner(feed) for feed in self.feeds]
             check_repeats(model, runner, self.feeds[0], self.outputs[0])

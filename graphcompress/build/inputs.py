@@ -42,6 +42,7 @@ def _model_files(given: str | None, model: Model | None) -> list[Path]:
     if path.is_dir():
         return [file for file in sorted(path.iterdir()) if not file.name.startswith(".")]
     folder = path.resolve().parent
+    # Beside the path as it was given: an absolute one is found on no other machine.
     return [path, *(path.parent / os.path.relpath(file.resolve(), folder) for file in model.files[1:])]
 
 

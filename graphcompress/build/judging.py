@@ -59,6 +59,7 @@ def timed(
         target, folder = parse_target(artifact.target), folders[artifact.name]
         run = artifact_run(target, folder, artifact.record)
         contenders[contender(build, artifact)] = fitted_run(build.model, run)
+    # Samples that are made up to compare outputs differ in every size, so that most of a batch is padding.
     made_up = build.samples.synthetic and not build.model.parts
     samples = synthetic_samples(build.model) if made_up else build.samples
     return bench(contenders, samples, seconds=BENCH_SECONDS, progress=progress)

@@ -117,6 +117,7 @@ def optimize(request: Request) -> Build:
         with write_errors(request.folder):
             lowered = _lower(request, opened, baseline, stage)
             *others, last = build.records
+            # The pipeline scores all passes but the last: what that one made is scored as the artifact.
             last = replace(last, score=lowered[0].score, drop=lowered[0].drop)
             recipe = {**build.recipe, "pinned": pinned(lowered)}
             build = replace(build, lowered=lowered, records=(*others, last), recipe=recipe)
@@ -296,6 +297,7 @@ def _write(build: Build, stages: dict[str, Path]) -> None:
         (stage / RECIPE).write_text(recipe_text(build.recipe), encoding="utf-8")
         (stage / REPORT).write_text(report.markdown(alone), encoding="utf-8")
         (stage / PAGE).write_text(html(alone), encoding="utf-8")
+        # Last, for it holds the hashes of all files beside it.
         write_manifest(stage, manifest(alone, file_hashes(stage)))
     if len(stages) == 1:
         return

@@ -60,6 +60,7 @@ def _single(folder: Path) -> list[Path]:
 
 def _put(path: Path, text: str) -> None:
     try:
+        # Made beside its place and moved there: an interruption leaves the former report whole.
         with Temporary(path.parent) as folder:
             made = folder / "report"
             made.write_text(text, encoding="utf-8")

@@ -167,6 +167,7 @@ class Request:
         Raises:
             UsageError: a text that is no pipeline.
         """
+        # Imported late: the command line reads a request before anything heavy is loaded.
         from graphcompress.pipeline.pipeline import Pipeline, first_passes
 
         given = self.passes
@@ -352,6 +353,7 @@ _FIELDS = {field.name: kind(field) for field in dataclasses.fields(Request)}
 def _fits(field: dataclasses.Field[Any], value: object) -> bool:
     """Whether ``value`` is of the kind of its field; objects are judged where they are used."""
     wanted = kind(field)
+    # No isinstance: to Python True is a number.
     if wanted in (int, bool):
         return type(value) is wanted
     if wanted is float:

@@ -72,11 +72,13 @@ def root(
 
 def main() -> NoReturn:
     """Run the command line with ``sys.argv`` and exit."""
+    # Typer knows an option of the program in front of the command only; this one is typed behind it, mostly.
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) != len(sys.argv) - 1
     signal.signal(signal.SIGTERM, _terminate)
     _prepare_streams()
     try:
+        # In its own mode typer prints errors itself, and leaves with codes of its own.
         code = app(arguments, prog_name="graphcompress", standalone_mode=False)
     except SystemExit as leave:
         if leave.code in STOPPED:
@@ -93,6 +95,7 @@ def main() -> NoReturn:
         if debug:
             raise
         _fail(*_explain(error))
+    # Typer turns a KeyboardInterrupt into the value 130 and returns that.
     if code in STOPPED:
         _fail(_stopped(KeyboardInterrupt(), STOPPED[code]), code)
     sys.exit(code if isinstance(code, int) else 0)
@@ -107,6 +110,7 @@ def _prepare_streams() -> None:
     """Print whatever the place can show: a closed stream takes all, a narrow encoding gets ? for an arrow."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
+        # So Python says that it was started with the stream closed (>&-).
         if stream is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - to the end
         elif isinstance(stream, io.TextIOWrapper):

@@ -146,6 +146,7 @@ def optimize(
         if rank() > 0:
             return
         progress(MEASURING, 0, 1)
+        # Where a goal asks for a speed, these files have been timed already.
         benched = list(build.benched)
         if bench and not benched:
             folders = {artifact.name: artifact.folder for artifact in build.lowered}
@@ -193,6 +194,8 @@ def _passes_told_when_failed(done: Sequence[PassRecord], *, quiet: bool) -> Iter
     try:
         yield
     except GraphCompressError:
+        # The size of what came in is not known here: the first pass is compared with itself, so that its line
+        # says no size.
         for before, record in zip([*done[:1], *done], done, strict=False):
             if not quiet:
                 _print_wrapped(pass_line(record, before.size))
@@ -207,6 +210,7 @@ def _told_when_stopped(request: Request) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as stopped:
+        # Typer would catch a KeyboardInterrupt, and lose its notes.
         leave = stopped if isinstance(stopped, SystemExit) else SystemExit(INTERRUPTED)
         command = shlex.join(["graphcompress", *sys.argv[1:]])
         if request.pipeline.trains and has_checkpoints(request.training_folder):

@@ -114,6 +114,7 @@ def shown_on(
             yield step.report
         return
     ended = threading.Event()
+    # A thread, as long work may not report for minutes, and a log without a line looks like one that hangs.
     printer = threading.Thread(target=_print_lines, args=(console, step, ended, seconds), daemon=True)
     printer.start()
     try:

@@ -27,6 +27,8 @@ def with_options(targets: str, *, override: bool = False, **values: str | None) 
         if not takers:
             raise UsageError(f"--{option} is for targets that measure; {targets} has no option {option!r}")
         for options in takers:
+            # A recipe's target may say the same option: what is typed now wins over it, but not over what is
+            # typed beside it.
             if override:
                 options[option] = value
             elif options.setdefault(option, value) != value:

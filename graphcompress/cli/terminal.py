@@ -56,6 +56,7 @@ class _Screen(Console):
 def out() -> Console:
     """Results, on standard output; lines are never broken by force, tables only to fit a terminal."""
     console = _Screen(highlight=False, soft_wrap=True, markup=False, quiet=rank() > 0)
+    # Rich takes 80 columns for granted there, and would break the lines of tables.
     if not console.is_terminal:
         console.width = FILE_WIDTH
     return console
@@ -70,6 +71,7 @@ def print_json(document: object) -> None:
     """One JSON document on standard output."""
     if rank() > 0:
         return
+    # NaN, which Python would write, is no JSON.
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 

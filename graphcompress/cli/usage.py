@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
+# Typer brings a copy of click of its own, whose classes are not those of an installed click.
 BadUsage: type[Exception] = typer.BadParameter.__bases__[0]
 """What typer raises for every command line that does not read."""
 

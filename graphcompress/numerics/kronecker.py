@@ -20,7 +20,7 @@ DENSE_EIGEN_SIDE = 2048
 """Up to this smaller side, singular vectors come from a dense eigenproblem; above, from Lanczos."""
 
 RIDGE = 1e-9
-"""Of the mean diagonal of a normal matrix: keeps a step defined where inputs never vary."""
+"""A normal matrix gets this share of its mean diagonal, for it is singular where an input never varies."""
 
 
 @dataclass(frozen=True, order=True)

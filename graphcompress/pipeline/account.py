@@ -49,6 +49,8 @@ class Account:
     def _kept(self, model: Model) -> dict[ir.Value, bool]:
         """Whether the model still holds each tensor as it was."""
         now = {value: value.const_value for value in model.initializers()}
+        # By identity: a pass that changes a tensor stores another one, and to compare numbers is to read all
+        # weights.
         return {value: now.get(value) is tensor for value, tensor in self._before.items()}
 
 

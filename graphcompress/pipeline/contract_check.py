@@ -60,6 +60,7 @@ class Checker:
         self.feeds = list(self.samples.batches(CHECK_BATCH))
         self.interface = interface(model)
         self._by_token = token_values(model)
+        # Else saturation of this machine's int8 products would be taken for what the pass did.
         self._fused = ctx.capabilities.judged_fused
         self.original = original if original is not None else _outputs_of(model, self.feeds)
         self.before = self.original
@@ -69,6 +70,7 @@ class Checker:
 
     def await_training(self, step: Pass) -> None:
         """Judge ``step`` later; call it before the pass has run."""
+        # Several passes may await one that trains, which has to bring back what all of them lost.
         if not self.awaiting:
             self._before_awaiting = self.before
         self.awaiting.append(step)

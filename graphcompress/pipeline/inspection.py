@@ -249,6 +249,7 @@ def _layers(model: Model, groups: list[Group], costs: Mapping[ir.Node, int]) -> 
 
 def _try(model: Model, step: Pass, ctx: Context) -> Opportunity:
     copy = model.clone()
+    # A trial is a question, and training may take hours.
     untrained = dataclasses.replace(ctx, training=None)
     for first in () if step.goes_first else first_passes([step]):
         first.run(copy, dataclasses.replace(untrained, progress=no_progress))

@@ -136,6 +136,7 @@ class Pipeline:
             if teacher and all(exact[: number + 1]):
                 teacher = model.clone()  # the same model in a plainer form
             records.append(record)
+            # Before the coverage is required: whoever looks on sees the pass that failed.
             on_record(record)
             _require(require_coverage, step, record)
         ctx.progress("passes", len(self.passes), len(self.passes))
@@ -229,6 +230,7 @@ def _run_pass(
 
 def _scored(record: PassRecord, model: Model, ctx: Context, scoring: Scoring) -> PassRecord:
     """``record`` with the task metric of the model as it is now."""
+    # A metric runs many rows, which pays for packing the weights.
     with Runner(model, optimize=ctx.capabilities.judged_fused, prepack=True) as runner:
         score, drop = scoring.judged(runner, f"evaluate after {record.text}")
     return dataclasses.replace(record, score=score, drop=drop)

@@ -48,6 +48,7 @@ class FeatureExtraction(Task):
         mask = padding_mask(feed)
         weights = np.ones(hidden.shape[:2]) if mask is None else mask.astype(np.float64)
         total = np.einsum("bsd,bs->bd", hidden.astype(np.float64), weights)
+        # A text without a token is zeros, not NaN.
         return np.asarray(total / np.maximum(weights.sum(1, keepdims=True), 1.0))
 
 

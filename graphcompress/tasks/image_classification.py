@@ -35,6 +35,7 @@ class ImageClassification(Task):
         logits = next((array for array in outputs.values() if array.ndim == 2), None)
         if logits is None:
             raise DataError(f"task {self.name!r} needs an output [batch, classes]")
+        # Of equal logits the first class wins, as in argmax.
         order: np.ndarray = np.argsort(-logits, axis=1, kind="stable")
         return order
 

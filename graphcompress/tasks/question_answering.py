@@ -95,6 +95,7 @@ class _Squad(Metric):
         scores = []
         for chosen in windows.values():
             places = [self._best(given[window], columns[OFFSETS][window]) for window in chosen]
+            # Most windows of a long text hold no answer: the one that is least sure of that decides.
             nothing = min(given[window][0][0] + given[window][1][0] for window in chosen)
             score, (start, end) = max(places)
             found = context[chosen[0]][start:end] if score > (nothing if may_be_none else -np.inf) else ""
@@ -111,6 +112,7 @@ class _Squad(Metric):
         for start in first:
             for end in last:
                 begin, finish = offsets[start], offsets[end]
+                # Tokens of the question and special ones have no place in the text.
                 if begin and finish and start <= end < start + self.longest:
                     found = max(found, (logits[0][start] + logits[1][end], (begin[0], finish[1])))
         return found
@@ -140,6 +142,7 @@ class SquadF1(_Squad):
 
     def _score(self, found: str, wanted: str) -> float:
         own, true = _plain(found).split(), _plain(wanted).split()
+        # Without words there is no share of words: as in SQuAD's script two empty texts agree.
         if not own or not true:
             return float(own == true)
         shared = sum((Counter(own) & Counter(true)).values())

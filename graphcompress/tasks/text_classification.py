@@ -99,6 +99,7 @@ class Accuracy(Metric):
 
     def figure(self, given: np.ndarray, rows: Rows) -> Figure:
         """Classes [rows], or a list of them for each row → the share that is right."""
+        # Answers for tokens differ in number from row to row, and come as an array of lists.
         if given.dtype != object:
             right = classes(given) == rows.numbers(self.columns, self.name)
             return _share([[row] for row in right])

@@ -111,6 +111,7 @@ class Perplexity(Metric):
         """Losses of the tokens of a window that no earlier window has scored."""
         window = ids[start : start + self.length]
         logits = given.logits(window[None])[0, :-1].astype(np.float64)
+        # The exponential of a logit above 709 is infinite; a difference from the largest never is.
         shifted = logits - logits.max(-1, keepdims=True)
         losses = np.log(np.exp(shifted).sum(-1)) - shifted[np.arange(len(window) - 1), window[1:]]
         known = 0 if start == 0 else max(0, self.length - self.stride - 1)

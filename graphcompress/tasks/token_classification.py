@@ -89,11 +89,14 @@ class EntityF1(Metric):
         right, all_entities = [], []
         labels = rows.samples.columns[rows.column(self.columns, self.name)]
         for row, (answers, wanted) in enumerate(zip(rows.of_words(given), labels, strict=True), 1):
+            # More labels than words are no error: of a text that was cut off the last words have no answer.
             if len(wanted) < len(answers):
                 raise DataError(f"metric 'entity-f1': row {row} has {len(wanted)} labels and more words")
             kept = [pair for pair in zip(answers, wanted, strict=False) if pair[1] != UNLABELLED]
             found = entities([names[answer] for answer, _ in kept])
             true = entities([self._tag(label, names) for _, label in kept])
+            # F1 is 2·TP / (found + true): as a ratio of two sums over rows it has the standard error of a
+            # share.
             right.append(2 * len(found & true))
             all_entities.append(len(found) + len(true))
         value, error = share(right, all_entities)
@@ -112,6 +115,7 @@ def entities(tags: Sequence[str]) -> set[Entity]:
     """The entities of a row of tags; one that begins with I- is taken as begun, as conlleval does."""
     found: set[Entity] = set()
     kind, first = "", 0
+    # The O at the end ends an entity that reaches the last word.
     for place, tag in enumerate([*tags, "O"]):
         begins, _, named = tag.partition("-")
         if kind and (begins != "I" or named != kind):

@@ -30,6 +30,7 @@ class Batches:
         return self._epoch(epoch)[position]
 
     def _batches_of(self, epoch: int) -> list[list[int]]:
+        # Anew for each epoch: a run that goes on finds its batches by the number of the step alone.
         rng = np.random.default_rng([self._seed, epoch])
         order = rng.permutation(len(self._lengths))
         batches = []
@@ -38,6 +39,7 @@ class Batches:
             pool = order[start : start + together]
             pool = pool[np.argsort(self._lengths[pool], kind="stable")]
             batches += [pool[i : i + self.size].tolist() for i in range(0, len(pool), self.size)]
+        # Else every pool would begin with its short samples.
         return [batches[index] for index in rng.permutation(len(batches))]
 
 

@@ -14,7 +14,7 @@ from graphcompress.training.prepare import Prepared
 from graphcompress.training.settings import Settings
 
 EPSILON = 1e-6
-"""What AdamW adds to the root of the mean squared gradient."""
+"""AdamW adds this to the root of the mean squared gradient; the figure is that of BERT's own training."""
 RATES = "rates"
 """Key of a group of the optimiser: how fast the parameters of an instrument learn."""
 

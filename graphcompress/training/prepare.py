@@ -81,6 +81,7 @@ def prepare(model: Model, original: Model, training: Training, settings: Setting
     instruments = _attached(student, settings.instruments)
     teacher = to_fx(teacher_model, taps=[place.teacher for place in places])
     device = _device()
+    # After the instruments, whose parameters go along.
     student.to(device)
     teacher.to(device).requires_grad_(False)
     samples, held_out = training.divided()
@@ -88,6 +89,7 @@ def prepare(model: Model, original: Model, training: Training, settings: Setting
     with torch.no_grad():
         own, other = run(student, feed, device), run(teacher, feed, device)
     answers = _answers(model, own, other, settings)
+    # Asked of two samples where there are as many: of one, any axis of size 1 would look like the batch.
     understood = [place for place in places if _is_batched(own[place.student], feed)]
     labels = read_labels(samples, own, answers) if settings.labels else None
     held_out_labels = read_labels(held_out, own, answers, labels) if settings.labels else None

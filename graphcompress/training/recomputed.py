@@ -52,4 +52,6 @@ class _Recomputed(nn.Module):
 
     def forward(self, *values: object) -> object:
         """What the part gives; nothing in it is random, so no state of a generator is kept."""
+        # The reentrant form gives no gradient to a part whose inputs need none, as the one that reads token
+        # ids.
         return checkpoint(self.part, *values, use_reentrant=False, preserve_rng_state=False)
