@@ -29,7 +29,7 @@ from graphcompress.files.runtime import Feed, runner_of, session_of
 from graphcompress.graph.model import Model
 from graphcompress.measure.timing import interleaved
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.targets.cpu.cpu import Cpu
 from graphcompress.targets.openvino.provider import open_session
 

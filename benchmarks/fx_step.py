@@ -21,7 +21,7 @@ from transformers import AutoModel
 from graphcompress.fx import to_fx
 from graphcompress.graph.model import Model
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 
 Step = Callable[[], float]
 

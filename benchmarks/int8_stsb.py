@@ -24,10 +24,12 @@ from rich.table import Table
 from graphcompress.data.load import Samples, load_samples
 from graphcompress.files.runtime import session_of
 from graphcompress.graph.model import Model
+from graphcompress.measure.invariance import batch_invariance
 from graphcompress.measure.metrics import answers, metric, score
-from graphcompress.measure.verify import batch_invariance, compare
+from graphcompress.measure.verify import compare
 from graphcompress.passes.quantize.int8 import Int8
-from graphcompress.plugin.base import Capabilities, Context
+from graphcompress.plugin.capabilities import Capabilities
+from graphcompress.plugin.context import Context
 from graphcompress.plugin.schemes import INT8, UINT8, integer_products
 
 CALIBRATION_SENTENCES = 300

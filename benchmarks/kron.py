@@ -35,7 +35,7 @@ from graphcompress.measure.metrics import answers, metric, score
 from graphcompress.numerics.kronecker import relative_error
 from graphcompress.numerics.moments import SecondMoment
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 
 CALIBRATION_PAIRS = 150
 CHECKED_PAIRS = 100

@@ -81,7 +81,7 @@ def save(path: Path) -> None:
     """Read, replace one weight, save."""
     from graphcompress.analysis.linears import linears
     from graphcompress.graph.model import Model
-    from graphcompress.plugin.base import Context
+    from graphcompress.plugin.context import Context
     from graphcompress.rewrite.rewriter import Rewriter
 
     model = Model.load(path)
@@ -98,7 +98,7 @@ def run(path: Path) -> None:
     """One pass with its checks, which run the model before and after on ONNX Runtime."""
     from graphcompress.graph.model import Model
     from graphcompress.pipeline.pipeline import Pipeline
-    from graphcompress.plugin.base import Context
+    from graphcompress.plugin.context import Context
 
     (record,) = Pipeline.parse("simplify").run(Model.load(path), Context())
     if record.step.max_error:

@@ -25,7 +25,7 @@ from graphcompress.measure.bench import bench
 from graphcompress.measure.cache import MeasurementCache
 from graphcompress.measure.verify import Run
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rules.opsets.lowering import legalise
 from graphcompress.targets.common.family import UNCHANGED
 from graphcompress.targets.common.form_choice import choose_forms

@@ -20,7 +20,7 @@ from rich.table import Table
 from graphcompress.data.made_up import synthetic_samples
 from graphcompress.graph.model import Model
 from graphcompress.passes.simplify.simplify import Simplify
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from matrix.tools import TOOLS, counts, nodes

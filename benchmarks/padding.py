@@ -20,7 +20,7 @@ from graphcompress.graph.model import Model
 from graphcompress.measure.timing import interleaved
 from graphcompress.numerics.metrics import sqnr_db
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.targets.cpu.cpu import Cpu
 
 BATCH = 8

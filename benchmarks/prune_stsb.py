@@ -36,7 +36,7 @@ from graphcompress.files.runtime import session_of
 from graphcompress.graph.model import Model
 from graphcompress.numerics.metrics import cosine, spearman, sqnr_db
 from graphcompress.passes.prune.prune import Prune
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 
 CALIBRATION_SENTENCES = 300
 BATCH = 32

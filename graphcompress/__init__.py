@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from graphcompress.data.load import Samples, load_samples
     from graphcompress.graph.model import Model
     from graphcompress.pipeline.pipeline import Pipeline
-    from graphcompress.plugin.base import Capabilities, Context, Exact, Lossy, Pass, Target
+    from graphcompress.plugin.base import Pass, Target
+    from graphcompress.plugin.capabilities import Capabilities
+    from graphcompress.plugin.context import Context
+    from graphcompress.plugin.contract import Exact, Lossy
     from graphcompress.plugin.instrument import Instrument
     from graphcompress.plugin.options import option
     from graphcompress.plugin.task import Figure, Metric, Task

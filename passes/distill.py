@@ -13,9 +13,12 @@ from graphcompress.analysis.linears import Embedding, Linear, embeddings, linear
 from graphcompress.errors import UsageError
 from graphcompress.graph.expressions import leaves
 from graphcompress.graph.model import Model
-from graphcompress.plugin.base import Context, Contract, Lossy, Pass, Record, Training
+from graphcompress.plugin.base import Pass
+from graphcompress.plugin.context import Context, Training
+from graphcompress.plugin.contract import Contract, Lossy
 from graphcompress.plugin.extras import needs_torch
 from graphcompress.plugin.options import build, option, split_calls
+from graphcompress.plugin.record import Record
 from graphcompress.plugin.registry import INSTRUMENTS
 from graphcompress.rewrite.rewriter import Rewriter
 

@@ -11,7 +11,7 @@ from graphcompress.coupling.couplings import Group, WeightSlice, couplings
 from graphcompress.cutting.cut import cut
 from graphcompress.graph.expressions import leaves
 from graphcompress.graph.model import Model
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 
 TOLERANCE = 1e-5

@@ -12,7 +12,7 @@ from graphcompress.data.load import Samples
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.passes.simplify.simplify import Simplify
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 
 EXPERTS, WIDTH, HIDDEN, BLOCKS = 4, 32, 64, 2
 

@@ -11,7 +11,7 @@ from graphcompress.fx import to_fx
 from graphcompress.graph.model import Model
 from graphcompress.instruments.score_masks.score_masks import ScoreMasks
 from graphcompress.passes.blockprune.compact import compact
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 
 PRESETS = {

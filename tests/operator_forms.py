@@ -8,7 +8,7 @@ import onnxruntime
 
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.targets.common.form_choice import same_outputs
 

@@ -18,7 +18,7 @@ from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.measure import metrics
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context, Training
+from graphcompress.plugin.context import Context, Training
 from graphcompress.plugin.reference import describe
 from graphcompress.plugin.registry import METRICS, TARGETS
 from graphcompress.reporting.text import target_lines

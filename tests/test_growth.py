@@ -6,12 +6,12 @@ import pytest
 import texts
 
 from graphcompress.analysis.activations import activations
-from graphcompress.analysis.attention import attentions
+from graphcompress.analysis.attentions import attentions
 from graphcompress.analysis.cost import node_costs
 from graphcompress.analysis.linears import embeddings, linears
 from graphcompress.coupling.couplings import couplings
 from graphcompress.passes.simplify.simplify import Simplify
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.ranges.bounds import Bounds
 from graphcompress.training.taps import taps
 

@@ -17,7 +17,7 @@ import pytest
 
 import graphcompress.passes
 import graphcompress.targets
-from graphcompress.plugin.base import Capabilities
+from graphcompress.plugin.capabilities import Capabilities
 
 FRAMEWORK = Path(graphcompress.__file__).parent
 ROOTS = {

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphcompress.analysis.attention import Attention, attentions
+from graphcompress.analysis.attention import Attention
+from graphcompress.analysis.attentions import attentions
 from graphcompress.analysis.linears import Linear, linears
 from graphcompress.graph.expressions import Constants
 from graphcompress.graph.model import Model

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from graphcompress.analysis.attention import attentions
+from graphcompress.analysis.attentions import attentions
 from graphcompress.coupling.couplings import FFN, couplings
 from graphcompress.graph.model import Model
 

@@ -19,7 +19,8 @@ from graphcompress.files.runtime import Feed, runner_of, session_of
 from graphcompress.files.temporary import Temporary
 from graphcompress.graph.model import Model
 from graphcompress.measure.verify import Run
-from graphcompress.plugin.base import Context, Lowering, Target
+from graphcompress.plugin.base import Lowering, Target
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.opsets.raising import raise_opset
 

@@ -10,13 +10,13 @@ from graphcompress.files.runtime import Feed
 from graphcompress.generation.generator import Generator
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
+from graphcompress.measure.invariance import batch_invariance
 from graphcompress.measure.metrics import Scoring
 from graphcompress.measure.reference import check_repeats
 from graphcompress.measure.tokens import token_values
-from graphcompress.measure.verify import batch_invariance
 from graphcompress.pipeline.anatomy import Depth, anatomy
 from graphcompress.pipeline.contract_check import CHECK_BATCH, ModelSize, check_samples
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 
 
 class Baseline:

@@ -14,7 +14,7 @@ from graphcompress.data.made_up import synthetic_samples
 from graphcompress.files.runtime import runner_of, session_of
 from graphcompress.measure.bench import ShapeResult, bench
 from graphcompress.measure.timing import BENCH_SECONDS
-from graphcompress.plugin.base import Progress, no_progress
+from graphcompress.plugin.context import Progress, no_progress
 from graphcompress.plugin.targeting import parse_target
 from graphcompress.reporting.summary import contender
 

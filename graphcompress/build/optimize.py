@@ -43,12 +43,14 @@ from graphcompress.errors import DataError
 from graphcompress.generation.generator import Generator
 from graphcompress.graph.model import Model
 from graphcompress.measure import metrics
+from graphcompress.measure.invariance import batch_invariance
 from graphcompress.measure.memory import bounded, longest_needs
 from graphcompress.measure.metrics import Scoring
-from graphcompress.measure.verify import batch_invariance, compare
+from graphcompress.measure.verify import compare
 from graphcompress.pipeline.anatomy import anatomy
 from graphcompress.pipeline.contract_check import ModelSize
-from graphcompress.plugin.base import Context, Target, Training
+from graphcompress.plugin.base import Target
+from graphcompress.plugin.context import Context, Training
 from graphcompress.plugin.targeting import artifact_folders, common_capabilities
 from graphcompress.plugin.task import Metric
 from graphcompress.reporting import text as report

@@ -25,13 +25,14 @@ from graphcompress.errors import MissingExtraError, UsageError
 from graphcompress.graph.model import Model
 from graphcompress.measure import bench as timing
 from graphcompress.measure.bench import SHAPES, ShapeResult
+from graphcompress.measure.invariance import Invariance, batch_invariance
 from graphcompress.measure.timing import BENCH_ROUNDS
 from graphcompress.measure.tokens import token_values
-from graphcompress.measure.verify import Difference, Invariance, batch_invariance, compare
+from graphcompress.measure.verify import Difference, compare
 from graphcompress.pipeline import inspection
 from graphcompress.pipeline.inspection import Inspection
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context, Progress, no_progress
+from graphcompress.plugin.context import Context, Progress, no_progress
 from graphcompress.plugin.targeting import common_capabilities, parse_targets
 from graphcompress.reporting.text import bench_lines, difference_line, invariance_line
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from graphcompress.build.goals import MaxDrop, parse_size
 from graphcompress.errors import UsageError
-from graphcompress.plugin.base import Pass, Progress, Target, no_progress
+from graphcompress.plugin.base import Pass, Target
+from graphcompress.plugin.context import Progress, no_progress
 from graphcompress.plugin.registry import PASSES
 from graphcompress.plugin.targeting import common_capabilities, distinct, parse_targets
 from graphcompress.plugin.task import Metric

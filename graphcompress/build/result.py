@@ -12,8 +12,9 @@ from graphcompress.data.samples import Samples
 from graphcompress.graph.model import Model
 from graphcompress.measure.answers import ChangedAnswer
 from graphcompress.measure.bench import ShapeResult
+from graphcompress.measure.invariance import Invariance
 from graphcompress.measure.metrics import Drop, Score
-from graphcompress.measure.verify import Difference, Invariance
+from graphcompress.measure.verify import Difference
 from graphcompress.pipeline.anatomy import Anatomy, PlaceError
 from graphcompress.pipeline.contract_check import ModelSize
 from graphcompress.pipeline.pipeline import PassRecord

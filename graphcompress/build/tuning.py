@@ -8,7 +8,8 @@ from pathlib import Path
 from graphcompress.capturing.source import open_model
 from graphcompress.data.load import Samples, load_samples
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context, Progress, Target, no_progress
+from graphcompress.plugin.base import Target
+from graphcompress.plugin.context import Context, Progress, no_progress
 
 Times = Mapping[str, Mapping[str, Sequence[float]]]
 

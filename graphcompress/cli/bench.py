@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from graphcompress.data.samples import Samples
     from graphcompress.measure.bench import ShapeResult
     from graphcompress.measure.roofline import Roofline
-    from graphcompress.plugin.base import Progress
+    from graphcompress.plugin.context import Progress
 
 _NO_ROOFLINE = "only ONNX models with products that ran on the CPU provider at the last shape have one"
 _INSTEAD = "to time what stands in for it here, name the model's file in it"

@@ -20,7 +20,7 @@ from graphcompress.training.processes import rank
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from graphcompress.plugin.base import Progress
+    from graphcompress.plugin.context import Progress
 
 SECONDS_PER_LINE = 10.0
 """Where progress does not go to a terminal, a line of it is printed every so many seconds."""

@@ -22,7 +22,7 @@ from graphcompress.training.processes import rank
 if TYPE_CHECKING:
     from graphcompress.data.load import Samples
     from graphcompress.graph.model import Model
-    from graphcompress.plugin.base import Progress
+    from graphcompress.plugin.context import Progress
 
 
 def as_option(name: str) -> typer.models.OptionInfo:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.attention import Attention, attentions
+from graphcompress.analysis.attention import Attention
+from graphcompress.analysis.attentions import attentions
 from graphcompress.analysis.experts import all_experts
 from graphcompress.analysis.linears import Linear, embeddings, linears
 from graphcompress.analysis.residual import branches

@@ -13,7 +13,8 @@ import torch
 from torch import fx
 from torch.nn import functional
 
-from graphcompress.analysis.attention import Attention, ChainStep, Operand, attentions
+from graphcompress.analysis.attention import Attention, ChainStep, Operand
+from graphcompress.analysis.attentions import attentions
 from graphcompress.fx.builder import FxBuilder
 from graphcompress.fx.ops.shape import permuted
 from graphcompress.graph.match import operand_beside, producer, rank_of, scalar

@@ -13,7 +13,7 @@ from graphcompress.errors import UsageError
 from graphcompress.fx.functional import fake_quantise, quantise
 from graphcompress.fx.stored import Form, limited
 from graphcompress.graph.model import Model
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 
 

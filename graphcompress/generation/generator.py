@@ -18,7 +18,7 @@ from graphcompress.generation.search import search
 from graphcompress.generation.settings import GenerationSettings, read_settings
 from graphcompress.generation.steps import Runs, Steps, follows_mask
 from graphcompress.graph.model import Model
-from graphcompress.plugin.base import Progress, no_progress
+from graphcompress.plugin.context import Progress, no_progress
 
 BATCH = 8
 """Prompts run together, where nothing else is asked for."""

@@ -22,7 +22,7 @@ from graphcompress.measure.timing import (
     interleaved,
 )
 from graphcompress.measure.verify import Run
-from graphcompress.plugin.base import Progress, no_progress
+from graphcompress.plugin.context import Progress, no_progress
 
 SHAPES = ("1xnatural", "1x128", "8x128")
 _SHAPE = re.compile(r"(\d+)x(\d+|natural)")

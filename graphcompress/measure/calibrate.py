@@ -15,7 +15,7 @@ from graphcompress.files.runtime import Feed
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.measure.memory import MOST, bytes_of, for_statistics, sizes_of
-from graphcompress.plugin.base import Progress, no_progress
+from graphcompress.plugin.context import Progress, no_progress
 
 T = TypeVar("T")
 

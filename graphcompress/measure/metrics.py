@@ -19,7 +19,7 @@ from graphcompress.graph.model import Model
 from graphcompress.measure.answers import ChangedAnswer, changed_answers
 from graphcompress.measure.own_metric import Function, of_object, read
 from graphcompress.measure.verify import Run
-from graphcompress.plugin.base import Progress, no_progress
+from graphcompress.plugin.context import Progress, no_progress
 from graphcompress.plugin.options import build, split_calls
 from graphcompress.plugin.registry import METRICS, TASKS
 from graphcompress.plugin.task import Metric, Pair, Task, WritingTask, own_metric

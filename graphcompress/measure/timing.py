@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphcompress.plugin.base import Progress, no_progress
+from graphcompress.plugin.context import Progress, no_progress
 
 # ---- how times are taken
 

@@ -1,4 +1,4 @@
-"""Are two models equal enough? Structure, outputs on samples, answers alone against answers in a batch."""
+"""How far are the outputs of two models apart?"""
 
 from __future__ import annotations
 
@@ -6,18 +6,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
-import onnx_ir as ir
 
 from graphcompress.data.load import Samples
 from graphcompress.data.samples import padding_mask
 from graphcompress.errors import ContractError, DataError
-from graphcompress.files.parts import handed_on, is_cache
-from graphcompress.files.reading.wholeness import SMALL_BYTES, with_shape
+from graphcompress.files.parts import is_cache
 from graphcompress.files.runtime import Feed
-from graphcompress.files.stored import StoredTensor
-from graphcompress.graph.model import Model
-from graphcompress.numerics.metrics import cosine, ratio_db
+from graphcompress.numerics.metrics import entry_errors, ratio_db, smallest_cosine
 
 Run = Callable[[Feed], Mapping[str, np.ndarray]]
 
@@ -87,27 +82,6 @@ class Difference:
         return f"{self.samples} {'made-up ' if self.made_up else ''}samples"
 
 
-@dataclass(frozen=True)
-class Invariance:
-    """Whether an answer depends on what else is in the batch.
-
-    Attributes:
-        samples: number of samples run both alone and in a padded batch.
-        max_relative_error: largest difference over the largest absolute value of the output.
-        min_cosine: smallest cosine between an answer alone and in the batch.
-        changed: samples whose answer moved by more than ``tolerance`` of the output range.
-        tolerance: share of the output range.
-        made_up: the samples were made up, not a user's.
-    """
-
-    samples: int
-    max_relative_error: float
-    min_cosine: float
-    changed: int
-    tolerance: float
-    made_up: bool = False
-
-
 class _Accumulator:
     """Sums of one output over batches."""
 
@@ -124,13 +98,13 @@ class _Accumulator:
             self._count(a, b)
 
     def _measure(self, a: np.ndarray, b: np.ndarray) -> None:
-        error, size = _error(a, b), np.abs(np.where(np.isfinite(a), a, 0.0))
+        error, size = entry_errors(a, b), np.abs(np.where(np.isfinite(a), a, 0.0))
         self.signal += float(np.sum(size**2))
         self.noise += float(np.sum(error**2))
         self.max_error = max(self.max_error, float(np.max(error, initial=0.0)))
         self.peak = max(self.peak, float(np.max(size, initial=0.0)))
         if a.shape[-1] >= ARGMAX_CLASSES:
-            self.min_cosine = min(self.min_cosine, _cosine(a, b))
+            self.min_cosine = min(self.min_cosine, smallest_cosine(a, b))
             self.rows += int(np.prod(a.shape[:-1]))
             self.agreed += int(np.sum(a.argmax(-1) == b.argmax(-1)))
 
@@ -162,23 +136,6 @@ def output_difference(name: str, a: np.ndarray, b: np.ndarray) -> OutputDifferen
     total = _Accumulator()
     total.add(a, b)
     return total.difference(name)
-
-
-def _error(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """|a - b|; 0 where both are the same infinity or NaN, infinite where only one is."""
-    # Infinity minus infinity is NaN, so that equal entries are told apart first.
-    same = (a == b) | (np.isnan(a) & np.isnan(b))
-    with np.errstate(invalid="ignore"):
-        error = np.where(same, 0.0, np.abs(a - b))
-    return np.where(np.isnan(error), np.inf, error)
-
-
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    """Smallest cosine of the rows of ``a`` and ``b``; rows that are equal have 1, rows with NaN -1."""
-    rows = np.atleast_1d(np.all((a == b) | (np.isnan(a) & np.isnan(b)), axis=-1))
-    with np.errstate(invalid="ignore"):
-        cosines = np.where(rows, 1.0, cosine(a, b))
-    return float(np.min(np.nan_to_num(cosines, nan=-1.0), initial=1.0))
 
 
 def compare(
@@ -300,122 +257,6 @@ def _refuse_nothing(sums: Mapping[str, _Accumulator], samples: int) -> None:
         f"nothing was compared, so nothing is shown: {seen}; give samples with --data that have at least one "
         "token and give every output at least one entry"
     )
-
-
-def batch_invariance(run: Run, samples: Samples, *, batch: int = 8, tolerance: float = 0.01) -> Invariance:
-    """Run every sample alone and in a padded batch of ``batch``, and compare the two answers.
-
-    Outputs that have no entry per sample are not looked at; with no other, no sample was compared.
-    """
-    alone: list[Mapping[str, np.ndarray]] = [run(samples.batch([index])) for index in range(len(samples))]
-    peak = max((_peak(array) for answer in alone for array in answer.values()), default=0.0) or 1.0
-    worst, low, changed, batch, compared = 0.0, 1.0, 0, samples.batch_size(batch), 0
-    for indices in samples.indices(batch):
-        together = run(samples.batch(indices))
-        rows = samples.filled(1), samples.filled(len(indices))
-        for row, index in enumerate(indices):
-            distance = _answer_distance(alone[index], together, row, rows, samples.fronts(index, indices))
-            if distance is None:
-                continue
-            error, angle = distance
-            compared += 1
-            worst, low = max(worst, error / peak), min(low, angle)
-            changed += error / peak > tolerance
-    return Invariance(compared, worst, low, changed, tolerance, samples.synthetic)
-
-
-def _answer_distance(
-    alone: Mapping[str, np.ndarray],
-    together: Mapping[str, np.ndarray],
-    row: int,
-    rows: tuple[int, int],
-    fronts: Mapping[str, int],
-) -> tuple[float, float] | None:
-    """Largest error and smallest cosine of row ``row`` of a batch; ``rows`` are those of both batches.
-
-    None where no output has an entry per row. ``fronts`` says how many padded tokens a cache begins with.
-    """
-    error, angle, found = 0.0, 1.0, False
-    for name, array in alone.items():
-        axis = _batch_axis(array.shape, together[name].shape, rows)
-        if axis is None or not np.issubdtype(array.dtype, np.floating):
-            continue
-        found = True
-        a = array.take(0, axis).astype(np.float64)
-        b = together[name].take(row, axis).astype(np.float64)
-        if name in fronts:
-            b = b[..., fronts[name] :, :]
-        b = b[tuple(slice(size) for size in a.shape)]
-        error = max(error, float(np.max(_error(a, b), initial=0.0)))
-        if a.ndim:
-            angle = min(angle, _cosine(a, b))
-    return (error, angle) if found else None
-
-
-def _batch_axis(alone: tuple[int, ...], together: tuple[int, ...], rows: tuple[int, int]) -> int | None:
-    """The first axis with an entry per row in both; None where there is none, or other axes do not fit."""
-    if len(alone) != len(together):
-        return None
-    axis = next((axis for axis, sizes in enumerate(zip(alone, together, strict=True)) if sizes == rows), None)
-    fits = all(b >= a for number, (a, b) in enumerate(zip(alone, together, strict=True)) if number != axis)
-    return axis if fits else None
-
-
-def _peak(array: np.ndarray) -> float:
-    """Largest finite absolute value of a floating-point output; 0 for others."""
-    if not np.issubdtype(array.dtype, np.floating):
-        return 0.0
-    return float(np.max(np.abs(np.where(np.isfinite(array), array, 0.0)), initial=0.0))
-
-
-def check_structure(model: Model, before: Mapping[str, tuple[str, ...]]) -> None:
-    """The ONNX checker, and the interface of ``before`` (see :func:`interface`) unchanged.
-
-    Raises:
-        ContractError: what the checker says, or which input or output changed.
-    """
-    after = interface(model)
-    for kind, names in before.items():
-        if after[kind] != names:
-            raise ContractError(f"the {kind} changed from {list(names)} to {list(after[kind])}")
-    proto = ir.to_proto(_without_weights(model))
-    for values in (proto.graph.input, proto.graph.output):
-        shaped = [with_shape(value) for value in values]
-        del values[:]
-        values.extend(shaped)
-    try:
-        onnx.checker.check_model(proto, full_check=False)
-    except onnx.checker.ValidationError as error:
-        first = str(error).strip().splitlines()[0]
-        raise ContractError(f"the ONNX checker refuses the result: {first}") from error
-
-
-def interface(model: Model) -> dict[str, tuple[str, ...]]:
-    """Inputs and outputs with their types and shapes, as text."""
-    passed_on = {name for link in handed_on(model.parts) for name in link}
-
-    def shape(value: ir.Value) -> str:
-        said = model.declared.said(value)
-        # Parts of one model agree among themselves how many heads a cache has.
-        return f"{len(said or ())} axes" if value.name in passed_on else str(said)
-
-    return {
-        kind: tuple(f"{value.name}: {value.dtype} {shape(value)}" for value in values)
-        for kind, values in (("inputs", model.graph.inputs), ("outputs", model.graph.outputs))
-    }
-
-
-def _without_weights(model: Model) -> ir.Model:
-    """A copy whose large initializers became inputs, so that the checker needs no weights in memory."""
-    copy = model.ir.clone()
-    for name, value in list(copy.graph.initializers.items()):
-        if value.const_value is None or value.is_graph_input():
-            continue
-        if value.const_value.nbytes > SMALL_BYTES or isinstance(value.const_value, StoredTensor):
-            copy.graph.initializers.pop(name)
-            value.const_value = None
-            copy.graph.inputs.append(value)
-    return copy
 
 
 def _real_rows(array: np.ndarray, mask: np.ndarray | None) -> np.ndarray:

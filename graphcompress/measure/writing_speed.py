@@ -15,7 +15,7 @@ from graphcompress.errors import UsageError
 from graphcompress.files.runtime import Feed
 from graphcompress.generation.generator import Generator, Prompt
 from graphcompress.measure.timing import BENCH_ROUNDS, Ratio, Timing, interleaved
-from graphcompress.plugin.base import Progress, no_progress
+from graphcompress.plugin.context import Progress, no_progress
 
 PROMPT_TOKENS = 16
 """Tokens of a made-up prompt: a sentence."""

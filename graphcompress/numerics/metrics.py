@@ -63,6 +63,23 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return cosines
 
 
+def entry_errors(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """|a - b|; 0 where both are the same infinity or NaN, infinite where only one is."""
+    # Infinity minus infinity is NaN, so that equal entries are told apart first.
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    with np.errstate(invalid="ignore"):
+        error = np.where(same, 0.0, np.abs(a - b))
+    return np.where(np.isnan(error), np.inf, error)
+
+
+def smallest_cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Smallest cosine of the rows of ``a`` and ``b``; rows that are equal have 1, rows with NaN -1."""
+    rows = np.atleast_1d(np.all((a == b) | (np.isnan(a) & np.isnan(b)), axis=-1))
+    with np.errstate(invalid="ignore"):
+        cosines = np.where(rows, 1.0, cosine(a, b))
+    return float(np.min(np.nan_to_num(cosines, nan=-1.0), initial=1.0))
+
+
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's rank correlation of two vectors."""
     import scipy.stats  # importing it takes longer than all else that a build without this metric imports

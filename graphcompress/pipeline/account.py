@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from graphcompress.analysis.parameters import Parameters, all_parameters
 from graphcompress.graph.model import Model
-from graphcompress.plugin.base import Record, Skipped
+from graphcompress.plugin.record import Record, Skipped
 
 UNNAMED = "this pass, with these options, does not look at it"
 """Reason of a weight that a pass neither changed nor named."""

@@ -15,9 +15,11 @@ from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.measure.memory import bounded
 from graphcompress.measure.reference import check_repeats
+from graphcompress.measure.structure import check_structure, interface
 from graphcompress.measure.tokens import token_values
-from graphcompress.measure.verify import Difference, check_structure, compare, interface
-from graphcompress.plugin.base import Context, Pass, Training
+from graphcompress.measure.verify import Difference, compare
+from graphcompress.plugin.base import Pass
+from graphcompress.plugin.context import Context, Training
 
 CHECK_SAMPLES = 16
 """The outputs before and after a pass are compared on this many samples."""

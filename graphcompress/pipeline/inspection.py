@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphcompress.analysis.attention import Attention, attentions
+from graphcompress.analysis.attention import Attention
+from graphcompress.analysis.attentions import attentions
 from graphcompress.analysis.cost import counted_on, macs, node_costs
 from graphcompress.analysis.experts import all_experts
 from graphcompress.analysis.linears import embeddings, linears
@@ -19,7 +20,10 @@ from graphcompress.coupling.layers import layers
 from graphcompress.graph.model import Model
 from graphcompress.pipeline.account import Account
 from graphcompress.pipeline.pipeline import first_passes
-from graphcompress.plugin.base import Context, Lossy, Pass, Progress, Skipped, Touched, no_progress
+from graphcompress.plugin.base import Pass
+from graphcompress.plugin.context import Context, Progress, no_progress
+from graphcompress.plugin.contract import Lossy
+from graphcompress.plugin.record import Skipped, Touched
 from graphcompress.plugin.registry import PASSES
 
 

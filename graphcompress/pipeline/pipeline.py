@@ -16,17 +16,12 @@ from graphcompress.measure.metrics import Drop, Score, Scoring
 from graphcompress.measure.verify import Difference
 from graphcompress.pipeline.account import Account
 from graphcompress.pipeline.contract_check import Checker, ModelSize, Outputs, judge, rounding
-from graphcompress.plugin.base import (
-    Capabilities,
-    Context,
-    Exact,
-    Lossy,
-    Pass,
-    Record,
-    Skipped,
-    Touched,
-)
+from graphcompress.plugin.base import Pass
+from graphcompress.plugin.capabilities import Capabilities
+from graphcompress.plugin.context import Context
+from graphcompress.plugin.contract import Exact, Lossy
 from graphcompress.plugin.options import build, split_calls
+from graphcompress.plugin.record import Record, Skipped, Touched
 from graphcompress.plugin.registry import PASSES
 
 

@@ -1,215 +1,25 @@
-"""A pass and a target, two of the things that can be added: what each is given and promises."""
+"""A pass and a target, two of the things that can be added: what each is asked and promises."""
 
 from __future__ import annotations
 
 import abc
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from graphcompress.errors import UsageError
+from graphcompress.plugin.capabilities import Capabilities
+from graphcompress.plugin.context import Context
+from graphcompress.plugin.contract import Contract
 from graphcompress.plugin.options import check_options, format_call, renamed
-from graphcompress.plugin.schemes import INT8, UINT8, Scheme, common_schemes, described, integer_products
+from graphcompress.plugin.record import Record
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from graphcompress.data.load import Samples
     from graphcompress.graph.model import Model
-    from graphcompress.measure.verify import Difference, OutputDifference, Run
-    from graphcompress.plugin.task import Metric
-
-
-ROUNDINGS = 4
-"""Outputs of an exact pass may differ by this many roundings of the coarsest float type."""
-
-HELD_OUT_SHARE, HELD_OUT_ROWS = 0.05, 512
-"""Part of the samples to train on that is held out where a user gives no others; at most so many rows."""
-
-
-@dataclass(frozen=True)
-class Exact:
-    """Outputs stay the same up to the order of floating-point additions.
-
-    ``atol`` is in units of the largest output of the reference, so that it means the same for every model. A
-    model that computes in half precision rounds by more than that: there a few roundings are allowed.
-    """
-
-    atol: float = 1e-4
-
-    def broken_by(self, difference: Difference, epsilon: float = 0.0) -> str | None:
-        """Why ``difference`` breaks this, or None; ``epsilon`` is the rounding of the coarsest float type."""
-        allowed = max(self.atol, ROUNDINGS * epsilon)
-        if difference.max_relative_error <= allowed:
-            return None
-        worst = _worst(difference.outputs, lambda output: -output.max_relative_error)
-        return (
-            f"largest error {difference.max_relative_error:.2e} of the output range{worst}, "
-            f"promised {allowed:.0e}"
-        )
-
-    def __str__(self) -> str:
-        return f"exact (largest error {self.atol:.0e} of the output range)"
-
-
-@dataclass(frozen=True)
-class Lossy:
-    """Outputs keep at least this signal-to-quantisation-noise ratio."""
-
-    min_sqnr_db: float
-
-    def broken_by(self, difference: Difference, epsilon: float = 0.0) -> str | None:
-        """Why ``difference`` breaks this contract, or None."""
-        if difference.sqnr_db >= self.min_sqnr_db:
-            return None
-        worst = _worst(difference.outputs, lambda output: output.sqnr_db)
-        return f"SQNR {difference.sqnr_db:.1f} dB{worst}, promised at least {self.min_sqnr_db:.0f} dB"
-
-    def __str__(self) -> str:
-        return f"lossy (SQNR at least {self.min_sqnr_db:.0f} dB)"
-
-
-def _worst(outputs: Sequence[OutputDifference], goodness: Callable[[OutputDifference], float]) -> str:
-    """Which of several outputs a figure is of."""
-    return f" (output {min(outputs, key=goodness).name!r})" if len(outputs) > 1 else ""
-
-
-Contract = Exact | Lossy
-
-
-@dataclass(frozen=True)
-class Capabilities:
-    """What a target can run; passes read it, so that they write nothing that the target refuses.
-
-    Attributes:
-        schemes: of quantisation, the better ones first.
-        constant_expressions: weights may be expressions over what is stored; the target folds or lowers them.
-    """
-
-    schemes: tuple[Scheme, ...] = integer_products(UINT8, INT8, dynamic=True)
-    constant_expressions: bool = True
-
-    @property
-    def judged_fused(self) -> bool:
-        """Whether fused int8 products of any machine answer like the target's.
-
-        Where all 8 bits of weights are in use those of x86 without VNNI saturate; such models are judged with
-        nothing fused, so that the products are computed in float.
-        """
-        return not any(scheme.weights is not None and scheme.weights.bits == 8 for scheme in self.schemes)
-
-    def __str__(self) -> str:
-        weights = "stored or expressions" if self.constant_expressions else "stored as they are"
-        return f"{described(self.schemes) or 'floats alone'}; weights {weights}"
-
-    def choose(self, wanted: Sequence[Scheme]) -> Scheme | None:
-        """Of the schemes ``wanted`` the one that the target runs best, or None where it runs none of them."""
-        return next((each for runs in self.schemes for each in wanted if runs.includes(each)), None)
-
-    def common(self, other: Capabilities) -> Capabilities:
-        """What both targets can run."""
-        return Capabilities(
-            common_schemes(self.schemes, other.schemes),
-            constant_expressions=self.constant_expressions and other.constant_expressions,
-        )
-
-
-class Progress(Protocol):
-    """Reports long work; the command line draws a bar, a library call draws nothing."""
-
-    def __call__(self, text: str, done: int, total: int, detail: str = "") -> None:
-        """``done`` of ``total`` steps of the work called ``text`` are finished; ``detail`` tells more."""
-
-
-def no_progress(text: str, done: int, total: int, detail: str = "") -> None:
-    """The progress of a library call: silence."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """What a pass that trains learns from.
-
-    Attributes:
-        samples: to train on; labels, where there are any, are in their columns.
-        teacher: whose answers are learned; None for the model as it came in.
-        held_out: to evaluate on, and to judge contracts on; None for a part of ``samples``.
-        metric: the task metric that is evaluated; None for the loss itself.
-        folder: for checkpoints, from which an interrupted run goes on and which say that a run is done; None
-            for none.
-    """
-
-    samples: Samples
-    teacher: Model | None = None
-    held_out: Samples | None = None
-    metric: Metric | None = None
-    folder: Path | None = None
-
-    def divided(self) -> tuple[Samples, Samples]:
-        """Samples to train on, and samples to evaluate and to judge the result on."""
-        if self.held_out is not None:
-            return self.samples, self.held_out
-        return self.samples.held_out(HELD_OUT_SHARE, HELD_OUT_ROWS)
-
-
-@dataclass(frozen=True)
-class Touched:
-    """One weight that a pass rewrote: its name, its parameters before, and figures worth reporting."""
-
-    name: str
-    parameters: int
-    detail: str = ""
-    figures: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """One thing that a pass left alone, and why; ``figures`` hold what was measured before deciding."""
-
-    name: str
-    reason: str
-    parameters: int = 0
-    figures: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a pass did: the weights that it rewrote, the things that it left alone, and notes for the user.
-
-    ``curves`` hold what was evaluated while something was learned: its name → steps and values.
-    """
-
-    touched: tuple[Touched, ...] = ()
-    skipped: tuple[Skipped, ...] = ()
-    notes: tuple[str, ...] = ()
-    curves: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a pass is given besides the model: samples, capabilities of the target, a seed.
-
-    Attributes:
-        samples: calibration samples of the user, or None: a pass works without and says what it would gain.
-        capabilities: of the target that the result is for.
-        seed: for everything random.
-        progress: called on long work.
-        training: what a pass that trains learns from, or None.
-        original: the model as it came in, kept (its weights on disk) where a later pass trains, else None.
-        pinned: target as the user would type it → the record of an earlier lowering that is to be made again.
-        spent: share of the drop allowed to the task metric that a model takes which runs like this; above 1
-            is too much; None where no drop is bounded.
-    """
-
-    samples: Samples | None = None
-    capabilities: Capabilities = field(default_factory=Capabilities)
-    seed: int = 0
-    progress: Progress = no_progress
-    training: Training | None = None
-    original: Model | None = None
-    pinned: Mapping[str, str] = field(default_factory=dict)
-    spent: Callable[[Run], float] | None = None
 
 
 class _Renaming(abc.ABCMeta):
@@ -425,8 +235,3 @@ class Target(Named, abc.ABC):
     def tune(self, model: Model, ctx: Context) -> Mapping[str, Mapping[str, Sequence[float]]]:
         """Times, in ms, of what :meth:`lower` would choose between in ``model``, measured on this machine."""
         return {}
-
-
-def parameters_of(items: Iterable[Touched | Skipped]) -> int:
-    """Sum of the parameters of ``items``."""
-    return sum(item.parameters for item in items)

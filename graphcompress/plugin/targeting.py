@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from graphcompress.errors import UsageError
-from graphcompress.plugin.base import Capabilities, Target
+from graphcompress.plugin.base import Target
+from graphcompress.plugin.capabilities import Capabilities
 from graphcompress.plugin.options import build, split_calls
 from graphcompress.plugin.registry import TARGETS
 from graphcompress.plugin.schemes import described

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from graphcompress.graph.model import Model
-    from graphcompress.measure.verify import Difference, Invariance
+    from graphcompress.measure.invariance import Invariance
+    from graphcompress.measure.verify import Difference
 
 FROM_THE_BATCH = "scales of activations are computed from the whole batch; int8{scheme=static} fixes them"
 

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graphcompress.analysis.parameters import BESIDE_WEIGHTS
-from graphcompress.plugin.base import Lowering, Skipped, Touched, parameters_of
+from graphcompress.plugin.base import Lowering
+from graphcompress.plugin.record import Skipped, Touched, parameters_of
 from graphcompress.reporting.batch_dependence import why_it_varies
 
 if TYPE_CHECKING:
     from graphcompress.build.result import Artifact, Build
     from graphcompress.measure.bench import ShapeResult
+    from graphcompress.measure.invariance import Invariance
     from graphcompress.measure.metrics import Drop, Score
-    from graphcompress.measure.verify import Difference, Invariance, OutputDifference
+    from graphcompress.measure.verify import Difference, OutputDifference
     from graphcompress.measure.writing_speed import WritingResult
     from graphcompress.pipeline.contract_check import ModelSize
     from graphcompress.pipeline.pipeline import PassRecord

@@ -13,7 +13,8 @@ from graphcompress.analysis.linears import NAME_KEY, Embedding, Linear
 from graphcompress.graph.expressions import Constants
 from graphcompress.graph.inference import overridable
 from graphcompress.graph.model import Model
-from graphcompress.plugin.base import Context, Record, Skipped, Touched
+from graphcompress.plugin.context import Context
+from graphcompress.plugin.record import Record, Skipped, Touched
 from graphcompress.rewrite.builder import AttributeValue, Builder
 
 Subject = Linear | Embedding | str

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from graphcompress.errors import TrainingError
-from graphcompress.plugin.base import Progress
+from graphcompress.plugin.context import Progress
 from graphcompress.plugin.instrument import Step
 from graphcompress.plugin.task import Metric
 from graphcompress.training.batches import Batches, parts

@@ -16,7 +16,7 @@ from graphcompress.files.runtime import Feed
 from graphcompress.fx import to_fx
 from graphcompress.graph.model import Model
 from graphcompress.measure.tokens import token_values
-from graphcompress.plugin.base import Training
+from graphcompress.plugin.context import Training
 from graphcompress.plugin.instrument import Attached, Instrument
 from graphcompress.plugin.registry import INSTRUMENTS
 from graphcompress.training.batches import Batches

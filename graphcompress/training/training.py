@@ -9,7 +9,7 @@ from graphcompress.errors import TrainingError
 from graphcompress.files.reading.hashes import sha256
 from graphcompress.fx import write_back
 from graphcompress.graph.model import Model
-from graphcompress.plugin.base import Context, Training
+from graphcompress.plugin.context import Context, Training
 from graphcompress.plugin.task import Metric
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.training.checkpoints import Checkpoints, identity

@@ -15,9 +15,12 @@ from graphcompress.graph.model import Model
 from graphcompress.passes.blockprune.compact import NOUNS, compact
 from graphcompress.passes.blockprune.scattered import fill, store_sparse
 from graphcompress.passes.blockprune.speed import Costs, check_shape, costs, gained
-from graphcompress.plugin.base import Context, Contract, Lossy, Pass, Record, Training
+from graphcompress.plugin.base import Pass
+from graphcompress.plugin.context import Context, Training
+from graphcompress.plugin.contract import Contract, Lossy
 from graphcompress.plugin.extras import needs_torch
 from graphcompress.plugin.options import build, option, split_calls
+from graphcompress.plugin.record import Record
 from graphcompress.plugin.registry import INSTRUMENTS
 from graphcompress.rewrite.rewriter import Rewriter
 

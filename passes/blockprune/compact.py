@@ -12,7 +12,7 @@ from graphcompress.cutting.cut import cut
 from graphcompress.cutting.silence import inner_linears_of, silent_units, some_of_units
 from graphcompress.graph.expressions import Constants, evaluate
 from graphcompress.graph.model import Model
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.bias import write_bias
 from graphcompress.rewrite.rewriter import Rewriter
 

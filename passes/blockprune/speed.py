@@ -21,7 +21,7 @@ from graphcompress.graph.runner import Runner
 from graphcompress.measure.bench import shaped_feed
 from graphcompress.measure.cache import MeasurementCache
 from graphcompress.measure.timing import Measurement, Ratio, interleaved
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 
 LEFT = 0.25

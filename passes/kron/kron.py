@@ -31,8 +31,11 @@ from graphcompress.passes.kron.choice import (
 )
 from graphcompress.passes.kron.presets import PRESETS, Role
 from graphcompress.passes.kron.sharing import layout, readers, stored_tensor
-from graphcompress.plugin.base import Context, Contract, Lossy, Pass, Record
+from graphcompress.plugin.base import Pass
+from graphcompress.plugin.context import Context
+from graphcompress.plugin.contract import Contract, Lossy
 from graphcompress.plugin.options import option
+from graphcompress.plugin.record import Record
 from graphcompress.rewrite.kronecker import write_expression, write_stack
 from graphcompress.rewrite.rewriter import Rewriter
 

@@ -23,7 +23,7 @@ from graphcompress.measure.calibrate import observe
 from graphcompress.numerics.moments import finite_rows
 from graphcompress.passes.prune.importance import rows_of, unit_norms
 from graphcompress.passes.prune.least_squares import GatheredRows, JointMoments
-from graphcompress.plugin.base import Progress
+from graphcompress.plugin.context import Progress
 from graphcompress.rewrite.rewriter import Rewriter
 
 HELD_OUT = 5

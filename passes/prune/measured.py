@@ -18,7 +18,7 @@ from graphcompress.graph.runner import Runner
 from graphcompress.measure.calibrate import real_tokens
 from graphcompress.measure.memory import MOST, bounded
 from graphcompress.passes.prune.blocks import Block
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 
 MEMORY_BYTES = 100_000_000

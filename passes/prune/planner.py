@@ -22,7 +22,7 @@ from graphcompress.passes.prune.least_squares import (
     ridge,
 )
 from graphcompress.passes.prune.measured import Probe
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 
 KINDS = {FFN: "FFN nodes", HEAD: "heads"}
 

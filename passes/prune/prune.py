@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.attention import attentions
+from graphcompress.analysis.attentions import attentions
 from graphcompress.analysis.parameters import weighted
 from graphcompress.coupling.atoms.store import BLOCKED
 from graphcompress.coupling.couplings import FFN, HEAD, Group, couplings, relate
@@ -29,8 +29,11 @@ from graphcompress.passes.prune.blocks import Block, blocks_of
 from graphcompress.passes.prune.least_squares import LinearMap
 from graphcompress.passes.prune.planner import KINDS, OUTLOOK, Goal, Planner, Removal
 from graphcompress.passes.prune.refit import write_fit
-from graphcompress.plugin.base import Context, Contract, Lossy, Pass, Record
+from graphcompress.plugin.base import Pass
+from graphcompress.plugin.context import Context
+from graphcompress.plugin.contract import Contract, Lossy
 from graphcompress.plugin.options import option
+from graphcompress.plugin.record import Record
 from graphcompress.rewrite.bias import write_bias
 from graphcompress.rewrite.rewriter import Rewriter
 

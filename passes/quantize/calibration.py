@@ -12,7 +12,7 @@ from graphcompress.data.load import Samples
 from graphcompress.graph.model import Model
 from graphcompress.measure.calibrate import observe
 from graphcompress.numerics.observers import Activation
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 
 JUDGING_SHARE = 8

@@ -34,8 +34,12 @@ from graphcompress.passes.quantize.quantisable import linear_reason, table_reaso
 from graphcompress.passes.quantize.search import Choice, fewest_in_float
 from graphcompress.passes.quantize.smoothing import smooth
 from graphcompress.passes.quantize.write import write
-from graphcompress.plugin.base import Capabilities, Context, Contract, Lossy, Pass, Record
+from graphcompress.plugin.base import Pass
+from graphcompress.plugin.capabilities import Capabilities
+from graphcompress.plugin.context import Context
+from graphcompress.plugin.contract import Contract, Lossy
 from graphcompress.plugin.options import option
+from graphcompress.plugin.record import Record
 from graphcompress.plugin.schemes import INT8, PER_CHANNEL, UINT8, Numbers, Scheme
 from graphcompress.rewrite.rewriter import Rewriter
 

@@ -15,7 +15,7 @@ from graphcompress.measure.verify import compare
 from graphcompress.numerics.metrics import error_at
 from graphcompress.passes.quantize.decide import Plan
 from graphcompress.passes.quantize.write import write
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 
 

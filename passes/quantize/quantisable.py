@@ -10,7 +10,7 @@ from graphcompress.analysis.experts import Experts
 from graphcompress.analysis.linears import Embedding, Linear
 from graphcompress.graph.expressions import expression_nodes, is_constant, leaves
 from graphcompress.passes.quantize.lowbit import low_bit_leaves, stays_expression
-from graphcompress.plugin.base import Capabilities
+from graphcompress.plugin.capabilities import Capabilities
 
 SMALLEST_SIDE = 16
 """A product with fewer inputs or outputs is not faster in int8 (NVIDIA ModelOpt draws the same line)."""

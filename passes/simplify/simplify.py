@@ -10,8 +10,11 @@ from graphcompress.analysis.linears import inner_linears, keep_names, overridabl
 from graphcompress.graph.match import is_standard, node_name
 from graphcompress.graph.model import Model, is_weight
 from graphcompress.passes.simplify.fused.operators import refuse_hidden, standardise
-from graphcompress.plugin.base import Context, Contract, Exact, Pass, Record
+from graphcompress.plugin.base import Pass
+from graphcompress.plugin.context import Context
+from graphcompress.plugin.contract import Contract, Exact
 from graphcompress.plugin.options import option
+from graphcompress.plugin.record import Record
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules import convolutions, linears
 from graphcompress.rules.everything import simplify

@@ -10,7 +10,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from graphcompress.analysis.attention import Attention, attentions
+from graphcompress.analysis.attention import Attention
+from graphcompress.analysis.attentions import attentions
 from graphcompress.graph.match import fixed_size, is_standard, only_reader, operand_beside, rank_of
 from graphcompress.graph.model import Model
 from graphcompress.rewrite.rewriter import Rewriter

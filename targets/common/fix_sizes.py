@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from graphcompress.errors import UsageError, nearest
 from graphcompress.graph.model import Model
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.everything import simplify
 

@@ -29,7 +29,7 @@ from graphcompress.measure.timing import (
     turns,
 )
 from graphcompress.measure.verify import output_difference
-from graphcompress.plugin.base import Context, Progress, no_progress
+from graphcompress.plugin.context import Context, Progress, no_progress
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.targets.common.family import UNCHANGED, Family, Site
 

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from graphcompress.graph.expressions import evaluate, is_constant
 from graphcompress.graph.match import is_standard, operand, producer
 from graphcompress.graph.model import Model
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 
 _SHIFT = 128

@@ -13,7 +13,7 @@ from graphcompress.graph.model import Model
 from graphcompress.measure.cache import Measurements, Times
 from graphcompress.measure.shapes import Shape
 from graphcompress.measure.timing import is_slower
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.targets.common.family import UNCHANGED, Family
 from graphcompress.targets.common.form_choice import ChosenForm, choose_forms, shaped_feeds
 from graphcompress.targets.cpu.file_comparison import Opener, Timer, compare_files, on_cpu, timed

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.graph.model import Model
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 
 SMALLEST = 1024

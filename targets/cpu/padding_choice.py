@@ -8,7 +8,7 @@ from graphcompress.files.temporary import Temporary
 from graphcompress.graph.model import Model
 from graphcompress.measure.cache import Measurements
 from graphcompress.measure.timing import is_slower
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.targets.cpu.file_comparison import Timer, compare_files, timed
 from graphcompress.targets.cpu.padding_removal import remove_padding
 

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from graphcompress.graph.expressions import is_constant
 from graphcompress.graph.model import Model
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.targets.common.family import CONTRIB
 

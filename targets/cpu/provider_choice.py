@@ -15,7 +15,8 @@ from graphcompress.graph.model import Model
 from graphcompress.measure.cache import Measurements, Times
 from graphcompress.measure.shapes import Shape
 from graphcompress.measure.timing import is_slower
-from graphcompress.plugin.base import Context, Lowering, Target
+from graphcompress.plugin.base import Lowering, Target
+from graphcompress.plugin.context import Context
 from graphcompress.plugin.registry import TARGETS
 from graphcompress.targets.common.form_choice import shaped_feeds
 from graphcompress.targets.cpu.file_comparison import Opener, Timer, compare_files, on_cpu, timed

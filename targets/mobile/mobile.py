@@ -14,7 +14,9 @@ from graphcompress.data.made_up import synthetic_samples
 from graphcompress.files.runtime import runner_of, session_of
 from graphcompress.files.temporary import Temporary
 from graphcompress.graph.model import Model
-from graphcompress.plugin.base import Capabilities, Context, Lowering, Target
+from graphcompress.plugin.base import Lowering, Target
+from graphcompress.plugin.capabilities import Capabilities
+from graphcompress.plugin.context import Context
 from graphcompress.plugin.options import option
 from graphcompress.plugin.schemes import INT8, UINT8, integer_products
 from graphcompress.rewrite.rewriter import Rewriter

@@ -12,7 +12,7 @@ from graphcompress.graph.expressions import is_constant
 from graphcompress.graph.match import array_of, operand, producer, tensor_of
 from graphcompress.graph.model import Model
 from graphcompress.measure.calibrate import observe
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 
 LARGEST = 65504.0
 """Largest finite number of float16 (IEEE 754 binary16)."""

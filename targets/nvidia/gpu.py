@@ -14,7 +14,9 @@ from graphcompress.errors import UsageError
 from graphcompress.files.runtime import provider_session, runner_of, session_of
 from graphcompress.graph.match import is_standard
 from graphcompress.graph.model import Model
-from graphcompress.plugin.base import Capabilities, Context, Lowering, Target
+from graphcompress.plugin.base import Lowering, Target
+from graphcompress.plugin.capabilities import Capabilities
+from graphcompress.plugin.context import Context
 from graphcompress.plugin.options import option
 from graphcompress.plugin.schemes import INT8, UINT8, integer_products
 from graphcompress.rewrite.rewriter import Rewriter

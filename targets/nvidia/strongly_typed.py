@@ -10,7 +10,7 @@ from graphcompress.analysis.linears import embeddings
 from graphcompress.data.made_up import varied_samples
 from graphcompress.graph.expressions import evaluate
 from graphcompress.graph.model import Model
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.kronecker import read_expression
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.normalisations import fuse_normalizations

@@ -12,7 +12,9 @@ from typing import Any, ClassVar
 from graphcompress.errors import UsageError
 from graphcompress.files.runtime import runner_of, session_of
 from graphcompress.graph.model import Model
-from graphcompress.plugin.base import Capabilities, Context, Lowering, Target
+from graphcompress.plugin.base import Lowering, Target
+from graphcompress.plugin.capabilities import Capabilities
+from graphcompress.plugin.context import Context
 from graphcompress.plugin.options import option
 from graphcompress.plugin.schemes import INT8, integer_products
 from graphcompress.targets.nvidia.engine_profile import check_profile, profile_shapes

@@ -12,7 +12,7 @@ from graphcompress.data.made_up import synthetic_samples
 from graphcompress.files.runtime import Feed, runner_of, session_of
 from graphcompress.graph.model import Model
 from graphcompress.measure.verify import output_difference
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 
 Run = Callable[[Feed], Mapping[str, np.ndarray]]
 

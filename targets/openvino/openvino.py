@@ -11,7 +11,9 @@ from typing import Any, ClassVar
 from graphcompress.errors import DataError, MissingExtraError, UnsupportedModelError
 from graphcompress.files.runtime import Feed, first_line, runner_of, runtime_errors
 from graphcompress.graph.model import Model
-from graphcompress.plugin.base import Capabilities, Context, Lowering, Target
+from graphcompress.plugin.base import Lowering, Target
+from graphcompress.plugin.capabilities import Capabilities
+from graphcompress.plugin.context import Context
 from graphcompress.plugin.schemes import INT8, UINT8, integer_products
 from graphcompress.rules.opsets.lowering import legalise
 from graphcompress.targets.common.unsigned_activations import unsigned_activations

@@ -5,7 +5,7 @@ import math
 import pytest
 import texts
 
-from graphcompress.analysis.attention import attentions
+from graphcompress.analysis.attentions import attentions
 from graphcompress.analysis.cost import node_costs
 
 

@@ -15,13 +15,14 @@ from graphcompress.build.request import Request
 from graphcompress.build.result import Artifact, Build
 from graphcompress.errors import UsageError
 from graphcompress.measure.bench import ShapeResult, shaped_feed
+from graphcompress.measure.invariance import Invariance
 from graphcompress.measure.metrics import Drop, Score
 from graphcompress.measure.timing import Measurement
-from graphcompress.measure.verify import Difference, Invariance, OutputDifference
+from graphcompress.measure.verify import Difference, OutputDifference
 from graphcompress.pipeline.contract_check import ModelSize
 from graphcompress.pipeline.pipeline import PassRecord
 from graphcompress.plugin import reference
-from graphcompress.plugin.base import Skipped, Touched
+from graphcompress.plugin.record import Skipped, Touched
 from graphcompress.plugin.registry import KINDS
 from graphcompress.reporting import text as report
 from graphcompress.reporting.batch_dependence import FROM_THE_BATCH, why_it_varies

@@ -14,12 +14,13 @@ from graphcompress.artifact.folder import read_manifest
 from graphcompress.build.goals import CheckedGoal
 from graphcompress.data.samples import Samples
 from graphcompress.measure.answers import ChangedAnswer
+from graphcompress.measure.invariance import Invariance
 from graphcompress.measure.metrics import Drop, Score
-from graphcompress.measure.verify import Difference, Invariance, OutputDifference
+from graphcompress.measure.verify import Difference, OutputDifference
 from graphcompress.pipeline.anatomy import Anatomy, BlockSize, PlaceError, StoredWeight
 from graphcompress.pipeline.contract_check import ModelSize
 from graphcompress.pipeline.pipeline import PassRecord
-from graphcompress.plugin.base import Skipped, Touched
+from graphcompress.plugin.record import Skipped, Touched
 
 SCHEMA: dict[str, Any] = json.loads(
     (Path(__file__).parents[2] / "docs" / "schema" / "graphcompress.schema.json").read_text(encoding="utf-8")

@@ -18,7 +18,8 @@ from graphcompress.errors import InvalidModelError, UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.measure.verify import compare
-from graphcompress.plugin.base import Context, Lowering
+from graphcompress.plugin.base import Lowering
+from graphcompress.plugin.context import Context
 from graphcompress.reporting.summary import loading_lines
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.opsets.raising import raise_opset

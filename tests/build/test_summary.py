@@ -10,12 +10,13 @@ import pytest
 from graphcompress.build.request import Request
 from graphcompress.build.result import Artifact, Build
 from graphcompress.measure.bench import ShapeResult
+from graphcompress.measure.invariance import Invariance
 from graphcompress.measure.metrics import Drop, Score
 from graphcompress.measure.timing import Ratio, Timing
-from graphcompress.measure.verify import Difference, Invariance
+from graphcompress.measure.verify import Difference
 from graphcompress.pipeline.contract_check import ModelSize
 from graphcompress.pipeline.pipeline import PassRecord
-from graphcompress.plugin.base import Skipped, Touched
+from graphcompress.plugin.record import Skipped, Touched
 from graphcompress.reporting.summary import (
     loading_lines,
     pass_lines,

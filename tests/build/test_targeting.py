@@ -20,7 +20,10 @@ from graphcompress.cli import app
 from graphcompress.errors import SpeedError, UsageError
 from graphcompress.files.runtime import session_of
 from graphcompress.graph.model import Model
-from graphcompress.plugin.base import Capabilities, Context, Lowering, Pass, Record, Target
+from graphcompress.plugin.base import Lowering, Pass, Target
+from graphcompress.plugin.capabilities import Capabilities
+from graphcompress.plugin.context import Context
+from graphcompress.plugin.record import Record
 from graphcompress.plugin.schemes import INT8, UINT8, integer_products
 from graphcompress.plugin.targeting import common_capabilities, parse_target, parse_targets
 from graphcompress.targets.cpu.cpu import NOTHING_MEASURED, Cpu

@@ -19,7 +19,7 @@ from graphcompress.cutting.cut import cut
 from graphcompress.graph.model import Model
 from graphcompress.graph.sizes import Size, reshape_target, size_of
 from graphcompress.passes.simplify.simplify import Simplify
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 
 # ---- oracle: zeroing a unit everywhere equals cutting it

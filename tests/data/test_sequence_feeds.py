@@ -16,7 +16,7 @@ from graphcompress.data.samples import Past, Samples
 from graphcompress.errors import DataError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
-from graphcompress.measure.verify import batch_invariance
+from graphcompress.measure.invariance import batch_invariance
 
 
 def test_past_is_padded_in_front_and_the_mask_says_so() -> None:

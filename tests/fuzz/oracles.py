@@ -23,7 +23,7 @@ from graphcompress.graph.model import Model
 from graphcompress.passes.prune.prune import Prune
 from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context, Training
+from graphcompress.plugin.context import Context, Training
 from graphcompress.targets.cpu.cpu import Cpu
 
 TOLERANCE = 1e-4

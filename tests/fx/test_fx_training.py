@@ -20,7 +20,7 @@ from graphcompress.fx.functional import fake_quantise, quantise
 from graphcompress.graph.model import Model
 from graphcompress.passes.quantize.int8 import Int8
 from graphcompress.passes.simplify.simplify import Simplify
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.training.recomputed import checkpointed
 from graphcompress.training.taps import EMBEDDING, HIDDEN, taps
 

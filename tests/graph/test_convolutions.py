@@ -14,7 +14,7 @@ from graphcompress.files.runtime import session_of
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.passes.simplify.simplify import Simplify
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 
 
 def reasons_of(model: Model) -> dict[str, str]:

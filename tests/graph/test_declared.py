@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from graphcompress.files.runtime import runner_of, session_of
 from graphcompress.graph.model import Model
 from graphcompress.passes.simplify.simplify import Simplify
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 
 WIDTH = 4
 ODD = ["batch size", "x:0", "?", "12", "1/0", "((", "é è", "a,b"]

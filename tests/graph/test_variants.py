@@ -24,7 +24,8 @@ from graphcompress.passes.prune.prune import Prune
 from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.pipeline.contract_check import rounding
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context, Exact
+from graphcompress.plugin.context import Context
+from graphcompress.plugin.contract import Exact
 
 ALL_PASSES = "simplify,prune{ffn=0.25 heads=0.25},kron{ratio=0.3},int8"
 

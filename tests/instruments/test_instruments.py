@@ -22,7 +22,7 @@ from graphcompress.instruments.pair_limits import PairLimits  # noqa: E402
 from graphcompress.measure.metrics import metric  # noqa: E402
 from graphcompress.passes.distill import Distill  # noqa: E402
 from graphcompress.pipeline.pipeline import Pipeline  # noqa: E402
-from graphcompress.plugin.base import Context, Training  # noqa: E402
+from graphcompress.plugin.context import Context, Training  # noqa: E402
 from graphcompress.plugin.instrument import Attached, Instrument, Rates, Step  # noqa: E402
 from graphcompress.plugin.options import option  # noqa: E402
 from graphcompress.rewrite.rewriter import Rewriter  # noqa: E402

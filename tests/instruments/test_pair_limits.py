@@ -15,7 +15,7 @@ from graphcompress.graph.model import Model  # noqa: E402
 from graphcompress.instruments.pair_limits import limit_pairs  # noqa: E402
 from graphcompress.numerics.quantise import quantise_weight  # noqa: E402
 from graphcompress.pipeline.pipeline import Pipeline  # noqa: E402
-from graphcompress.plugin.base import Context, Training  # noqa: E402
+from graphcompress.plugin.context import Context, Training  # noqa: E402
 
 ROWS, COLUMNS = 33, 16
 

@@ -15,7 +15,7 @@ from graphcompress.graph.runner import Runner  # noqa: E402
 from graphcompress.instruments.plain_operators.interpolated import MixedActivation, MixedNorm  # noqa: E402
 from graphcompress.instruments.plain_operators.plain_operators import PlainOperators  # noqa: E402
 from graphcompress.pipeline.pipeline import Pipeline  # noqa: E402
-from graphcompress.plugin.base import Context, Training  # noqa: E402
+from graphcompress.plugin.context import Context, Training  # noqa: E402
 from graphcompress.plugin.instrument import Step  # noqa: E402
 from graphcompress.rewrite.rewriter import Rewriter  # noqa: E402
 

@@ -17,7 +17,7 @@ from graphcompress.graph.model import Model  # noqa: E402
 from graphcompress.instruments.score_masks.amounts import cut_for  # noqa: E402
 from graphcompress.instruments.score_masks.score_masks import ScoreMasks  # noqa: E402
 from graphcompress.instruments.score_masks.selection import above, gate, share_open  # noqa: E402
-from graphcompress.plugin.base import Context  # noqa: E402
+from graphcompress.plugin.context import Context  # noqa: E402
 from graphcompress.plugin.instrument import Step  # noqa: E402
 from graphcompress.rewrite.rewriter import Rewriter  # noqa: E402
 

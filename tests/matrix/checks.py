@@ -13,7 +13,7 @@ import cutting
 import numpy as np
 import onnx
 
-from graphcompress.analysis.attention import attentions
+from graphcompress.analysis.attentions import attentions
 from graphcompress.analysis.linears import embeddings, linears
 from graphcompress.build.optimize import optimize
 from graphcompress.coupling.couplings import FFN, HEAD, couplings
@@ -26,7 +26,9 @@ from graphcompress.passes.prune.prune import Prune
 from graphcompress.passes.quantize.int8 import Int8
 from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context, Pass, Skipped
+from graphcompress.plugin.base import Pass
+from graphcompress.plugin.context import Context
+from graphcompress.plugin.record import Skipped
 from graphcompress.rewrite.kronecker import write_expression
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.targets.cpu.cpu import Cpu

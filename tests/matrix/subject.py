@@ -18,7 +18,7 @@ from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.pipeline.pipeline import rounding
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from matrix.exports import Export
 
 SIZES = (

@@ -13,7 +13,7 @@ from masked_models import PRESETS, attached, cut_copy, shuffled
 from graphcompress.errors import UnsupportedModelError, UsageError
 from graphcompress.fx import to_fx, write_back
 from graphcompress.graph.model import Model
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 from matrix.subject import EXACT, NotHeldError, Outputs, Subject, largest_error, run
 

@@ -12,7 +12,7 @@ from graphcompress.errors import DataError, OutputError, UsageError
 from graphcompress.measure.cache import MeasurementCache
 from graphcompress.measure.profile import Profile, Recorder, check_profile_path, read_profile, write_profile
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.targets.common import form_choice
 from graphcompress.targets.cpu import file_comparison
 from graphcompress.targets.cpu.cpu import Cpu

@@ -17,7 +17,7 @@ from graphcompress.graph.runner import Runner
 from graphcompress.measure.reference import check_repeats, random_nodes
 from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 
 DROPOUT = """
 g (float[n, 16] x) => (float[n, 16] y)

@@ -14,7 +14,7 @@ from graphcompress.measure import roofline as roofline_module
 from graphcompress.measure.roofline import operator_shares, roofline, roofline_line, times_of_operators
 from graphcompress.measure.timing import Measurement
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.targets.cpu.cpu import Cpu
 
 

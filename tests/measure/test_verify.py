@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 from graphcompress.data.load import Samples
 from graphcompress.errors import ContractError, DataError
 from graphcompress.graph.runner import Runner
-from graphcompress.measure.verify import batch_invariance, check_structure, compare, interface
-from graphcompress.plugin.base import Context, Exact, Lossy
+from graphcompress.measure.invariance import batch_invariance
+from graphcompress.measure.structure import check_structure, interface
+from graphcompress.measure.verify import compare
+from graphcompress.plugin.context import Context
+from graphcompress.plugin.contract import Exact, Lossy
 from graphcompress.rewrite.rewriter import Rewriter
 
 FEED = {"x": np.zeros((4, 1), np.float32)}

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from graphcompress.data.samples import Samples
 from graphcompress.graph.model import Model
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context, Training
+from graphcompress.plugin.context import Context, Training
 
 QUICK = "distill{steps=12 lr=0.003 batch=8 evaluations=3}"
 ALLOWED = ("prune", "distill", "int8")

@@ -27,7 +27,7 @@ from graphcompress.graph.runner import Runner  # noqa: E402
 from graphcompress.measure.metrics import metric  # noqa: E402
 from graphcompress.passes.distill import Distill  # noqa: E402
 from graphcompress.pipeline.pipeline import Pipeline  # noqa: E402
-from graphcompress.plugin.base import Context, Training  # noqa: E402
+from graphcompress.plugin.context import Context, Training  # noqa: E402
 from graphcompress.training.evaluation import Evaluation  # noqa: E402
 
 ENOUGH = "distill{steps=60 lr=0.005 batch=16 evaluations=3}"

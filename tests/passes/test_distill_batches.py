@@ -17,7 +17,7 @@ from graphcompress.errors import (  # noqa: E402
 )
 from graphcompress.graph.model import Model  # noqa: E402
 from graphcompress.passes.distill import Distill  # noqa: E402
-from graphcompress.plugin.base import Context, Training  # noqa: E402
+from graphcompress.plugin.context import Context, Training  # noqa: E402
 from graphcompress.training.batches import Batches, parts  # noqa: E402
 
 

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 from graphcompress.graph.model import Model  # noqa: E402
 from graphcompress.passes.distill import Distill  # noqa: E402
 from graphcompress.pipeline.pipeline import Pipeline  # noqa: E402
-from graphcompress.plugin.base import Context, Training  # noqa: E402
+from graphcompress.plugin.context import Context, Training  # noqa: E402
 from graphcompress.training.losses import Answer, Counts, Losses, divergence, mask_of  # noqa: E402
 from graphcompress.training.prepare import prepare, run  # noqa: E402
 

@@ -21,7 +21,7 @@ from graphcompress.graph.model import Model  # noqa: E402
 from graphcompress.measure.metrics import metric  # noqa: E402
 from graphcompress.passes.distill import Distill  # noqa: E402
 from graphcompress.pipeline.pipeline import Pipeline  # noqa: E402
-from graphcompress.plugin.base import Context, Training  # noqa: E402
+from graphcompress.plugin.context import Context, Training  # noqa: E402
 from graphcompress.training import loop  # noqa: E402
 
 

@@ -20,7 +20,7 @@ from several_processes import free_port, same_weights, two_processes, worker  # 
 
 from graphcompress.graph.model import Model  # noqa: E402
 from graphcompress.passes.distill import Distill  # noqa: E402
-from graphcompress.plugin.base import Training  # noqa: E402
+from graphcompress.plugin.context import Training  # noqa: E402
 from graphcompress.training import checkpoints  # noqa: E402
 from graphcompress.training.prepare import prepare  # noqa: E402
 

@@ -12,7 +12,7 @@ from conftest import random_samples
 from graphcompress.data.samples import Samples
 from graphcompress.graph.model import Model
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context, Training
+from graphcompress.plugin.context import Context, Training
 
 GOLDEN = Path(__file__).parent / "golden"
 PASSES = {

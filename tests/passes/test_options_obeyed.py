@@ -20,7 +20,8 @@ from graphcompress.coupling.layers import layers
 from graphcompress.data.load import Samples
 from graphcompress.graph.model import Model
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context, Record, Training
+from graphcompress.plugin.context import Context, Training
+from graphcompress.plugin.record import Record
 from graphcompress.plugin.registry import PASSES
 
 

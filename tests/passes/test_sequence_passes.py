@@ -14,7 +14,7 @@ from sequence_models import HEADS, HIDDEN, NAMES, SEQ2SEQ, VOCABULARY, saved, te
 from graphcompress.coupling.couplings import FFN, HEAD, Group, couplings
 from graphcompress.graph.model import Model
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 
 LINEARS = 2 * 6 + 2 * 10 + 1

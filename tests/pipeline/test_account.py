@@ -13,7 +13,7 @@ from graphcompress.graph.model import Model, number_of_parameters
 from graphcompress.pipeline.account import UNNAMED
 from graphcompress.pipeline.inspection import inspect
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 
 SIZES = {
     "table": (200, 32),

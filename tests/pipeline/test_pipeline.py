@@ -15,8 +15,12 @@ from graphcompress.graph.model import Model
 from graphcompress.pipeline import contract_check
 from graphcompress.pipeline.account import UNNAMED
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Capabilities, Context, Contract, Exact, Lossy, Pass, Record
+from graphcompress.plugin.base import Pass
+from graphcompress.plugin.capabilities import Capabilities
+from graphcompress.plugin.context import Context
+from graphcompress.plugin.contract import Contract, Exact, Lossy
 from graphcompress.plugin.options import option
+from graphcompress.plugin.record import Record
 from graphcompress.plugin.schemes import UINT8, integer_products
 from graphcompress.rewrite.rewriter import Rewriter
 

@@ -14,8 +14,11 @@ from strategies import instances
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context, Contract, Exact, Pass, Record, Target
+from graphcompress.plugin.base import Pass, Target
+from graphcompress.plugin.context import Context
+from graphcompress.plugin.contract import Contract, Exact
 from graphcompress.plugin.options import build, format_call, option, split_calls
+from graphcompress.plugin.record import Record
 from graphcompress.plugin.registry import PASSES, TARGETS
 from graphcompress.plugin.targeting import parse_target
 

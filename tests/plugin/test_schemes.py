@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from graphcompress.plugin.base import Capabilities
+from graphcompress.plugin.capabilities import Capabilities
 from graphcompress.plugin.schemes import (
     INT8,
     PER_CHANNEL,

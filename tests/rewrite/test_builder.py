@@ -8,7 +8,7 @@ import pytest
 from texts import model_of
 
 from graphcompress.graph.match import array_of, operand
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 
 

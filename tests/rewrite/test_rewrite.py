@@ -12,8 +12,8 @@ from texts import model_of
 from graphcompress.analysis.linears import embeddings, linears
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
-from graphcompress.measure.verify import check_structure, interface
-from graphcompress.plugin.base import Context
+from graphcompress.measure.structure import check_structure, interface
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 
 

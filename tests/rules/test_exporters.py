@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from graphcompress.analysis.attention import attentions
+from graphcompress.analysis.attentions import attentions
 from graphcompress.analysis.linears import linears
 from graphcompress.build.unsupported import refuse_unsupported
 from graphcompress.coupling.couplings import couplings
@@ -20,7 +20,7 @@ from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 
 HEADS, HIDDEN, LAYERS = 4, 32, 2
 FUSED = ("fused", "session")

@@ -9,7 +9,7 @@ from graphcompress.files.runtime import runner_of, session_of
 from graphcompress.graph.model import Model
 from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 
 WIDTH = 8
 FLOAT, INT = TensorProto.FLOAT, TensorProto.INT64

@@ -13,7 +13,8 @@ from bert import Bert
 
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
-from graphcompress.plugin.base import Context, Lowering
+from graphcompress.plugin.base import Lowering
+from graphcompress.plugin.context import Context
 from graphcompress.plugin.registry import TARGETS
 from graphcompress.plugin.targeting import parse_target
 

@@ -20,7 +20,7 @@ from graphcompress.graph.runner import Runner  # noqa: E402
 from graphcompress.measure import metrics  # noqa: E402
 from graphcompress.passes.distill import Distill  # noqa: E402
 from graphcompress.pipeline.pipeline import Pipeline  # noqa: E402
-from graphcompress.plugin.base import Context, Training  # noqa: E402
+from graphcompress.plugin.context import Context, Training  # noqa: E402
 from graphcompress.training.evaluation import terms_of  # noqa: E402
 from graphcompress.training.labels import CLASS, MULTIPLE, NUMBER, TOKEN_CLASSES  # noqa: E402
 from graphcompress.training.losses import MSE, Counts  # noqa: E402

@@ -8,7 +8,7 @@ from bert import Bert
 
 from graphcompress.graph.model import Model
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.training.taps import EMBEDDING, FFN_OUTPUT, HIDDEN, SCORES, Unshared, shared, taps
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.attention import attentions
+from graphcompress.analysis.attentions import attentions
 from graphcompress.analysis.linears import Linear, linears
 from graphcompress.coupling.couplings import FFN, HEAD, Group, couplings
 from graphcompress.cutting.silence import Inner, inner_linears_of

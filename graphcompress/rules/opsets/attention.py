@@ -7,7 +7,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.attention import operator_heads
+from graphcompress.analysis.attentions import operator_heads
 from graphcompress.graph.match import dtype_of, fixed_size, operand, rank_of
 from graphcompress.rewrite.builder import Builder
 from graphcompress.rewrite.rewriter import Rewriter

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from graphcompress.graph.match import is_standard, node_name
 from graphcompress.graph.model import Model
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.everything import simplify
 from graphcompress.rules.opsets.attention import decompose_attention

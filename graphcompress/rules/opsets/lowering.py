@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from graphcompress.graph.match import is_standard
 from graphcompress.graph.model import Model
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.opsets.attention import decompose_attention
 from graphcompress.rules.opsets.versions import NEWEST_IR_VERSION, NEWEST_OPSET, definition

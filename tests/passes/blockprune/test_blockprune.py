@@ -21,7 +21,7 @@ from graphcompress.graph.model import Model  # noqa: E402
 from graphcompress.passes.blockprune import speed  # noqa: E402
 from graphcompress.passes.blockprune.blockprune import PRESETS, BlockPrune  # noqa: E402
 from graphcompress.pipeline.pipeline import PassRecord, Pipeline  # noqa: E402
-from graphcompress.plugin.base import Context, Training  # noqa: E402
+from graphcompress.plugin.context import Context, Training  # noqa: E402
 from graphcompress.training import checkpoints  # noqa: E402
 
 SHORT = "steps=20 batch=8 evaluations=2 score_lr=0.2"
@@ -184,7 +184,7 @@ def test_struct_cuts_heads_and_nodes_and_leaves_no_zeros() -> None:
 
 
 def test_a_target_that_folds_no_expressions_gets_zeros() -> None:
-    from graphcompress.plugin.base import Capabilities
+    from graphcompress.plugin.capabilities import Capabilities
 
     model = bert()
     pruned(model, QUICK, capabilities=Capabilities(constant_expressions=False))

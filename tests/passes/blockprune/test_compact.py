@@ -19,7 +19,7 @@ from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.passes.blockprune.compact import compact
 from graphcompress.passes.blockprune.scattered import store_sparse
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 
 LARGEST = 1e-5

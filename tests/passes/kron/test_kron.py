@@ -20,7 +20,8 @@ from graphcompress.graph.runner import Runner
 from graphcompress.numerics.kronecker import Factors, Split, nearest, relative_error
 from graphcompress.passes.kron.kron import Kron
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context, Record
+from graphcompress.plugin.context import Context
+from graphcompress.plugin.record import Record
 from graphcompress.rewrite.kronecker import read_expression, write_expression, write_products
 from graphcompress.rewrite.rewriter import Rewriter
 

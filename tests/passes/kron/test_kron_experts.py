@@ -9,7 +9,7 @@ from experts_models import DENSE, EXPERTS, HIDDEN, LOOKED_UP, WIDTH, answers, mi
 from graphcompress.analysis.experts import all_experts
 from graphcompress.passes.kron.kron import Kron
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 
 FEEDS = (rows(1, 1), rows(3, 7, seed=1), rows(2, 33, seed=2))

@@ -11,7 +11,7 @@ from graphcompress.coupling.couplings import couplings
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.passes.prune.prune import Prune
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 
 FFN_IN, FFN_OUT = "encoder.layer.{}.intermediate.dense", "encoder.layer.{}.output.dense"

@@ -23,7 +23,7 @@ from graphcompress.passes.kron.kron import Kron
 from graphcompress.passes.prune.planner import removable
 from graphcompress.passes.prune.prune import NO_UNITS, Prune
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 
 ATTENTION = "encoder.layer.{}.attention.self.{}"
 

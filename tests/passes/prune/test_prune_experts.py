@@ -14,7 +14,7 @@ from graphcompress.passes.prune.align import align
 from graphcompress.passes.prune.blocks import blocks_of
 from graphcompress.passes.prune.prune import Prune
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 
 FEEDS = (rows(1, 1), rows(3, 7, seed=1), rows(2, 33, seed=2))

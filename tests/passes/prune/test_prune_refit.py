@@ -13,7 +13,7 @@ from graphcompress.graph.runner import Runner
 from graphcompress.passes.prune.blocks import Witness, bias_of, blocks_of
 from graphcompress.passes.prune.least_squares import RIDGES
 from graphcompress.passes.prune.prune import NO_UNITS
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 
 

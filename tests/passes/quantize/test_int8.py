@@ -20,7 +20,7 @@ from graphcompress.data.made_up import synthetic_samples
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
-from graphcompress.measure.verify import batch_invariance
+from graphcompress.measure.invariance import batch_invariance
 from graphcompress.numerics.metrics import error_at, sqnr_db
 from graphcompress.numerics.quantise import Affine, affine, quantise_weight
 from graphcompress.passes.quantize.equalise import Equalisable, divide, equalisable
@@ -28,7 +28,9 @@ from graphcompress.passes.quantize.int8 import Int8
 from graphcompress.passes.quantize.lowbit import LowBitWeight
 from graphcompress.passes.quantize.qdq import QdqWriter
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Capabilities, Context, Record
+from graphcompress.plugin.capabilities import Capabilities
+from graphcompress.plugin.context import Context
+from graphcompress.plugin.record import Record
 from graphcompress.plugin.schemes import INT8, UINT8, integer_products
 from graphcompress.rewrite.rewriter import Rewriter
 

@@ -13,7 +13,8 @@ from graphcompress.numerics.quantise import quantise_weight
 from graphcompress.passes.kron.kron import Kron
 from graphcompress.passes.quantize.int8 import Int8
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Capabilities, Context
+from graphcompress.plugin.capabilities import Capabilities
+from graphcompress.plugin.context import Context
 from graphcompress.plugin.schemes import INT8, integer_products
 
 STATIC_ALONE = Capabilities(integer_products(INT8))

@@ -22,7 +22,8 @@ from graphcompress.passes.quantize.int8 import Int8
 from graphcompress.passes.quantize.outliers import capping, smoothing
 from graphcompress.passes.quantize.search import fewest_in_float
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context, Record
+from graphcompress.plugin.context import Context
+from graphcompress.plugin.record import Record
 
 WIDTH, BLOCKS = 64, 4
 SCHEME = Rounding("8bit", ("minmax", "percentile", "mse"), 99.99, signed=False, static=True)

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from graphcompress.files.runtime import session_of
 from graphcompress.graph.model import Model
 from graphcompress.passes.simplify.fused.operators import standardise
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 
 BATCH, LENGTH, PAST, HIDDEN, HEADS = 7, 5, 6, 12, 3

@@ -13,7 +13,8 @@ from onnx import numpy_helper
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.passes.simplify.simplify import Simplify
-from graphcompress.plugin.base import Context, Record
+from graphcompress.plugin.context import Context
+from graphcompress.plugin.record import Record
 
 TOLERANCE = 1e-6
 

@@ -27,7 +27,7 @@ from graphcompress.coupling.couplings import couplings
 from graphcompress.errors import UnsupportedModelError
 from graphcompress.graph.model import Model
 from graphcompress.passes.simplify.simplify import Simplify
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 
 
 @pytest.mark.parametrize("opset", [13, 18, 20])

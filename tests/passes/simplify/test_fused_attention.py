@@ -17,7 +17,7 @@ from fused_operators import (
     random,
 )
 
-from graphcompress.analysis.attention import attentions
+from graphcompress.analysis.attentions import attentions
 from graphcompress.analysis.linears import linears
 from graphcompress.build.unsupported import refuse_unsupported
 from graphcompress.errors import UnsupportedModelError

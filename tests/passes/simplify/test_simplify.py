@@ -11,7 +11,7 @@ from simplified_models import MESH_WEIGHTS, mesh_feed, model_of, normal, ops, si
 from graphcompress.analysis.linears import linears
 from graphcompress.graph.model import Model
 from graphcompress.passes.simplify.simplify import Simplify
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 
 
 @pytest.mark.parametrize(

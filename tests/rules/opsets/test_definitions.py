@@ -4,7 +4,7 @@ import texts
 
 from graphcompress.graph.runner import Runner
 from graphcompress.numerics.metrics import sqnr_db
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.plugin.targeting import parse_target
 from graphcompress.rules.opsets.definitions import spell_out
 from graphcompress.rules.opsets.lowering import legalise

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from operator_forms import model_of, ops, random, run
 
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rules.opsets.lowering import legalise
 from graphcompress.targets.common.form_choice import same_outputs
 

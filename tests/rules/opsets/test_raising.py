@@ -7,7 +7,7 @@ import pytest
 
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.opsets.raising import raise_opset, why_not_raised
 

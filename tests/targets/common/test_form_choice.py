@@ -6,7 +6,7 @@ from operator_forms import RESIDUAL, model_of, norm_weights, random, static_mode
 
 from graphcompress.measure.cache import MeasurementCache
 from graphcompress.measure.timing import FORM_LEAST_ROUNDS, FORM_ROUNDS
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.targets.common import form_choice
 from graphcompress.targets.common.family import UNCHANGED
 from graphcompress.targets.common.form_choice import choose_forms, fastest, measure_forms, same_outputs

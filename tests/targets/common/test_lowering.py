@@ -13,7 +13,8 @@ from graphcompress.graph.runner import Runner
 from graphcompress.passes.kron.kron import Kron
 from graphcompress.passes.quantize.int8 import Int8
 from graphcompress.passes.simplify.simplify import Simplify
-from graphcompress.plugin.base import Capabilities, Context
+from graphcompress.plugin.capabilities import Capabilities
+from graphcompress.plugin.context import Context
 from graphcompress.plugin.schemes import UINT8, integer_products
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.targets.common.fix_sizes import fix_shapes, is_fixed, parse_shape, sizes_of

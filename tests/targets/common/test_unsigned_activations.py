@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from operator_forms import model_of, random, run
 
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.targets.common.unsigned_activations import unsigned_activations
 
 QDQ = """g (float[n, 4] x) => (float[n, 4] y)

@@ -19,10 +19,10 @@ from graphcompress.graph.runner import Runner
 from graphcompress.measure import cache as cache_module
 from graphcompress.measure.cache import MeasurementCache, cache_folder
 from graphcompress.measure.shapes import parse_shapes
+from graphcompress.measure.structure import interface
 from graphcompress.measure.timing import FORM_FLOOR, FORM_MARGIN
-from graphcompress.measure.verify import interface
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.targets.common import form_choice
 from graphcompress.targets.common.attention import OPERATOR
 from graphcompress.targets.common.form_choice import fastest

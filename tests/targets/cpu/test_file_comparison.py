@@ -8,7 +8,7 @@ from graphcompress.errors import SpeedError
 from graphcompress.graph.model import Model
 from graphcompress.measure.cache import MeasurementCache
 from graphcompress.measure.timing import REPETITIONS, Measurement, is_slower
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.targets.common import form_choice
 from graphcompress.targets.common.form_choice import shaped_feeds
 from graphcompress.targets.cpu import cpu as cpu_target

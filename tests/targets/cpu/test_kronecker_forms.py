@@ -6,7 +6,7 @@ import pytest
 from operator_forms import check_forms, model_of, random
 
 from graphcompress.numerics.kronecker import Factors, Split
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.kronecker import write_expression
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.targets.cpu.kronecker import Kronecker, KroneckerTable

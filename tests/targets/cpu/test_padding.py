@@ -10,7 +10,7 @@ from graphcompress.files.runtime import session_of
 from graphcompress.graph.model import Model
 from graphcompress.measure.cache import MeasurementCache
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.targets.common.attention import OPERATOR, FusedAttention
 from graphcompress.targets.cpu import padding_choice

@@ -11,7 +11,7 @@ import pytest
 from graphcompress import optimize
 from graphcompress.build.recipe import RECIPE, read_recipe
 from graphcompress.errors import DataError, UsageError
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.targets.common import form_choice
 from graphcompress.targets.cpu import cpu, formed_model, padding_choice
 from graphcompress.targets.cpu.cpu import Cpu

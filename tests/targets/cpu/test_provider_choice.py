@@ -13,7 +13,9 @@ from graphcompress.errors import DataError, MissingExtraError, UnsupportedModelE
 from graphcompress.files.runtime import runner_of, session_of
 from graphcompress.measure.cache import MeasurementCache
 from graphcompress.measure.timing import Measurement
-from graphcompress.plugin.base import Capabilities, Context, Lowering, Target
+from graphcompress.plugin.base import Lowering, Target
+from graphcompress.plugin.capabilities import Capabilities
+from graphcompress.plugin.context import Context
 from graphcompress.targets.cpu import cpu as cpu_target
 from graphcompress.targets.cpu import provider_choice
 from graphcompress.targets.cpu.cpu import Cpu

@@ -10,7 +10,7 @@ from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.numerics.metrics import sqnr_db
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.targets.cpu.cpu import Cpu
 from graphcompress.targets.cpu.fp16_storage import store_floats_as_fp16

@@ -19,7 +19,7 @@ from graphcompress.measure.verify import compare
 from graphcompress.passes.kron.kron import Kron
 from graphcompress.passes.quantize.int8 import Int8
 from graphcompress.passes.simplify.simplify import Simplify
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.targets.common.fix_sizes import fix_shapes
 from graphcompress.targets.mobile import mobile

@@ -10,7 +10,7 @@ from tensorrt_models import activations, ids, outputs
 
 from graphcompress.errors import MissingExtraError, UnsupportedModelError, UsageError
 from graphcompress.numerics.metrics import sqnr_db
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.plugin.schemes import INT8, integer_products
 from graphcompress.plugin.targeting import parse_target
 from graphcompress.rewrite.rewriter import Rewriter

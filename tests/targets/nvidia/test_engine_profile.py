@@ -4,7 +4,7 @@ from graphs_past import WITH_PAST
 
 from graphcompress.build.optimize import optimize
 from graphcompress.errors import UsageError
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.plugin.targeting import parse_target
 from graphcompress.targets.nvidia.engine_profile import profile_shapes
 from graphcompress.targets.nvidia.engines.builder import RTX, is_installed

@@ -13,7 +13,7 @@ from graphcompress.files.runtime import provider_session
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.numerics.metrics import sqnr_db
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.plugin.targeting import parse_target
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.opsets.raising import raise_opset

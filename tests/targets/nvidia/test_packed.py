@@ -5,7 +5,7 @@ from graphs_int8 import Maker, floats, saved, tensor
 from onnx import TensorProto
 
 from graphcompress.graph.runner import Runner
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.plugin.targeting import parse_target
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.targets.nvidia.engines.builder import RTX, is_installed

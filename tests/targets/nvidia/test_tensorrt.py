@@ -9,7 +9,7 @@ from tensorrt_models import activations, ids, outputs
 from graphcompress.data.load import Samples
 from graphcompress.errors import UnsupportedModelError
 from graphcompress.numerics.metrics import sqnr_db
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.targets.nvidia.refusals import refusals
 from graphcompress.targets.nvidia.strongly_typed import strongly_typed

@@ -10,7 +10,7 @@ from graphcompress.build.optimize import optimize
 from graphcompress.data.made_up import synthetic_samples
 from graphcompress.errors import DataError, MissingExtraError, UnsupportedModelError, UsageError
 from graphcompress.files.runtime import runner_of, session_of
-from graphcompress.plugin.base import Context
+from graphcompress.plugin.context import Context
 from graphcompress.plugin.targeting import parse_target
 from graphcompress.targets.openvino import agreement, openvino, provider
 from graphcompress.targets.openvino.agreement import disagreement, lowest_agreement

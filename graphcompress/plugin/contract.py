@@ -1,0 +1,64 @@
+"""How much a pass may change the outputs of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from graphcompress.measure.verify import Difference, OutputDifference
+
+
+ROUNDINGS = 4
+"""Outputs of an exact pass may differ by this many roundings of the coarsest float type."""
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Outputs stay the same up to the order of floating-point additions.
+
+    ``atol`` is in units of the largest output of the reference, so that it means the same for every model. A
+    model that computes in half precision rounds by more than that: there a few roundings are allowed.
+    """
+
+    atol: float = 1e-4
+
+    def broken_by(self, difference: Difference, epsilon: float = 0.0) -> str | None:
+        """Why ``difference`` breaks this, or None; ``epsilon`` is the rounding of the coarsest float type."""
+        allowed = max(self.atol, ROUNDINGS * epsilon)
+        if difference.max_relative_error <= allowed:
+            return None
+        worst = _worst(difference.outputs, lambda output: -output.max_relative_error)
+        return (
+            f"largest error {difference.max_relative_error:.2e} of the output range{worst}, "
+            f"promised {allowed:.0e}"
+        )
+
+    def __str__(self) -> str:
+        return f"exact (largest error {self.atol:.0e} of the output range)"
+
+
+@dataclass(frozen=True)
+class Lossy:
+    """Outputs keep at least this signal-to-quantisation-noise ratio."""
+
+    min_sqnr_db: float
+
+    def broken_by(self, difference: Difference, epsilon: float = 0.0) -> str | None:
+        """Why ``difference`` breaks this contract, or None."""
+        if difference.sqnr_db >= self.min_sqnr_db:
+            return None
+        worst = _worst(difference.outputs, lambda output: output.sqnr_db)
+        return f"SQNR {difference.sqnr_db:.1f} dB{worst}, promised at least {self.min_sqnr_db:.0f} dB"
+
+    def __str__(self) -> str:
+        return f"lossy (SQNR at least {self.min_sqnr_db:.0f} dB)"
+
+
+def _worst(outputs: Sequence[OutputDifference], goodness: Callable[[OutputDifference], float]) -> str:
+    """Which of several outputs a figure is of."""
+    return f" (output {min(outputs, key=goodness).name!r})" if len(outputs) > 1 else ""
+
+
+Contract = Exact | Lossy
