@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from bert import Bert
 from conftest import random_samples
-from graphcompress.plugin.base import Context, Training
+from graphcompress.plugin.context import Context, Training
 from graphcompress.graph.model import Model
 from graphcompress.pipeline.pipeline import Pipeline
 import torch

@@ -124,7 +124,10 @@ import numpy as np
 
 from graphcompress.analysis.linears import linears
 from graphcompress.graph.model import Model
-from graphcompress.plugin.base import Context, Contract, Lossy, Pass, Record
+from graphcompress.plugin.base import Pass
+from graphcompress.plugin.context import Context
+from graphcompress.plugin.contract import Contract, Lossy
+from graphcompress.plugin.record import Record
 from graphcompress.plugin.options import option
 from graphcompress.rewrite.rewriter import Rewriter
 

@@ -20,7 +20,10 @@ from conftest import random_samples
 from graphcompress.analysis.linears import linears
 from graphcompress.graph.model import Model
 from graphcompress.pipeline.pipeline import Pipeline
-from graphcompress.plugin.base import Context, Contract, Lossy, Pass, Record
+from graphcompress.plugin.base import Pass
+from graphcompress.plugin.context import Context
+from graphcompress.plugin.contract import Contract, Lossy
+from graphcompress.plugin.record import Record
 from graphcompress.rewrite.rewriter import Rewriter
 
 

@@ -14,7 +14,8 @@ from graphcompress.plugin.registry import KINDS, PASSES, TARGETS, Kind
 SOURCE = '''
 from dataclasses import dataclass
 from typing import ClassVar
-from graphcompress.plugin.base import Exact, Pass
+from graphcompress.plugin.base import Pass
+from graphcompress.plugin.contract import Exact
 
 @dataclass(frozen=True)
 class Nothing(Pass):
