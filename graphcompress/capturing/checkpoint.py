@@ -76,6 +76,8 @@ def export(
     task, source = task or task_of_sentences(source), transformer_of(source)
     with transformers_quiet():
         loaded = load(source, task)
+        # Whether the default is a file or a folder is known now that the model is; only then it can be
+        # refused.
         path = _default_path(name, loaded) if path is None else Path(path)
         _refuse_taken(path, overwrite=overwrite)
         single = path.suffix == ".onnx"
@@ -223,6 +225,7 @@ def _has_nan(part: Traceable) -> bool:
 
 def _positions(config: Any) -> int:  # noqa: ANN401 - a configuration of transformers
     """Positions that the model has a weight for, less those that some models reserve; many without one."""
+    # RoBERTa and BART count positions from 2, so that two rows of their tables are for no token.
     reserved = 2
     return int(getattr(config, "max_position_embeddings", None) or 1024) - reserved
 

@@ -78,6 +78,7 @@ def _compare(
             f"PyTorch on {sizes}; {advice}"
         )
     error = output_difference(name, expected, actual).max_relative_error
+    # Not ``error > TOLERANCE``, which NaN would pass.
     if not error <= TOLERANCE:
         raise ContractError(
             f"{what}: output {name!r} differs from PyTorch's by {error:.1e} of its range on {sizes}, "

@@ -105,6 +105,7 @@ def load(source: str | Path, task: str | None) -> Loaded:
         raise InvalidModelError(
             f"{source}: cannot be loaded as a checkpoint ({first_line(error)})"
         ) from error
+    # Keys and values are outputs of those parts only that ask for them.
     module.config.use_cache = False
     return Loaded(module.eval(), sorted(info["missing_keys"]))
 
@@ -126,6 +127,7 @@ def _class_of(config: Any, task: str | None) -> Any:  # noqa: ANN401 - classes o
     if wanted not in known:
         raise UsageError(f"unknown task {task!r}; {nearest(task, [*SHORT_TASKS, *known])}")
     classes = [getattr(transformers, name) for name in known[wanted] if hasattr(transformers, name)]
+    # A pipeline may have several classes: the one that knows the configuration is meant.
     fitting = [found for found in classes if type(config) in getattr(found, "_model_mapping", ())]
     return (fitting or classes)[0]
 

@@ -115,6 +115,7 @@ def translated(what: Traceable, opset: int = DEFAULT_OPSET) -> ir.Model:
                 dynamic_shapes=(dynamic,),
                 input_names=list(what.feed),
                 output_names=names,
+                # The exporter's own passes fold the Transpose of a weight, whose name is gone then.
                 optimize=False,
                 verbose=False,
             )
@@ -287,6 +288,8 @@ def _name_weights_as_in(module: torch.nn.Module, graph: ir.Graph) -> None:
     """Weights are called as in the module, and one that has several names there by the first of them."""
     import torch
 
+    # Reversed, so that of several names the first is written last; tensors without a number all lie at
+    # address 0.
     names = {
         tensor.data_ptr(): name
         for name, tensor in reversed([*module.named_parameters(), *module.named_buffers()])

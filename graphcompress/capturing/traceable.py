@@ -110,6 +110,7 @@ def resized(what: Traceable, sizes: Mapping[str, int]) -> dict[str, torch.Tensor
     for name, tensor in what.feed.items():
         for axis, label in what.axes.get(name, {}).items():
             size = sum(sizes[term] for term in terms(label))
+            # A past of no length has no entry to repeat.
             tensor = tensor.index_select(axis, torch.arange(size) % max(1, tensor.shape[axis]))
         feed[name] = tensor
     return feed

@@ -186,6 +186,7 @@ def _encoder_and_decoder(what: Traceable, *, past: bool) -> dict[str, Traceable]
     if cache is None:
         return {ENCODER: encoder, DECODER: first}
     decoder = replace(first, call=CrossDecoder(what.module, cache.argument))
+    # Two tokens, for torch.export takes a size of 1 as fixed.
     return {ENCODER: encoder, DECODER: decoder, DECODER_WITH_PAST: _step(cache, ids[:, LENGTH : LENGTH + 2])}
 
 
@@ -211,6 +212,7 @@ def _step(cache: _Cache, ids: torch.Tensor) -> Traceable:
         call=replace(call, stand_in=(key, axes[key], first.feed[STATES].shape[2])),
     )
     expected, answered = step.run(), without.run()
+    # Equal to the bit: states that are not read change nothing at all.
     return without if all(torch.equal(expected[name], answered[name]) for name in answered) else step
 
 

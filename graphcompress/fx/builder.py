@@ -115,8 +115,7 @@ class FxBuilder:
         if number is not None:
             return number
         sizes = self.sizes(value)
-        # A plain number multiplies a tensor on any device; a tensor of one number would first have to be
-        # made there.
+        # A plain number multiplies a tensor on any device; a tensor would first have to be made there.
         if sizes is not None and sizes.scalar and isinstance(sizes.items[0], fx.Node):
             return sizes.items[0]
         return self.tensor(value)
@@ -156,8 +155,7 @@ class FxBuilder:
         length = value.shape[0] if value is not None and value.shape is not None and value.shape else None
         if not isinstance(length, int):
             return listed
-        # The length of a list is not known to torch.fx, but its items can be read one by one where the
-        # graph fixes it.
+        # torch.fx does not know the length of a list; where the graph fixes it, items are read one by one.
         return [self.call(operator.getitem, listed, index) for index in range(length)]
 
     def known_ints(self, value: ir.Value | None) -> tuple[int, ...] | None:

@@ -143,8 +143,7 @@ def expand_to(x: Tensor, sizes: Sequence[int]) -> Tensor:
 def take_backwards(x: Tensor, axis: int, start: int, end: int, step: int) -> Tensor:
     """A slice with a negative step, which PyTorch has not."""
     size = x.shape[axis]
-    # ONNX clamps bounds beyond the axis, and for a negative step the first entry may be the last one at
-    # most.
+    # ONNX clamps bounds beyond the axis; with a negative step the first entry is the last one at most.
     first = min(start + size if start < 0 else start, size - 1)
     last = max(end + size, -1) if end < 0 else end
     return x.index_select(axis, torch.arange(first, last, step, device=x.device))
@@ -249,8 +248,7 @@ def reshape_to(x: Tensor, sizes: Sequence[int], copied: bool) -> Tensor:
 def unsqueeze_at(x: Tensor, axes: Sequence[int]) -> Tensor:
     """New axes of size 1, places counted in the result."""
     rank = x.dim() + len(axes)
-    # Places count in the result, so the axes are added from the left; another order would shift the later
-    # ones.
+    # Places count in the result: from the left, for another order would shift the later ones.
     for axis in sorted(axis % rank for axis in axes):
         x = x.unsqueeze(axis)
     return x

@@ -101,6 +101,7 @@ def _apply(graph: fx.Graph, op_type: str, row: tuple[Item, ...]) -> Item:
         return row[0]
     if neutral is not None and op_type in ("Mul", "Add") and row[0] == neutral:
         return row[1]
+    # Exporters ask of every size of a target whether it is -1; decided now, it is no branch of the graph.
     if op_type == "Equal" and any(isinstance(item, int) and item < 0 for item in row) and _is_size(row):
         return False
     function = operator.floordiv if op_type == "Div" and _divides_sizes(row) else FUNCTIONS[op_type]

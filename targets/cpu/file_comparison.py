@@ -157,8 +157,7 @@ def timed_apart(files: Mapping[str, Path], feeds: Sequence[Feed], *, subject: st
         return None
     if _is_clearly_faster(own, before, CLEARLY_AT_ONCE):
         return {subject: own, than: before}
-    # The second time is only there to see whether the machine has changed, for which the short runs
-    # suffice.
+    # The second time shows whether the machine has changed, for which the short runs suffice.
     short = [index for index, ms in enumerate(before) if ms < 1000 * LONG_SECONDS] or [0]
     with _mapped(files[than]) as run:
         after = _timed_alone(than, run, [feeds[index] for index in short])

@@ -29,11 +29,13 @@ def store_floats_as_fp16(model: Model, ctx: Context) -> str:
             if not _is_matrix(value) or value.const_value is None:
                 continue
             array = value.const_value.numpy()
+            # Not ``>``, which NaN would pass.
             if not np.max(np.abs(array), initial=0.0) <= _LARGEST:
                 beyond += 1
                 continue
             name = value.name or "weight"
             half = rw.constant(array.astype(np.float16), f"{name}.{_STORED}")
+            # In front of all nodes, whichever of them read the weight.
             first = next(iter(model.graph))
             rw.replace(value, rw.at(first, name).op("Cast", half, name="float", to=ir.DataType.FLOAT))
             stored, saved = stored + 1, saved + array.nbytes // 2

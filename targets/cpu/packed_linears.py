@@ -49,8 +49,7 @@ class Packed(Family[SharedInput]):
 def _float_groups(model: Model) -> Iterator[SharedInput]:
     groups: dict[ir.Value, list[Linear]] = {}
     for item in linears(model):
-        # A MatMul of a dequantised weight is an integer product to the runtime, which packing in float
-        # would end.
+        # A MatMul of a dequantised weight is an integer product to the runtime; packed in float it is none.
         if item.node.op_type == "MatMul" and producer(item.weight, "DequantizeLinear") is None:
             groups.setdefault(item.input, []).append(item)
     for members in groups.values():

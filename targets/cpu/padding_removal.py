@@ -128,8 +128,7 @@ def _is_token_wise(node: ir.Node, sizes: tuple[object, ...]) -> bool:
         return False
     constants = [value for value in operands if is_constant(value)]
     if node.op_type in _PRODUCTS:
-        # A product of two computed values mixes tokens; only a constant matrix on the right treats each
-        # alone.
+        # A product of two computed values mixes tokens; a constant matrix on the right treats each alone.
         return varying == operands[:1] and node.domain in ("", CONTRIB)
     if node.op_type in _BY_LAST_AXIS:
         # Normalising or splitting over another axis than the last would mix tokens.
@@ -166,8 +165,7 @@ def _indices(rw: Rewriter, mask: ir.Value) -> tuple[ir.Value, ir.Value]:
     real = b.op("ScatterElements", ones, first, one, name="real", axis=0)
     found = b.op("NonZero", real, name="found")
     chosen = b.op("Reshape", found, b.constant([-1], "real_shape"), name="tokens")
-    # Counting real tokens up to a place gives the number of the last one before it, so that padding reads a
-    # real token, too.
+    # Real tokens counted up to a place are the number of the last of them: padding reads a real token, too.
     counted = b.op("CumSum", real, b.constant(0, "axis"), name="counted")
     place = b.op("Sub", counted, b.constant([1], "one_less"), name="place")
     return chosen, b.op("Reshape", place, b.op("Shape", mask, name="sizes"), name="places")

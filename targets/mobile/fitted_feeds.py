@@ -68,6 +68,7 @@ def _padded(array: np.ndarray, port: Port) -> np.ndarray:
 
 
 def _cut(pieces: list[np.ndarray], port: Port, sizes: Mapping[str, int]) -> np.ndarray:
+    # Without axes that are known nothing says where the batch and the filling are.
     if pieces[0].ndim == 0 or len(port.sizes) != pieces[0].ndim:
         return pieces[0]
     whole = np.concatenate(pieces)

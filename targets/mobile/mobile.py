@@ -138,6 +138,7 @@ class Mobile(Target):
             notes.append(f"no loading examples: they have no word for {', '.join(unknown)}; bundle=false")
         elif self.bundle:
             write_bundle(folder, interface, provider=self.provider, parts=described(before, after, tips))
+            # The smallest sample: an example is read by people, and left out when it is large.
             feed = samples.batch([min(range(len(samples)), key=lambda index: _numbers(samples, index))])
             write_example(folder, feed, self.session(folder)(feed))
         details = {

@@ -108,6 +108,7 @@ def compare_converted(
     after = fitted(runner_of(session_of(converted)), interface)
     inputs = list(feeds)
     difference = compare([before(feed) for feed in inputs], after, inputs)
+    # Not ``>``, which NaN would pass.
     if not difference.max_relative_error <= LARGEST_DIFFERENCE:
         raise UnsupportedModelError(
             f"the model differs by {difference.max_relative_error:.1e} of the output range after the "

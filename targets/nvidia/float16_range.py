@@ -109,8 +109,6 @@ def _continues(node: ir.Node, spread: set[ir.Node]) -> bool:
     """
     makers = [maker for value in node.inputs if (maker := producer(value)) is not None]
     behind = node.op_type in _BEHIND and not spread.isdisjoint(makers)
-    # With a second activation as operand the result has the range of activations again, which float16
-    # holds.
     return behind and (node.op_type in _ALWAYS_BEHIND or spread.issuperset(makers))
 
 

@@ -151,6 +151,8 @@ class Gpu(Target):
         """
         name = PROVIDERS[self.provider]
         if self.provider == "cuda":
+            # By default the provider times all algorithms of a convolution at every new shape, and computes
+            # float32 products in TF32, with the 10 digits of float16.
             options, level = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}, "ORT_ENABLE_ALL"
         else:
             options, level = _profile(model, self.provider, self.opt, self.largest), "ORT_DISABLE_ALL"
@@ -169,6 +171,8 @@ def _for_cuda(model: Model, ctx: Context) -> tuple[Model, tuple[str, ...], Mappi
         reason = raise_opset(rw, OLDEST_OPSET) or reason
         fuse_normalizations(rw)  # of a model whose own opset had no operator for them
         clipped = clip_constants(rw)
+    # Before attention is one operator, inside of which nothing can be observed. What is found is kept by its
+    # name, for the forms that are chosen make values anew.
     wide = wide_values(lowered, ctx)
     names = {value.name for value in wide}
     fused = sum(choice.sites for choice in choose_forms(lowered, (FusedAttention(),), (), ctx, cache=None))

@@ -168,6 +168,7 @@ class _Writer:
         own, flat = self._features, list(shape) == [-1]
         if own == list(shape) or (flat and len(own) == 1):
             return
+        # A 0 keeps a size: batch and length may vary.
         target = self._place.constant([*[0] * self._axes, *shape], f"{word}.shape")
         made = self._place.op("Reshape", self._value, target, name=word)
         whole = math.prod(size for size in own if isinstance(size, int))

@@ -105,6 +105,7 @@ def _device() -> Any:  # noqa: ANN401 - a class of the runtime's extension modul
     )
 
 
+# The runtime refuses a library that is registered a second time.
 @functools.cache
 def _register() -> str:
     """Make the plugin known to the runtime, once per process; why it could not be, or an empty text."""

@@ -60,6 +60,7 @@ def _plain(
             builder.method("transpose", builder.method("unflatten", x, -1, (count, -1)), 1, 2)
             for x, count in zip(operands, counts, strict=True)
         )
+    # PyTorch's call refuses a mask beside is_causal.
     if causal and mask is not None:
         parts = builder.call(attention, *operands, mask, heads=heads, scale=scale, causal=True)
         made = builder.item(parts, 0)

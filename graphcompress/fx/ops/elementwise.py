@@ -133,6 +133,7 @@ def where(builder: FxBuilder, node: ir.Node) -> Operand:
     condition = builder.tensor(node.inputs[0])
     then, otherwise = builder.operand(node.inputs[1]), builder.operand(node.inputs[2])
     are_numbers = not isinstance(then, fx.Node) and not isinstance(otherwise, fx.Node)
+    # Of two plain numbers torch.where makes its default type.
     if are_numbers and node.outputs[0].dtype != ir.DataType.FLOAT:
         then = builder.tensor(node.inputs[1])
     return builder.call(torch.where, condition, then, otherwise)
@@ -146,6 +147,7 @@ def clip(builder: FxBuilder, node: ir.Node) -> Operand:
     low, high = (None if limit is None else builder.operand(limit) for limit in limits)
     if low is None and high is None:
         return x
+    # torch.clamp takes two tensors or two numbers, but not one of each.
     if isinstance(low, fx.Node) != isinstance(high, fx.Node):
         low, high = (None if limit is None else builder.tensor(limit) for limit in limits)
     return builder.call(torch.clamp, x, low, high)

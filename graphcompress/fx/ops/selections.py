@@ -120,6 +120,7 @@ def top_k(builder: FxBuilder, node: ir.Node) -> tuple[Operand | None, ...]:
     counts = builder.ints(node.inputs[1])
     if isinstance(counts, fx.Node):
         builder.refuse(node, "its k is computed at run time")
+    # Of equal entries ONNX takes the first, which a stable sort gives and torch.topk does not promise.
     axis, largest = node.attributes.get_int("axis", -1), bool(node.attributes.get_int("largest", 1))
     parts = builder.call(
         torch.sort, builder.tensor(node.inputs[0]), dim=axis, descending=largest, stable=True

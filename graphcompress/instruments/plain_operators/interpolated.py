@@ -134,6 +134,7 @@ class Interpolated(Attached):
         self.found[str(node.meta["value"])] = mixed
         with student.graph.inserting_after(node):
             made = student.graph.call_module(f"{INSIDE}.{name}", args)
+        # Taps and other instruments find a node by the value that it computes.
         made.meta["value"] = node.meta["value"]
         node.replace_all_uses_with(made)
         student.graph.erase_node(node)

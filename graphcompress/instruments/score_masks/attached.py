@@ -39,7 +39,6 @@ class AttachedMasks(Attached):
     """Masks at work on one student."""
 
     def __init__(self, given: ScoreMasks, student: fx.GraphModule) -> None:
-
         self.given = given
         self.student = student
         self.paths = {name: path for path, name in student.meta["initializers"].items()}
@@ -81,6 +80,7 @@ class AttachedMasks(Attached):
             with graph.inserting_after(pair):
                 masked = graph.call_function(operator.getitem, (pair, 0))
                 units = graph.call_function(operator.getitem, (pair, 1))
+            # The mask itself goes on reading the weight.
             weight.replace_all_uses_with(masked, delete_user_cb=lambda user, pair=pair: user is not pair)
             for linear in mask.site.linears if mask.site.makes else ():
                 path = None if linear.bias is None else self.paths.get(linear.bias.name or "")
@@ -133,9 +133,11 @@ class AttachedMasks(Attached):
         self._cut(min(asked, self._cut_for(wanted)))
 
     def _draw(self, step: Step) -> None:
+        # By the step alone: the same noise in every process, and after an interruption.
         generator = torch.Generator().manual_seed(step.number)
         for each in self.scores:
             noise = torch.rand(each.values.shape, generator=generator)
+            # At 0 and at 1 a logarithm of the gate is infinite.
             each.noise = noise.clamp(1e-6, 1 - 1e-6).to(each.values.device)
 
     def _measure(self) -> None:
@@ -166,7 +168,6 @@ class AttachedMasks(Attached):
         )
 
     def _cut_for(self, wanted: float, *, nearest: bool = False) -> float:
-
         return cut_for(
             [each.values for each in self.scores],
             lambda cut: self._amount([each.mask(cut) for each in self.scores]),

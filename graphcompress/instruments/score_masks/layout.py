@@ -183,6 +183,7 @@ def _found(model: Model, groups: list[tuple[Group, list[Inner]]]) -> Iterator[_F
     for attention in attentions(model):
         for makes, several in ((True, attention.producers), (False, attention.consumers)):
             for linear in several:
+                # Stored [in, out], or [out, in] where it is transposed; what a linear makes lies along out.
                 axis = int(linear.transposed) ^ int(makes)
                 size = linear.out_features if makes else linear.in_features
                 yield _Found(ATTENTION, None, linear, axis, np.full(size, -1), makes)

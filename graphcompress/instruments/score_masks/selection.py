@@ -117,6 +117,8 @@ class Mask(nn.Module):
         """For each pattern the sums of ``array`` [as the weight] over what each score decides about."""
         found = []
         for number, (part, pattern) in enumerate(zip(self.parts, self.site.patterns, strict=True)):
+            # The gradient of what a score is spread over is a sum over it: so sums follow from _spread for
+            # every pattern.
             ones = torch.ones(part.values.shape, requires_grad=True, device=array.device)
             with torch.enable_grad():
                 spread = self._spread(number, pattern, ones).expand(self.site.shape)

@@ -14,6 +14,7 @@ _MAJOR, _MINOR = 75, 76
 def gpu_here() -> str | None:
     """Compute capability of the first GPU, such as ``SM89``; None without one or without its driver."""
     try:
+        # The driver itself is asked, which is there without PyTorch and without TensorRT.
         cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
         return None

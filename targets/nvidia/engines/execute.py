@@ -81,6 +81,8 @@ def engine_runner(
     outputs = [name for name in names if name not in inputs]
 
     def run(feed: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        # The engine is told addresses alone: without these references the memory would be free before it is
+        # read.
         held = []
         for name in inputs:
             array = np.asarray(feed[name])

@@ -78,6 +78,7 @@ def _logger(trt: Any, log: Any) -> Any:  # noqa: ANN401 (a module, a text stream
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self.last_error = message
             log.write(f"{message}\n")
+            # The compiler may end the process: the last line says where.
             log.flush()
 
     return Logger()
