@@ -117,6 +117,7 @@ class Distill(Pass):
         """
         if ctx.training is None:
             return
+        # Imported here and below, for torch is an extra, and takes seconds to load.
         from graphcompress.training.prepare import check
 
         check(model, ctx.training, self.settings())
@@ -162,6 +163,7 @@ class Distill(Pass):
                 rw.skip(item, "not one of those to train" if result.best_step else "no step made it better")
         for place in unshared:
             rw.skip(place.student, f"no {place.kind} loss: {place.reason}")
+        # The weights went into the graph by another way than this rewriter.
         rw.modified = True
         rw.note(
             f"{result.label} {result.start:.4f} → {result.best:.4f}, "

@@ -42,7 +42,7 @@ class Parameters:
 
     @property
     def name(self) -> str:
-        """Of the initializer."""
+        """Name of the initializer."""
         return self.value.name or ""
 
 

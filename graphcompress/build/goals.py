@@ -88,6 +88,7 @@ class MaxDrop:
                 "--confidence needs the standard error of the drop, which this metric has not on these rows; "
                 "give more rows with --eval-data, or leave it out"
             )
+        # One side of the interval: only a drop counts against the goal.
         return drop.value + NormalDist().inv_cdf(self.confidence) * drop.standard_error
 
     def goal(self, drop: Drop) -> CheckedGoal:
@@ -127,6 +128,7 @@ def size_goal(text: str, artifact: Artifact) -> CheckedGoal:
 def speed_goal(wanted: float, name: str, benched: Sequence[ShapeResult]) -> CheckedGoal:
     """Whether the artifact that was timed as ``name`` is fast enough at every shape that could be timed."""
     ratios = {result.shape: result.ratios[name].median for result in benched if name in result.ratios}
+    # What could be timed at no shape has not been shown to be fast.
     return CheckedGoal(f"min-speedup {wanted:g}", "", bool(ratios) and min(ratios.values()) >= wanted)
 
 

@@ -180,6 +180,7 @@ def _open(request: Request) -> _Opened:
     refuse_unsupported(model, request.pipeline.passes)
     for target in request.targets:
         target.check_model(model)
+    # Asked now: what is computed from NaN is NaN, and no comparison later says where it is from.
     model.check_weights_are_finite()
     written = metric is not None and metrics.is_written(metric)
     if metric is not None and written:
@@ -211,6 +212,7 @@ def _teacher(request: Request) -> Model | None:
     given = request.teacher
     if given is None or isinstance(given, Model):
         return given
+    # An ONNX file is of one task, and refuses to be told another.
     return open_model(given, task=request.task if is_checkpoint(given) or is_hub_name(given) else None)
 
 
@@ -235,6 +237,7 @@ def _run(request: Request, opened: _Opened, baseline: Baseline) -> Build:
         require_coverage=request.require_coverage,
         on_record=request.on_record,
         original=baseline.outputs,
+        # A pass leaves a graph to run; what a model writes is scored on the files of an artifact.
         scoring=None if opened.generator else opened.scoring,
     )
     return Build(

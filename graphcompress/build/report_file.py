@@ -104,6 +104,7 @@ def html(build: Build, benched: Sequence[ShapeResult] = ()) -> str:
     if len(build.lowered) > 1:
         return legible(comparison(list(documents), list(documents.values())))
     (artifact,) = build.lowered
+    # The page is part of the artifact, whose bytes depend neither on its place nor on times.
     lines = [
         (topic, text)
         for topic, text in result_lines(build, artifact, benched)

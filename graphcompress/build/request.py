@@ -315,6 +315,7 @@ class Request:
 
 def kind(field: dataclasses.Field[Any]) -> type:
     """What a user types for a field of :class:`Request`: a Path, a text, or a value like its default."""
+    # Annotations are texts in this module.
     if "Path" in field.type:
         return Path
     if field.default is dataclasses.MISSING:

@@ -248,7 +248,7 @@ class _Cache:
 
     @classmethod
     def of(cls, first: Traceable) -> _Cache | None:
-        """That of a decoder; None where it returns nothing that it also takes."""
+        """The cache of a decoder; None where it returns nothing that it also takes."""
         call: Any = first.call
         takes = inspect.signature(first.module.forward).parameters
         with torch.no_grad():

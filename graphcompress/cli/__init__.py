@@ -98,6 +98,7 @@ def main() -> NoReturn:
     # Typer turns a KeyboardInterrupt into the value 130 and returns that.
     if code in STOPPED:
         _fail(_stopped(KeyboardInterrupt(), STOPPED[code]), code)
+    # Typer returns what the command returned where that did not leave by itself: nothing.
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -133,6 +134,7 @@ def _explain(error: Exception) -> tuple[str, int]:
             f"error: out of memory ({error}); take a smaller model, fewer samples or smaller batches",
             UnsupportedModelError.exit_code,
         )
+    # Some libraries say a page; a script reads one line.
     what = f"{type(error).__name__}: {error}".partition("\n")[0][:300]
     return f"error: unexpected {what} (run it again with --debug to see where, and report it)", 1
 

@@ -54,6 +54,7 @@ def generate(
         print_json([{"text": asked, "answer": answer} for asked, answer in zip(texts, written, strict=True)])
         return
     for answer in written:
+        # One line for each text, whatever was written: a script matches them by number.
         out().print(" ".join(answer.splitlines()))
 
 

@@ -34,6 +34,7 @@ def _with_request(command: Callable[..., None]) -> Callable[..., None]:
 
     Where one is not given its value is None, so that a recipe can say it.
     """
+    # Annotations are texts in this module, and typer reads objects.
     hints = typing.get_type_hints(command, include_extras=True)
     own = inspect.signature(command).parameters.values()
     given = [_parameter(field) for field in dataclasses.fields(Request) if _is_typed(field)]
@@ -143,6 +144,7 @@ def optimize(
         _say_resumed(request)
         progress(OPENING, 0, 1)
         build = build_for(dataclasses.replace(request, progress=progress, on_record=done.append))
+        # The other processes of a training have no artifact.
         if rank() > 0:
             return
         progress(MEASURING, 0, 1)
@@ -226,6 +228,7 @@ def with_changes(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
     Hashes are kept for inputs that stayed, what was measured and chosen where everything that decides did.
     """
     changes = {
+        # As a recipe writes paths, on every system.
         name: value.as_posix() if isinstance(value, Path) else value
         for name, value in given.items()
         if value is not None

@@ -45,6 +45,7 @@ class RunStep:
         """Take in that ``done`` of ``total`` steps of ``text`` are finished."""
         own = text in self.stages
         if own:
+            # A pipeline counts its passes; what a person waits for is the one that is under way.
             done, total = (0, 1) if done < total else (1, 1)
         if own and text != self.stage:
             self.stage, self.work = text, ""
@@ -93,6 +94,7 @@ class _Line(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         """The line as it is now, beside the spinner."""
+        # The spinner takes the rest of the columns.
         return Text(legible(self._step.line(self._console.width - 3)), no_wrap=True)
 
 

@@ -49,6 +49,7 @@ def tune(
     if not measured:
         raise UsageError(f"target {chosen.name} measures nothing; tune is for targets that do, such as cpu")
     check_profile_path(output)
+    # Every build simplifies first, so that only sites in simplified graphs are looked up later.
     pipelines = dict.fromkeys((SIMPLIFY, passes if SIMPLIFY in passes else f"{SIMPLIFY},{passes}"))
     with progress_bars() as progress:
         times = measure(

@@ -33,6 +33,7 @@ def sentence(error: Exception, arguments: Sequence[str]) -> str:
     """What is wrong with the ``arguments``, and what to type instead."""
     message = str(getattr(error, "format_message", error.__str__)()).strip().rstrip(".")
     advice = _joined_passes(arguments) if "extra argument" in message else _other_option(message)
+    # A message that asks "Did you mean …?" has its advice already.
     if not advice and "?" not in message:
         command = next((word for word in arguments if not word.startswith("-")), "")
         advice = f"see graphcompress {command} --help".replace("  ", " ")
@@ -58,6 +59,7 @@ def _joined_passes(arguments: Sequence[str]) -> str:
         return ""
     words = []
     for word in arguments[arguments.index("--passes") + 1 :]:
+        # The model may stand behind the passes.
         if word.startswith("-") or word.endswith(".onnx"):
             break
         words.append(word.strip(","))

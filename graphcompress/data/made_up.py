@@ -193,6 +193,7 @@ class _Maker:
 
     def _spread(self, sizes: Sequence[int], count: int) -> Iterator[Sequence[Sizes]]:
         names = list(enumerate(self.symbols))
+        # A shift of 3 through eight different sizes: no two symbols have one size in the same sample.
         apart = [
             {name: sizes[(index + 3 * number) % len(sizes)] for number, name in names}
             for index in range(count)

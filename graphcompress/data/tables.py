@@ -69,6 +69,7 @@ def _text(path: Path) -> io.TextIOBase:
     if path.suffix == ".gz":
         # Spreadsheets write a byte order mark, which utf-8 alone would make part of the first column's name.
         return cast("io.TextIOBase", gzip.open(path, "rt", encoding="utf-8-sig", newline=""))
+    # The csv module reads ends of lines itself, for a quoted field may hold some.
     return path.open(encoding="utf-8-sig", newline="")
 
 

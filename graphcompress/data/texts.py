@@ -208,6 +208,7 @@ def _longest(model: Model, inputs: Mapping[str, ir.Value], max_length: int) -> i
 
 
 def _pad_id(tokenizer: tokenizers.Tokenizer) -> int:
+    # Tokenizers like GPT-2's have no token for padding; any id does, for the mask hides it.
     for token in ("[PAD]", "<pad>", "<|endoftext|>"):
         found = tokenizer.token_to_id(token)
         if found is not None:

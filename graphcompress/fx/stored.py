@@ -189,7 +189,7 @@ def _plain(array: np.ndarray | None) -> np.ndarray:
 
 
 def _scales_activations(value: ir.Value) -> bool:
-    """Whether a stored tensor is the scale or the zero point of a QuantizeLinear or DequantizeLinear."""
+    """Whether a stored tensor is the scale of a QuantizeLinear or DequantizeLinear."""
     return any(
         node.op_type in ("QuantizeLinear", "DequantizeLinear") and index == 1 for node, index in value.uses()
     )

@@ -96,6 +96,7 @@ class Generator:
                 f"{', '.join(port.name for port in self.parts[0].inputs)}; give data with such columns"
             )
         tokenizer.no_padding()
+        # A tokenizer.json may cut texts off in silence; what is too long is refused with its number.
         tokenizer.no_truncation()
         found = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
         for number, ids in enumerate(found, 1):
@@ -175,7 +176,7 @@ class Generator:
             )
             return search(steps, ids, mask, self.settings)
         steps.encode(self._encoder_feed(prompts))
-        start = np.tile(np.asarray(self.settings.start or (0,), np.int64), (len(prompts), 1))
+        start = np.tile(np.asarray(self.settings.start, np.int64), (len(prompts), 1))
         return search(steps, start, np.ones_like(start), self.settings)
 
     def _encoder_feed(self, prompts: Sequence[Prompt]) -> Feed:

@@ -27,6 +27,7 @@ def rules_of(settings: GenerationSettings, prompt: int, padding: np.ndarray | No
         found.append(_repetition(settings.repetition_penalty, padding))
     if settings.no_repeat_ngram_size:
         found.append(_ngrams(settings.no_repeat_ngram_size))
+    # The end is no word, as in transformers: a text that may not write it would never end.
     if words := [word for word in settings.bad_words_ids if word not in {(token,) for token in end}]:
         found.append(_bad_words(words))
     if end and settings.min_length:

@@ -138,6 +138,7 @@ class Beams:
         just = ends & (np.arange(ends.shape[1]) < beams)
         length = rows.shape[2] - self._prompt
         values = values / np.float32(length**self._settings.length_penalty)
+        # ``is True``, for "never" counts as true as well.
         full = self._is_finished.all(1, keepdims=True) & (self._settings.early_stopping is True)
         values = values + full * NEVER + ~self._improvable * NEVER + ~just * NEVER
         merged = np.concatenate([self._finished_scores, values], 1)

@@ -167,6 +167,7 @@ def _start(said: Mapping[str, Any]) -> tuple[int, ...]:
     first = said.get("decoder_start_token_id")
     if first is None:
         first = said.get("bos_token_id")
+    # A generation_config.json alone does not say whether there is an encoder; a start for the decoder tells.
     if first is None or not said.get("is_encoder_decoder", "decoder_start_token_id" in said):
         return ()
     task, language = said.get("task"), said.get("language")

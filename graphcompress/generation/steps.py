@@ -83,7 +83,9 @@ class Steps:
     def _run(self, part: Part, ids: np.ndarray, *, switch: bool) -> np.ndarray:
         feed = {port.name: self._input(port, ids, switch=switch) for port in part.inputs}
         outputs = self._runs[part.role](feed)
+        # The first pass may be another file, with other names for what it hands on.
         continued = {present: past for past, present in part.past} if switch else self._handed
+        # Added, not exchanged: keys of the encoder's states come out of the first pass alone, and stay.
         self._past.update({past: outputs[present] for present, past in continued.items()})
         return outputs[part.output("logits") or part.outputs[0].name]
 

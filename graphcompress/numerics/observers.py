@@ -157,7 +157,7 @@ class Activation:
         self.highs = highs if self.highs.size == 0 else np.maximum(self.highs, highs)
 
     def divided(self, factors: np.ndarray) -> Activation:
-        """Of the same activation divided by ``factors`` [features], as far as the kept rows tell.
+        """The same activation divided by ``factors`` [features], as far as the kept rows tell.
 
         Its extremes are those of everything seen; what lies between them is counted on the kept rows.
         """

@@ -216,20 +216,18 @@ def _others(model: Model) -> tuple[OtherParameters, ...]:
 
 
 def _attentions(model: Model, costs: Mapping[ir.Node, int]) -> tuple[AttentionView, ...]:
-    views = []
-    for found in attentions(model):
-        views.append(
-            AttentionView(
-                node=found.node.name or found.node.op_type,
-                num_heads=found.num_heads,
-                kv_heads=found.kv_heads,
-                head_dim=found.head_dim,
-                producers=tuple(linear.name for linear in found.producers),
-                consumers=tuple(linear.name for linear in found.consumers),
-                macs=_attention_macs(found, costs),
-            )
+    return tuple(
+        AttentionView(
+            node=found.node.name or found.node.op_type,
+            num_heads=found.num_heads,
+            kv_heads=found.kv_heads,
+            head_dim=found.head_dim,
+            producers=tuple(linear.name for linear in found.producers),
+            consumers=tuple(linear.name for linear in found.consumers),
+            macs=_attention_macs(found, costs),
         )
-    return tuple(views)
+        for found in attentions(model)
+    )
 
 
 def _attention_macs(found: Attention, costs: Mapping[ir.Node, int]) -> int:

@@ -22,6 +22,7 @@ def needs(what: str, extra: str, *packages: str) -> None:
     Raises:
         MissingExtraError: it names what is missing and the extra that brings it.
     """
+    # Looked for, not imported: torch alone takes seconds to load.
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtraError(

@@ -212,6 +212,8 @@ def _split_options(text: str, position: int) -> tuple[dict[str, str], int]:
 def _read_value(text: str, position: int) -> tuple[str, int]:
     if text[position : position + 1] == '"':
         try:
+            # The rules of JSON say where a quoted text ends, whatever is escaped in it; it is written by
+            # json.dumps, too.
             value, length = json.JSONDecoder().raw_decode(text[position:])
         except json.JSONDecodeError as error:
             raise _syntax_error(text, position, "the quoted text does not end") from error

@@ -81,6 +81,7 @@ def _rendered(template: str, **values: object) -> str:
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
+        # A name that a template misspells would leave an empty place, which nobody sees.
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"bytes": size, "count": count, "db": decibels, "alone": _left_alone}

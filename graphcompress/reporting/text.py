@@ -30,6 +30,7 @@ SHOWN_OUTPUTS = 4
 
 def count(number: float) -> str:
     """A number for reading: ``22.71M``, ``48.2k``, ``7``."""
+    # Up to four digits a number is as short as with a unit.
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(number) >= limit:
             return f"{number / (1e3 if unit == 'k' else limit):.2f}{unit}"

@@ -18,6 +18,7 @@ def neutral(rw: Rewriter, node: ir.Node) -> str | None:
         value, out = node.inputs[kept], node.outputs[0]
         if value is None or scalar(node.inputs[other]) != _NEUTRAL[node.op_type]:
             continue
+        # A constant with more axes than the value gives it axes, whatever its numbers are.
         if same_shape(value.shape, out.shape) and value.dtype == out.dtype and replaceable(out, value):
             rw.replace(out, value)
             return f"{node.op_type} of a neutral constant"

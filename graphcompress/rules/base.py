@@ -38,6 +38,7 @@ def same_shape(a: Sizes | None, b: Sizes | None) -> bool:
 
 def replaceable(old: ir.Value, new: ir.Value) -> bool:
     """Whether ``new`` may stand for ``old``: a graph output keeps its name, which an input cannot take."""
+    # An output of a branch has to be made in that branch, and what a branch makes is not there outside.
     if old.graph is not new.graph and new.graph is not None:
         return False
     if not old.is_graph_output():

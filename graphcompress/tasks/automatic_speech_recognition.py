@@ -15,6 +15,7 @@ from graphcompress.plugin.extras import needs
 from graphcompress.plugin.options import option
 from graphcompress.plugin.task import Figure, Metric, WritingTask
 
+# An apostrophe stays: don't is one word.
 _MARKS = re.compile(r"[^\w\s']")
 
 

@@ -86,6 +86,7 @@ class _Squad(Metric):
         """Logits of windows [windows] → the mean over the questions."""
         columns = rows.samples.columns
         wanted = columns[rows.column(self.columns, self.name)]
+        # The context of a question is called sentence in QNLI.
         context = columns["context" if "context" in columns else "sentence"]
         references = [_references(value, "answers") for value in wanted]
         may_be_none = not all(references)

@@ -81,7 +81,7 @@ class Accuracy(Metric):
     name: ClassVar[str] = "accuracy"
     also_called: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("acc", "top1"), "accuracy"),
-        **dict.fromkeys(("f1", "bleu", "rouge", "perplexity"), "my_file.py:function, a function of your own"),
+        "f1": "entity-f1, squad-f1 or my_file.py:function, a function of your own",
     }
     tasks: ClassVar[tuple[str, ...]] = CLASSIFICATIONS
     label: ClassVar[str] = "accuracy"

@@ -350,7 +350,7 @@ class _Clock:
         return self._tokens / max(time.monotonic() - self._began, 1e-9)
 
     def remaining(self, step: int, steps: int) -> str:
-        """Minutes and seconds."""
+        """The time that is left, as minutes and seconds."""
         each = (time.monotonic() - self._began) / max(1, step - self._first)
         minutes, seconds = divmod(int(each * (steps - step)), 60)
         return f"{minutes}:{seconds:02}"

@@ -172,6 +172,7 @@ def _choose(size: int, wish: Wish, found: Found, solve: Solve) -> Factored:
             return Factored(smallest.factors, smallest.error)
     if not found.best:
         least = min(((wish.rank or 1) * split.term_parameters for split in wish.splits), default=size)
+        # Rounded down, so that there are factors at the ratio that is told.
         reached = math.floor(1000 * (1 - least / size)) / 1000
         needs = {"needs_ratio": reached} if wish.ratio is not None and reached > 0 else {}
         return Factored(None, None, "no factorisation of its sizes is small enough", needs)

@@ -221,6 +221,7 @@ class Kron(Pass):
         left = sorted(item.figures["error"] for item in rw.skipped if "error" in item.figures)
         if left and not self.preset:
             median = left[len(left) // 2]
+            # Half a step more, so that rounding to two digits never leaves the median out.
             rw.note(f"max_error={median + 0.005:.2f} would halve {(len(left) + 1) // 2} more weights")
 
 

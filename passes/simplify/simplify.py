@@ -61,6 +61,8 @@ class Simplify(Pass):
     def run(self, model: Model, ctx: Context) -> Record:
         """Apply every rule until none matches; report what was removed and what stays."""
         before = len(model.graph)
+        # Before nodes change: a weight is called after the node that reads it where it has no name of its
+        # own.
         keep_names(model)
         with Rewriter(model, ctx) as rw:
             rewritten = standardise(rw)

@@ -25,7 +25,7 @@ AUTO, CPU, OPENVINO = PROVIDERS = ("auto", "cpu", "openvino")
 """Values of the option ``provider``; the last is the target that makes artifacts for OpenVINO."""
 
 SESSION_FILE = "session.json"
-"""In an artifact that another provider than the CPU's runs: how it is loaded."""
+"""This file says how an artifact is loaded that another provider than the CPU's runs."""
 
 
 @dataclass(frozen=True)

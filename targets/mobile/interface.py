@@ -63,6 +63,7 @@ def model_of(interface: Interface) -> Model:
         return ir.Value(name=port.name, shape=ir.Shape(sizes), type=ir.TensorType(dtype))
 
     inputs, outputs = ([value(port) for port in ports] for ports in (interface.inputs, interface.outputs))
+    # Without a node any opset will do.
     graph = ir.Graph(inputs, outputs, nodes=[], opset_imports={"": 21}, name="interface")
     return Model(ir.Model(graph, ir_version=10))
 

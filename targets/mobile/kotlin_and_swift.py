@@ -40,7 +40,7 @@ _KEYWORDS = (
     "null object open operator package private protocol public repeat rethrows return self static struct "
     "subscript super switch this throw throws true try typealias typeof val var when where while"
 )
-"""Of either language."""
+"""Words that mean something else in either language, and are no names."""
 _OWN = "data environment inputs output outputs results run session tensor"
 """What the examples call their own things."""
 

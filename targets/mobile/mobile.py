@@ -182,6 +182,7 @@ class Mobile(Target):
                 done["products of matrices"] = flatten_products(rw)
         if self.provider in ("cpu", "xnnpack"):
             done["activations as uint8"] = unsigned_activations(model, ctx, saturates=True)
+            # Nothing is measured: this machine is not the device.
             for choice in choose_forms(model, (IntegerLinear(), Gelu()), (), ctx, cache=None):
                 key = f"{choice.family} as {choice.form}"
                 done[key] = done.get(key, 0) + choice.sites

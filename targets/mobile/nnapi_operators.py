@@ -80,6 +80,7 @@ def _tail(place: Builder, size: ir.Value, *, stretch: float, share: float, prefi
     scaled = made("Mul", size, number(_P * stretch, "p"), name="scaled")
     one = number(1.0, "one")
     t = made("Div", one, made("Add", scaled, one, name="below"), name="t")
+    # The share goes into the coefficients, which saves a product on every entry.
     series = number(_COEFFICIENTS[0] * share, "a5")
     for power, coefficient in zip((4, 3, 2, 1), _COEFFICIENTS[1:], strict=True):
         product = made("Mul", t, series, name=f"t{power}")

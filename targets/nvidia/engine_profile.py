@@ -63,6 +63,7 @@ def _sizes(model: Model, option: str, text: str) -> dict[str, int]:
     firsts, others = variable_sizes(model)
     total, most = total_length(model), longest_sample(model)
     if most is not None:
+        # Past and new tokens share the positions, and each of the two gets this length.
         length = min(length, most if total is None else max(1, most // 2))
     known = {**dict.fromkeys(others, length), **dict.fromkeys(firsts, batch)}
     joined = {} if total is None else dict.fromkeys(lengths_of_one_mask(model), total)

@@ -144,7 +144,7 @@ def _has_half(node: ir.Node, opset: int) -> bool:
 
 
 def _follow_consumers(rw: Rewriter, kept: set[ir.Node]) -> None:
-    """A DequantizeLinear that only nodes in float32 read stays in float32; one scale that vanishes, too."""
+    """A DequantizeLinear that only nodes in float32 read stays in float32."""
     for node in rw.model.graph:
         if is_standard(node, "DequantizeLinear"):
             readers = node.outputs[0].consumers()

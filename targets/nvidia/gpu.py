@@ -141,6 +141,7 @@ class Gpu(Target):
                     f"{folder / SESSION_FILE}: not readable ({error}); build the artifact again"
                 ) from error
             return runner_of(provider_session(folder / MODEL_FILE, providers, level))
+        # Unfused: the int8 products of a CPU may saturate, those of a GPU do not.
         return runner_of(session_of(folder / MODEL_FILE, optimize=False))
 
     def _recipe(self, model: Model) -> dict[str, Any]:

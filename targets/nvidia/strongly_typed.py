@@ -65,6 +65,7 @@ def strongly_typed(model: Model, ctx: Context, *, half: bool) -> Typed:
     samples = (ctx.samples or varied_samples(model, seed=ctx.seed)).spread(CALIBRATION_SAMPLES)
     with Rewriter(typed, ctx) as rw:
         factored, expanded = multiply_int8_factors(rw, samples)
+        # What the new products replaced goes now, for all that is left is expanded below.
         rw.clean()
         _restore_factors(rw)
         stored = multiply_factors(rw, expand=True)

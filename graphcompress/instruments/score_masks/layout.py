@@ -105,7 +105,7 @@ class MaskedWeight:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the weight as it is stored."""
+        """Sizes of the weight as it is stored."""
         rows, columns = self.linears[0].in_features, self.linears[0].out_features
         return (columns, rows) if self.linears[0].transposed else (rows, columns)
 

@@ -9,6 +9,8 @@ from graphcompress.graph.match import operand, producer, rank_of
 from graphcompress.passes.simplify.fused.base import Operator, Writer, reads_outputs
 from graphcompress.rules.opsets.versions import AXES_AS_INPUT
 
+# What ONNX Runtime's operators take where no attribute says it; those that are named like standard ones take
+# the standard's.
 _SKIP_EPSILON = 1e-12
 _EPSILON = 1e-5
 
@@ -124,10 +126,10 @@ OPERATORS = {
     "SkipLayerNormalization": Operator(skip_layer_norm, _trains),
     "SkipSimplifiedLayerNormalization": Operator(skip_rms_norm, _trains),
 }
-"""Of com.microsoft."""
+"""Operators of com.microsoft, and how each is written."""
 
 STANDARD_OPERATORS = {
     "LayerNormalization": Operator(early_layer_norm, _statistics_or_axis),
     "SimplifiedLayerNormalization": Operator(simplified, _statistics_or_axis),
 }
-"""That ONNX Runtime writes as standard ones into models of opsets that lack them."""
+"""Operators that ONNX Runtime writes as standard ones into models of opsets that lack them."""

@@ -104,6 +104,7 @@ def build_engine(
         started = time.perf_counter()
         done = _run(request, compute, timeout_s)
         seconds = time.perf_counter() - started
+        # A log that ended with the process may end inside a character.
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
         if not result.exists():
             raise UnsupportedModelError(_sudden_end(done, lines, compute))

@@ -12,7 +12,7 @@ _TYPE = re.compile(r"Datatype: (\w+)")
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _TACTIC = re.compile(r"TacticName: ([^,]*)")
 _INT8_KERNEL = re.compile(r"gemm_\w+_i8i32_")
-"""In the names of kernels that sum int8 products in int32, whatever they write."""
+"""Part of the names of kernels that sum int8 products in int32, whatever they write."""
 
 
 @dataclass(frozen=True)
