@@ -113,7 +113,7 @@ PLAN: dict[str, str] = {
     "instruments": "errors numerics files graph plugin analysis coupling cutting rewrite fx training",
     "pipeline": "errors numerics files graph plugin analysis coupling rewrite rules data measure",
     "artifact": "errors files graph plugin analysis coupling rewrite rules data measure capturing",
-    "reporting": "errors files graph plugin analysis measure pipeline artifact",
+    "reporting": "errors numerics files graph plugin analysis measure pipeline artifact",
     "build": "errors numerics files graph plugin analysis coupling rewrite rules data generation"
     " measure capturing training pipeline artifact reporting",
     "cli": "errors numerics files graph plugin analysis coupling rules data generation measure"

@@ -84,6 +84,7 @@ def export(
         parts = _parts(loaded, source, outputs, single=single, past=past)
         _refuse_random(source, loaded, parts)
         (path.parent if single else path).mkdir(parents=True, exist_ok=True)
+        # Beside its place, on one file system with it: a file is moved there in one step.
         with Temporary(path.parent) as folder:
             named = dict(zip([path.name], parts.values(), strict=True)) if single else parts
             _write(named, folder, opset, merged=merged)
@@ -199,6 +200,7 @@ def _refuse_random(source: str | Path, loaded: Loaded, parts: Mapping[str, Trace
     """
     import torch
 
+    # Of a tied weight any of its names may be the one that is missing.
     named = dict(loaded.module.named_parameters(remove_duplicate=False))
     used = []
     for name in loaded.missing:
@@ -236,6 +238,7 @@ def _positions(config: Any) -> int:  # noqa: ANN401 - a configuration of transfo
 def _put(stage: Path, folder: Path, *, last: str, overwrite: bool) -> None:
     """Move the files of ``stage`` to ``folder``, the file ``last`` at the end: where it is, everything is."""
     files = sorted(stage.iterdir(), key=lambda file: file.name == last)
+    # By content: sizes and times say nothing of files that were written just now.
     taken = [
         file.name
         for file in files

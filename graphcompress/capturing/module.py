@@ -64,6 +64,7 @@ def capture(
 
     what = traceable(module, example_inputs)
     axes = default_axes(what.feed) if dynamic_axes is None else dynamic_axes
+    # The model maps its weights from this folder, which lives as long as the model.
     folder = Temporary()
     try:
         with evaluating(module):
@@ -112,6 +113,7 @@ def translated(what: Traceable, opset: int = DEFAULT_OPSET) -> ir.Model:
                 tuple(what.feed.values()),
                 dynamo=True,
                 opset_version=opset,
+                # The module has one argument, *tensors, of which each has its axes.
                 dynamic_shapes=(dynamic,),
                 input_names=list(what.feed),
                 output_names=names,

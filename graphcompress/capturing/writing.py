@@ -82,6 +82,7 @@ class Decoder:
         given = self.given(tensors)
         if self.cache is not None:
             given[self.argument] = rebuilt(PAST, self.cache, tensors)
+        # A configuration may ask for tuples, in which nothing has a name.
         return self.module(**given, use_cache=use_cache, return_dict=True)
 
     def given(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:

@@ -69,6 +69,7 @@ def export(
             overwrite=overwrite,
         )
         files = [path] if path.is_file() else sorted(path.glob("*.onnx"))
+        # Read again, so that what is told is what lies on the disk.
         models = {file: Model.load(file) for file in files}
         progress("export", 1, 1)
     if json:

@@ -74,6 +74,7 @@ def _extractor(folder: Path) -> Any:  # noqa: ANN401 - a feature extractor of tr
     needs_torch("reading of audio", "transformers")
     import transformers
 
+    # On the hub the ONNX files often lie in a folder of their own, below the configuration.
     places = [place for place in (folder, folder.parent) if (place / "preprocessor_config.json").is_file()]
     if not places:
         raise DataError(

@@ -67,6 +67,7 @@ class Depth:
     """The outputs of the blocks of a model as it came in, on a few samples."""
 
     def __init__(self, model: Model, samples: Samples) -> None:
+        # A row of two texts is two samples, and rows are taken whole.
         self._samples = samples.first(-(-DEPTH_SAMPLES // samples.per_row))
         self._names = {block.exit.name or "": block.name for block in _blocks(model)}
         self._outputs = self._run(model)

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from graphcompress.plugin.schemes import INT8, UINT8, Scheme, common_schemes, described, integer_products
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,7 @@ class Charts:
             value_formatter=lambda value: f"{value:,.4g}" if value is not None else "",
             **options,
         )
+        # Pygal takes a random one, with which the same build would not give the same bytes.
         chart.uuid = f"c{next(self._numbers)}"
         chart.x_labels = list(labels)
         every = max(1, -(-len(labels) // 12))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graphcompress.analysis.parameters import BESIDE_WEIGHTS
+from graphcompress.numerics.metrics import SQNR_CEILING_DB
 from graphcompress.plugin.base import Lowering
 from graphcompress.plugin.record import Skipped, Touched, parameters_of
 from graphcompress.reporting.batch_dependence import why_it_varies
@@ -100,7 +101,7 @@ def figures_text(figures: Mapping[str, float]) -> str:
 
 def decibels(value: float) -> str:
     """An SQNR for reading; at the ceiling the outputs are the same bit for bit."""
-    return "∞ dB" if value >= 200.0 else f"{value:.1f} dB"
+    return "∞ dB" if value >= SQNR_CEILING_DB else f"{value:.1f} dB"
 
 
 def difference_line(difference: Difference) -> str:

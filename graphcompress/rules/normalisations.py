@@ -17,6 +17,7 @@ def fuse_normalizations(rw: Rewriter) -> int:
     for rule in _rules(rw.model.opset):
         count = 0
 
+        # The default keeps the rule of this round, where the name alone would mean the last one.
         def step(model: ir.Model, rule: object = rule) -> ir.passes.PassResult:
             nonlocal count
             count = rule.apply_to_model(model)  # type: ignore[attr-defined]

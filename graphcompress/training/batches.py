@@ -37,6 +37,8 @@ class Batches:
         together = max(1, min(POOL, self.per_epoch // POOLS)) * self.size
         for start in range(0, len(order), together):
             pool = order[start : start + together]
+            # Stable, so that samples of one length stay in their random order, and in the same one on every
+            # machine.
             pool = pool[np.argsort(self._lengths[pool], kind="stable")]
             batches += [pool[i : i + self.size].tolist() for i in range(0, len(pool), self.size)]
         # Else every pool would begin with its short samples.

@@ -106,6 +106,7 @@ def _numbers(samples: Samples, name: str, like: Labels | None) -> Labels | None:
     if is_class if like is None else like.kind == MULTIPLE:
         shares = [value.reshape(1) for value in values]
         return Labels(name, MULTIPLE, _each(shares, where.several, samples.feeds))
+    # Labels that are all equal have no variance to divide by.
     return Labels(name, NUMBER, values, like.spread if like else max(float(np.var(values)), 1e-12))
 
 

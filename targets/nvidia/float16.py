@@ -140,7 +140,8 @@ def _has_half(node: ir.Node, opset: int) -> bool:
                 continue
             if "tensor(float16)" not in allowed.get(formal.type_str, ()):
                 return False
-    return bool(node.inputs) and node.op_type not in ("ConstantOfShape", "DynamicQuantizeLinear")
+    # What makes a tensor of an attribute has its type there.
+    return bool(node.inputs) and node.op_type != "ConstantOfShape"
 
 
 def _follow_consumers(rw: Rewriter, kept: set[ir.Node]) -> None:

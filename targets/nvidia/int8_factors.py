@@ -15,7 +15,7 @@ from graphcompress.graph.expressions import evaluate
 from graphcompress.graph.match import operand, producer, scalar
 from graphcompress.measure.calibrate import observe
 from graphcompress.numerics.metrics import row_sqnr_db
-from graphcompress.numerics.observers import Activation, RowSample, quantisation
+from graphcompress.numerics.observers import Activation, quantisation
 from graphcompress.numerics.quantise import Affine
 from graphcompress.rewrite.kronecker import KroneckerWeight
 from graphcompress.rewrite.rewriter import Rewriter
@@ -40,10 +40,7 @@ def multiply_int8_factors(rw: Rewriter, samples: Samples) -> tuple[dict[str, flo
     """
     found = list(_candidates(rw))
     seen = {site.x: Activation() for site in found}
-    rows = {x: RowSample() for x in seen}
-    observe(
-        rw.model, {x: _Both(seen[x], rows[x]) for x in seen}, samples, text="int8 factors", optimize=False
-    )
+    observe(rw.model, seen, samples, text="int8 factors", optimize=False)
     done: dict[str, float] = {}
     dense: dict[str, str] = {}
     for site in found:
@@ -53,7 +50,7 @@ def multiply_int8_factors(rw: Rewriter, samples: Samples) -> tuple[dict[str, flo
             dense[name] = products
             continue
         input_range = site.rounding or _range(seen[site.x])
-        between, figure = _simulate(products, rows[site.x].rows, site.dense(), input_range)
+        between, figure = _simulate(products, seen[site.x].sample.rows, site.dense(), input_range)
         if figure < MIN_SQNR_DB:
             dense[name] = f"two products would keep {figure:.1f} dB of the exact one"
             continue
@@ -99,16 +96,6 @@ def _candidates(rw: Rewriter) -> Iterator[_Candidate]:
         if not takes_factors(before.kronecker.split):
             x, factors = scaler.scaled(before.x, before.factors, product.nodes[-1]), None
         yield _Candidate(product, x, before.weight, before.kronecker, factors)
-
-
-class _Both:
-    def __init__(self, *observers: Activation | RowSample) -> None:
-        self._observers = observers
-
-    def update(self, array: np.ndarray) -> None:
-        """Take in the value of one batch."""
-        for observer in self._observers:
-            observer.update(array)
 
 
 def _range(activation: Activation) -> Affine:

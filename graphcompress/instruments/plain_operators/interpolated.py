@@ -69,6 +69,7 @@ class MixedNorm(Mixed):
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("variance", torch.ones(()))
         self.register_buffer("seen", torch.tensor(False))
+        # Counted anew in every step, so that no checkpoint needs them.
         self.register_buffer("sums", torch.zeros(3), persistent=False)
 
     def forward(self, x: Tensor, gain: Tensor, shift: Tensor | None, mask: Tensor | None = None) -> Tensor:

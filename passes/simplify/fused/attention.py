@@ -22,6 +22,7 @@ def packed(w: Writer) -> None:
     biases = [None] * 3 if bias is None else _parts(w, bias, sizes)
     q, k, v = (_linear(w, x, part, addend) for part, addend in zip(parts, biases, strict=True))
     q, k, v = (_split_heads(w, value, size) for value, size in zip((q, k, v), sizes, strict=True))
+    # Past and present hold keys and values in one tensor, [2, batch, heads, tokens, size].
     if past is not None:
         k, v = (
             w.op("Concat", w.op("Gather", past, w.constant(index, "index"), axis=0), value, axis=2)

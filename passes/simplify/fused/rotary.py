@@ -14,6 +14,7 @@ def rotary(w: Writer) -> None:
     flat = rank_of(x) == 3
     turned = w.integer("rotary_embedding_dim") or 2 * (fixed_size(cos, -1) or 0)
     if flat:
+        # Without num_heads all features of a head turn, so that they are as many as it has.
         heads = w.integer("num_heads") or (fixed_size(x, -1) or 0) // turned
         x = w.op("Reshape", x, w.integers(0, 0, heads, (fixed_size(x, -1) or 0) // heads))
     angles = [_at_positions(w, w.required(index), heads_axis=2 if flat else 1) for index in (2, 3)]
