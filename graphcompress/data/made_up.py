@@ -82,8 +82,8 @@ def varied_samples(model: Model, *, count: int = 8, seed: int = 0) -> Samples:
             kept = [plan[index if index in runs else runs[index % len(runs)]] for index in range(count)]
             samples = maker.samples(kept, padded=True)
             # Each of them runs alone; padded to one batch they may not, as where past and new tokens add up
-            # to a mask.
-            if _runs(run, samples, range(count)):
+            # to a mask. Batches are as a caller makes them: a model may fix how many samples run together.
+            if all(_runs(run, samples, batch) for batch in samples.indices(count)):
                 return samples
     return synthetic_samples(model, count=count, seed=seed)
 

@@ -6,7 +6,7 @@ from fuzz.models import case
 from fuzz.oracles import ORACLES, OracleError, SkippedError, settled
 from fuzz.reduce import reduced
 
-SEEDS = {"exact": 60, "lowered": 20, "dead": 25, "cut": 40, "passes": 20}
+SEEDS = {"exact": 200, "twice": 15, "lowered": 20, "dead": 25, "cut": 40, "passes": 20}
 """How many each oracle sees here: together as many seconds as a test may take."""
 
 

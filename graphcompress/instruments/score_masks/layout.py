@@ -196,6 +196,8 @@ def _obstacle(found: _Found, grain: Grain, readers: Mapping[ir.Value, list[Linea
         return "its weight is an expression"
     if value.dtype is None or not value.dtype.is_floating_point():
         return "its weight is no tensor of floats; put int8 behind"
+    if value not in readers:
+        return "its weight is a stack of experts, and scores are of one matrix"
     if len(value.uses()) > len(readers[value]) or len({each.transposed for each in readers[value]}) > 1:
         return "its weight is tied: another part of the model reads it too"
     if grain.name in (HEADS, DIMS) and found.group is None:
