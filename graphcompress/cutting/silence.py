@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from graphcompress.analysis.experts import Experts
 from graphcompress.analysis.linears import Linear
 from graphcompress.coupling.couplings import Group
 from graphcompress.graph.expressions import evaluate
@@ -53,7 +54,8 @@ def inner_linears_of(group: Group) -> list[Inner]:
     found: dict[ir.Value, Inner] = {}
     for linear in (*group.producers, *group.consumers):
         reads = linear in group.consumers
-        axis = int(linear.transposed) ^ int(not reads)
+        # A stack of experts [experts, in, out] has its own axis in front.
+        axis = (int(linear.transposed) ^ int(not reads)) + int(isinstance(linear, Experts))
         axes = group.relations.axes(linear.weight)
         atom = None if axes is None else axes[axis]
         if atom is None or linear.weight in found:
@@ -115,10 +117,14 @@ def silent_units(group: Group) -> np.ndarray:
     silent = np.zeros(group.size, bool)
     for inner in inner_linears_of(group):
         if inner.silences:
-            silent |= ~units_with(
-                inner, np.any(evaluate(inner.linear.weight), axis=1 - inner.axis), group.size
-            )
+            silent |= ~units_with(inner, used_indices(inner), group.size)
     return silent
+
+
+def used_indices(inner: Inner) -> np.ndarray:
+    """[inner axis] whether the weight of a linear holds anything but zeros at an index along that axis."""
+    weight = evaluate(inner.linear.weight)
+    return np.any(weight, axis=tuple(axis for axis in range(weight.ndim) if axis != inner.axis))
 
 
 def units_with(inner: Inner, used: np.ndarray, size: int) -> np.ndarray:

@@ -108,6 +108,17 @@ def _quotient(dividend: Dim, divisor: Dim) -> Dim | None:
     return None if quotient.value is None or "floor" in quotient.value else quotient
 
 
+def _squeeze(ctx: ShapeInferenceContext, node: ir.Node) -> None:
+    """As the library's, which takes no variable size for 1 where the axes are not given."""
+    data = node.inputs[0]
+    sizes = () if data is None or data.shape is None else data.shape
+    axes = operand(node, 1) or node.attributes.get("axes")
+    if axes is None and not all(isinstance(size, int) for size in sizes):
+        ctx.set_shape_and_dtype(node.outputs[0], None, data.dtype)
+        return
+    _LIBRARY["Squeeze"](ctx, node)
+
+
 def _slice(ctx: ShapeInferenceContext, node: ir.Node) -> None:
     """As the library's, which takes every constant end on a variable size for one within it.
 
@@ -212,6 +223,25 @@ def _loop(ctx: ShapeInferenceContext, node: ir.Node) -> None:
             ctx.set_type(output, made.type)
 
 
+def _reads(op_type: str, rule: Rule) -> Rule:
+    """``rule`` where every optional input of ``_OPTIONAL`` that is given is known; else nothing is said."""
+
+    def guarded(ctx: ShapeInferenceContext, node: ir.Node) -> None:
+        given = (operand(node, index) for index in _OPTIONAL[op_type])
+        known = (value is None or _elements(ctx, value) for value in given)
+        if all(known):
+            rule(ctx, node)
+            return
+        data = node.inputs[0]
+        dtype, shape = (None, None) if data is None else (data.dtype, data.shape)
+        keeps_rank = shape is not None and op_type != "Squeeze"
+        for output in node.outputs:
+            dims = [ctx.new_symbolic_dim() for _ in shape] if keeps_rank else None
+            ctx.set_shape_and_dtype(output, None if dims is None else ir.Shape(dims), dtype)
+
+    return guarded
+
+
 def _either_size(left: Dim, right: Dim) -> Dim | None:
     """The size of an axis that two sizes broadcast to; None where they do not.
 
@@ -267,12 +297,18 @@ _RULES: dict[str, Rule] = {
     "Loop": _loop,
     "Max": _max,
     "Slice": _slice,
+    "Squeeze": _squeeze,
     "Where": _where,
 }
+_OPTIONAL = {"Pad": (3,), "Slice": (3, 4), "Split": (1,), "Squeeze": (1,)}
+"""Inputs that may be left out: the library takes axes, steps or sizes that it cannot read for left out."""
 _CONTRIB_RULES: dict[str, Rule] = {"FusedMatMul": _fused_matmul}
 
 registry.collect()  # the library's rules come first, so that those of this file take their place
-_LIBRARY: dict[str, Rule] = {op_type: registry.get("", op_type, _SINCE - 1) for op_type in _RULES}
+_LIBRARY: dict[str, Rule] = {
+    op_type: registry.get("", op_type, _SINCE - 1) for op_type in (*_RULES, *_OPTIONAL)
+}
+_RULES |= {op_type: _reads(op_type, _RULES.get(op_type, _LIBRARY[op_type])) for op_type in _OPTIONAL}
 _LIBRARY |= {op_type: registry.get(_CONTRIB, op_type, 1) for op_type in _CONTRIB_RULES}
 for _op_type, _rule in _RULES.items():
     registry.register("", _op_type, since_version=_SINCE)(_rule)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from graphcompress.analysis.experts import Experts
 from graphcompress.analysis.linears import Linear, linears
 from graphcompress.coupling.couplings import FFN, HEAD, Group, couplings
 from graphcompress.coupling.ends import is_zeroing
 from graphcompress.cutting.cut import cut
-from graphcompress.cutting.silence import inner_linears_of, silent_units, some_of_units
+from graphcompress.cutting.silence import inner_linears_of, silent_units, some_of_units, used_indices
 from graphcompress.graph.expressions import Constants, evaluate
 from graphcompress.graph.model import Model
 from graphcompress.plugin.context import Context
@@ -47,14 +48,16 @@ def compact(rw: Rewriter) -> dict[str, int]:
 
 
 def _constant_units(group: Group) -> np.ndarray:
-    """[units] of FFN nodes those that no input reaches: they are what their biases make of them."""
-    if group.kind != FFN:
+    """[units] of FFN nodes those that no input reaches: they are what their biases make of them.
+
+    None of experts: what such a node gives would go into a bias of its reader, which experts have not.
+    """
+    if group.kind != FFN or any(isinstance(reader, Experts) for reader in group.consumers):
         return np.zeros(group.size, bool)
     fed = np.zeros(group.size, bool)
     for inner in inner_linears_of(group):
         if not inner.reads:
-            used = np.any(evaluate(inner.linear.weight), axis=1 - inner.axis)
-            fed |= some_of_units(inner.units, used, group.size)
+            fed |= some_of_units(inner.units, used_indices(inner), group.size)
     return ~fed
 
 

@@ -181,3 +181,12 @@ def test_a_mask_over_an_encoders_states_is_not_over_past_tokens() -> None:
     """)
     with Runner(model) as run:
         run(synthetic_samples(model, length=8).batch([0]))
+
+
+def test_sizes_vary_where_the_model_fixes_how_many_samples_run_together() -> None:
+    model = model_of("g (float[2, length, 16] x) => (float[2, length, 16] y) { y = Tanh (x) }")
+    samples = varied_samples(model)
+    assert sizes(samples, "x") == list(SIZES)
+    with Runner(model) as run:
+        for feed in samples.batches(8):
+            assert run(feed)["y"].shape[0] == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -295,7 +296,8 @@ def trained(case: Case) -> None:
     with _loaded(case.model) as (model, folder):
         pipeline = Pipeline.parse(order)
         allow = [step.name for step in pipeline.passes if step.name != "simplify"]
-        rows = Samples([row for _ in range(8) for row in samples_of(case, rng, always=True).feeds])
+        few = samples_of(case, rng, always=True)
+        rows = dataclasses.replace(few, feeds=few.feeds * 8)
         try:
             pipeline.run(model, Context(samples=rows, training=Training(rows, held_out=rows)), allow=allow)
         except (UnsupportedModelError, UsageError):  # an operator that torch lacks; nothing to mask

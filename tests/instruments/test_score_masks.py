@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from experts_models import DENSE, mixture
 
 torch = pytest.importorskip("torch")
 
@@ -15,6 +16,7 @@ from graphcompress.errors import UsageError  # noqa: E402
 from graphcompress.fx import to_fx  # noqa: E402
 from graphcompress.graph.model import Model  # noqa: E402
 from graphcompress.instruments.score_masks.amounts import cut_for  # noqa: E402
+from graphcompress.instruments.score_masks.layout import layout  # noqa: E402
 from graphcompress.instruments.score_masks.score_masks import ScoreMasks  # noqa: E402
 from graphcompress.instruments.score_masks.selection import above, gate, share_open  # noqa: E402
 from graphcompress.plugin.context import Context  # noqa: E402
@@ -289,3 +291,12 @@ def test_a_weight_that_is_an_expression_is_left_alone_and_said_so(tiny_bert: Mod
         rw.set_weight(first, rw.at(first.node).op("Neg", rw.constant(-first.dense(), "negated")))
     work = attached(tiny_bert, ScoreMasks())
     assert work.layout.skipped == {first.name: "its weight is an expression"}
+
+
+def test_stacks_of_experts_are_left_alone_and_said_so() -> None:
+    pattern = {"attention": "none", "ffn": "8x8"}
+    with pytest.raises(UsageError, match="no weight of an attention or an FFN can be masked"):
+        attached(mixture(DENSE), ScoreMasks(**pattern))
+    kept = layout(mixture(DENSE), ScoreMasks(**pattern).grains, "*")
+    assert set(kept.skipped.values()) == {"its weight is a stack of experts, and scores are of one matrix"}
+    assert len(kept.skipped) == 4

@@ -8,6 +8,7 @@ import pytest
 import texts
 from bert import Bert
 from conftest import random_samples
+from experts_models import BLOCKS, DENSE, HIDDEN, answers, mixture, rows
 
 pytest.importorskip("torch")
 
@@ -132,3 +133,24 @@ def test_what_a_product_reads_stays() -> None:
     with Rewriter(model, Context()) as rw:
         rw.overwrite(value, array)
         assert compact(rw) == {}
+
+
+def test_nodes_that_are_zero_in_every_expert_are_cut_exactly() -> None:
+    model = mixture(DENSE)
+    before = answers(model, rows(2, 5))
+    for name in ("up_weight", "down_weight"):
+        for block in range(BLOCKS):
+            set_array(model, f"{name}{block}", _without_first_nodes)
+    zeroed = answers(model, rows(2, 5))
+    with Rewriter(model, Context()) as rw:
+        gone = compact(rw)
+    assert gone == {"ffn": 5 * BLOCKS}
+    assert sizes(model, "ffn") == [HIDDEN - 5] * BLOCKS
+    assert np.abs(zeroed - before).max() > 0.01  # what was zeroed did something
+    assert error({"y": zeroed}, {"y": answers(model, rows(2, 5))}) <= LARGEST
+
+
+def _without_first_nodes(stack: np.ndarray) -> None:
+    """Five FFN nodes make nothing, or are read by nobody: [experts, in, out] or [experts, out, in]."""
+    axis = 2 if stack.shape[2] == HIDDEN else 1
+    np.moveaxis(stack, axis, 0)[:5] = 0
