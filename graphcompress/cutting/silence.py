@@ -124,7 +124,8 @@ def silent_units(group: Group) -> np.ndarray:
 def used_indices(inner: Inner) -> np.ndarray:
     """[inner axis] whether the weight of a linear holds anything but zeros at an index along that axis."""
     weight = evaluate(inner.linear.weight)
-    return np.any(weight, axis=tuple(axis for axis in range(weight.ndim) if axis != inner.axis))
+    others = tuple(axis for axis in range(weight.ndim) if axis != inner.axis)
+    return np.asarray(np.any(weight, axis=others))
 
 
 def units_with(inner: Inner, used: np.ndarray, size: int) -> np.ndarray:

@@ -113,7 +113,7 @@ def _squeeze(ctx: ShapeInferenceContext, node: ir.Node) -> None:
     data = node.inputs[0]
     sizes = () if data is None or data.shape is None else data.shape
     axes = operand(node, 1) or node.attributes.get("axes")
-    if axes is None and not all(isinstance(size, int) for size in sizes):
+    if data is not None and axes is None and not all(isinstance(size, int) for size in sizes):
         ctx.set_shape_and_dtype(node.outputs[0], None, data.dtype)
         return
     _LIBRARY["Squeeze"](ctx, node)
@@ -234,10 +234,11 @@ def _reads(op_type: str, rule: Rule) -> Rule:
             return
         data = node.inputs[0]
         dtype, shape = (None, None) if data is None else (data.dtype, data.shape)
-        keeps_rank = shape is not None and op_type != "Squeeze"
         for output in node.outputs:
-            dims = [ctx.new_symbolic_dim() for _ in shape] if keeps_rank else None
-            ctx.set_shape_and_dtype(output, None if dims is None else ir.Shape(dims), dtype)
+            unknown = None
+            if shape is not None and op_type != "Squeeze":
+                unknown = ir.Shape([ctx.new_symbolic_dim() for _ in shape])
+            ctx.set_shape_and_dtype(output, unknown, dtype)
 
     return guarded
 
