@@ -26,8 +26,8 @@ from graphcompress.artifact.folder import (
 )
 from graphcompress.artifact.sequences import artifact_run, fitted_run, lower_parts
 from graphcompress.build.baseline import Baseline
+from graphcompress.build.goal_checks import judged
 from graphcompress.build.inputs import folder_bytes, input_hashes
-from graphcompress.build.judging import judged
 from graphcompress.build.manifest import manifest, pinned
 from graphcompress.build.recipe import RECIPE, check_inputs, recipe_text
 from graphcompress.build.report_file import html

@@ -117,7 +117,7 @@ def optimize(
 
     Example: graphcompress optimize model.onnx --passes kron,prune,int8 --data sentences.jsonl -o small
     """
-    from graphcompress.build.judging import timed
+    from graphcompress.build.goal_checks import timed
     from graphcompress.build.optimize import optimize as build_for
     from graphcompress.build.recipe import read_recipe
     from graphcompress.build.report_file import check_report_path, write_report

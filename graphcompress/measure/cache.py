@@ -28,6 +28,11 @@ class Measurements(Protocol):
     def complete(self) -> bool:
         """Whether nothing is measured anew: what has no times here has none."""
 
+    @property
+    def keys(self) -> list[str]:
+        """Keys under which times are kept, in the order in which they came."""
+        return list(self._entries)
+
     def get(self, key: str) -> Times | None:
         """Times kept under ``key``, or None."""
 

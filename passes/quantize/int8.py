@@ -154,12 +154,12 @@ class Int8(Pass):
 
     def unsupported(self, capabilities: Capabilities, *, calibrated: bool) -> str | None:
         """Activations or scales that the target cannot run."""
-        if capabilities.choose(self._schemes(calibrated=calibrated)):
+        if capabilities.choose(self.schemes(calibrated=calibrated)):
             return None
         if not capabilities.schemes:
             return "integer products, it runs floats alone; leave int8 out"
         unbound = replace(self, activations="auto")
-        if capabilities.choose(unbound._schemes(calibrated=calibrated)):
+        if capabilities.choose(unbound.schemes(calibrated=calibrated)):
             kinds = dict.fromkeys(each.activations.type for each in capabilities.schemes if each.activations)
             return f"activations={self.activations}, it runs {' or '.join(kinds)}; change activations"
         if self.scheme == "dynamic":
@@ -224,7 +224,7 @@ class Int8(Pass):
             return given.first(-(-self.samples // given.per_row))
         return None
 
-    def _schemes(self, *, calibrated: bool) -> list[Scheme]:
+    def schemes(self, *, calibrated: bool) -> list[Scheme]:
         """Any of these is what the options ask for; those with all 8 bits of weights first."""
         kinds = {"uint8": (UINT8,), "int8": (INT8,)}.get(self.activations, (UINT8, INT8))
         dynamic = self.scheme == "dynamic" or (self.scheme == "auto" and not calibrated)
@@ -237,7 +237,7 @@ class Int8(Pass):
 
     def _rounding(self, ctx: Context, *, static: bool) -> Rounding:
         """How numbers are made, in the scheme that the target runs best."""
-        scheme = ctx.capabilities.choose(self._schemes(calibrated=static))
+        scheme = ctx.capabilities.choose(self.schemes(calibrated=static))
         if scheme is None:
             reason = self.unsupported(ctx.capabilities, calibrated=static)
             raise UsageError(f"{self}: the target cannot run {reason}")

@@ -93,7 +93,7 @@ def _device() -> Any:  # noqa: ANN401 - a class of the runtime's extension modul
         )
     import onnxruntime
 
-    problem = _register()
+    problem = registered()
     if problem:
         raise UsageError(problem)
     for found in onnxruntime.get_ep_devices():
@@ -107,7 +107,7 @@ def _device() -> Any:  # noqa: ANN401 - a class of the runtime's extension modul
 
 # The runtime refuses a library that is registered a second time.
 @functools.cache
-def _register() -> str:
+def registered() -> str:
     """Make the plugin known to the runtime, once per process; why it could not be, or an empty text."""
     import onnxruntime
 

@@ -254,7 +254,7 @@ def test_autocast_rounds_int8_weights_in_full_precision(tiny_bert, tiny_samples)
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_in_one_piece_it_gives_the_same(tiny_bert, tiny_samples, quantised):
     module = to_fx(int8_model(tiny_bert, tiny_samples) if quantised else tiny_bert)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True, dynamic=True)
     assert largest_difference(gradients(module), gradients(module, compiled)) < 1e-4
     short = {name: tensor[:3, :5] for name, tensor in fx_worker.batch().items()}

@@ -83,7 +83,7 @@ def test_running_means_move_by_a_hundredth_and_stand_still_at_the_end(tiny_bert:
     work = attached(tiny_bert, PlainOperators(activations=False, until=0.2))
     for number in range(3):
         stepped(work, number)
-    (first, *_) = work._norms
+    (first, *_) = work.norms
     before = float(first.get_buffer("mean"))
     with torch.no_grad():
         work.student.get_parameter("embeddings.word_embeddings.weight").add_(5.0)

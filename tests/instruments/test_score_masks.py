@@ -56,7 +56,7 @@ def mask_and_gradient(work, part: str) -> tuple[torch.Tensor, torch.Tensor, obje
     seen = {}
     mask.register_forward_hook(lambda module, given, made: made[0].retain_grad() or seen.update(out=made[0]))
     gradients(work)
-    weight = work._weight(mask).detach()
+    weight = work.weight_of(mask).detach()
     return weight, seen["out"].grad, mask
 
 
@@ -76,7 +76,7 @@ def test_a_score_learns_the_sum_over_its_block_of_gradient_times_weight(
     (scores,) = mask.parts
     assert np.allclose(scores.values.grad, wanted, rtol=1e-4, atol=1e-6)
     kept = mask.over([part() for part in mask.parts]) != 0
-    assert torch.equal(work._weight(mask).grad, gradient * kept)
+    assert torch.equal(work.weight_of(mask).grad, gradient * kept)
 
 
 def test_a_shared_score_learns_from_the_rows_of_one_weight_and_the_columns_of_the_other(
@@ -91,8 +91,8 @@ def test_a_shared_score_learns_from_the_rows_of_one_weight_and_the_columns_of_th
             lambda module, given, made: made[0].retain_grad() or seen.update({module: made[0]})
         )
     gradients(work)
-    made = (seen[first].grad * work._weight(first).detach()).sum(0)  # [hidden, nodes]
-    read = (seen[second].grad * work._weight(second).detach()).sum(1)  # [nodes, hidden]
+    made = (seen[first].grad * work.weight_of(first).detach()).sum(0)  # [hidden, nodes]
+    read = (seen[second].grad * work.weight_of(second).detach()).sum(1)  # [nodes, hidden]
     assert work.scores[0].values.grad.shape == (64,)
     assert torch.allclose(work.scores[0].values.grad, made + read, rtol=1e-4, atol=1e-6)
 
@@ -186,7 +186,7 @@ def test_magnitude_is_the_mean_of_what_a_score_decides_about(tiny_bert: Model) -
     first, second = (linears(tiny_bert, f"*layer.0.{part}*")[0] for part in ("intermediate", "output"))
     wanted = (np.abs(first.dense()).sum(0) + np.abs(second.dense()).sum(1)) / (2 * 32)
     assert np.allclose(work.scores[0].values.detach(), wanted, rtol=1e-5)
-    assert work._amount(work._now()) == pytest.approx(0.5, abs=0.01)
+    assert work.density == pytest.approx(0.5, abs=0.01)
 
 
 def test_importance_is_a_moving_mean_per_parameter(tiny_bert: Model) -> None:

@@ -141,7 +141,8 @@ class Interpolated(Attached):
         student.graph.erase_node(node)
 
     @property
-    def _norms(self) -> list[MixedNorm]:
+    def norms(self) -> list[MixedNorm]:
+        """The normalisations that become plain."""
         return [mixed for mixed in self.found.values() if isinstance(mixed, MixedNorm)]
 
     def before_step(self, step: Step) -> None:
@@ -149,16 +150,16 @@ class Interpolated(Attached):
         share = min(1.0, step.number / max(1.0, self.given.until * step.steps))
         for mixed in self.found.values():
             mixed.get_buffer("share").fill_(share)
-        for norm in self._norms:
+        for norm in self.norms:
             norm.get_buffer("sums").zero_()
 
     def summed(self) -> list[Tensor]:
         """What came into the normalisations."""
-        return [norm.get_buffer("sums") for norm in self._norms]
+        return [norm.get_buffer("sums") for norm in self.norms]
 
     def after_step(self, step: Step) -> None:
         """Running means move until the affine map is alone: the weights learn with it from then on."""
-        for norm in self._norms:
+        for norm in self.norms:
             if norm.get_buffer("share") < 1:
                 norm.move()
 
@@ -179,7 +180,7 @@ class Interpolated(Attached):
             else:
                 made = b.op("Relu", curves[value].x)
             rw.replace(value, made, take_name=True)
-        count = len(self._norms)
+        count = len(self.norms)
         rw.note(f"{count} normalisations are affine maps, {len(self.found) - count} GELU are ReLU")
 
 

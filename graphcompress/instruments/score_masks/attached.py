@@ -146,11 +146,12 @@ class AttachedMasks(Attached):
             for each in self.scores:
                 each.values.zero_()
             for mask in self.masks:
-                weight = self._weight(mask).detach().abs()
+                weight = self.weight_of(mask).detach().abs()
                 for each, total in zip(mask.parts, mask.sums(weight), strict=True):
                     each.values.add_(total / each.counts.to(total))
 
-    def _weight(self, mask: Mask) -> torch.Tensor:
+    def weight_of(self, mask: Mask) -> torch.Tensor:
+        """The weight, as the student stores it, that ``mask`` is laid over."""
         return self.student.get_parameter(self.paths[mask.site.weight.name or ""])
 
     def _cut(self, cut: float) -> None:
@@ -159,6 +160,11 @@ class AttachedMasks(Attached):
 
     def _now(self) -> list[torch.Tensor]:
         return [each.mask() for each in self.scores]
+
+    @property
+    def density(self) -> float:
+        """Share of the parameters that stay with the masks as they are."""
+        return self._amount(self._now())
 
     def _amount(self, at: Sequence[torch.Tensor]) -> float:
         return (
@@ -223,7 +229,7 @@ class AttachedMasks(Attached):
 
     def _draw_down(self, step: Step, wanted: float) -> None:
         """One step of the multiplier, and of the scores under it, apart from AdamW as its weight decay is."""
-        over = self._amount(self._now()) - wanted
+        over = self.density - wanted
         falling = (1 - self.given.flat - self.given.cooldown) * step.steps
         self._pull = max(0.0, self._pull + GROWTH * over / max(1.0, falling))
         with torch.no_grad():

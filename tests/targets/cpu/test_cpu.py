@@ -179,10 +179,10 @@ def test_second_lowering_writes_the_same_bytes_and_record(simplified, tmp_path, 
 
 def test_other_shapes_are_measured_anew(simplified, tmp_path):
     lower(simplified, tmp_path / "first")
-    kept = set(MeasurementCache()._entries)
+    kept = set(MeasurementCache().keys)
     (tmp_path / "second").mkdir()
     Cpu(shapes="1x5").lower(simplified, tmp_path / "second", Context())
-    assert len(MeasurementCache()._entries) == 2 * len(kept)
+    assert len(MeasurementCache().keys) == 2 * len(kept)
 
 
 # ---- the choice
@@ -260,7 +260,7 @@ def test_cache_that_cannot_be_written_is_only_a_warning(tmp_path, caplog):
 def test_entry_of_another_version_is_measured_again(simplified, tmp_path):
     lower(simplified, tmp_path / "first")
     cache = MeasurementCache()
-    forms = {key: {"unchanged": [1.0, 1.0], "gone": [0.1, 0.1]} for key in cache._entries}
+    forms = {key: {"unchanged": [1.0, 1.0], "gone": [0.1, 0.1]} for key in cache.keys}
     cache.path.write_text(json.dumps(forms))
     record = lower(simplified, tmp_path / "second")
     assert "gone" not in {choice["form"] for choice in record["forms"]}
@@ -340,7 +340,7 @@ def test_forms_are_measured_no_longer_than_the_model_has_positions(tmp_path, mon
     assert "embeddings.position_embeddings.weight" in {item.name for item in record.touched}
     assert longest_sample(model) == 64
     Cpu(shapes="1x16,2x128").lower(model, tmp_path, Context())
-    keys = MeasurementCache()._entries
+    keys = MeasurementCache().keys
     assert keys
     assert all(key.endswith("1x16,2x64") for key in keys)
 
@@ -351,6 +351,6 @@ def test_a_model_that_cannot_run_at_a_shape_keeps_the_default_forms(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(made_up, "longest_sample", lambda model: None)
     Cpu(shapes="2x128").lower(tiny_bert, tmp_path, Context())
-    assert not MeasurementCache()._entries
+    assert not MeasurementCache().keys
     assert "are not measured: ONNX Runtime cannot run the model" in caplog.text
     assert (tmp_path / "model.onnx").is_file()

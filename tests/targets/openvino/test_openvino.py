@@ -152,7 +152,7 @@ def test_a_plugin_that_cannot_be_imported_is_a_reason(monkeypatch):
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     monkeypatch.setattr("importlib.import_module", broken)
-    monkeypatch.setattr(provider, "_register", provider._register.__wrapped__)
+    monkeypatch.setattr(provider, "registered", provider.registered.__wrapped__)
     with pytest.raises(UsageError, match="onnxruntime-ep-openvino does not load: libtbb"):
         provider.package()
 
@@ -170,7 +170,7 @@ def test_a_processor_that_the_plugin_does_not_know_is_said(monkeypatch):
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     monkeypatch.setattr("onnxruntime.get_ep_devices", list)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    monkeypatch.setattr(provider, "_register", lambda: "")
+    monkeypatch.setattr(provider, "registered", lambda: "")
     monkeypatch.setattr(provider, "version", lambda package: "1.0")
     with pytest.raises(UsageError, match="offers no device for this processor") as raised:
         parse_target("openvino").check()
