@@ -28,11 +28,6 @@ class Measurements(Protocol):
     def complete(self) -> bool:
         """Whether nothing is measured anew: what has no times here has none."""
 
-    @property
-    def keys(self) -> list[str]:
-        """Keys under which times are kept, in the order in which they came."""
-        return list(self._entries)
-
     def get(self, key: str) -> Times | None:
         """Times kept under ``key``, or None."""
 
@@ -91,6 +86,11 @@ class MeasurementCache:
     def __init__(self, folder: Path | None = None) -> None:
         self.path = (folder or cache_folder()) / f"measurements-{machine()}.json"
         self._entries = self._read()
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys under which times are kept, in the order in which they came."""
+        return list(self._entries)
 
     def get(self, key: str) -> Times | None:
         """Times kept under ``key``, or None."""
