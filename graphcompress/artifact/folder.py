@@ -239,8 +239,9 @@ def _put(stage: Path, place: Path, output: Path, overwrite: bool, rename: Rename
 
 
 def _remove_made(artifact: Path) -> None:
-    """Delete what a build wrote, the manifest last: as long as it is there, the rest can be told apart."""
+    """Delete what a build wrote, the manifest last."""
     manifest, made = artifact / MANIFEST, _made(artifact)
+    # As long as the manifest is there, what is left can be told from files of others.
     for path in sorted(_contents(artifact), key=lambda path: path.name == MANIFEST):
         if path in made and path != manifest:
             path.unlink()

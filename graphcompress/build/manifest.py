@@ -68,9 +68,10 @@ def pinned(artifacts: Sequence[Artifact]) -> dict[str, str]:
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 - any value
-    """Plain data; floats at five digits, since the order of additions may change the last ones."""
+    """Plain data, floats at five digits."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    # The order of additions, which may differ from run to run, changes the last digits.
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, Mapping):

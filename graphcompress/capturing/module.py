@@ -183,11 +183,7 @@ def output_names(what: Traceable) -> list[str]:
 
 
 def _positional(what: Traceable, outputs: Sequence[str]) -> torch.nn.Module:
-    """The module with positional inputs and a tuple of outputs, which is what the exporter names in order.
-
-    Sizes of one name are stated to be equal first of all: a symbol fewer for each input, which the tracer
-    would otherwise find out, and compare, again and again.
-    """
+    """The module with positional inputs and a tuple of outputs, which is what the exporter names in order."""
     import torch
 
     class Positional(torch.nn.Module):
@@ -197,6 +193,8 @@ def _positional(what: Traceable, outputs: Sequence[str]) -> torch.nn.Module:
 
         def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
             feed = dict(zip(what.feed, tensors, strict=True))
+            # First of all: a symbol fewer for each input, which the tracer would find out, and compare, again
+            # and again.
             _same_sizes(what, feed)
             result = what.outputs_on(feed)
             return tuple(result[name] for name in outputs)
@@ -205,6 +203,7 @@ def _positional(what: Traceable, outputs: Sequence[str]) -> torch.nn.Module:
 
 
 def _same_sizes(what: Traceable, feed: Mapping[str, torch.Tensor]) -> None:
+    """State that sizes of one name are equal."""
     import torch
 
     known: dict[str, int] = {}
@@ -270,13 +269,11 @@ def _turns_weight(node: ir.Node) -> bool:
 
 
 def _turn_weights(graph: ir.Graph) -> None:
-    """Weights that are read transposed, and so alone, are stored so, under their own names.
-
-    One that is tied to an embedding stays as it is: turned, it would be stored twice.
-    """
+    """Weights that are read transposed, and so alone, are stored so, under their own names."""
     for value in list(graph.initializers.values()):
         readers = [usage.node for usage in value.uses()]
         tensor = value.const_value
+        # A weight that is tied to an embedding has another reader: turned, it would be stored twice.
         if not readers or tensor is None or len(tensor.shape) != 2 or not all(map(_turns_weight, readers)):
             continue
         value.const_value = ir.tensor(tensor.numpy().T, name=value.name)

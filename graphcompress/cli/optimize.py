@@ -30,10 +30,7 @@ WIDTH = 100
 
 
 def _with_request(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command an option for every field of :class:`Request` that a user can type, in front of its own.
-
-    Where one is not given its value is None, so that a recipe can say it.
-    """
+    """Give a command, before its own, an option for every field of :class:`Request` that can be typed."""
     # Annotations are texts in this module, and typer reads objects.
     hints = typing.get_type_hints(command, include_extras=True)
     own = inspect.signature(command).parameters.values()
@@ -63,6 +60,7 @@ def _parameter(field: dataclasses.Field[Any]) -> inspect.Parameter:
     if field.name == "model":
         info = typer.Argument(help=field.metadata["help"], show_default=field.metadata["unset"])
     switch = kind(field) is bool
+    # None is what was not typed, so that a recipe can say it.
     typed = _TYPED[kind(field)] if switch else _TYPED[kind(field)] | None
     return inspect.Parameter(
         field.name,

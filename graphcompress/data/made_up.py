@@ -162,11 +162,7 @@ class _Maker:
         return min(length, self._longest or length)
 
     def plans(self, count: int) -> Iterator[Sequence[Sizes]]:
-        """Sizes of ``count`` samples, the plan that shows most first.
-
-        Symbols vary each for itself; then all of them grow together, yet differ (where past and new tokens
-        add up to a mask, a padded batch fits only so); then they are equal, as where two names mean one size.
-        """
+        """Sizes of ``count`` samples, the plan that shows most first."""
         bound = largest_bound(self._model, LONGEST)
         longest = [bound + bound // 8 + 1] if bound >= max(SIZES) else []
         convolved = not self._sides() and any(node.op_type == "Conv" for node in self._model.graph)
@@ -198,10 +194,12 @@ class _Maker:
             {name: sizes[(index + 3 * number) % len(sizes)] for number, name in names}
             for index in range(count)
         ]
+        # Where past and new tokens add up to a mask, a padded batch fits only if all sizes grow together.
         together = [
             {name: -(-sizes[index % len(sizes)] // (1 + number)) for number, name in names}
             for index in range(count)
         ]
+        # An exporter may give two names to one size.
         equal = [dict.fromkeys(self.symbols, sizes[index % len(sizes)]) for index in range(count)]
         yield from (apart, together, equal) if len(names) > 1 else (equal,)
 

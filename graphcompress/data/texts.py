@@ -172,14 +172,12 @@ def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:
 
 @contextlib.contextmanager
 def _tokenizers(what: str) -> Iterator[None]:
-    """Whatever the library says is a :class:`DataError` that begins with ``what``.
-
-    It raises bare Exception, and a panic of its Rust code is no Exception at all.
-    """
+    """Whatever the library says is a :class:`DataError` that begins with ``what``."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
         raise
+    # It raises bare Exception, and a panic of its Rust code is no Exception at all.
     except BaseException as error:
         said = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise DataError(

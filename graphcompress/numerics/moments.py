@@ -35,13 +35,13 @@ class SecondMoment:
     def matrix(self) -> np.ndarray:
         """The second moment, drawn towards a multiple of the identity where tokens are few.
 
-        The share of the identity is features / (features + 10 · tokens): a direction that the samples happen
-        not to contain still counts.
+        The share of the identity is features / (features + 10 · tokens).
         """
         features = len(self.total)
         if self.count == 0:
             return np.eye(features)
         moment = self.total / self.count
+        # A direction that the samples happen not to contain still counts.
         share = features / (features + 10.0 * self.count)
         spread = float(np.trace(moment)) / features
         drawn: np.ndarray = (1 - share) * moment + share * spread * np.eye(features)

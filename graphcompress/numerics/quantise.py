@@ -78,6 +78,7 @@ class QuantisedArray:
 def weight_scale(weight: np.ndarray, kind: WeightRange = "8bit") -> np.ndarray:
     """Scale per output channel [out] for a weight [in, out] under which no value is cut."""
     peak = _pair_peak(weight) if kind == "pairs" else np.abs(weight).max(axis=0, initial=0.0)
+    # Rounding adds at most one to the sum of a pair, so that 127 steps stay within the 128 of ``pairs``.
     largest = 63 if kind == "7bit" else 127
     scale = _positive(np.asarray(peak, np.float64) * (_SLACK / largest))
     return np.asarray(scale, np.float32)
@@ -118,10 +119,7 @@ def quantise_symmetric(array: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 
 def _pair_peak(weight: np.ndarray) -> np.ndarray:
-    """Largest sum of two neighbouring rows of the same sign, per column: [in, out] → [out].
-
-    Rounding adds at most one to the sum of a pair, so a sum of 127 steps stays within 128.
-    """
+    """Largest sum of two neighbouring rows of the same sign, per column: [in, out] → [out]."""
     rows = weight.shape[0] // 2 * 2
     pairs = weight[:rows].reshape(-1, 2, weight.shape[1])
     rises = np.maximum(pairs, 0).sum(axis=1).max(axis=0, initial=0.0)

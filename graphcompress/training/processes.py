@@ -16,12 +16,10 @@ def local_rank() -> int:
 
 
 def processes() -> int:
-    """Number of processes that work together.
-
-    Schedulers leave some of these variables in the environment of every job, and operators of clusters set
-    RANK, WORLD_SIZE and MASTER_ADDR in every pod, whatever runs there. Only a launcher numbers the processes
-    of one machine (LOCAL_RANK), too: without it a process works alone.
-    """
+    """Number of processes that work together."""
+    # Schedulers leave some of these variables in the environment of every job, and operators of clusters set
+    # RANK, WORLD_SIZE and MASTER_ADDR in every pod, whatever runs there. Only a launcher numbers the
+    # processes of one machine (LOCAL_RANK), too: without it a process works alone.
     launched = os.environ.get("MASTER_ADDR") and os.environ.get("LOCAL_RANK")
     return _number("WORLD_SIZE", 1) if launched else 1
 

@@ -164,12 +164,10 @@ class Problem:
 
 
 def _step(normal: np.ndarray, right: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """The least-squares solution, held to ``start`` by a ridge: an undetermined direction does not move.
-
-    The ridge is on the change, not on the size of the factor, so that the error cannot grow.
-    """
+    """The least-squares solution, held to ``start`` by a ridge: an undetermined direction does not move."""
     ridge = RIDGE * max(float(np.trace(normal)) / len(normal), 1e-300)
     held = normal + ridge * np.eye(len(normal))
+    # The ridge is on the change, not on the size of the factor, so that the error cannot grow.
     change = scipy.linalg.solve(held, right - normal @ start, assume_a="pos", check_finite=False)
     moved: np.ndarray = start + change
     return moved

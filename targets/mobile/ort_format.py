@@ -63,11 +63,10 @@ def convert(source: Path, target: Path, *, arm: bool) -> None:
 def write_operators(model: Path, target: Path) -> None:
     """Write the configuration for a reduced build: operators by domain and opset, by the runtime's own tool.
 
-    The tool sets up logging and the import path for its whole process, so it has one of its own.
-
     Raises:
         UnsupportedModelError: the tool cannot read the model.
     """
+    # The tool sets up logging and the import path for its whole process, so it has one of its own.
     said = _run(_OPERATORS, str(model.resolve()), str(target.resolve()), folder=model.parent)
     if said is not None or not target.is_file():
         raise UnsupportedModelError(

@@ -145,17 +145,15 @@ class Gpu(Target):
         return runner_of(session_of(folder / MODEL_FILE, optimize=False))
 
     def _recipe(self, model: Model) -> dict[str, Any]:
-        """Arguments of InferenceSession: providers in their order, each with its options.
-
-        A graph for TensorRT is compiled as it is: ONNX Runtime would put further pairs of QuantizeLinear and
-        DequantizeLinear into the regions that TensorRT fuses.
-        """
+        """Arguments of InferenceSession: providers in their order, each with its options."""
         name = PROVIDERS[self.provider]
         if self.provider == "cuda":
             # By default the provider times all algorithms of a convolution at every new shape, and computes
             # float32 products in TF32, with the 10 digits of float16.
             options, level = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}, "ORT_ENABLE_ALL"
         else:
+            # As it is: ONNX Runtime would put further pairs of QuantizeLinear and DequantizeLinear into the
+            # regions that TensorRT fuses.
             options, level = _profile(model, self.provider, self.opt, self.largest), "ORT_DISABLE_ALL"
         options = checked_options({**options, **parse_options(self.options, name)}, name)
         return {

@@ -31,14 +31,14 @@ int8 are amplified those are far apart, too; outputs that are wrong are some 20 
 def disagreement(run: Run, file: Path, model: Model, ctx: Context) -> str:
     """How the outputs of ``run`` differ from those of the CPU provider, or an empty text where they agree.
 
-    Integers that lie between two steps are rounded up by one kernel and down by another, and layers behind
-    amplify it. How much, the CPU provider shows: with its fusions against without them. ``file`` is what both
-    run, and holds ``model``.
+    ``file`` is what both run, and holds ``model``.
     """
     reference = runner_of(session_of(file))
     agreement, length = lowest_agreement(run, reference, model, ctx)
     if agreement >= MIN_SQNR_DB:
         return ""
+    # Integers that lie between two steps are rounded up by one kernel and down by another, and layers behind
+    # amplify it. How much, the CPU provider shows: with its fusions against without them.
     noise, _ = lowest_agreement(runner_of(session_of(file, optimize=False)), reference, model, ctx)
     if np.isfinite(agreement) and agreement >= noise - SLACK_DB:
         return ""
