@@ -125,6 +125,7 @@ def _unbounded(layer: Any) -> Any:  # noqa: ANN401
         return layer
     from transformers.cache_utils import DynamicLayer
 
+    # Told to be ready, for its first update would else begin with empty tensors.
     whole = DynamicLayer()
     whole.dtype, whole.device, whole.is_initialized = layer.dtype, layer.device, True
     return whole

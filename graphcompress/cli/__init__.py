@@ -60,6 +60,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def root(
+    # Declared for the help alone: main() reads it, wherever it stands.
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error (before or after the command).")
     ] = False,

@@ -12,9 +12,10 @@ from graphcompress.analysis.uses import repeated_axes
 from graphcompress.coupling.couplings import Group
 from graphcompress.coupling.relations.rules import Axes, Relations
 from graphcompress.cutting.remaining import Remaining
+from graphcompress.files.declared import Dim
 from graphcompress.graph.match import slice_ranges
 from graphcompress.graph.model import Model
-from graphcompress.graph.sizes import ONE, Dim, reshape_target
+from graphcompress.graph.sizes import ONE, reshape_target
 from graphcompress.rewrite.rewriter import Rewriter
 
 _TO_THE_END = int(np.iinfo(np.int64).max)

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from graphcompress.coupling.relations.rules import Axes, Relations
-from graphcompress.graph.sizes import Dim, Size
+from graphcompress.files.declared import Dim
+from graphcompress.graph.sizes import Size
 
 
 class Remaining:

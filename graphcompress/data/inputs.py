@@ -6,14 +6,13 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
+from graphcompress.files.declared import Dim
 from graphcompress.graph.match import operand, producer
 from graphcompress.graph.model import Model
 
 _SAME_NUMBERS = frozenset({"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze"})
 
 _BATCH_NAMES = frozenset({"batch", "batch_size", "bs", "n"})
-
-Dim = int | ir.SymbolicDim
 
 
 def inputs_of(model: Model) -> dict[str, ir.Value]:

@@ -136,6 +136,7 @@ def _limit(lookup: ir.Node) -> int | None:
         if listed and is_constant(value):
             return min(rows, listed[-1])
     start = operand(producer(value, "Range"), "start")
+    # A start that is computed, such as the length of the past, may be 0.
     return None if start is None else rows - (_number(start) or 0)
 
 

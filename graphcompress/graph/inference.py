@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import onnx_ir as ir
 from onnx_shape_inference import ShapeInferenceContext, _broadcast, registry
 
+from graphcompress.files.declared import Dim
 from graphcompress.graph.match import operand
 
 _SINCE = 13
@@ -28,7 +29,6 @@ _FAR = 2**31 - 1
 
 _CONTRIB = "com.microsoft"
 
-Dim = int | ir.SymbolicDim
 Rule = Callable[[ShapeInferenceContext, ir.Node], None]
 
 

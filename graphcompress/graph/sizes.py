@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-Dim = int | ir.SymbolicDim
+from graphcompress.files.declared import Dim
+
 _unknown = itertools.count()
 
 

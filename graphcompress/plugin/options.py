@@ -82,6 +82,7 @@ def _former(cls: type) -> dict[str, tuple[str, Convert | None]]:
 
 def format_call(name: str, instance: Any) -> str:
     """The text that makes ``instance`` again: its name and the options that are not at their defaults."""
+    # Only what differs: the text of an older artifact stays right when an option is added.
     parts = [
         f"{field.name}={_format_value(value)}"
         for field in dataclasses.fields(instance)

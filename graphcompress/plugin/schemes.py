@@ -120,6 +120,7 @@ def integer_products(
         weight_bits: that the weights may use.
     """
     weights = Numbers(weight_bits, per=PER_CHANNEL)
+    # Stored scales first: they cost nothing at run time, and an answer depends on its own input alone.
     times = (False, True) if dynamic else (False,)
     return tuple(Scheme(weights, replace(kind, dynamic=time)) for time in times for kind in activations)
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from graphcompress.files.declared import Dim
 from graphcompress.graph.match import scalar
-
-Dim = int | ir.SymbolicDim
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from graphcompress.analysis.parameters import BESIDE_WEIGHTS
 from graphcompress.reporting import document
 from graphcompress.reporting.charts import Charts
+from graphcompress.reporting.document import Manifest
 from graphcompress.reporting.text import count, decibels, size
 
 if TYPE_CHECKING:
     from graphcompress.measure.bench import ShapeResult
 
-Manifest = Mapping[str, Any]
 Lines = Sequence[tuple[str, str]]
 
 

@@ -61,6 +61,7 @@ def usage(artifact: Artifact) -> list[str]:
         run = f'run = graphcompress.session("{artifact.folder.as_posix()}")'
         return ["import graphcompress", run, "outputs = run(feed)  # inputs of all parts, by their prefix"]
     lines = list(parse_target(artifact.target).loading)
+    # What loads an engine is also called session, and has another way to run.
     runs = any(line.startswith("session = onnxruntime.InferenceSession(") for line in lines)
     return [*lines, "outputs = session.run(None, feed)  # input name → array"] if runs else lines
 

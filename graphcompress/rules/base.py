@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
+from graphcompress.files.declared import Dim
 from graphcompress.graph.match import shape_of
 from graphcompress.graph.sizes import size_of
 from graphcompress.rewrite.rewriter import Rewriter
 
-Dim = int | ir.SymbolicDim
 Sizes = Sequence[Dim] | ir.Shape
 Rule = Callable[[Rewriter, ir.Node], str | None]
 """Edits the graph around a node and says what it removed, or returns None and edits nothing."""

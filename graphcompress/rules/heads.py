@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
+from graphcompress.files.declared import Dim
 from graphcompress.graph.match import only_reader, producer, rank_of, scalar, shape_of
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.base import Dim, Rule, same_shape
+from graphcompress.rules.base import Rule, same_shape
 
 Build = Callable[[], ir.Value]
 

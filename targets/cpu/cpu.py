@@ -274,6 +274,7 @@ class Cpu(Target):
 
         times, reason = against_input()
         # Each form was faster by itself; only as a whole it shows when one of them slows down what follows.
+        # OpenVINO runs the standard forms, of which none can be taken back.
         if times and is_slower(times, ARTIFACT, INPUT) and provider.lowering is None:
             formed = take_back(legal, formed, self.families_for(legal), shapes, ctx, cache)
             lowered = self._padded(formed, ctx, cache)

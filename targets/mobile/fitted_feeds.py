@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from graphcompress.errors import DataError
+from graphcompress.files.runtime import Feed
 from graphcompress.targets.mobile.interface import Interface, Port
 
-Feed = Mapping[str, np.ndarray]
 Run = Callable[[Feed], dict[str, np.ndarray]]
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from graphcompress.data.lengths import longest_sample
 from graphcompress.data.made_up import synthetic_samples
-from graphcompress.files.runtime import Feed, runner_of, session_of
+from graphcompress.files.runtime import runner_of, session_of
 from graphcompress.graph.model import Model
-from graphcompress.measure.verify import output_difference
+from graphcompress.measure.verify import Run, output_difference
 from graphcompress.plugin.context import Context
-
-Run = Callable[[Feed], Mapping[str, np.ndarray]]
 
 LENGTHS = range(1, 65)
 """Lengths of the inputs at which outputs are compared. A kernel may be wrong at one alone, such as the size
