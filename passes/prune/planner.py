@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,23 +12,12 @@ from graphcompress.data.load import Samples
 from graphcompress.data.made_up import varied_samples
 from graphcompress.graph.model import Model
 from graphcompress.measure.calibrate import too_few
-from graphcompress.passes.prune.blocks import Block, Evidence, Witness, bias_of
-from graphcompress.passes.prune.importance import contribution, eliminate, rarely_active
-from graphcompress.passes.prune.least_squares import (
-    JointMoments,
-    LinearMap,
-    best_ridge,
-    mean_squared_error,
-    ridge,
-)
+from graphcompress.passes.prune.blocks import Block, Evidence, Witness
 from graphcompress.passes.prune.measured import Probe
+from graphcompress.passes.prune.ranking import rank
+from graphcompress.passes.prune.removal import KINDS, Ranking, Removal, above, removable
+from graphcompress.passes.prune.trial import Trial
 from graphcompress.plugin.context import Context
-
-KINDS = {FFN: "FFN nodes", HEAD: "heads"}
-
-RIDGE = 0.3
-"""Strength of the ridge while units are being chosen, in units of the mean variance of the features; the fit
-that is written takes the strength that held-out tokens like best."""
 
 DEAD = 1e-6
 """A unit whose norm is at most this share of the largest norm in its block counts as dead: float32 rounds at
@@ -42,8 +31,6 @@ DEEPEST = 0.75
 
 OUTLOOK = (0.25, 0.5)
 """Without a ratio the report tells what removing these shares of the units of a block would cost."""
-
-_TINY = float(np.finfo(np.float64).tiny)
 
 
 @dataclass(frozen=True)
@@ -67,70 +54,6 @@ class Goal:
     refit: bool
     max_error: float
     z: float
-
-
-@dataclass(frozen=True, eq=False)
-class Ranking:
-    """Units in the order in which they would go.
-
-    Attributes:
-        order: [at most size] units.
-        costs: what each costs, as a share of the energy that the whole block gives; blocks can be compared.
-        peaks: of ``xmax``: the largest activations of all units that could go, ascending, in standard
-            deviations; those of ``order`` come first.
-    """
-
-    order: np.ndarray
-    costs: np.ndarray
-    peaks: np.ndarray | None = None
-
-    def error(self, count: int) -> float:
-        """Error of the block once the first ``count`` units went, where costs are those of ``obs``."""
-        return float(np.sqrt(np.sum(self.costs[:count])))
-
-
-@dataclass(eq=False)
-class Removal:
-    """What happens to one block.
-
-    Attributes:
-        block: the block.
-        removed: units that go.
-        fit: the reader's remaining rows and its bias, refitted; None leaves both as they are.
-        error: root mean square error of the block's output on held-out tokens, as a share of its standard
-            deviation.
-        figures: what removing a quarter or half of the units would cost, and what would let some go.
-        reason: why nothing goes.
-        peaks: the peaks of the ranking.
-    """
-
-    block: Block
-    removed: np.ndarray
-    fit: LinearMap | None = None
-    error: float | None = None
-    figures: dict[str, float] = field(default_factory=dict)
-    reason: str = ""
-    peaks: np.ndarray | None = None
-
-    @property
-    def keep(self) -> np.ndarray:
-        """[units] mask of what stays."""
-        keep = np.ones(self.block.size, bool)
-        keep[self.removed] = False
-        return keep
-
-    @property
-    def rows(self) -> np.ndarray:
-        """Input features of the reader that stay."""
-        return self.block.kept_rows(self.keep)
-
-
-def removable(size: int, ratio: float, round_to: int = 1) -> int:
-    """How many of ``size`` units may go: at most the ratio; one stays, and what stays divides by it."""
-    # 0.3 · 10 is 2.9999… in floating point; the small addend keeps floor from losing a unit to that.
-    kept = max(1, size - int(np.floor(size * ratio + 1e-9)))
-    # Rounding what stays upwards may ask for more units than there are; nothing goes then.
-    return max(0, size - -(-kept // round_to) * round_to)
 
 
 class Planner:
@@ -187,7 +110,7 @@ class Planner:
             return ""
         return (
             f"{gone:,} of the {asked:,} FFN nodes go that the ratio asks for: the largest activations of the "
-            f"others are not below z={self.goal.z:g} standard deviations; z={_above(reach):g} lets them go"
+            f"others are not below z={self.goal.z:g} standard deviations; z={above(reach):g} lets them go"
         )
 
     # ---- without samples
@@ -226,7 +149,7 @@ class Planner:
             removal.error = errors[counts.index(max(within))]
         else:
             removal.reason = f"removing {KINDS[block.group.kind]} costs more than max_error"
-            removal.figures = {"needs_max_error": _above(min(errors))} if errors else {}
+            removal.figures = {"needs_max_error": above(min(errors))} if errors else {}
         return removal
 
     def _measured(self, removal: Removal, probe: Probe) -> Removal:
@@ -239,7 +162,7 @@ class Planner:
             return removal
         kind = KINDS[removal.block.group.kind]
         reason = f"a mean or a product of its {kind} is used elsewhere, and no refit makes that good"
-        figures = {"error": errors.shown, "needs_max_error": _above(errors.shown)}
+        figures = {"error": errors.shown, "needs_max_error": above(errors.shown)}
         return Removal(removal.block, np.arange(0), figures=figures, reason=reason)
 
     def _at_ratio(self, rankings: Mapping[Block, Ranking]) -> dict[Block, Removal]:
@@ -267,12 +190,12 @@ class Planner:
             self._too_active(removal, ranking.peaks)
         else:
             removal.reason = f"{name}={self._ratio(block):g} is fewer {noun} than the {least} that go at once"
-            removal.figures[f"needs_{name}"] = _above(least / block.size)
+            removal.figures[f"needs_{name}"] = above(least / block.size)
 
     def _too_active(self, removal: Removal, peaks: np.ndarray) -> None:
         least = self._least(removal.block)
         removal.reason = f"fewer than the {least} FFN nodes that go at once peak below z={self.goal.z:g}"
-        removal.figures["needs_z"] = _above(float(peaks[least - 1]))
+        removal.figures["needs_z"] = above(float(peaks[least - 1]))
 
     def _dead(self, block: Block) -> Removal:
         """Units that the reader does not listen to, and FFN nodes without input: those give a constant."""
@@ -294,7 +217,7 @@ class Planner:
         witness = Witness(self.model, varied_samples(self.model, seed=self.ctx.seed), self.ctx.progress)
         removal = Removal(block, removed)
         ((_, evidence),) = witness.stream([block])
-        removal.fit = _Trial(block, evidence, refit=True).final(removal.rows, np.inf)
+        removal.fit = Trial(block, evidence, refit=True).final(removal.rows, np.inf)
         return removal
 
     def _why_none_is_dead(self, block: Block, dead: int) -> str:
@@ -354,34 +277,15 @@ class Planner:
     # ---- which
 
     def _rank(self, block: Block, evidence: Evidence | None) -> Ranking:
-        measure = self.goal.importance
-        if evidence is None or measure == "magnitude":
-            # Squares make these costs energies, like those of the other measures, so that blocks can be
-            # compared.
-            scores = (block.norms(block.group.producers) * block.norms([block.reader])) ** 2
-        elif measure == "obs":
-            return _eliminated(block, evidence, self._deepest(block))
-        elif measure == "xmax":
-            scores = evidence.peaks[block.rows].max(axis=1)
-        else:
-            moments = evidence.all
-            # The last row and column belong to the constant one that stands for the bias.
-            second = moments.xx[:-1, :-1] / max(moments.count, 1)
-            scores = contribution(second, block.reader.dense(), block.units, block.size)
-        # A stable sort lets ties go by position, so that the same input removes the same units everywhere.
-        order, peaks = np.argsort(scores, kind="stable")[: block.size - 1], None
-        if measure == "xmax":
-            # All peaks are kept, also those above z, since they tell which z would let more units go.
-            peaks = scores[order] / max(float(np.std(scores)), _TINY)
-            order = order[rarely_active(scores, self.goal.z)[order]]
-        return Ranking(order, scores[order] / max(float(scores.sum()), _TINY), peaks)
+        measure, deepest = self.goal.importance, self._deepest(block)
+        return rank(block, evidence, measure, deepest=deepest, z=self.goal.z)
 
     def _within_error(self, block: Block, evidence: Evidence) -> Removal:
         """As many units as keep the error on held-out tokens below the limit."""
         self._tokens[block] = evidence.fit.count
         ranking = self._rank(block, evidence)
         counts = [count for count in self._choices(block) if count <= len(ranking.order)]
-        trial = _Trial(block, evidence, refit=self._refits(block))
+        trial = Trial(block, evidence, refit=self._refits(block))
         # The units of a larger count contain those of a smaller one, so the error grows with the count and
         # the limit can be found by bisection.
         low, high = 0, len(counts)
@@ -403,12 +307,12 @@ class Planner:
             self._why_all_stay(removal, ranking, trial, counts)
         return removal
 
-    def _why_all_stay(self, removal: Removal, ranking: Ranking, trial: _Trial, counts: Sequence[int]) -> None:
+    def _why_all_stay(self, removal: Removal, ranking: Ranking, trial: Trial, counts: Sequence[int]) -> None:
         """Say why no number of units in ``counts`` goes, and the value at which the fewest would."""
         block, noun = removal.block, KINDS[removal.block.group.kind]
         if counts:
             removal.reason = f"removing {noun} costs more than max_error"
-            removal.figures["needs_max_error"] = _above(trial.error_without(ranking.order[: counts[0]]))
+            removal.figures["needs_max_error"] = above(trial.error_without(ranking.order[: counts[0]]))
         elif ranking.peaks is not None and self._deepest(block):
             self._too_active(removal, ranking.peaks)
         else:
@@ -430,7 +334,7 @@ class Planner:
         if not len(removal.removed):
             return removal
         refits = self._refits(removal.block)
-        trial = _Trial(removal.block, evidence, refit=refits)
+        trial = Trial(removal.block, evidence, refit=refits)
         strength = trial.strength(removal.rows)
         removal.error = trial.error(removal.rows, strength)
         removal.fit = trial.final(removal.rows, strength) if refits else None
@@ -445,57 +349,6 @@ def _unknown(block: Block) -> Removal:
     return Removal(block, np.arange(0), reason=reason)
 
 
-class _Trial:
-    """Fits of one block's reader to what it gave before anything was cut."""
-
-    def __init__(self, block: Block, evidence: Evidence, *, refit: bool) -> None:
-        self.block = block
-        self.weight, self.bias = block.reader.dense().astype(np.float64), bias_of(block.reader)
-        self.refit = refit
-        self.can_refit = block.can_refit
-        self.fit_on = evidence.fit.aimed_at(self.weight, self.bias)
-        self.held_out = evidence.held_out.aimed_at(self.weight, self.bias)
-
-    def strength(self, rows: np.ndarray) -> float:
-        """The ridge that held-out tokens like best; infinite where only the bias can be corrected."""
-        if not (self.refit and self.can_refit):
-            return np.inf
-        # Strengths are compared on the held-out half alone: on the tokens of the fit the weakest one always
-        # wins.
-        return best_ridge(self.fit_on.of(rows), self.held_out.of(rows), self.weight[rows])
-
-    def error(self, rows: np.ndarray, strength: float) -> float:
-        """Error on held-out tokens, as a share of the spread of the block's output."""
-        fit = self._fit(self.fit_on, rows, strength)
-        energy = max(self.held_out.energy, _TINY)
-        return float(np.sqrt(mean_squared_error(fit, self.held_out.of(rows)) / energy))
-
-    def error_without(self, removed: np.ndarray) -> float:
-        """Error on held-out tokens once the units ``removed`` are gone, at the strength of all trials."""
-        return self.error(Removal(self.block, removed).rows, RIDGE)
-
-    def final(self, rows: np.ndarray, strength: float) -> LinearMap:
-        """The fit to all tokens."""
-        return self._fit(self.fit_on + self.held_out, rows, strength)
-
-    def _fit(self, moments: JointMoments, rows: np.ndarray, strength: float) -> LinearMap:
-        if not self.refit:
-            return LinearMap(self.weight[rows], self.bias)
-        return ridge(moments.of(rows), self.weight[rows], strength if self.can_refit else np.inf)
-
-
-def _eliminated(block: Block, evidence: Evidence, count: int) -> Ranking:
-    moments, weight = evidence.all, block.reader.dense()
-    done = eliminate(moments.covariance, weight, block.rows, count, RIDGE)
-    energy = max(moments.aimed_at(weight, bias_of(block.reader)).energy, _TINY)
-    return Ranking(done.order, np.diff(done.errors, prepend=0.0) / energy)
-
-
 def _negligible(norms: np.ndarray) -> np.ndarray:
     negligible: np.ndarray = norms <= DEAD * norms.max(initial=0.0)
     return negligible
-
-
-def _above(value: float) -> float:
-    """The next number of three decimals above ``value``: as an option it includes it."""
-    return float(np.floor(value * 1000) + 1) / 1000

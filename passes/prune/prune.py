@@ -27,8 +27,9 @@ from graphcompress.numerics.metrics import cosine
 from graphcompress.passes.prune.align import align
 from graphcompress.passes.prune.blocks import Block, blocks_of
 from graphcompress.passes.prune.least_squares import LinearMap
-from graphcompress.passes.prune.planner import KINDS, OUTLOOK, Goal, Planner, Removal
+from graphcompress.passes.prune.planner import OUTLOOK, Goal, Planner
 from graphcompress.passes.prune.refit import write_fit
+from graphcompress.passes.prune.removal import KINDS, Removal
 from graphcompress.plugin.base import Pass
 from graphcompress.plugin.context import Context
 from graphcompress.plugin.contract import Contract, Lossy
