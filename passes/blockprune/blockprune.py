@@ -12,9 +12,11 @@ from graphcompress.analysis.linears import Embedding, Linear, embeddings, linear
 from graphcompress.errors import UsageError
 from graphcompress.graph.expressions import evaluate, leaves
 from graphcompress.graph.model import Model
+from graphcompress.latency.table import check_shapes, gained
+from graphcompress.measure.cache import MeasurementCache
 from graphcompress.passes.blockprune.compact import NOUNS, compact
 from graphcompress.passes.blockprune.scattered import fill, store_sparse
-from graphcompress.passes.blockprune.speed import Costs, check_shape, costs, gained
+from graphcompress.passes.blockprune.speed import Costs, costs
 from graphcompress.plugin.base import Pass
 from graphcompress.plugin.context import Context, Training
 from graphcompress.plugin.contract import Contract, Lossy
@@ -170,7 +172,7 @@ class BlockPrune(Pass):
         check(model, ctx.training, self.settings(self.masks(0.5)))
         self._density(model)
         if self.speedup is not None:
-            check_shape(model, ctx, self.shape)
+            check_shapes(model, [self.shape], ctx)
 
     def settings(self, masks: ScoreMasks) -> Settings:
         """The options as the training reads them."""
@@ -235,7 +237,7 @@ class BlockPrune(Pass):
         elif rw.ctx.capabilities.constant_expressions:
             self._store_sparse(rw, names)
         if self.speedup is not None and rank() == 0:  # the times of several at once are those of none
-            reached = gained(before, rw.model, rw.ctx, self.shape)
+            (reached,) = gained(before, rw.model, [self.shape], rw.ctx, MeasurementCache())
             rw.note(f"{reached} times as fast at {self.shape} as before, of {self.speedup:g} asked for")
 
     def _target(self, rw: Rewriter) -> ScoreMasks:
@@ -249,7 +251,11 @@ class BlockPrune(Pass):
         from graphcompress.training.group import ProcessGroup
 
         group = ProcessGroup()  # every process has to train for the same figures
-        mine = costs(rw.model, rw.ctx, self.shape, self._names(rw.model)) if group.rank == 0 else Costs(0, 0)
+        mine = (
+            costs(rw.model, rw.ctx, self.shape, self._names(rw.model), MeasurementCache())
+            if group.rank == 0
+            else Costs(0, 0)
+        )
         found = group.from_first(mine)
         if found.density(self.speedup) < LEAST:
             most = 1 / (found.rest + LEAST * (1 - found.rest))

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import onnx_ir as ir
 
-from graphcompress.coupling.couplings import Group, couplings
 from graphcompress.cutting.cut import cut
+from graphcompress.cutting.excerpt import excerpt, twin_group
 from graphcompress.data.load import Samples
 from graphcompress.files.runtime import Feed
 from graphcompress.graph.model import Model
@@ -49,9 +48,7 @@ class Probe:
     def __init__(self, model: Model, block: Block, samples: Samples) -> None:
         self._readers = [reader.output for reader in block.readers]
         exits = [*self._readers, *block.shown]
-        entries, graph = _cut_out(model, block.group, exits)
-        part = ir.Model(graph, ir_version=model.ir.ir_version)
-        self._part = Model(part)
+        entries, self._part = excerpt(model, block.group, exits)
         self._group = block.group
         self._names = [value.name or "" for value in exits]
         self._runs: list[_Run] = []
@@ -69,7 +66,7 @@ class Probe:
     def errors(self, removed: Sequence[int] | np.ndarray) -> Errors:
         """Errors once the units ``removed`` are gone; without end where the block alone cannot be cut."""
         twin = self._part.clone()
-        group = _same(couplings(twin), self._group)
+        group = twin_group(twin, self._group)
         if group is None:
             return Errors(np.inf, np.inf)
         keep = np.ones(group.size, bool)
@@ -118,38 +115,3 @@ class _Spread:
             float(np.sum(squares - np.square(total) / count)) for count, total, squares in self.sums.values()
         )
         return float(np.sqrt(self.difference / max(energy, float(np.finfo(np.float64).tiny))))
-
-
-def _cut_out(model: Model, group: Group, exits: Sequence[ir.Value]) -> tuple[list[ir.Value], ir.Graph]:
-    """The nodes between the weights of a group and ``exits``, and the values that come in from elsewhere."""
-    constant = group.relations.constant
-    changed: set[ir.Value] = {part.value for part in group.slices}
-    inside: set[ir.Node] = set()
-    for node in model.graph:
-        if changed.intersection(value for value in node.inputs if value is not None):
-            inside.add(node)
-            changed.update(node.outputs)
-    needed: set[ir.Node] = set()
-    pending = [value.producer() for value in exits]
-    while pending:
-        source = pending.pop()
-        if source is None or source not in inside or source in needed:
-            continue
-        needed.add(source)
-        pending.extend(value.producer() for value in source.inputs if value is not None)
-    found: dict[ir.Value, None] = {}
-    for node in model.graph:
-        if node in needed:
-            outer = (value for value in node.inputs if value is not None and value.producer() not in needed)
-            found.update(dict.fromkeys(value for value in outer if not constant(value)))
-    return list(found), ir.convenience.extract(model.graph, list(found), list(exits))
-
-
-def _same(groups: Sequence[Group], wanted: Group) -> Group | None:
-    """The group that cuts the same weights."""
-
-    def weights(group: Group) -> set[tuple[str | None, int]]:
-        return {(part.value.name, part.axis) for part in group.slices}
-
-    found = (group for group in groups if group.size == wanted.size and weights(group) == weights(wanted))
-    return next(found, None)

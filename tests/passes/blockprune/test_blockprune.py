@@ -18,6 +18,9 @@ from graphcompress.analysis.linears import linears  # noqa: E402
 from graphcompress.coupling.couplings import couplings  # noqa: E402
 from graphcompress.errors import GraphCompressError, UsageError  # noqa: E402
 from graphcompress.graph.model import Model  # noqa: E402
+from graphcompress.latency import table  # noqa: E402
+from graphcompress.measure.cache import MeasurementCache  # noqa: E402
+from graphcompress.measure.timing import Measurement  # noqa: E402
 from graphcompress.passes.blockprune import speed  # noqa: E402
 from graphcompress.passes.blockprune.blockprune import PRESETS, BlockPrune  # noqa: E402
 from graphcompress.pipeline.pipeline import PassRecord, Pipeline  # noqa: E402
@@ -102,16 +105,26 @@ def test_a_size_below_what_is_not_masked_is_refused_before_the_first_step() -> N
         pruned(bert(), f"blockprune{{size=0.1 {SHORT}}}")
 
 
-def test_a_speed_is_reached_by_what_heads_and_nodes_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With times that are known: of ten parts heads take three, FFNs five."""
+def known_times():
+    """Of ten parts heads take three, FFNs five, and what is cut takes half; and what was timed."""
     taken: list[list[str]] = []
 
-    def times(models, ctx, shape):
+    def times(models, feeds, ctx, rounds):
         taken.append(list(models))
-        known = {"all": 10.0, "head": 10 - 0.75 * 3, "ffn": 10 - 0.75 * 5, "before": 10.0, "after": 5.0}
-        return {name: [known[name]] for name in models}
+        parts = {"whole": 10.0, "before": 10.0, "after": 5.0}
+        sizes = [int(name) for name in models if name.isdigit()]
+        each = (1.5 if max(sizes, default=0) < 64 else 2.5) / max(sizes, default=1)  # of two layers
+        return [Measurement({name: [parts.get(name) or int(name) * each] for name in models}) for _ in feeds]
 
-    monkeypatch.setattr(speed, "_times", times)
+    return times, taken
+
+
+def test_a_speed_is_reached_by_what_heads_and_nodes_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    times, taken = known_times()
+    monkeypatch.setattr(table, "timed", times)
     for _ in range(2):
         model = bert()
         (record,) = pruned(model, f"blockprune{{preset=struct speedup=2 shape=2x9 {SHORT}}}")
@@ -123,37 +136,21 @@ def test_a_speed_is_reached_by_what_heads_and_nodes_cost(monkeypatch: pytest.Mon
     assert left == pytest.approx(10 / 2, abs=3 / 8 / 2)  # half a head
     assert "heads take 30% and FFNs 50% of the time at 2x9: 37.5% of that may stay" in record.notes
     assert record.notes[-1].startswith("2.00 (2.00 to 2.00) times as fast at 2x9 as before, of 2 asked for")
-    assert taken == [["all", "head", "ffn"], ["before", "after"], ["before", "after"]]  # kept for the second
+    assert [names[0] for names in taken] == ["whole", "1", "1", "before"]  # kept for the second
     with pytest.raises(UsageError, match=r"becomes 4.63 times as fast at most"):
         pruned(bert(), f"blockprune{{preset=struct speedup=5 shape=2x9 {SHORT}}}")
 
 
-def test_times_are_those_of_this_machine(tiny_bert: Model) -> None:
-    masked = {each.weight.name or "" for each in linears(tiny_bert)}
-    found = speed.costs(tiny_bert, Context(samples=random_samples(8)), "1x8", masked)
-    assert found == speed.costs(tiny_bert, Context(samples=random_samples(8)), "1x8", masked)
-    assert 0 <= found.attention + found.ffn <= 2 / (1 - speed.LEFT)
-    again = speed.gained(tiny_bert, tiny_bert, Context(samples=random_samples(8)), "1x8")
-    assert again.low <= again.median <= again.high
-
-
-def test_only_what_is_masked_is_left_out_of_the_model_that_is_timed(
-    tiny_bert: Model, monkeypatch: pytest.MonkeyPatch
+def test_only_what_is_masked_counts(
+    tiny_bert: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[dict[str, int]] = []
-
-    def times(models, ctx, shape):
-        seen.append({name: model.parameters for name, model in models.items()})
-        return {name: [1.0] for name in models}
-
-    monkeypatch.setattr(speed, "_times", times)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(table, "timed", known_times()[0])
+    given = Context(samples=random_samples(8)), "1x8"
     masked = {each.weight.name or "" for each in linears(tiny_bert, "*layer.0*intermediate*")}
-    found = speed.costs(tiny_bert, Context(samples=random_samples(8)), "1x8", masked)
-    speed.costs(tiny_bert, Context(samples=random_samples(8)), "1x8", set())
-    first, second = seen
-    assert first["all"] == first["head"] > first["ffn"]
-    assert len(set(second.values())) == 1
-    assert found.density(2.0) < 0  # nothing is faster, so that no speed is reached
+    found = speed.costs(tiny_bert, *given, masked, MeasurementCache())
+    assert (found.attention, found.ffn) == pytest.approx((0.0, 0.25))
+    assert speed.costs(tiny_bert, *given, set(), MeasurementCache()) == speed.Costs(0.0, 0.0)
 
 
 @pytest.mark.parametrize(("shape", "said"), [("8x", "cannot read shape"), ("2x500", "no longer than")])
