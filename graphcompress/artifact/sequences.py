@@ -103,6 +103,7 @@ def _together(made: Sequence[tuple[Part, str, Lowering]]) -> Lowering:
         tuple(texts),
         proof=made[0][2].proof,
         forms="; ".join(forms) or None,
+        # A part that says nothing is all its files, so that all files of the artifact count.
         deployed_bytes=None if None in sizes else sum(size or 0 for size in sizes),
         details={PARTS: record},
         measured=any(found.measured for _, _, found in made),

@@ -60,6 +60,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     if isinstance(passes, list) and all(isinstance(item, str) for item in passes):
         content["passes"] = ",".join(passes)
     try:
+        # Made only to be checked: what is given beside the recipe comes on top of it.
         Request(**content)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error

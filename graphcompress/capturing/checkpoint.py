@@ -173,6 +173,8 @@ def _parts(
     module, tokenized, extractor = loaded.module, _tokenizer_inputs(source), extractor_of(source)
     what = Traceable(module, {}, {}, outputs, _positions(module.config), str(source))
     encodes = bool(getattr(module.config, "is_encoder_decoder", False))
+    # One file for an encoder and a decoder, or without past, is for whole texts: there it is like any other
+    # model.
     if writes(module) and outputs is None and not (single and (encodes or not past)):
         if encodes:
             encoder = module.get_encoder()
@@ -227,7 +229,7 @@ def _has_nan(part: Traceable) -> bool:
 
 def _positions(config: Any) -> int:  # noqa: ANN401 - a configuration of transformers
     """Positions that the model has a weight for, less those that some models reserve; many without one."""
-    # RoBERTa and BART count positions from 2, so that two rows of their tables are for no token.
+    # RoBERTa counts positions from 2, so that two rows of its table are for no token.
     reserved = 2
     return int(getattr(config, "max_position_embeddings", None) or 1024) - reserved
 

@@ -92,6 +92,7 @@ class Samples:
         count = min(most, int(total * share))
         if count == 0:
             return self, self
+        # Evenly spread, for files are often sorted by class or by length.
         held = {row * total // count for row in range(count)}
         return self.rows([row for row in range(total) if row not in held]), self.rows(sorted(held))
 

@@ -104,6 +104,7 @@ def transpose_chain(rw: Rewriter, node: ir.Node) -> str | None:
     if inner is None:
         return None
     first = inner.attributes.get_ints("perm") or turned
+    # Whatever else reads the first one: this node reads past it.
     both = [first[axis] for axis in perm]
     rw.set_input(node, 0, inner.inputs[0])
     rw.set_attribute(node, "perm", both)

@@ -65,6 +65,7 @@ class Evaluation:
 
     def is_better(self, score: float, than: float) -> bool:
         """Whether ``score`` is, in the direction of the metric (a loss is low); no number is the worst."""
+        # No comparison with NaN is true, so that a start that is no number would stay the best.
         if math.isnan(than):
             return not math.isnan(score)
         return score > than if self._metric and self._metric.higher_is_better else score < than

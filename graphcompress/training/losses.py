@@ -146,6 +146,7 @@ class Losses:
         self._by_token = by_token
         self._weights = settings.weights()
         kinds = [place.kind for place in places]
+        # A kind counts as much as its weight says, however many layers have a place of it.
         self._share = {kind: self._weights[kind] / kinds.count(kind) for kind in set(kinds)}
         self._kept = {
             place.student: {axis: torch.from_numpy(index) for axis, index in place.kept.items()}

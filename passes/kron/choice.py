@@ -89,6 +89,8 @@ def choose_linear(weight: np.ndarray, gram: np.ndarray | None, wish: Wish) -> Fa
         limit=wish.limit(weight.size),
         max_error=wish.max_error if wish.ratio is None else None,
         rank=wish.rank,
+        # Without a ratio the best serves to report an error alone; with one, nothing is sought within an
+        # error.
         keep=(2, 1) if wish.ratio is None else (1, 3),
     )
     return _choose(weight.size, wish, found, solve)
@@ -198,6 +200,7 @@ def _smallest(size: int, wish: Wish, found: Found, solve: Solve) -> FittedFactor
                 break
             if wish.rank is not None:
                 break
+            # The estimate counts the separable part of the second moment alone, and may be a few terms short.
             rank = math.ceil(rank * 1.1)
     return best
 

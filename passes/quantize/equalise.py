@@ -43,6 +43,7 @@ def equalisable(value: ir.Value, readers: Sequence[Linear]) -> Equalisable | str
     wanted = [
         index for index in _GAINS[node.op_type] if index < len(node.inputs) and node.inputs[index] is not None
     ]
+    # One operand scales a product; a normalisation is scaled by its gain and its bias together.
     if node.op_type == "Mul" and len(positions) == 1:
         return Equalisable(value, readers, positions)
     if node.op_type == "Mul" or positions != wanted:

@@ -47,6 +47,7 @@ def linear_reason(
     looked_up = [leaf for leaf in leaves(linear.weight) if any(_is_lookup(node) for node, _ in leaf.uses())]
     if not looked_up:
         return None
+    # The linear reads the Transpose of the int8 table, which the runtime has to fold.
     if tied_table(linear) not in tables or not target.constant_expressions:
         return "its weight is the table of an embedding that stays in float"
     return None

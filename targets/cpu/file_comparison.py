@@ -83,6 +83,7 @@ def compare_files(
     openers = {name: (openers or {}).get(name, on_cpu) for name in files}
     large = sum(path.stat().st_size for path in files.values()) > LARGE_BYTES
     times: Times | None = None
+    # Apart, weights are mapped from the file, as only the CPU provider does it.
     if apart and large and all(opener is on_cpu for opener in openers.values()):
         times = timed_apart(files, feeds, subject=subject, than=than)
     if times is None:

@@ -60,6 +60,7 @@ def write_bundle(folder: Path, interface: Interface, *, provider: str, parts: st
     for template, name in _FILES.items():
         templates = resources.files("graphcompress.targets.mobile") / "templates"
         text = templates.joinpath(template).read_text("utf-8")
+        # Marks of our own, for Kotlin, Swift and JavaScript are full of braces and dollars.
         for key, value in words.items():
             text = text.replace(f"@{key}@", value)
         path = folder / name

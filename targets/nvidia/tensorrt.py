@@ -174,6 +174,7 @@ class TensorRT(Target):
         return Lowering(
             (*typed.notes, *_engine_notes(engines)),
             self._proof(engines),
+            # A device gets the one engine that is its own.
             deployed_bytes=max((engine.file.stat().st_size for engine in engines), default=None),
             details=details,
         )
@@ -194,6 +195,7 @@ class TensorRT(Target):
             return []
         jobs = {f"SM{number}": RTX for number in self.capabilities_wanted} if is_installed(RTX) else {}
         if here is not None:
+            # The GPU of this machine gets the compiler that can also run its engine here.
             jobs[here[1]] = here[0]
         engines = []
         for number, (compute, module) in enumerate(jobs.items()):

@@ -57,6 +57,7 @@ class AttachedMasks(Attached):
         inside.add_module("masks", nn.ModuleList(self.masks))
         student.add_submodule(INSIDE, inside)
         for mask in self.masks:
+            # Over ones, the sums are how many parameters each score decides about.
             for pattern, counts in zip(
                 mask.site.patterns, mask.sums(torch.ones(mask.site.shape)), strict=True
             ):
@@ -260,6 +261,7 @@ class AttachedMasks(Attached):
         for mask in self.masks:
             site = mask.site
             over = mask.over([at[pattern.scores] for pattern in site.patterns]).cpu().numpy()
+            # The best weights were written back without masks, which only the student's graph has.
             rw.overwrite(site.weight, evaluate(site.weight) * over)
             units = np.any(over != 0, axis=1 - site.axis)
             if site.makes and not units.all():
