@@ -151,7 +151,7 @@ class _Maker:
         self._joins = total is not None
         channels = _channels(model)
         self._axes = {name: _axes(value, joined, channels.get(value)) for name, value in self._inputs.items()}
-        self._rows = {id(source_of(item.indices)): item.rows for item in embeddings(model)}
+        self._rows = {source_of(item.indices): item.rows for item in embeddings(model)}
         self.symbols = list(
             dict.fromkeys(name for axes in self._axes.values() for axis in axes for name in axis.symbols)
         )
@@ -240,7 +240,7 @@ class _Maker:
         if value.dtype is None:
             raise DataError(f"input {value.name!r} has no data type; give samples with --data")
         dtype, name = value.dtype.numpy(), (value.name or "").lower()
-        rows = self._rows.get(id(value))
+        rows = self._rows.get(value)
         if "mask" in name and shape and (len(shape) == 1 or not value.dtype.is_floating_point()):
             mask = np.ones(shape, dtype)
             mask[..., shape[-1] - shape[-1] // 4 * padded :] = 0

@@ -187,6 +187,7 @@ class Generator:
                 feed[port.name], mask = _padded([prompt[port.name] for prompt in prompts], self.settings)
                 feed |= {other.name: mask.astype(other.dtype) for other in encoder.reads("mask")}
             elif port.name in prompts[0]:
+                # Nothing is padded: a feature extractor gives all recordings and pictures one size.
                 feed[port.name] = np.stack([prompt[port.name] for prompt in prompts])
             elif port.kind != "mask":
                 raise DataError(f"{encoder.path}: the prompts lack its input {port.name!r}")

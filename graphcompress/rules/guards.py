@@ -78,6 +78,7 @@ def _find(node: ir.Node, bounds: Bounds) -> _Guard | None:
     product = only_reader(node.outputs[0], "MatMul")
     probabilities, scores = softmax.outputs[0], softmax.inputs[0]
     readers = {use.node for use in probabilities.uses()}
+    # Scores and probabilities of rows that see nothing become others, which only this guard may read.
     if is_nan.inputs[0] is not probabilities or readers != {is_nan, node} or not only_reader(scores):
         return None
     last = softmax.attributes.get_int("axis", -1) in (-1, (rank_of(scores) or 0) - 1)

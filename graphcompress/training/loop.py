@@ -255,6 +255,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Write all that the run depends on; a run that is done is found done."""
+        # Gradients are summed over all processes, so that all have the same weights.
         if self.group.rank != 0:
             return
         self.checkpoints.write(

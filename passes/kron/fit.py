@@ -79,6 +79,7 @@ def refine(
         if squared[-1] > squared[-2] * (1 - TOLERANCE):
             break
     factors = balanced(start.split, a, b)
+    # A difference of large numbers: rounding may make an error of nearly nothing negative.
     errors = [float(np.sqrt(max(value, 0.0) / max(problem.signal, 1e-300))) for value in squared]
     return FittedFactors(factors, tuple(errors))
 

@@ -43,6 +43,7 @@ def _experts(rw: Rewriter, writer: QdqWriter, form: LinearForm, experts: Experts
 
 def _table(rw: Rewriter, writer: QdqWriter, form: TableForm) -> None:
     table = form.table
+    # A linear that shares the table, or an embedding before this one, has written it.
     if table.weight in writer.tables:
         rw.touch(table, "shared with another reader")
         writer.embedding_from(table, *writer.tables[table.weight])
