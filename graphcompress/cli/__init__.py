@@ -31,6 +31,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     epilog=EXIT_CODES,
 )
+# Each imports what it needs when it runs, so that help and a slip of the keys do not wait for onnx.
 for command in (
     optimize.optimize,
     export.export,

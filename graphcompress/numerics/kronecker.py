@@ -187,7 +187,7 @@ def signed(vectors: np.ndarray) -> np.ndarray:
 def balanced(split: Split, a: np.ndarray, b: np.ndarray) -> Factors:
     """Factors with the norm of each term shared equally between A and B."""
     norm_a, norm_b = np.linalg.norm(a, axis=0), np.linalg.norm(b, axis=1)
-    # A term of zeros, as of a weight with fewer terms than asked for, would be 0 · inf, which is NaN.
+    # Of a term of zeros, as a weight has with fewer terms than asked for, 0 / 0 would be NaN.
     used = (norm_a > 0) & (norm_b > 0)
     scale = np.sqrt(np.divide(norm_b, norm_a, out=np.zeros_like(norm_a), where=used))
     inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=used)

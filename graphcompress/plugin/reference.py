@@ -76,6 +76,7 @@ def _option(field: dataclasses.Field[typing.Any], hint: object) -> Option:
     parts += [f"{low} to {high}"] if low is not None and high is not None else []
     parts += [unit] if unit else []
     default = "none" if field.default is None else str(field.default)
+    # As it is typed: true, and not Python's True.
     default = default.lower() if isinstance(field.default, bool) else default
     old = about.get("aliases", {})
     help = about.get("help", "") + (f" (formerly {' and '.join(old)})" if old else "")

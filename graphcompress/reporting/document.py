@@ -155,6 +155,8 @@ def block_charts(charts: Charts, manifest: Manifest) -> list[Markup]:
 
 def sensitivity_charts(charts: Charts, manifest: Manifest) -> list[Markup]:
     """The error of each weight under each pass, where it was measured."""
+    # Weights in the order of the graph, so that errors are seen to grow with depth, whatever order a pass
+    # took.
     order = {weight["name"]: number for number, weight in enumerate(manifest["anatomy"]["before"]["weights"])}
     drawn = []
     for record in manifest["passes"]:

@@ -72,6 +72,7 @@ class OpenVINO(Target):
         newer = legalise(standard, ctx)
         unsigned_activations(standard, ctx, saturates=True)
         found = package()
+        # For whoever loads the artifact without this package.
         written = {"provider": PROVIDER, "package": found.name, "load": list(found.loading)}
         (folder / SESSION_FILE).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
         file = standard.save(folder / self.model_file)
