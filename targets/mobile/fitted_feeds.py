@@ -32,6 +32,7 @@ def _run(run: Run, interface: Interface, feed: Feed) -> dict[str, np.ndarray]:
     step = batched[0].fixed[0] if batched and batched[0].fixed else 1
     pieces: dict[str, list[np.ndarray]] = {}
     for start in range(0, rows, step):
+        # What has no batch of its own goes with every piece.
         piece = {
             port.name: _padded(
                 feed[port.name][start : start + step] if port in batched else feed[port.name], port

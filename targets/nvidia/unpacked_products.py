@@ -189,6 +189,7 @@ def _columns(place: Builder, packed: _PackedProduct, columns: slice) -> ir.Value
     """These columns of the weight, dequantised."""
     stored = zip(("values", "scale", "zero_point"), map(array_of, packed.weight.inputs), strict=False)
     made = [
+        # One scale of all columns is that of every part.
         None if array is None else place.constant(array[..., columns] if array.size > 1 else array, word)
         for word, array in stored
     ]

@@ -154,6 +154,7 @@ def layout(model: Model, grains: Mapping[str, Grain], only: str) -> ScoreLayout:
     seen: set[ir.Value] = set()
     for found in _found(model, made.groups):
         grain, value = grains[found.kind], found.linear.weight
+        # A weight that can be cut comes first, and once more among all weights of attentions.
         if value in seen or grain.name == NONE or not fnmatch.fnmatchcase(found.linear.name, only):
             continue
         seen.add(value)

@@ -129,6 +129,7 @@ class ScoreMasks(Instrument):
         threshold = self.threshold * progress
         if self.selection == "threshold":
             return threshold
+        # Scores are compared before their sigmoid, whose inverse is infinite at 0 and at 1.
         return (
             math.log(threshold / (1 - threshold))
             if 0 < threshold < 1
