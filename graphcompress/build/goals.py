@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 from graphcompress.errors import GoalError, UsageError
+from graphcompress.plugin.sizes import NUMBER, parse_size
 
 if TYPE_CHECKING:
     from graphcompress.build.result import Artifact
     from graphcompress.measure.bench import ShapeResult
     from graphcompress.measure.metrics import Drop
-
-_NUMBER = re.compile(r"([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*(.*)", re.IGNORECASE)
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class MaxDrop:
         Raises:
             UsageError: it is neither, or the confidence is no share of at least a half.
         """
-        match = _NUMBER.fullmatch(text.strip())
+        match = NUMBER.fullmatch(text.strip())
         if match is None or match[2] not in ("", "%"):
             raise UsageError(
                 f"--max-drop {text}: give units of the metric, such as 0.01, or a share of it, such as 1%"
@@ -106,23 +103,10 @@ class MaxDrop:
         return CheckedGoal(text, figure, self.spent(drop) <= 1.0)
 
 
-def parse_size(text: str) -> int:
-    """Read ``25MB`` (10⁶ bytes each), ``24MiB`` (2²⁰) or a number of bytes.
-
-    Raises:
-        UsageError: it is none of them.
-    """
-    match = _NUMBER.fullmatch(text.strip())
-    unit = _UNITS.get(match[2].strip().lower()) if match else None
-    if match is None or unit is None:
-        raise UsageError(f"--max-size {text}: give bytes, kB, MB, GB, KiB, MiB or GiB, such as 25MB")
-    return int(float(match[1]) * unit)
-
-
 def size_goal(text: str, artifact: Artifact) -> CheckedGoal:
     """Whether the files of ``artifact`` are small enough."""
     found = artifact.size.bytes_on_disk
-    return CheckedGoal(f"max-size {text}", f"{found / 1e6:.2f} MB", found <= parse_size(text))
+    return CheckedGoal(f"max-size {text}", f"{found / 1e6:.2f} MB", found <= parse_size(text, "--max-size"))
 
 
 def speed_goal(wanted: float, name: str, benched: Sequence[ShapeResult]) -> CheckedGoal:

@@ -203,6 +203,8 @@ def _open(request: Request) -> _Opened:
     scoring = Scoring(metric, scored, request.progress) if metric and scored else None
     ctx = Context(samples, capabilities, request.seed, request.progress, training, pinned=request.pinned)
     allowed = request.allowed_drop
+    if scoring is not None and not written:
+        ctx = replace(ctx, drop=lambda run: scoring.judged(run, "evaluate a plan")[1].value)
     if scoring is not None and allowed is not None and not written:
         ctx = replace(ctx, spent=lambda run: allowed.spent(scoring.judged(run, "evaluate a plan")[1]))
     return _Opened(model, {**recipe, "sha256": hashes}, ctx, scoring, generator)

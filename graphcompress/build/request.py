@@ -10,11 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphcompress.build.goals import MaxDrop, parse_size
+from graphcompress.build.goals import MaxDrop
 from graphcompress.errors import UsageError
 from graphcompress.plugin.base import Pass, Target
 from graphcompress.plugin.context import Progress, no_progress
 from graphcompress.plugin.registry import PASSES
+from graphcompress.plugin.sizes import parse_size
 from graphcompress.plugin.targeting import common_capabilities, distinct, parse_targets
 from graphcompress.plugin.task import Metric
 
@@ -295,7 +296,7 @@ class Request:
         if self.confidence and self.allowed_drop is None:
             raise UsageError("--confidence says how sure --max-drop has to hold; give both")
         if self.max_size is not None:
-            parse_size(self.max_size)
+            parse_size(self.max_size, "--max-size")
         if self.min_speedup < 0.0:
             raise UsageError(f"--min-speedup {self.min_speedup:g}: give a number above 0, such as 2")
         untimed = [target.name for target in self.targets if not target.timed]

@@ -72,6 +72,7 @@ class Context:
         pinned: target as the user would type it → the record of an earlier lowering that is to be made again.
         spent: share of the drop allowed to the task metric that a model takes which runs like this; above 1
             is too much; None where no drop is bounded.
+        drop: how much worse the task metric of a model is that runs like this; None without a metric.
     """
 
     samples: Samples | None = None
@@ -82,3 +83,4 @@ class Context:
     original: Model | None = None
     pinned: Mapping[str, str] = field(default_factory=dict)
     spent: Callable[[Run], float] | None = None
+    drop: Callable[[Run], float] | None = None

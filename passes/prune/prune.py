@@ -15,28 +15,31 @@ from graphcompress.analysis.parameters import weighted
 from graphcompress.coupling.atoms.store import BLOCKED
 from graphcompress.coupling.couplings import FFN, HEAD, Group, couplings, relate
 from graphcompress.coupling.layers import Layer, layers
-from graphcompress.cutting.cut import cut
 from graphcompress.data.load import Samples
 from graphcompress.data.made_up import varied_samples
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
+from graphcompress.latency.table import check_shapes
 from graphcompress.measure.calibrate import real_tokens
 from graphcompress.measure.memory import MOST, for_statistics
 from graphcompress.numerics.metrics import cosine
 from graphcompress.passes.prune.align import align
 from graphcompress.passes.prune.blocks import Block, blocks_of
-from graphcompress.passes.prune.least_squares import LinearMap
+from graphcompress.passes.prune.carve import carve
+from graphcompress.passes.prune.goal_planner import GoalPlanner
+from graphcompress.passes.prune.goals import BYTES, PARAMETERS, Reached, faster, keeping, smaller
 from graphcompress.passes.prune.planner import OUTLOOK, Goal, Planner
-from graphcompress.passes.prune.refit import write_fit
 from graphcompress.passes.prune.removal import KINDS, Removal
 from graphcompress.plugin.base import Pass
 from graphcompress.plugin.context import Context
 from graphcompress.plugin.contract import Contract, Lossy
 from graphcompress.plugin.options import option
 from graphcompress.plugin.record import Record
-from graphcompress.rewrite.bias import write_bias
+from graphcompress.plugin.sizes import parse_size
 from graphcompress.rewrite.rewriter import Rewriter
+
+_RATIOS = ("ffn", "heads", "layers")
 
 NO_UNITS = "no heads or FFN nodes that can be cut begin or end in it"
 """Reason of a weight that belongs to no group of units."""
@@ -88,6 +91,17 @@ class Prune(Pass):
     ffn: float | None = option(None, "share of FFN nodes to remove", minimum=0.0, maximum=1.0)
     heads: float | None = option(None, "share of attention heads to remove", minimum=0.0, maximum=1.0)
     layers: int = option(0, "whole layers to remove, those that change least", minimum=0)
+    speedup: float | None = option(
+        None, "times as fast at ``shapes``, on this machine, to reach", minimum=1.0
+    )
+    shapes: str = option("8x128", "batch x length at which the time counts; several with commas")
+    size: str | None = option(None, "bytes of the model to reach, as this pass leaves it: 25MB")
+    keep: float | None = option(
+        None, "share of the parameters of linears that stays, to reach", minimum=0.0, maximum=1.0
+    )
+    max_drop: float | None = option(
+        None, "the metric may become so much worse; as much time as that allows goes", minimum=0.0
+    )
     importance: str = option(
         "auto", "what ranks units", choices=("auto", "magnitude", "activation", "obs", "xmax")
     )
@@ -102,6 +116,10 @@ class Prune(Pass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.goals:
+            self._check_goal()
+            return
+        self.refuse_idle("shapes", "it says where time counts; give speedup or max_drop")
         if self.importance != "xmax":
             self.refuse_idle("z", "it is the threshold of importance=xmax")
         elif self.heads:
@@ -115,6 +133,25 @@ class Prune(Pass):
         if self.asks and not self.ffn and not self.heads:
             self.refuse_idle("importance refit", "no heads or FFN nodes are removed; give ffn or heads")
 
+    def _check_goal(self) -> None:
+        """Refuse what contradicts a goal, or would change nothing beside it."""
+        (first, *others), ratios = self.goals, [name for name in _RATIOS if getattr(self, name)]
+        if others:
+            raise UsageError(f"{self}: {first} and {others[0]} are two goals; give one")
+        if ratios:
+            raise UsageError(f"{self}: {first} says how much goes, and so does {ratios[0]}; give one of them")
+        if self.importance in ("xmax", "magnitude"):
+            raise UsageError(
+                f"{self}: importance {self.importance} does not say what the outputs lose; leave it out"
+            )
+        self.refuse_idle("scope max_error z", f"{first} chooses over all layers by what the outputs lose")
+        if first in ("size", "keep"):
+            self.refuse_idle("shapes", f"{first} is no time")
+        if self.size is not None:
+            parse_size(self.size, "prune{size}")
+        if not all(self.shapes.split(",")):
+            raise UsageError(f"{self}: shapes holds nothing; give batch x length, such as 1x128,8x128")
+
     def check_given(self, *, calibrated: bool) -> None:
         """Refuse what needs samples where there are none.
 
@@ -123,6 +160,10 @@ class Prune(Pass):
         """
         if calibrated:
             return
+        if self.goals:
+            raise UsageError(
+                f"{self}: {self.goals[0]} needs samples, which tell what removals cost; give them with --data"
+            )
         if self.importance in ("activation", "obs", "xmax"):
             raise UsageError(f"{self}: importance {self.importance} needs samples; give them with --data")
         if not self.asks:
@@ -137,6 +178,9 @@ class Prune(Pass):
         """
         self.check_given(calibrated=ctx.samples is not None)
         with Rewriter(model, ctx) as rw:
+            if self.goals:
+                self._reach(rw)
+                return rw.record
             if self.layers:
                 _remove_layers(rw, self.layers, self.only)
             groups = couplings(model)
@@ -157,6 +201,62 @@ class Prune(Pass):
             self._name_the_rest(rw, chosen, groups)
             _carry_out(rw, chosen)
         return rw.record
+
+    @property
+    def goals(self) -> list[str]:
+        """The names of the goals that are given."""
+        return [name for name in ("speedup", "size", "keep", "max_drop") if getattr(self, name) is not None]
+
+    def check(self, model: Model, ctx: Context) -> None:
+        """Refuse shapes at which the model does not run, and a drop without a metric.
+
+        Raises:
+            GraphCompressError: it says which.
+        """
+        if self.speedup is not None or self.max_drop is not None:
+            check_shapes(model, self.shapes.split(","), ctx)
+        if self.max_drop is not None and ctx.drop is None:
+            raise UsageError(
+                f"{self}: there is no metric that could drop; give --metric and rows with labels "
+                "(--eval-data), or bound the error of every block with max_error"
+            )
+
+    def _reach(self, rw: Rewriter) -> None:
+        """Prune to the goal that is given."""
+        model, ctx = rw.model, rw.ctx
+        groups = couplings(model)
+        found = blocks_of(rw, groups, self.only)
+        blocks = [block for block in found if block.plain and not block.of_experts]
+        for block in found:
+            if block not in blocks:
+                rw.skip(block.name, "its units are no rows of one weight that could be zero; give a ratio")
+        if not blocks:
+            rw.note("no heads or FFN nodes can be cut, so that nothing is reached")
+            return
+        measure = "obs" if self.importance == "auto" else self.importance
+        planner = GoalPlanner(model, blocks, ctx, measure, self.round_to, refit=self.refit)
+        reached = self._reached(planner)
+        chosen = [removal for removal in reached.removals if len(removal.removed)]
+        for removal in reached.removals:
+            if not len(removal.removed):
+                rw.skip(removal.block.name, "other blocks cost less")
+        self._name_the_rest(rw, chosen, groups)
+        _carry_out(rw, chosen)
+        for note in reached.notes:
+            rw.note(note)
+
+    def _reached(self, planner: GoalPlanner) -> Reached:
+        model, shapes = planner.model, self.shapes.split(",")
+        if self.speedup is not None:
+            return faster(planner, self.speedup, shapes, self.only)
+        if self.keep is not None:
+            return smaller(planner, self.keep * PARAMETERS.of(model), PARAMETERS, self.only)
+        if self.size is not None:
+            return smaller(planner, parse_size(self.size, "prune{size}"), BYTES, self.only)
+        drop = planner.ctx.drop
+        if self.max_drop is None or drop is None:
+            return Reached([])
+        return keeping(planner, self.max_drop, lambda removals: drop(planner.running(removals)), shapes)
 
     @property
     def asks(self) -> bool:
@@ -311,17 +411,12 @@ def _is_cut(model: Model, block: Block) -> bool:
 def _carry_out(rw: Rewriter, removals: Sequence[Removal]) -> None:
     for removal in removals:
         _record(rw, removal)
-        if removal.fit is not None and removal.block.can_refit:
-            dense = removal.block.reader.dense().astype(np.float64)
-            dense[removal.rows] = removal.fit.weight
-            write_fit(rw, removal.block.readers, LinearMap(dense, removal.fit.bias))
-        elif removal.fit is not None:
-            write_bias(rw, removal.block.readers, removal.fit.bias)
-    cut(rw, {removal.block.group: removal.keep for removal in removals})
+    carve(rw, removals)
 
 
 def _record(rw: Rewriter, removal: Removal) -> None:
     detail = f"{len(removal.removed):,} of {removal.block.size:,} {KINDS[removal.block.group.kind]} removed"
+    detail += "" if removal.keep.any() else ": what they gave on average is left"
     detail += " from each expert" if removal.block.of_experts else ""
     figures = {} if removal.error is None else {"error": removal.error}
     for linear in removal.block.linears:

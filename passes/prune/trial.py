@@ -45,6 +45,14 @@ class Trial:
         """Error on held-out tokens once the units ``removed`` are gone, at the strength of all trials."""
         return self.error(Removal(self.block, removed).rows, RIDGE)
 
+    def without(self, removed: np.ndarray) -> LinearMap:
+        """Weight [in, out] and bias without ``removed``, their rows zero, at the strength of all trials."""
+        rows = Removal(self.block, removed).rows
+        weight = np.zeros(self.weight.shape)
+        fit = self._fit(self.fit_on, rows, RIDGE if len(rows) else np.inf)
+        weight[rows] = fit.weight
+        return LinearMap(weight, fit.bias)
+
     def final(self, rows: np.ndarray, strength: float) -> LinearMap:
         """The fit to all tokens."""
         return self._fit(self.fit_on + self.held_out, rows, strength)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from graphcompress import optimize
-from graphcompress.build.goals import MaxDrop, parse_size, slowest, speed_goal
+from graphcompress.build.goals import MaxDrop, slowest, speed_goal
 from graphcompress.build.result import Build
 from graphcompress.data.rows import Rows
 from graphcompress.data.samples import Samples
@@ -21,6 +21,7 @@ from graphcompress.measure.bench import ShapeResult
 from graphcompress.measure.metrics import Drop
 from graphcompress.measure.timing import Ratio
 from graphcompress.measure.verify import Run
+from graphcompress.plugin.sizes import parse_size
 
 KEPT = "with it in int8 the metric drops by more than it may"
 
@@ -60,7 +61,7 @@ def test_with_a_confidence_the_bound_of_the_interval_counts() -> None:
     ("text", "size"), [("25MB", 25_000_000), ("24 MiB", 24 * 2**20), ("1.5kB", 1500), ("800", 800)]
 )
 def test_sizes_are_read(text: str, size: int) -> None:
-    assert parse_size(text) == size
+    assert parse_size(text, "--max-size") == size
 
 
 @pytest.mark.parametrize(

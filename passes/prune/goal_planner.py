@@ -1,0 +1,145 @@
+"""Chooses how many units of every block stay, so that a goal is reached and the outputs lose least."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphcompress.coupling.couplings import FFN
+from graphcompress.data.load import Samples
+from graphcompress.graph.model import Model
+from graphcompress.measure.verify import Run
+from graphcompress.passes.prune.blocks import Block, Witness, split
+from graphcompress.passes.prune.carve import vanishes
+from graphcompress.passes.prune.knapsack import cheapest
+from graphcompress.passes.prune.least_squares import LinearMap
+from graphcompress.passes.prune.ranking import rank
+from graphcompress.passes.prune.removal import Ranking, Removal
+from graphcompress.passes.prune.sequential import refitted
+from graphcompress.passes.prune.trial import Trial
+from graphcompress.passes.prune.trial_model import Effect, TrialModel, whole
+from graphcompress.plugin.context import Context
+
+LEVELS = (0.25, 0.5, 0.75)
+"""Shares of the units of a block that are removed to see it in the outputs; between them the loss follows
+the costs of the single units."""
+
+JUDGED = 200
+"""What removals do to the outputs is seen on at most so many samples."""
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """What a block loses and costs with every number of units gone that is considered.
+
+    Attributes:
+        block: the block.
+        order: [size] units in the order in which they go.
+        gone: [options] numbers of units that go, ascending from 0.
+        losses: [options] squared error of the outputs, as a share of their spread.
+    """
+
+    block: Block
+    order: np.ndarray
+    gone: np.ndarray
+    losses: np.ndarray
+
+
+class GoalPlanner:
+    """Curves of all blocks, and the removals for a budget."""
+
+    def __init__(
+        self,
+        model: Model,
+        blocks: Sequence[Block],
+        ctx: Context,
+        importance: str,
+        round_to: int,
+        *,
+        refit: bool,
+    ) -> None:
+        self.model = model
+        self.blocks = blocks
+        self.ctx = ctx
+        self.importance = importance
+        self.round_to = round_to
+        self.refit = refit
+        samples = ctx.samples or Samples([])
+        fit_on, held_out = split(samples)
+        self._witness = Witness(model, samples, ctx.progress)
+        self._effect = Effect(TrialModel(model, blocks, held_out.spread(JUDGED)))
+        self.trial = TrialModel(model, blocks, fit_on)
+        rest = TrialModel(model, [], held_out)
+        self._held_out = [False] * len(self.trial.feeds) + [True] * len(rest.feeds)
+        self.trial.feeds = [*self.trial.feeds, *rest.feeds]
+
+    def curves(self) -> list[Curve]:
+        """One curve for each block, from what the outputs lose when it alone is cut."""
+        found = []
+        for number, (block, evidence) in enumerate(self._witness.stream(self.blocks)):
+            self.ctx.progress("prune: what the outputs lose", number, len(self.blocks))
+            ranking = rank(block, evidence, self.importance, deepest=block.size - 1)
+            trial = Trial(block, evidence, refit=self.refit)
+            found.append(self._curve(block, ranking, trial))
+        return found
+
+    def _curve(self, block: Block, ranking: Ranking, trial: Trial) -> Curve:
+        last = np.setdiff1d(np.arange(block.size), ranking.order)
+        order = np.concatenate([ranking.order, last])
+        gone = self._options(block)
+        shape = np.concatenate([[0.0], np.cumsum(ranking.costs)])
+        tried = sorted({max(1, round(block.size * level)) for level in LEVELS})
+        tried = [count for count in tried if count < block.size]
+        seen = np.array([self._effect({block: trial.without(order[:count])}) for count in tried])
+        # Between two numbers that were tried the loss follows the costs of the single units.
+        scale = seen / np.maximum(shape[tried], np.finfo(np.float64).tiny)
+        inner = gone[gone < block.size]
+        losses = shape[inner] * np.interp(inner, tried, scale)
+        if gone[-1] == block.size:
+            losses = np.append(losses, self._effect({block: trial.without(order)}))
+        return Curve(block, order, gone, np.maximum.accumulate(losses))
+
+    def _options(self, block: Block) -> np.ndarray:
+        step = self.round_to if block.group.kind == FFN else 1
+        kept = np.arange(block.size // step * step, 0, -step)
+        gone = np.unique(np.concatenate([[0], block.size - kept]))
+        return np.append(gone, block.size) if vanishes(block) else gone
+
+    def removals(
+        self, curves: Sequence[Curve], prices: Sequence[np.ndarray], budget: float
+    ) -> list[Removal] | None:
+        """What goes of every block, not refitted yet; None where no choice is within the budget."""
+        chosen = cheapest([curve.losses for curve in curves], prices, budget)
+        if chosen is None:
+            return None
+        return [
+            Removal(curve.block, curve.order[: curve.gone[option]])
+            for curve, option in zip(curves, chosen, strict=True)
+        ]
+
+    def fitted(self, removals: Sequence[Removal]) -> float:
+        """Add the refit to every one of ``removals``; the squared error of the outputs with all of them."""
+        keeps = {removal.block: removal.keep for removal in removals if len(removal.removed)}
+        if self.refit:
+            fits = refitted(self.model, self.trial, self._held_out, keeps, self.ctx.progress)
+        else:
+            fits = {block: self._cut_only(block, keep) for block, keep in keeps.items()}
+        for removal in removals:
+            if removal.block in fits:
+                fit = fits[removal.block]
+                removal.fit = LinearMap(fit.weight[removal.rows], fit.bias)
+        return self._effect(fits)
+
+    def running(self, removals: Sequence[Removal]) -> Run:
+        """A function that answers as the model does once ``removals``, which are fitted, are carried out."""
+        fits = {
+            each.block: whole(each.block, each.rows, each.fit) for each in removals if each.fit is not None
+        }
+        return lambda feed: self._effect.run(fits, feed)
+
+    def _cut_only(self, block: Block, keep: np.ndarray) -> LinearMap:
+        before = self.trial.fits[block]
+        rows = block.kept_rows(keep)
+        return whole(block, rows, LinearMap(before.weight[rows], before.bias))

@@ -1,0 +1,220 @@
+"""Reaches a speed, a size, a share of the weights or a drop of the metric: prices, budgets and the search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from graphcompress.analysis.linears import linears
+from graphcompress.coupling.couplings import FFN, HEAD, WeightSlice, couplings
+from graphcompress.errors import UsageError
+from graphcompress.graph.expressions import leaves
+from graphcompress.graph.match import fixed_shape
+from graphcompress.graph.model import Model
+from graphcompress.latency.table import LatencyTable, gained, latency_table
+from graphcompress.measure.cache import MeasurementCache
+from graphcompress.measure.timing import Ratio
+from graphcompress.passes.prune.blocks import Block, blocks_of
+from graphcompress.passes.prune.carve import carve
+from graphcompress.passes.prune.goal_planner import Curve, GoalPlanner
+from graphcompress.passes.prune.removal import Removal
+from graphcompress.plugin.context import Context
+from graphcompress.rewrite.rewriter import Rewriter
+
+TRIES = 4
+"""A plan that is slower than the table says is made again for what is missing, so many times at most."""
+
+STEPS = 7
+"""The largest budget that keeps a metric is looked for in so many halvings: to one part in a hundred."""
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What goes, and what was reached with it.
+
+    Attributes:
+        removals: of every block, refitted.
+        notes: for the user.
+    """
+
+    removals: Sequence[Removal]
+    notes: list[str] = field(default_factory=list)
+
+
+def faster(planner: GoalPlanner, speedup: float, shapes: Sequence[str], only: str) -> Reached:
+    """So many times as fast at every one of ``shapes``, measured on this machine.
+
+    Raises:
+        UsageError: no removal makes the model that fast.
+    """
+    model, ctx, store = planner.model, planner.ctx, MeasurementCache()
+    curves = planner.curves()
+    table = latency_table(model, [curve.block.group for curve in curves], shapes, ctx, store)
+    prices = _times(curves, table)
+    wanted = 1 / speedup
+    removals: Sequence[Removal] | None = None
+    ratios: list[Ratio] = []
+    for _ in range(TRIES):
+        chosen = planner.removals(curves, prices, wanted - table.rest)
+        if chosen is None:
+            break
+        removals = chosen
+        with_less = _without(model, removals, only)
+        ratios = gained(model, with_less, shapes, ctx, store)
+        slowest = min(ratio.median for ratio in ratios)
+        if slowest >= speedup:
+            break
+        # What the whole model takes more than its parts is taken off once more.
+        wanted -= 1 / slowest - 1 / speedup
+    if removals is None:
+        least = table.rest + sum(float(np.min(price)) for price in prices)
+        raise UsageError(
+            f"prune{{speedup={speedup:g}}}: at {','.join(shapes)} this model becomes "
+            f"{1 / max(least, 0.01):.3g} times as fast at most; ask for less, or shorten it with layers"
+        )
+    heads, nodes = (_share(curves, table, kind) for kind in (HEAD, FFN))
+    notes = [f"heads take {heads:.0%} and FFNs {nodes:.0%} of the time at {','.join(shapes)}"]
+    notes += [
+        f"{ratio} times as fast at {shape} as before, of {speedup:g} asked for"
+        for shape, ratio in zip(shapes, ratios, strict=True)
+    ]
+    loss = planner.fitted(removals)
+    return Reached(removals, [*notes, _told(loss)])
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a size is counted in.
+
+    Attributes:
+        noun: for the user.
+        of: a model.
+        unit: what goes with one unit of a block.
+    """
+
+    noun: str
+    of: Callable[[Model], float]
+    unit: Callable[[Block], float]
+
+
+def smaller(planner: GoalPlanner, wanted: float, measure: Measure, only: str) -> Reached:
+    """No more than ``wanted`` by ``measure``.
+
+    Raises:
+        UsageError: what cannot be cut is more already.
+    """
+    total = measure.of(planner.model)
+    curves = planner.curves()
+    costs = [(curve.block.size - curve.gone) * measure.unit(curve.block) for curve in curves]
+    rest = total - sum(float(cost[0]) for cost in costs)
+    budget, left = wanted - rest, np.inf
+    removals: Sequence[Removal] | None = None
+    for _ in range(TRIES):
+        removals = planner.removals(curves, costs, budget)
+        if removals is None:
+            break
+        left = measure.of(_without(planner.model, removals, only))
+        if left <= wanted:
+            break
+        # New constants, such as sizes and biases of their own, are no part of any unit.
+        budget -= left - wanted
+    if removals is None:
+        least = rest + sum(float(cost.min()) for cost in costs)
+        raise UsageError(
+            f"prune: of {total:,.0f} {measure.noun} at least {least:,.0f} stay when all heads and FFN "
+            f"nodes go that may, and {wanted:,.0f} are wanted; ask for more, or make tables smaller with "
+            "kron{embeddings=true}"
+        )
+    loss = planner.fitted(removals)
+    note = (
+        f"{left:,.0f} of {total:,.0f} {measure.noun} are left ({left / total:.1%}), {wanted:,.0f} asked for"
+    )
+    return Reached(removals, [note, _told(loss)])
+
+
+def keeping(
+    planner: GoalPlanner, max_drop: float, drop: Callable[[Sequence[Removal]], float], shapes: Sequence[str]
+) -> Reached:
+    """As little time as the metric allows, which becomes at most ``max_drop`` worse."""
+    model, ctx = planner.model, planner.ctx
+    curves = planner.curves()
+    table = latency_table(model, [c.block.group for c in curves], shapes, ctx, MeasurementCache())
+    prices = _times(curves, table)
+    low, high = table.rest + sum(float(price.min()) for price in prices), 1.0
+    best: tuple[list[Removal], float, float] | None = None
+    for step in range(STEPS):
+        ctx.progress("prune: the most that the metric allows", step, STEPS)
+        middle = (low + high) / 2
+        removals = planner.removals(curves, prices, middle - table.rest)
+        lost = np.inf
+        if removals is not None:
+            planner.fitted(removals)
+            lost = drop(removals)
+        if removals is None or lost > max_drop:
+            low = middle
+        else:
+            high, best = middle, (removals, lost, middle)
+    if best is None:
+        return Reached([], [f"nothing goes that keeps the metric within max_drop={max_drop:g}"])
+    removals, lost, left = best
+    note = (
+        f"the metric is {max(lost, 0.0):.4g} worse, of {max_drop:g} allowed; {left:.0%} of the time is left"
+    )
+    return Reached(removals, [note])
+
+
+def parameters_of_unit(block: Block) -> float:
+    """Parameters of the weights of linears that go with one unit."""
+    weights = {leaf for linear in block.linears for leaf in leaves(linear.weight)}
+    return sum(_owned(part) for part in block.group.slices if part.value in weights) / block.size
+
+
+def bytes_of_unit(block: Block) -> float:
+    """Stored bytes that go with one unit."""
+    sizes = (part.value.dtype.itemsize if part.value.dtype else 4 for part in block.group.slices)
+    owned = map(_owned, block.group.slices)
+    return sum(size * count for size, count in zip(sizes, owned, strict=True)) / block.size
+
+
+def linear_parameters(model: Model) -> int:
+    """Parameters of the weights of all linears; one that several share counts once."""
+    return sum({linear.weight: linear.parameters for linear in linears(model)}.values())
+
+
+PARAMETERS = Measure("parameters of linears", linear_parameters, parameters_of_unit)
+BYTES = Measure("bytes", lambda model: model.in_place().bytes_on_disk, bytes_of_unit)
+"""Of the model as it is written; what a target makes of it is another size."""
+
+
+def _owned(part: WeightSlice) -> float:
+    """Entries of a stored tensor that all units of a group own together."""
+    shape = fixed_shape(part.value) or ()
+    return float(np.prod(shape)) / shape[part.axis] * int(np.sum(part.units >= 0))
+
+
+def _times(curves: Sequence[Curve], table: LatencyTable) -> list[np.ndarray]:
+    return [
+        np.array([table.share(curve.block.group, curve.block.size - gone) for gone in curve.gone.tolist()])
+        for curve in curves
+    ]
+
+
+def _share(curves: Sequence[Curve], table: LatencyTable, kind: str) -> float:
+    groups = (curve.block.group for curve in curves)
+    return sum(table.share(group, group.size) for group in groups if group.kind == kind)
+
+
+def _without(model: Model, removals: Sequence[Removal], only: str) -> Model:
+    """A copy of ``model`` that is cut as ``removals`` say, for its time alone."""
+    twin = model.clone()
+    gone = {removal.block.name: removal.removed for removal in removals if len(removal.removed)}
+    with Rewriter(twin, Context()) as rw:
+        blocks = [block for block in blocks_of(rw, couplings(twin), only) if block.name in gone]
+        carve(rw, [Removal(block, gone[block.name]) for block in blocks])
+    return twin
+
+
+def _told(loss: float) -> str:
+    return f"squared error of the outputs on held-out samples, as a share of their spread: {loss:.3g}"

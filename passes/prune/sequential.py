@@ -1,0 +1,104 @@
+"""Refits blocks one after the other on what the pruned model gives them, against what the model gave before.
+
+A fit to the activations of the model as it was does not know the errors of the blocks before it. Here every
+block sees those, and its target makes up for them: K-prune (arXiv:2308.03449).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from graphcompress.analysis.residual import branches
+from graphcompress.files.runtime import Feed
+from graphcompress.graph.model import Model
+from graphcompress.graph.runner import Runner
+from graphcompress.measure.calibrate import real_tokens
+from graphcompress.numerics.moments import finite_rows
+from graphcompress.passes.prune.blocks import Block
+from graphcompress.passes.prune.least_squares import (
+    GatheredRows,
+    JointMoments,
+    LinearMap,
+    best_ridge,
+    ridge,
+)
+from graphcompress.passes.prune.trial_model import TrialModel, whole
+from graphcompress.plugin.context import Progress
+
+
+def refitted(
+    model: Model,
+    trial: TrialModel,
+    held_out: Sequence[bool],
+    keeps: Mapping[Block, np.ndarray],
+    progress: Progress,
+) -> dict[Block, LinearMap]:
+    """Weight [in, out] and bias of the reader of every block in ``keeps``, rows of removed units zero.
+
+    Args:
+        model: as it was before anything was cut.
+        trial: the same, with readers from outside; its feeds are what is fitted on.
+        held_out: which of its feeds choose the strength of the ridge.
+        keeps: block → [units] mask of what stays, in execution order.
+        progress: told of every block.
+    """
+    fits: dict[Block, LinearMap] = {}
+    entries = {branch.output: branch.entry for branch in branches(model)}
+    for number, (block, keep) in enumerate(keeps.items()):
+        progress("prune: refit", number, len(keeps))
+        parts = _moments(model, trial, held_out, block, fits, entries)
+        rows = block.kept_rows(keep)
+        prior = trial.fits[block].weight[rows]
+        fit_on, rest = (part.of(rows) for part in parts)
+        strength = best_ridge(fit_on, rest, prior) if block.can_refit and len(rows) else np.inf
+        fits[block] = whole(block, rows, ridge(fit_on + rest, prior, strength))
+    progress("prune: refit", len(keeps), len(keeps))
+    return fits
+
+
+def _moments(
+    model: Model,
+    trial: TrialModel,
+    held_out: Sequence[bool],
+    block: Block,
+    fits: Mapping[Block, LinearMap],
+    entries: Mapping[ir.Value, ir.Value],
+) -> tuple[JointMoments, JointMoments]:
+    """Of what the reader is given now, aimed at what it gave, for what is fitted on and for the rest."""
+    size = block.reader.in_features, block.reader.out_features
+    gathered = GatheredRows(JointMoments(*size)), GatheredRows(JointMoments(*size))
+    given = trial.given(fits)
+    named = {value.name: value for value in _values(trial.twin)}
+    for before, after in zip(block.readers, trial.readers[block], strict=True):
+        entry = _entry(before.output, entries)
+        now = [after.input, *([] if entry is None else [named[entry.name]])]
+        was = [before.output, *([] if entry is None else [entry])]
+        with Runner(trial.twin, now, lent=True) as pruned, Runner(model, was, lent=True) as original:
+            for feed, aside in zip(trial.feeds, held_out, strict=True):
+                x, *passed = _tokens(pruned({**feed, **given}), now, feed)
+                y, *stream = _tokens(original(feed), was, feed)
+                # What the stream itself has lost so far is added here: after the addition nothing can.
+                target = y + stream[0] - passed[0] if stream else y
+                both = finite_rows(np.concatenate([x, target], axis=1))
+                gathered[aside].update(both[:, : size[0]], both[:, size[0] :])
+    return gathered[0].finished(), gathered[1].finished()
+
+
+def _tokens(found: Feed, values: Sequence[ir.Value], feed: Feed) -> list[np.ndarray]:
+    return [
+        rows.reshape(-1, rows.shape[-1]).astype(np.float64)
+        for rows in (real_tokens(found[value.name or ""], feed) for value in values)
+    ]
+
+
+def _entry(output: ir.Value, entries: Mapping[ir.Value, ir.Value]) -> ir.Value | None:
+    """The residual stream that the output of a reader is added to, where that is all that becomes of it."""
+    uses = output.consumers()
+    return entries.get(uses[0].outputs[0]) if len(uses) == 1 else None
+
+
+def _values(model: Model) -> list[ir.Value]:
+    return [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]

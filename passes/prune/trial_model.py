@@ -1,0 +1,126 @@
+"""A model whose readers of blocks are inputs: what it answers without units needs no new session."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from graphcompress.analysis.linears import Linear, linears
+from graphcompress.data.load import Samples
+from graphcompress.files.runtime import Feed
+from graphcompress.graph.model import Model
+from graphcompress.graph.runner import Runner
+from graphcompress.measure.calibrate import equal_batches
+from graphcompress.measure.memory import for_statistics
+from graphcompress.passes.prune.blocks import Block, bias_of
+from graphcompress.passes.prune.least_squares import LinearMap
+from graphcompress.plugin.context import Context
+from graphcompress.rewrite.rewriter import Rewriter
+
+
+class TrialModel:
+    """A copy of a model in which every block's reader has weight and bias [in, out], [out] from outside.
+
+    A unit is gone where its rows are zero: nothing else is different from the model that is cut, for blocks
+    whose units end in their readers alone.
+    """
+
+    def __init__(self, model: Model, blocks: Sequence[Block], samples: Samples) -> None:
+        self.feeds = _feeds(model, samples)
+        self.twin = model.clone()
+        self.readers: dict[Block, list[Linear]] = {}
+        """The readers of every block in the copy, as they were before: what they read is theirs."""
+        twins = dict(zip(linears(model), linears(self.twin), strict=True))
+        same = {linear.node.name or "": twin for linear, twin in twins.items()}
+        self.fits: dict[Block, LinearMap] = {}
+        with Rewriter(self.twin, Context()) as rw:
+            for number, block in enumerate(blocks):
+                first = block.reader
+                self.fits[block] = LinearMap(first.dense().astype(np.float64), bias_of(first))
+                self.readers[block] = [same[reader.node.name or ""] for reader in block.readers]
+                given = [
+                    _input(rw, f"trial.{number}.{part}", first, shape)
+                    for part, shape in (
+                        ("weight", [first.in_features, first.out_features]),
+                        ("bias", [first.out_features]),
+                    )
+                ]
+                for reader in self.readers[block]:
+                    at = rw.at(reader.node, f"trial.{number}")
+                    product = at.op("MatMul", reader.input, given[0], name="product")
+                    rw.replace(reader.output, at.op("Add", product, given[1], name="sum"))
+        self._names = {block: f"trial.{number}" for number, block in enumerate(blocks)}
+
+    def given(self, fits: Mapping[Block, LinearMap]) -> Feed:
+        """The inputs that stand for ``fits``; blocks without one are as they were."""
+        found: dict[str, np.ndarray] = {}
+        for block, before in self.fits.items():
+            fit = fits.get(block, before)
+            dtype = (block.reader.output.dtype or ir.DataType.FLOAT).numpy()
+            found[f"{self._names[block]}.weight"] = fit.weight.astype(dtype)
+            found[f"{self._names[block]}.bias"] = fit.bias.astype(dtype)
+        return found
+
+
+class Effect:
+    """What pruning changes in the outputs of a model, on samples that no fit has seen."""
+
+    def __init__(self, trial: TrialModel) -> None:
+        self.trial = trial
+        self._runner = Runner(trial.twin)
+        self._before = [self._runner({**feed, **trial.given({})}) for feed in trial.feeds]
+        self._energy = _energies(self._before)
+
+    def __call__(self, fits: Mapping[Block, LinearMap]) -> float:
+        """Squared error of the outputs, as a share of their spread, summed over the outputs."""
+        given = self.trial.given(fits)
+        total = 0.0
+        for feed, before in zip(self.trial.feeds, self._before, strict=True):
+            for name, after in self._runner({**feed, **given}).items():
+                if name in self._energy:
+                    difference = after.astype(np.float64) - before[name]
+                    total += float(np.sum(np.square(difference))) / self._energy[name]
+        return total
+
+    def run(self, fits: Mapping[Block, LinearMap], feed: Feed) -> dict[str, np.ndarray]:
+        """What the model answers to ``feed`` with ``fits``."""
+        return self._runner({**feed, **self.trial.given(fits)})
+
+
+def whole(block: Block, rows: np.ndarray, fit: LinearMap) -> LinearMap:
+    """A fit of the features ``rows`` that stay as one of all features: the others are multiplied by zero."""
+    weight = np.zeros((block.reader.in_features, fit.weight.shape[1]))
+    weight[rows] = fit.weight
+    return LinearMap(weight, fit.bias)
+
+
+def _feeds(model: Model, samples: Samples) -> list[Feed]:
+    chosen = for_statistics(samples, model)
+    return [chosen.batch(indices) for indices in equal_batches(chosen)]
+
+
+def _input(rw: Rewriter, name: str, like: Linear, shape: Sequence[int]) -> ir.Value:
+    value = ir.Value(
+        name=name, shape=ir.Shape(shape), type=ir.TensorType(like.output.dtype or ir.DataType.FLOAT)
+    )
+    rw.model.graph.inputs.append(value)
+    return value
+
+
+def _energies(outputs: Sequence[Feed]) -> dict[str, float]:
+    """Sum of squares about the mean of every feature, of all float outputs that vary."""
+    found: dict[str, list[np.ndarray]] = defaultdict(list)
+    for each in outputs:
+        for name, array in each.items():
+            if np.issubdtype(array.dtype, np.floating) and array.ndim:
+                found[name].append(array.reshape(-1, array.shape[-1]).astype(np.float64))
+    energies = {}
+    for name, parts in found.items():
+        if len({part.shape[1] for part in parts}) > 1:
+            continue  # an axis that varies from sample to sample, such as that of scores, has no mean
+        rows = np.concatenate(parts)
+        energies[name] = float(np.sum(np.square(rows - rows.mean(axis=0))))
+    return {name: energy for name, energy in energies.items() if energy > 0.0}

@@ -1,0 +1,155 @@
+"""prune to a goal: a speed, a size, a share of the weights, a drop of the metric."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import random_samples
+from pruned_models import FFN_OUT, distance, edit, outputs, pruned, sizes, stored
+
+from graphcompress.analysis.linears import linears
+from graphcompress.errors import UsageError
+from graphcompress.latency import table
+from graphcompress.measure.timing import Measurement
+from graphcompress.passes.prune.goals import linear_parameters
+from graphcompress.passes.prune.knapsack import cheapest
+from graphcompress.passes.prune.prune import Prune
+from graphcompress.plugin.context import Context
+
+
+@pytest.fixture(autouse=True)
+def time_is_parameters(tmp_path, monkeypatch):
+    """A model takes as long as its linears have parameters; kept for this test alone."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def times(models, feeds, ctx, rounds):
+        found = {name: [float(linear_parameters(model) + 1)] for name, model in models.items()}
+        return [Measurement(found) for _ in feeds]
+
+    monkeypatch.setattr(table, "timed", times)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_knapsack_is_the_best_of_all_choices(seed):
+    rng = np.random.default_rng(seed)
+    losses = [np.sort(rng.random(4)) for _ in range(4)]
+    prices = [np.sort(rng.integers(0, 50, 4))[::-1] / 50 for _ in range(4)]
+    for budget in (0.5, 1.0, 2.0):
+        every = [
+            (sum(losses[b][o] for b, o in enumerate(options)), options)
+            for options in np.ndindex(4, 4, 4, 4)
+            if sum(prices[b][o] for b, o in enumerate(options)) <= budget + 1e-9
+        ]
+        found = cheapest(losses, prices, budget)
+        if not every:
+            assert found is None
+            continue
+        assert sum(losses[b][o] for b, o in enumerate(found)) == pytest.approx(min(every)[0])
+
+
+def test_a_budget_below_all_prices_is_no_choice():
+    assert cheapest([np.zeros(2)], [np.array([3.0, 2.0])], 1.0) is None
+    assert cheapest([np.zeros(2)], [np.array([3.0, 2.0])], -1.0) is None
+
+
+@pytest.mark.parametrize("speedup", [1.3, 1.7])
+def test_a_speed_is_met_and_told(tiny_bert, tiny_samples, speedup):
+    before = linear_parameters(tiny_bert)
+    record = pruned(tiny_bert, tiny_samples, speedup=speedup, shapes="1x8", round_to=1)
+    reached = (before + 1) / (linear_parameters(tiny_bert) + 1)
+    assert speedup <= reached < 1.12 * speedup  # a head is a tenth of what is left
+    told = f"{reached:.2f} ({reached:.2f} to {reached:.2f}) times as fast at 1x8 as before, of {speedup:g}"
+    assert any(note.startswith(told) for note in record.notes)
+
+
+@pytest.mark.parametrize("keep", [0.8, 0.5])
+def test_a_share_of_the_parameters_is_met(tiny_bert, tiny_samples, keep):
+    before = linear_parameters(tiny_bert)
+    record = pruned(tiny_bert, tiny_samples, keep=keep, round_to=1)
+    assert keep - 0.05 < linear_parameters(tiny_bert) / before <= keep
+    assert f"parameters of linears are left ({linear_parameters(tiny_bert) / before:.1%})" in record.notes[0]
+
+
+def test_a_size_is_met(tiny_bert, tiny_samples, tmp_path):
+    whole = tiny_bert.save(tmp_path / "before.onnx").stat().st_size
+    wanted = int(0.8 * whole)
+    pruned(tiny_bert, tiny_samples, size=f"{wanted / 1000:.3f}kB", round_to=1)
+    assert 0.75 * whole < tiny_bert.save(tmp_path / "after.onnx").stat().st_size <= wanted
+
+
+def test_a_drop_of_the_metric_is_used_and_kept(tiny_bert, tiny_samples):
+    reference = [each["last_hidden_state"] for each in _runs(tiny_bert, tiny_samples)]
+
+    def drop(run):
+        now = [run(feed)["last_hidden_state"] for feed in tiny_samples.batches(8)]
+        return float(distance(reference, now))
+
+    lefts = {}
+    for allowed in (0.05, 0.5):
+        model = tiny_bert.clone()
+        record = Prune(max_drop=allowed, shapes="1x8").run(model, Context(samples=tiny_samples, drop=drop))
+        assert distance(reference, outputs(model, tiny_samples)) <= allowed + 1e-4
+        assert f"of {allowed:g} allowed" in record.notes[0] or "nothing goes" in record.notes[0]
+        lefts[allowed] = linear_parameters(model)
+    assert lefts[0.5] < lefts[0.05]
+
+
+def _runs(model, samples):
+    return [{"last_hidden_state": array} for array in outputs(model, samples)]
+
+
+def test_a_block_may_go_as_a_whole_and_leaves_its_mean(tiny_bert, tiny_samples):
+    record = pruned(tiny_bert, tiny_samples, keep=0.1, round_to=1)
+    gone = [touched for touched in record.touched if "what they gave on average is left" in touched.detail]
+    assert gone
+    assert len(linears(tiny_bert)) < 12
+    assert all(np.isfinite(array).all() for array in outputs(tiny_bert, tiny_samples))
+
+
+def test_units_go_where_they_are_missed_least(tiny_bert, tiny_samples):
+    name = FFN_OUT.format(0) + ".weight_t"
+    edit(tiny_bert, name, 1e-4 * stored(tiny_bert, name))
+    before = outputs(tiny_bert, tiny_samples)
+    pruned(tiny_bert, tiny_samples, keep=0.85, round_to=1)
+    assert sizes(tiny_bert, "ffn")[-1] > 55  # the first layer's FFN gives nearly nothing
+    assert distance(before, outputs(tiny_bert, tiny_samples)) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"speedup": 2.0, "keep": 0.5}, "speedup and keep are two goals"),
+        ({"speedup": 2.0, "ffn": 0.5}, "speedup says how much goes, and so does ffn"),
+        ({"keep": 0.5, "layers": 1}, "keep says how much goes, and so does layers"),
+        ({"keep": 0.5, "importance": "xmax"}, "does not say what the outputs lose"),
+        ({"keep": 0.5, "scope": "global"}, "scope would change nothing"),
+        ({"keep": 0.5, "max_error": 0.1}, "max_error would change nothing"),
+        ({"keep": 0.5, "shapes": "1x8"}, "shapes would change nothing, because keep is no time"),
+        ({"shapes": "1x8"}, "shapes would change nothing"),
+        ({"size": "25 lines"}, "give bytes, kB, MB"),
+        ({"speedup": 2.0, "shapes": "1x8,"}, "shapes holds nothing"),
+    ],
+)
+def test_goals_that_contradict_are_refused(options, said):
+    with pytest.raises(UsageError, match=said):
+        Prune(**options)
+
+
+def test_a_goal_without_samples_is_refused_before_the_work():
+    with pytest.raises(UsageError, match="speedup needs samples"):
+        Prune(speedup=2.0).check_given(calibrated=False)
+
+
+def test_a_drop_without_a_metric_and_a_shape_that_does_not_run_are_refused(tiny_bert):
+    ctx = Context(samples=random_samples(8))
+    with pytest.raises(UsageError, match="there is no metric that could drop"):
+        Prune(max_drop=0.01, shapes="1x8").check(tiny_bert, ctx)
+    with pytest.raises(UsageError, match="cannot read shape"):
+        Prune(speedup=2.0, shapes="8").check(tiny_bert, ctx)
+
+
+def test_what_no_removal_reaches_is_refused(tiny_bert, tiny_samples):
+    with pytest.raises(UsageError, match="times as fast at most"):
+        pruned(tiny_bert, tiny_samples, speedup=3.0, shapes="1x8", only="*layer.0*")
+    with pytest.raises(UsageError, match=r"at least .* stay when all heads and FFN nodes go"):
+        pruned(tiny_bert, tiny_samples, size="1kB")
