@@ -53,6 +53,16 @@ class Prune(Pass):
     as many FFN nodes and heads go as keep the output of each block within ``max_error``, measured on held-out
     samples after the refit. Without samples only what is dead goes, unless a ratio is asked for.
 
+    Or name a goal, which needs samples: ``speedup`` at ``shapes``, measured on this machine; ``size`` of
+    the model as this pass leaves it; ``keep``, a share of the parameters of linears; or ``max_drop`` of
+    the metric (``--metric``), within which as much time goes as may. Every block is cut to several sizes
+    alone, to see what the outputs lose on held-out samples; latencies of blocks are measured for several
+    numbers of units and kept in the cache; then the best choice over all blocks is taken, whole
+    attentions and FFNs included where their residual stays (only the mean of what they gave is left).
+    Last, block after block is refitted on what the pruned model gives it, against what the original gave
+    (K-prune, arXiv:2308.03449). A speed that is not reached at once is asked for again, and what was
+    reached is said.
+
     Importance of a unit (a head or an FFN node):
         magnitude: its producers' weights times its reader's, in norms.
         activation: the energy that it adds to the block's output on the samples.

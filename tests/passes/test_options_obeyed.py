@@ -242,6 +242,9 @@ SHOWN = {
         lambda s: len(layers(s.model)),
         lambda a, b: (a, b) == (2, 1),
     ),
+    "prune.keep": Shown(
+        "prune{{round_to=1 {}}}", ("keep=0.8", "keep=0.5"), lambda s: s.model.parameters, more
+    ),
     "prune.importance": Shown(
         "prune{{max_error=0.4 {}}}", ("importance=magnitude", "importance=obs"), kept, other
     ),
@@ -376,6 +379,10 @@ ELSEWHERE = {
     "blockprune.warmup": "test_the_options_of_a_training_arrive_in_its_settings",
     "distill.checkpointing": "test_checkpointing_keeps_fewer_values_for_the_gradient",
     "distill.instruments": "test_it_has_parameters_a_term_a_schedule_and_a_finish",
+    "prune.max_drop": "test_a_drop_of_the_metric_is_used_and_kept",
+    "prune.shapes": "test_a_speed_holds_at_every_shape_that_is_named",
+    "prune.size": "test_a_size_is_met",
+    "prune.speedup": "test_a_speed_is_met_and_told",
     "simplify.assume_visible": "test_assume_visible_drops_the_flag_too",
 }
 """Options that a test of their own shows: they need a larger graph, or change no number of the result."""

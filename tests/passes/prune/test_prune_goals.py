@@ -62,6 +62,28 @@ def test_a_speed_is_met_and_told(tiny_bert, tiny_samples, speedup):
     assert any(note.startswith(told) for note in record.notes)
 
 
+def test_a_speed_holds_at_every_shape_that_is_named(tiny_bert, tiny_samples, monkeypatch):
+    def times(models, feeds, ctx, rounds):
+        # At the longer shape something takes time that does not go.
+        extra = [0.0 if next(iter(feed.values())).shape[1] < 16 else 2000.0 for feed in feeds]
+        whole = {"whole", "before", "after"}
+        return [
+            Measurement({n: [linear_parameters(m) + more * (n in whole) + 1.0] for n, m in models.items()})
+            for more in extra
+        ]
+
+    monkeypatch.setattr(table, "timed", times)
+    lefts = {}
+    for shapes in ("1x8", "1x8,1x16"):
+        model = tiny_bert.clone()
+        record = pruned(model, tiny_samples, speedup=1.5, shapes=shapes, round_to=1)
+        told = [note for note in record.notes if "times as fast at" in note]
+        assert len(told) == len(shapes.split(","))
+        assert all(float(note.split()[0]) >= 1.5 for note in told)
+        lefts[shapes] = linear_parameters(model)
+    assert lefts["1x8,1x16"] < lefts["1x8"]
+
+
 @pytest.mark.parametrize("keep", [0.8, 0.5])
 def test_a_share_of_the_parameters_is_met(tiny_bert, tiny_samples, keep):
     before = linear_parameters(tiny_bert)
