@@ -131,6 +131,11 @@ def _explain(error: Exception) -> tuple[str, int]:
             f"error: the disk is full ({error.filename or 'while writing'}); free some space",
             OutputError.exit_code,
         )
+    if isinstance(error, FileNotFoundError) and _working_folder_is_gone():
+        return (
+            "error: the working folder is gone; change to a folder that exists (cd), and run it again",
+            OutputError.exit_code,
+        )
     if isinstance(error, MemoryError):
         return (
             f"error: out of memory ({error}); take a smaller model, fewer samples or smaller batches",
@@ -139,6 +144,14 @@ def _explain(error: Exception) -> tuple[str, int]:
     # Some libraries say a page; a script reads one line.
     what = f"{type(error).__name__}: {error}".partition("\n")[0][:300]
     return f"error: unexpected {what} (run it again with --debug to see where, and report it)", 1
+
+
+def _working_folder_is_gone() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _terminate(number: int, frame: object) -> NoReturn:

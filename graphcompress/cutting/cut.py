@@ -246,7 +246,9 @@ class _Cut:
         # multiplied by 9.
         if target is None or all(old == new for old, new in factors):
             return target
-        old, new = (self._numbers(list(numbers), node) for numbers in zip(*factors, strict=True))
+        # A size that stays is not touched: that of an input may be named 2·S, and yet be odd.
+        changed = [(1, 1) if old == new else (old, new) for old, new in factors]
+        old, new = (self._numbers(list(numbers), node) for numbers in zip(*changed, strict=True))
         b = self.rw.at(node, name)
         product = b.op("Mul", b.op("Div", target, old, name="parts"), new, name="product")
         # In a Reshape 0 copies a size and -1 asks for the rest; neither is a number that can be scaled.

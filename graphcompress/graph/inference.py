@@ -33,9 +33,15 @@ Rule = Callable[[ShapeInferenceContext, ir.Node], None]
 
 
 def _expand(ctx: ShapeInferenceContext, node: ir.Node) -> None:
-    """As the library's; and the number of axes where only the length of the target is known."""
-    _LIBRARY["Expand"](ctx, node)
+    """As the library's; and the number of axes where only the length of the target is known.
+
+    The library takes the target for the shape where that of the data is unknown, which may be larger.
+    """
     data, target = node.inputs
+    if data is not None and data.shape is None:
+        ctx.set_shape_and_dtype(node.outputs[0], None, data.dtype)
+        return
+    _LIBRARY["Expand"](ctx, node)
     if node.outputs[0].shape is not None or data is None or target is None or data.shape is None:
         return
     length = None if target.shape is None or len(target.shape) != 1 else target.shape[0]

@@ -38,6 +38,9 @@ Kill = tuple[Callable[[float], bool], signal.Signals]
 Judged = tuple[int, str | None]
 """The exit code of an attack, and what is wrong with how it ended, or None."""
 
+_RUNTIMES_OWN = re.compile(r"\x1b\[0;9\dm[^\n]*\[[VIWEF]:onnxruntime[^\n]*\n?")
+"""A coloured line that ONNX Runtime logs as it is loaded, where it cannot keep what it wants to."""
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -188,8 +191,9 @@ def complaint(ended: Ended) -> str | None:
         return f"a traceback, exit {ended.code}: {ended.err.strip().splitlines()[-1][:200]}"
     if ended.code not in DOCUMENTED:
         return f"exit {ended.code}: {ended.err.strip()[-200:]}"
-    if _CONTROL.search(ended.out + ended.err):
-        return f"control characters are shown: {_CONTROL.search(ended.out + ended.err)!r}"
+    shown = _CONTROL.search(ended.out + _RUNTIMES_OWN.sub("", ended.err))
+    if shown is not None:
+        return f"control characters are shown: {shown!r}"
     sentences = [line for line in ended.err.splitlines() if line.startswith("error:")]
     if ended.code and (len(sentences) != 1 or not ended.err.strip().splitlines()[-1].startswith("error:")):
         return f"exit {ended.code} without one sentence: {ended.err.strip()[-200:]!r}"

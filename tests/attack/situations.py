@@ -63,7 +63,7 @@ def _lost_or_left(
     if lost:
         return f"{sorted(lost)} are gone or changed"
     if number == signal.SIGTERM and ended.code not in (0, 143):
-        return f"exit {ended.code} after SIGTERM"
+        return f"exit {ended.code} after SIGTERM: {ended.err.strip()[-300:]}"
     if number == signal.SIGTERM and not whole and after != before:
         return f"{sorted(set(after) - set(before))} are left after SIGTERM"
     again = forked([*_int8(), "--overwrite"] if whole else _int8(), folder, environment=environment)
@@ -109,7 +109,7 @@ def _wrong_in(folder: Path, ended: Ended) -> str | None:
     for path, text in PRECIOUS.items():
         if folder.exists() and (folder / path).read_text() != text:
             return f"{path} is lost"
-    if ended.code == 0 and folder.exists() and not list(folder.glob("*/model.onnx")):
+    if ended.code == 0 and folder.exists() and not list(folder.rglob("*/model.onnx")):
         return "exit 0, and nothing was written"
     return complaint(ended)
 

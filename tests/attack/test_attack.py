@@ -11,7 +11,7 @@ from attack.situations import kills, situations
 FILES = dict(itertools.islice(attacks(0), 37))
 CHOSEN = ("names", "sizes with escapes", "brackets", "doubling functions", "a function that calls itself")
 CHOSEN += ("data c.jsonl", "tokenizer whose library panics")
-FOUND = (("flip", 3450340716), ("checkpoint", 3943786419), ("checkpoint", 2655874620))
+FOUND = (("flip", 3450340716), ("flip", 38212703), ("checkpoint", 3943786419), ("checkpoint", 2655874620))
 """Random files that once ended in an unexpected error: a name that is no text, settings of a wrong type."""
 
 
@@ -26,7 +26,15 @@ def test_a_file_that_was_found_at_random(kind, number):
 
 
 @pytest.mark.parametrize(
-    "name", ["RANK without a process group", "a pod that is the second of a group", "cp1252", "full stdout"]
+    "name",
+    [
+        "RANK without a process group",
+        "a pod that is the second of a group",
+        "cp1252",
+        "full stdout",
+        "a working folder that is gone",
+        "a folder that may not be written",
+    ],
 )
 def test_a_situation(name):
     assert dict(situations())[name]()[1] is None

@@ -192,6 +192,53 @@ def test_a_batch_found_by_dividing_by_the_heads_does_not_fix_them(tmp_path):
     assert_cut_equals_zeroed(model, tmp_path, [group for group in couplings(model) if group.kind == HEAD])
 
 
+BATCH_AND_HEADS_IN_ONE = """
+g (float[batch, sequence, 32] x) => (float[batch, sequence, 32] y)
+<float[32, 96] w, float[32, 32] out, int64[4] apart = {0, 0, 4, 8}, int64[1] rest = {-1},
+ int64[1] eight = {8},
+ int64[1] one = {1}, int64[1] two = {2}, int64[2] split = {-1, 4}, int64[3] joined = {0, 0, 32}> {
+  packed = MatMul (x, w)
+  q, k, v = Split <axis = 2, num_outputs = 3> (packed)
+  q4 = Reshape (q, apart)       k4 = Reshape (k, apart)       v4 = Reshape (v, apart)
+  qt = Transpose <perm = [0, 2, 1, 3]> (q4)
+  kt = Transpose <perm = [0, 2, 1, 3]> (k4)
+  vt = Transpose <perm = [0, 2, 1, 3]> (v4)
+  qs = Shape (qt)               ks = Shape (kt)               vs = Shape (vt)
+  ql = Gather (qs, two)         kl = Gather (ks, two)         vl = Gather (vs, two)
+  qz = Concat <axis = 0> (rest, ql, eight)
+  kz = Concat <axis = 0> (rest, kl, eight)
+  vz = Concat <axis = 0> (rest, vl, eight)
+  qf = Reshape (qt, qz)         kf = Reshape (kt, kz)         vf = Reshape (vt, vz)
+  turned = Transpose <perm = [0, 2, 1]> (kf)
+  scores = MatMul (qf, turned)
+  shares = Softmax (scores)
+  mixed = MatMul (shares, vf)
+  ms = Shape (mixed)
+  ml = Gather (ms, one)
+  mz = Concat <axis = 0> (split, ml, eight)
+  m4 = Reshape (mixed, mz)
+  mt = Transpose <perm = [0, 2, 1, 3]> (m4)
+  flat = Reshape (mt, joined)
+  y = MatMul (flat, out)
+}"""
+
+
+@pytest.mark.parametrize("name", ["sequence", "2*S"])
+def test_a_size_that_stays_is_read_at_run_time_whatever_it_is_called(name, tmp_path):
+    model = texts.model_of(BATCH_AND_HEADS_IN_ONE)
+    model.graph.inputs[0].shape = ir.Shape(["batch", name, 32])
+    model.graph.outputs[0].shape = None
+    model.infer_shapes()
+    groups = [group for group in couplings(model) if group.kind == HEAD]
+    assert [group.size for group in groups] == [4]
+    keeps = some_of(groups)
+    zero, narrow = zeroed(model, keeps), narrowed(model, keeps)
+    for batch, length in ((1, 5), (3, 9), (2, 1)):
+        x = np.random.default_rng(1).standard_normal((batch, length, 32)).astype(np.float32)
+        expected, found = (outputs(item, {"x": x}, tmp_path) for item in (zero, narrow))
+        np.testing.assert_allclose(found, expected, atol=TOLERANCE * float(np.ptp(expected)), rtol=0)
+
+
 def test_one_layers_bias_is_cut_itself():
     text = texts.RELATIVE_BIAS.replace("scores1 = Add(raw1, bias)", "scores1 = Identity(raw1)")
     model = texts.model_of(text)

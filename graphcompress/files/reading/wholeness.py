@@ -9,10 +9,12 @@ from __future__ import annotations
 import graphlib
 import math
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import onnx.defs
+from google.protobuf.message import Message
 
 from graphcompress.errors import InvalidModelError, UnsupportedModelError
 from graphcompress.files.reading.protos import (
@@ -52,6 +54,7 @@ def check_whole(path: Path, model: onnx.ModelProto) -> None:
         raise InvalidModelError(
             f"{path}: not an ONNX file, or it is truncated (there is no graph in it); copy or export it again"
         )
+    _check_texts(path, model)
     _check_versions(path, model)
     for graph in graphs(model):
         _check_tensors(path, graph)
@@ -207,6 +210,30 @@ def execution_order(path: Path, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
         ) from error
 
 
+# ---- texts
+
+
+def _check_texts(path: Path, model: onnx.ModelProto) -> None:
+    """Names and descriptions are text: of a damaged file the parser gives bytes, which nothing can write."""
+    for field, value in _texts(model):
+        if isinstance(value, bytes):
+            raise InvalidModelError(
+                f"{path}: {field} {value!r} is no text in UTF-8; the file is damaged, copy or export it again"
+            )
+
+
+def _texts(message: Message) -> Iterator[tuple[str, str | bytes]]:
+    """Name of the field and value of every text in ``message``, and in the messages within it."""
+    for field, value in message.ListFields():
+        if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
+            continue
+        for each in [value] if isinstance(value, (str, bytes, Message)) else value:
+            if field.type == field.TYPE_MESSAGE:
+                yield from _texts(each)
+            else:
+                yield field.name, each
+
+
 # ---- operators
 
 
@@ -219,9 +246,7 @@ def _check_operators(path: Path, model: onnx.ModelProto) -> None:
             if (node.domain, node.op_type) in functions:
                 continue
             standard = node.domain in STANDARD_DOMAINS and node.op_type not in FUSED_OPERATORS
-            # A name that is no text, of a damaged file, is read as bytes.
-            known = isinstance(node.op_type, str) and onnx.defs.has(node.op_type, opset, "")
-            if standard and not known:
+            if standard and not onnx.defs.has(node.op_type, opset, ""):
                 raise InvalidModelError(
                     f"{path}: node {_label(node)} is no operator of opset {opset}; "
                     "the file is damaged, export it again"
