@@ -14,9 +14,12 @@ SLOW = ("twice", "again", "every group")
 PART = {
     "bert": Variant("eager", 18, FUSED, LEGACY),
     "bert, masked LM (tied)": Variant("sdpa", 18, STRIPPED),
+    "bert, classification": Variant("eager", 18, FUSED, LEGACY),
     "albert (one layer, three times)": Variant("sdpa", 18),
     "modernbert": Variant("sdpa", 18, STRIPPED),
     "gpt2, past": Variant("sdpa", 18),
+    "gpt2, classification": Variant("sdpa", 18),
+    "llama, classification": Variant("eager", 18, exporter=LEGACY),
     "llama, past": Variant("eager", 18),
     "bart, decoder with past": Variant("sdpa", 18),
     "gpt-oss (sinks)": Variant("eager", 18, exporter=LEGACY),

@@ -88,7 +88,7 @@ def quotient_of_size(rw: Rewriter, node: ir.Node) -> str | None:
     Exporters find the batch as that of flattened heads over their number, which is wrong once heads are cut.
     """
     out, divisor = node.outputs[0], integers_of(node.inputs[1]) or ()
-    size, rank = _size_read(node.inputs[0]), rank_of(out)
+    size, rank = size_read(node.inputs[0]), rank_of(out)
     if size is None or len(divisor) != 1 or rank is None or rank > 1 or out.is_graph_output():
         return None
     quotient = size_of(size).over(Size(divisor[0]))
@@ -102,7 +102,7 @@ def quotient_of_size(rw: Rewriter, node: ir.Node) -> str | None:
     return "quotient of a size read from an input"
 
 
-def _size_read(value: ir.Value | None) -> Dim | None:
+def size_read(value: ir.Value | None) -> Dim | None:
     """The variable size that an integer scalar, or a vector of one element, holds."""
     while same := producer(value, *_SAME_NUMBER):
         value = same.inputs[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,6 +11,7 @@ from graphcompress.analysis.linears import inner_linears, keep_names, overridabl
 from graphcompress.graph.match import is_standard, node_name
 from graphcompress.graph.model import Model, is_weight
 from graphcompress.passes.simplify.fused.operators import refuse_hidden, standardise
+from graphcompress.passes.simplify.needed.narrow import drop_unread, report_unread
 from graphcompress.plugin.base import Pass
 from graphcompress.plugin.context import Context
 from graphcompress.plugin.contract import Contract, Exact
@@ -37,8 +39,13 @@ class Simplify(Pass):
     ranges of all values prove that there is none. A guard that may act, on rows masked with -inf throughout,
     becomes a flag per row with the same result.
 
+    Positions that no output reads are not computed: where a classifier reads the first token, the last layer
+    has queries, attention and feed-forward part for that token alone, and keys and values for all of them. So
+    it is with a slice of positions, with the last token of each row, and with whatever indices pick.
+
     Left alone: weights that are smaller as an expression than folded (Kronecker factors), tied weights,
-    guards that may act, initializers that are also inputs, custom operators, subgraphs, GELU.
+    guards that may act, hidden states that are an output, initializers that are also inputs, custom
+    operators, subgraphs, GELU.
     """
 
     name: ClassVar[str] = "simplify"
@@ -66,18 +73,21 @@ class Simplify(Pass):
         keep_names(model)
         with Rewriter(model, ctx) as rw:
             rewritten = standardise(rw)
-            removed = simplify(
-                rw,
-                largest_input=LARGEST_INPUT if self.finite_inputs else None,
-                assume_visible=self.assume_visible,
-            )
+            removed = self._simplify(rw)
+            while drop_unread(rw):
+                removed += self._simplify(rw)
         for kind, count in sorted(rewritten.items()):
             rw.note(f"{count} × {kind} written in standard operators")
         for kind, count in sorted(removed.items(), key=lambda item: (-item[1], item[0])):
             rw.note(f"{count} × {kind}")
         rw.note(f"{before} nodes became {len(model.graph)}" if rw.modified else "nothing to simplify")
         _report_what_stays(rw)
+        report_unread(rw)
         return rw.record
+
+    def _simplify(self, rw: Rewriter) -> Counter[str]:
+        largest = LARGEST_INPUT if self.finite_inputs else None
+        return simplify(rw, largest_input=largest, assume_visible=self.assume_visible)
 
 
 def _report_what_stays(rw: Rewriter) -> None:

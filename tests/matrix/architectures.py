@@ -187,6 +187,12 @@ def _gpt2(head: str = "AutoModel", *, cached: bool = False) -> Architecture:
     return Architecture(made, inputs, _same(LAYERS), [FFN] * LAYERS)
 
 
+def _classifier(kind: str, options: Mapping[str, object]) -> Architecture:
+    """It reads the last token of each row that is no padding."""
+    made = _make(kind, {**options, "pad_token_id": 0}, "AutoModelForSequenceClassification")
+    return Architecture(made, TOKENS, _same(LAYERS), [FFN] * LAYERS)
+
+
 def _alibi(kind: str, heads: int, options: Mapping[str, object]) -> Architecture:
     """Both have four FFN nodes for each hidden feature."""
     made = _make(kind, options)
@@ -255,8 +261,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "modernbert": _encoder("modernbert", global_attn_every_n_layers=2, local_attention=4),
     "gpt2": _gpt2(),
     "gpt2, causal LM (tied)": _gpt2("AutoModelForCausalLM"),
+    "gpt2, classification": _classifier("gpt2", {**GPT2, "num_labels": 5}),
     "gpt2, past": _gpt2("AutoModelForCausalLM", cached=True),
     "llama": _grouped("llama"),
+    "llama, classification": _grouped("llama", "AutoModelForSequenceClassification", num_labels=5),
     "llama, past": _grouped("llama", "AutoModelForCausalLM", cached=True),
     "qwen2": _grouped("qwen2"),
     "qwen3": _grouped("qwen3"),

@@ -86,6 +86,7 @@ _RULES: dict[str, Rule] = {
     "Flatten": shapes.reshape,
     "Gather": selections.gather,
     "GatherElements": selections.gather_elements,
+    "GatherND": selections.gather_nd,
     "Gemm": products.gemm,
     "LayerNormalization": scales.layer_norm,
     "MatMul": products.matmul,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graphcompress.coupling.relations.rules import AVERAGED, Relations
-from graphcompress.graph.match import axis_of, integers_of, operand
+from graphcompress.graph.match import axis_of, fixed_size, integers_of, operand
 
 _MEAN_LIKE = ("ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2")
 _MIXING = ("ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp", "ArgMax", "ArgMin")
@@ -23,6 +23,18 @@ def gather(relations: Relations, node: ir.Node) -> None:
     axis = axis_of(node, len(data), 0)
     relations.block([data[axis]], "it is selected from by index")
     relations.unify(data[:axis] + indices + data[axis + 1 :], relations.output(node))
+
+
+def gather_nd(relations: Relations, node: ir.Node) -> None:
+    """Entries of the first axes behind those of the batch are looked up; the axes behind them stay."""
+    data, indices = relations.operand(node, 0) or [], relations.operand(node, 1) or []
+    batch, looked_up = node.attributes.get_int("batch_dims", 0), fixed_size(operand(node, 1), -1)
+    if looked_up is None:
+        relations.block_node(node, "the number of axes that it selects from is not known")
+        return
+    behind = batch + looked_up
+    relations.block([*data[batch:behind], indices[-1]], "it is selected from by index")
+    relations.unify(data[:batch] + indices[batch:-1] + data[behind:], relations.output(node))
 
 
 def gather_elements(relations: Relations, node: ir.Node) -> None:
