@@ -31,7 +31,7 @@ class Narrowed:
 
 
 @dataclass
-class Plan:
+class Slicing:
     """What is read of every value.
 
     Attributes:
@@ -59,7 +59,7 @@ class Plan:
             pending.extend(value for index in step.operands if (value := node.inputs[index]) is not None)
 
 
-def planned(graph: ir.Graph, readers: Sequence[Reader]) -> Plan:
+def planned(graph: ir.Graph, readers: Sequence[Reader]) -> Slicing:
     """What has to be computed when ``readers`` read parts; all else reads what it read."""
     whole_nodes: dict[ir.Node, str] = {}
     while True:
@@ -73,15 +73,15 @@ def planned(graph: ir.Graph, readers: Sequence[Reader]) -> Plan:
         whole_nodes |= found
 
 
-def _picks_flattened(plan: Plan, step: Narrowed) -> bool:
+def _picks_flattened(plan: Slicing, step: Narrowed) -> bool:
     return any(
         demand.outer is not None and plan.held.get(step.node.inputs[index]) != demand  # type: ignore[arg-type]
         for index, demand in step.operands.items()
     )
 
 
-def _backwards(graph: ir.Graph, readers: Sequence[Reader], whole_nodes: dict[ir.Node, str]) -> Plan:
-    plan, read = Plan(readers), _Read(graph)
+def _backwards(graph: ir.Graph, readers: Sequence[Reader], whole_nodes: dict[ir.Node, str]) -> Slicing:
+    plan, read = Slicing(readers), _Read(graph)
     by_node = {reader.node: reader for reader in readers}
     for node in reversed(graph):
         reader, step = by_node.get(node), None
@@ -128,7 +128,10 @@ class _Read:
         first = parts[0] if parts else None
         if first is None or any(part != first for part in parts) or self._constant(node.outputs[0]):
             return None
-        return first
+        sizes = node.outputs[0].shape or ir.Shape(())
+        size, left = sizes[first.axis], first.narrowed(sizes)[first.axis]
+        # Several readers of a position each may read all that there are.
+        return None if isinstance(size, int) and isinstance(left, int) and left >= size else first
 
 
 def _narrowed(node: ir.Node, demand: Demand, whole_nodes: dict[ir.Node, str]) -> Narrowed:

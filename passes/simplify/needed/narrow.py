@@ -10,7 +10,7 @@ import onnx_ir as ir
 from graphcompress.analysis.cost import counted_on, macs, node_costs
 from graphcompress.graph.match import dtype_of, integers_of, operand, rank_of
 from graphcompress.graph.model import Model
-from graphcompress.passes.simplify.needed.demands import Narrowed, Plan, planned, target_of
+from graphcompress.passes.simplify.needed.demands import Narrowed, Slicing, planned, target_of
 from graphcompress.passes.simplify.needed.readers import Reader, reader_of
 from graphcompress.passes.simplify.needed.rows import Demand, Fixed, picked
 from graphcompress.rewrite.rewriter import Rewriter
@@ -34,7 +34,7 @@ def drop_unread(rw: Rewriter) -> bool:
         f"{len(plan.narrowed)} nodes compute {_described(useful)} alone, which is all that is read: "
         f"{saved:,} of {before:,} MACs ({saved / max(before, 1):.1%}) saved on {counted_on(rw.model)}"
     )
-    return True
+    return saved > 0
 
 
 def report_unread(rw: Rewriter) -> None:
@@ -63,7 +63,7 @@ def _described(readers: Sequence[Reader]) -> str:
 class _Narrowing:
     """Edits the graph as a plan says."""
 
-    def __init__(self, rw: Rewriter, plan: Plan) -> None:
+    def __init__(self, rw: Rewriter, plan: Slicing) -> None:
         self.rw = rw
         self.plan = plan
         self._picked: dict[tuple[ir.Value, Demand], ir.Value] = {}

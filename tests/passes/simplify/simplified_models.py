@@ -27,14 +27,16 @@ def model_of(graph: str, opset: int = 18, **weights: np.ndarray) -> Model:
     return Model(ir.from_proto(proto))
 
 
-def simplified(model: Model, *feeds: dict[str, np.ndarray], **options: bool) -> tuple[Model, Record]:
+def simplified(
+    model: Model, *feeds: dict[str, np.ndarray], tolerance: float = TOLERANCE, **options: bool
+) -> tuple[Model, Record]:
     """A simplified copy, checked against ``model`` on ``feeds``, and checked to have nothing left to do."""
     result = model.clone()
     record = Simplify(**options).run(result, Context())
     with Runner(model, optimize=False) as before, Runner(result, optimize=False) as after:
         for feed in feeds:
             for name, expected in before(feed).items():
-                np.testing.assert_allclose(after(feed)[name], expected, rtol=TOLERANCE, atol=TOLERANCE)
+                np.testing.assert_allclose(after(feed)[name], expected, rtol=tolerance, atol=tolerance)
     text = onnx.printer.to_text(ir.to_proto(result.ir))
     again = Simplify(**options).run(result, Context())
     assert onnx.printer.to_text(ir.to_proto(result.ir)) == text
