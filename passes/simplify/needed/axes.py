@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from graphcompress.files.declared import Dim
 from graphcompress.graph.match import axis_of, integers_of, operand, rank_of, shape_of, slice_ranges
 from graphcompress.graph.sizes import ONE, Size, size_of
-from graphcompress.rules.base import BROADCASTING, ELEMENTWISE, Dim, same_dim
+from graphcompress.rules.base import BROADCASTING, ELEMENTWISE, same_dim
 
 
 @dataclass(frozen=True)

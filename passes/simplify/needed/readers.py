@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from graphcompress.files.declared import Dim
 from graphcompress.graph.expressions import is_constant
 from graphcompress.graph.match import (
     axis_of,
@@ -21,7 +22,7 @@ from graphcompress.graph.match import (
 )
 from graphcompress.graph.sizes import size_of
 from graphcompress.passes.simplify.needed.rows import Computed, Demand, Fixed, PerRow, Window
-from graphcompress.rules.base import Dim, same_dim
+from graphcompress.rules.base import same_dim
 from graphcompress.rules.sizes import size_read
 
 

@@ -10,8 +10,6 @@ import onnx_ir as ir
 from graphcompress.graph.sizes import size_of
 from graphcompress.rewrite.builder import Builder
 
-Dim = int | ir.SymbolicDim
-
 
 @dataclass(frozen=True)
 class Fixed:
