@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from graphcompress.files.declared import Dim
 from graphcompress.graph.sizes import size_of
 from graphcompress.rewrite.builder import Builder
 
