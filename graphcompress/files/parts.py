@@ -239,6 +239,11 @@ def is_cache(name: str) -> bool:
     return _PRESENT.match(name.rpartition("/")[2].lower()) is not None
 
 
+def is_past(name: str) -> bool:
+    """Whether an input, by its name in a file or in a joined graph, is keys or values of earlier steps."""
+    return _PAST.match(name.rpartition("/")[2].lower()) is not None
+
+
 def is_cross(name: str) -> bool:
     """Whether a past input or present output belongs to attention over the encoder's states."""
     return "encoder" in name.lower().replace("decoder", "")

@@ -10,9 +10,9 @@ import numpy as np
 from graphcompress.data.load import Samples
 from graphcompress.data.samples import padding_mask
 from graphcompress.errors import ContractError, DataError
-from graphcompress.files.parts import is_cache
+from graphcompress.files.parts import is_cache, is_past
 from graphcompress.files.runtime import Feed
-from graphcompress.numerics.metrics import entry_errors, ratio_db, smallest_cosine
+from graphcompress.numerics.metrics import divergences, entry_errors, ratio_db, smallest_cosine
 
 Run = Callable[[Feed], Mapping[str, np.ndarray]]
 
@@ -35,6 +35,8 @@ class OutputDifference:
         min_cosine: smallest cosine between two rows (last axis).
         sqnr_db: power of the output over that of the difference; of labels, those that differ are the noise.
         argmax_agreement: share of rows whose largest entry is the same; None for rows of one entry.
+        divergence: of scores of tokens the mean KL divergence of what they say of a token, in nats; that of
+            first passes or of steps with past, whichever is larger. None for other outputs.
     """
 
     name: str
@@ -44,6 +46,7 @@ class OutputDifference:
     min_cosine: float
     sqnr_db: float
     argmax_agreement: float | None
+    divergence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,12 @@ class Difference:
         return min(_read_first(self.outputs), key=lambda output: output.sqnr_db)
 
     @property
+    def divergence(self) -> float | None:
+        """The largest divergence of an output, in nats; None where no output scores tokens."""
+        found = [output.divergence for output in self.outputs if output.divergence is not None]
+        return max(found, default=None)
+
+    @property
     def samples_text(self) -> str:
         """``16 samples``, ``8 made-up samples``."""
         return f"{self.samples} {'made-up ' if self.made_up else ''}samples"
@@ -88,6 +97,8 @@ class _Accumulator:
     def __init__(self) -> None:
         self.signal = self.noise = self.max_error = self.peak = 0.0
         self.min_cosine, self.rows, self.agreed, self.entries = 1.0, 0, 0, 0
+        # Steps with past are few beside the tokens of a first pass, and would drown in one mean.
+        self.divergences: dict[bool, list[np.ndarray]] = {False: [], True: []}
 
     def add(self, a: np.ndarray, b: np.ndarray) -> None:
         """Take in one batch: numbers with a fraction as they are, labels and ids by entry."""
@@ -96,6 +107,11 @@ class _Accumulator:
             self._measure(np.atleast_1d(a.astype(np.float64)), np.atleast_1d(b.astype(np.float64)))
         else:
             self._count(a, b)
+
+    def add_scores(self, a: np.ndarray, b: np.ndarray, *, continues: bool) -> None:
+        """Take in scores of tokens [..., classes]; ``continues`` says whether there are tokens before."""
+        rows = (array.reshape(-1, array.shape[-1]) for array in (a, b))
+        self.divergences[continues].append(divergences(*rows))
 
     def _measure(self, a: np.ndarray, b: np.ndarray) -> None:
         error, size = entry_errors(a, b), np.abs(np.where(np.isfinite(a), a, 0.0))
@@ -120,6 +136,7 @@ class _Accumulator:
 
     def difference(self, name: str) -> OutputDifference:
         """The figures of the output ``name``."""
+        means = [float(np.concatenate(found).mean()) for found in self.divergences.values() if found]
         return OutputDifference(
             name=name,
             entries=self.entries,
@@ -128,6 +145,7 @@ class _Accumulator:
             min_cosine=self.min_cosine,
             sqnr_db=ratio_db(self.signal, self.noise) if self.signal or self.noise else ratio_db(1.0, 0.0),
             argmax_agreement=self.agreed / self.rows if self.rows else None,
+            divergence=max(means, default=None),
         )
 
 
@@ -173,6 +191,8 @@ def compare(
             a, b = _real_rows(array, keep), _real_rows(actual[name], keep)
             new = _new_part(a, b, [_real_rows(given, keep) for given in feed.values()])
             sums.setdefault(name, _Accumulator()).add(a[new], b[new])
+            if array.size and _scores_tokens(name, array):
+                sums[name].add_scores(a, b, continues=_continues(feed))
             if sums[name].entries == 0:
                 copies.setdefault(name, _Accumulator()).add(a, b)
     # Outputs that only copy an input say nothing of a model, unless it has no others.
@@ -201,6 +221,17 @@ def compare(
 def _read_first(outputs: Sequence[OutputDifference]) -> list[OutputDifference]:
     """``outputs`` without caches, where there are others."""
     return [output for output in outputs if not is_cache(output.name)] or list(outputs)
+
+
+def _scores_tokens(name: str, array: np.ndarray) -> bool:
+    """Whether an output [batch, length, classes] says how likely each class is, for every token."""
+    scores = array.ndim == 3 and array.shape[-1] >= ARGMAX_CLASSES and "logits" in name.lower()
+    return scores and bool(np.issubdtype(array.dtype, np.floating))
+
+
+def _continues(feed: Feed) -> bool:
+    """Whether tokens were read before those of ``feed``."""
+    return any(is_past(name) and array.size for name, array in feed.items())
 
 
 def _was_cut(array: np.ndarray, other: np.ndarray | None) -> bool:

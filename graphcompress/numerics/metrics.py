@@ -47,6 +47,31 @@ def row_sqnr_db(reference: np.ndarray, actual: np.ndarray) -> float:
     return ratio_db(1.0, float(np.mean(noise / np.maximum(signal, 1e-4 * np.mean(signal)))))
 
 
+def divergences(reference: np.ndarray, actual: np.ndarray) -> np.ndarray:
+    """KL divergence of the distributions that two arrays of scores [rows, classes] give, in nats [rows].
+
+    Σ p · (log p - log q) with p of ``reference``: what a model loses in the likelihood of text that is as
+    ``reference`` expects it. A perplexity grows by the factor exp of its mean.
+    """
+    found = np.zeros(len(reference))
+    rows = max(1, BLOCK // max(1, reference.shape[-1]))
+    for start in range(0, len(reference), rows):
+        wanted, seen = (_log_shares(array[start : start + rows]) for array in (reference, actual))
+        shares = np.exp(wanted)
+        # A class that cannot be has a share of 0 and a logarithm of -∞, whose product is no number.
+        with np.errstate(invalid="ignore"):
+            lost = np.where(shares > 0.0, shares * (wanted - seen), 0.0)
+        found[start : start + rows] = lost.sum(axis=-1)
+    return found
+
+
+def _log_shares(scores: np.ndarray) -> np.ndarray:
+    """Logarithms of the softmax of scores [rows, classes]."""
+    shifted = scores.astype(np.float64) - scores.max(axis=-1, keepdims=True)
+    logs: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return logs
+
+
 def ratio_db(signal: float, noise: float) -> float:
     """10·log10(signal / noise), between -200 and 200 dB."""
     if noise == 0.0:

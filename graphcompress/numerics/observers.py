@@ -126,18 +126,41 @@ class RowSample:
             self._stride *= 2
 
 
+class LargestRows:
+    """The rows [at most ``capacity``, features] with the largest entries of everything seen."""
+
+    def __init__(self, capacity: int = 8) -> None:
+        self.capacity = capacity
+        self._rows: np.ndarray | None = None
+
+    @property
+    def rows(self) -> np.ndarray:
+        """[rows, features] float32; no rows before anything was seen."""
+        return np.zeros((0, 0), np.float32) if self._rows is None else self._rows
+
+    def update(self, rows: np.ndarray) -> None:
+        """Take in ``rows`` [rows, features]."""
+        found = rows.astype(np.float32) if self._rows is None else np.concatenate([self._rows, rows])
+        # Of equal rows the first seen stay, so that it does not matter how the data was cut up.
+        order = np.argsort(-np.abs(found).max(axis=1, initial=0.0), kind="stable")
+        self._rows = found[np.sort(order[: self.capacity])].astype(np.float32)
+
+
 class Activation:
     """What calibration needs to know of one activation [..., features].
 
     Attributes:
         histogram: of all values.
         sample: some rows, for the error of what consumes them.
+        largest: the rows with the largest entries, which a sample may lack: language models keep numbers a
+            hundred times as large as all others at the first token (arXiv:2402.17762).
         lows, highs: [features] smallest and largest value per feature, zero included.
     """
 
     def __init__(self) -> None:
         self.histogram = Histogram()
         self.sample = RowSample()
+        self.largest = LargestRows()
         self.lows = np.zeros(0, np.float32)
         self.highs = np.zeros(0, np.float32)
 
@@ -151,6 +174,7 @@ class Activation:
         rows = finite_rows(array)
         self.histogram.update(array)
         self.sample.update(rows)
+        self.largest.update(rows.reshape(-1, rows.shape[-1]))
         lows = rows.min(axis=0, initial=0.0).astype(np.float32)
         highs = rows.max(axis=0, initial=0.0).astype(np.float32)
         self.lows = lows if self.lows.size == 0 else np.minimum(self.lows, lows)

@@ -51,6 +51,20 @@ class Affine:
         return self.dequantise(self.quantise(array))
 
 
+@dataclass(frozen=True)
+class PerToken:
+    """Quantisation of rows [..., features], each with a scale of its own: x ≈ scale · (q - 128), q in uint8.
+
+    The largest magnitude of a row is 127 steps from zero; zero is exact.
+    """
+
+    def fake_quantise(self, array: np.ndarray) -> np.ndarray:
+        """Quantise and dequantise: what is left of ``array``."""
+        floats = np.asarray(array, np.float32)
+        scale = _positive(np.abs(floats).max(axis=-1, keepdims=True, initial=0.0) / np.float32(127))
+        return np.asarray(np.rint(floats / scale) * scale, np.float32)
+
+
 def affine(low: float, high: float, *, signed: bool) -> Affine:
     """Quantisation that covers [low, high] and represents zero exactly.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -41,19 +42,32 @@ class Exact:
 
 @dataclass(frozen=True)
 class Lossy:
-    """Outputs keep at least this signal-to-quantisation-noise ratio."""
+    """Outputs keep at least this signal-to-quantisation-noise ratio.
+
+    What is said of tokens diverges by at most ``max_divergence`` nats, where that is promised: a perplexity
+    grows by about as large a share.
+    """
 
     min_sqnr_db: float
+    max_divergence: float | None = None
 
     def broken_by(self, difference: Difference, epsilon: float = 0.0) -> str | None:
         """Why ``difference`` breaks this contract, or None."""
-        if difference.sqnr_db >= self.min_sqnr_db:
+        if difference.sqnr_db < self.min_sqnr_db:
+            worst = _worst(difference.outputs, lambda output: output.sqnr_db)
+            return f"SQNR {difference.sqnr_db:.1f} dB{worst}, promised at least {self.min_sqnr_db:.0f} dB"
+        found = difference.divergence
+        if self.max_divergence is None or found is None or found <= self.max_divergence:
             return None
-        worst = _worst(difference.outputs, lambda output: output.sqnr_db)
-        return f"SQNR {difference.sqnr_db:.1f} dB{worst}, promised at least {self.min_sqnr_db:.0f} dB"
+        worst = _worst(difference.outputs, lambda output: -(output.divergence or 0.0))
+        return (
+            f"next tokens diverge by {found:.3f} nats{worst}, so that a perplexity grows by about "
+            f"{math.expm1(found):.1%}, promised at most {self.max_divergence:g} nats"
+        )
 
     def __str__(self) -> str:
-        return f"lossy (SQNR at least {self.min_sqnr_db:.0f} dB)"
+        scores = "" if self.max_divergence is None else f", tokens within {self.max_divergence:g} nats"
+        return f"lossy (SQNR at least {self.min_sqnr_db:.0f} dB{scores})"
 
 
 def _worst(outputs: Sequence[OutputDifference], goodness: Callable[[OutputDifference], float]) -> str:

@@ -17,7 +17,7 @@ class Granularity:
         return f"per {self.name}" + (f" of {self.size}" if self.size else "")
 
 
-PER_TENSOR, PER_CHANNEL = Granularity("tensor"), Granularity("channel")
+PER_TENSOR, PER_CHANNEL, PER_TOKEN = Granularity("tensor"), Granularity("channel"), Granularity("token")
 
 
 def per_block(size: int) -> Granularity:
@@ -54,8 +54,10 @@ class Numbers:
 
     @property
     def when(self) -> str:
-        """When scales are found: ``static`` (before) or ``dynamic`` (at run time)."""
-        return "dynamic" if self.dynamic else "static"
+        """When scales are found: ``static`` (before), ``dynamic`` or ``per token`` (at run time)."""
+        if not self.dynamic:
+            return "static"
+        return str(PER_TOKEN) if self.per == PER_TOKEN else "dynamic"
 
     def at(self, site: str) -> str:
         """These numbers of ``site`` as text, such as ``int8 weights per channel``."""
@@ -108,6 +110,9 @@ class Scheme:
 INT8, UINT8 = Numbers(), Numbers(signed=False, symmetric=False)
 """Activations of 8 bits, with one scale for the whole tensor."""
 
+TOKENS = Numbers(signed=False, per=PER_TOKEN, dynamic=True)
+"""Activations of 8 bits around 128, with a scale for each token."""
+
 
 def integer_products(
     *activations: Numbers, dynamic: bool = False, weight_bits: int = 8
@@ -116,13 +121,14 @@ def integer_products(
 
     Args:
         activations: numbers that the activations may have.
-        dynamic: their scales may also be computed at run time.
+        dynamic: their scales may also be computed at run time, for the whole tensor or for each token.
         weight_bits: that the weights may use.
     """
     weights = Numbers(weight_bits, per=PER_CHANNEL)
     # Stored scales first: they cost nothing at run time, and an answer depends on its own input alone.
     times = (False, True) if dynamic else (False,)
-    return tuple(Scheme(weights, replace(kind, dynamic=time)) for time in times for kind in activations)
+    found = [Scheme(weights, replace(kind, dynamic=time)) for time in times for kind in activations]
+    return (*found, Scheme(weights, TOKENS)) if dynamic and UINT8 in activations else tuple(found)
 
 
 def common_schemes(one: Sequence[Scheme], other: Sequence[Scheme]) -> tuple[Scheme, ...]:

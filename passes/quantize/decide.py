@@ -8,12 +8,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.experts import all_experts
+from graphcompress.analysis.experts import Experts, all_experts
 from graphcompress.analysis.linears import Embedding, Linear, embeddings, linears
 from graphcompress.graph.model import Model
 from graphcompress.numerics.metrics import error_at, row_sqnr_db, sqnr_db
 from graphcompress.numerics.observers import Activation, Calibration, quantisation
-from graphcompress.numerics.quantise import Affine, QuantisedArray, WeightRange, affine, quantise_weight
+from graphcompress.numerics.quantise import (
+    Affine,
+    PerToken,
+    QuantisedArray,
+    WeightRange,
+    affine,
+    quantise_weight,
+)
 from graphcompress.passes.quantize.lowbit import (
     Leaf,
     LowBitWeight,
@@ -29,8 +36,8 @@ CAPPED_FEATURES = (1, 2, 4, 8, 16, 64)
 """So many features are tried as outliers, one number after the other; the rest decides the range."""
 
 CAPPING_GAIN_DB = 3.0
-"""Dividing an activation must raise the SQNR of its linears by this many dB (half a bit) to be worth an
-operator of its own."""
+"""Dividing an activation, or a scale for each of its tokens, must raise the SQNR of its linears by this many
+dB (half a bit) to be worth operators of its own."""
 
 JUDGED_ROWS = 256
 """Ways to divide an activation are compared on at most this many of its rows."""
@@ -49,6 +56,7 @@ class Rounding:
         percentile: share of the values that the percentile range covers, in %.
         signed: activations are int8 around zero, else uint8.
         static: ranges are calibrated, else computed at run time.
+        per_token: the target can also compute a range for each token at run time.
     """
 
     weights: WeightRange
@@ -56,6 +64,7 @@ class Rounding:
     percentile: float
     signed: bool
     static: bool
+    per_token: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,14 +74,15 @@ class LinearForm:
     Attributes:
         linear: in the graph that is to be rewritten.
         weight: its int8 weight, with the factors by which its activation is divided.
-        range: the range of its activation after that division; None where the runtime computes it.
+        range: the range of its activation after that division, or one for each token; None where the runtime
+            computes one for all.
         error: relative error of its own product on calibration rows; without any, that of its weight.
         row_error: the same with every row counting alike; a few huge rows cannot hide what the others lose.
     """
 
     linear: Linear
     weight: LowBitWeight
-    range: Affine | None
+    range: Affine | PerToken | None
     error: float
     row_error: float
 
@@ -136,28 +146,42 @@ def decide(
     return [forms[linear.node] for linear in chosen]
 
 
-def divide_outliers(
+def tame_outliers(
     plain: Sequence[LinearForm], seen: Mapping[ir.Value, Activation], rounding: Rounding
 ) -> list[LinearForm]:
-    """``plain`` with outlier features divided down, and rows of the weights multiplied, where it pays.
+    """``plain`` with outlier features divided down, or with a scale for each token, where it pays.
 
-    Exact in any graph, since the activation that others read stays as it is: the division is an operator of
-    its own, in front of the quantisation. It pays where it brings the linears ``CAPPING_GAIN_DB``.
+    Dividing features and multiplying rows of the weights is exact in any graph, since the activation that
+    others read stays as it is: the division is an operator of its own, in front of the quantisation. A scale
+    for each token is for activations of which a few tokens are far larger than all others. Either pays where
+    it brings the linears ``CAPPING_GAIN_DB``.
     """
     forms = {form.linear.node: form for form in plain}
     for readers in _by_activation([form.linear for form in plain]):
         activation = seen.get(readers[0].input)
         if activation is None or activation.histogram.total == 0:
             continue
-        # A table that an embedding reads too cannot take factors: its rows would come out multiplied.
-        factors = None if any(map(tied_table, readers)) else _factors(activation, readers, rounding)
-        # A static form without factors is the one in plain; a dynamic one was judged by its weight alone
-        # there.
-        if factors is None and rounding.static:
-            continue
-        for form in _forms(readers, activation, factors, rounding):
+        for form in _tamed(readers, activation, rounding):
             forms[form.linear.node] = form
     return list(forms.values())
+
+
+def _tamed(readers: Sequence[Linear], activation: Activation, rounding: Rounding) -> Sequence[LinearForm]:
+    """The forms of linears that read one activation, in the way of rounding it that pays."""
+    weights = np.concatenate([_some(linear.dense().T, JUDGED_COLUMNS).T for linear in readers], axis=1)
+    # A sample may have none of the few tokens that are far larger than the others.
+    rows = np.concatenate([_some(activation.sample.rows, JUDGED_ROWS), activation.largest.rows])
+    exact = rows @ weights
+    standing = _figure(exact, rows, weights, _range(activation, weights, rounding), rounding)
+    # A table that an embedding reads too cannot take factors: its rows would come out multiplied.
+    factors = None
+    if not any(map(tied_table, readers)):
+        factors, standing = _factors(activation, (exact, rows, weights), standing, rounding)
+    if rounding.per_token and not any(isinstance(linear, Experts) for linear in readers):
+        each = PerToken()
+        if _figure(exact, rows, weights, each, rounding) >= standing + CAPPING_GAIN_DB:
+            return [_form(linear, activation, each, None, rounding) for linear in readers]
+    return _forms(readers, activation, factors, rounding)
 
 
 def decide_table(table: Embedding) -> TableForm:
@@ -196,13 +220,17 @@ def _weight_only(linear: Linear, rounding: Rounding) -> LinearForm:
 
 
 def _form(
-    linear: Linear, activation: Activation, range_: Affine, factors: np.ndarray | None, rounding: Rounding
+    linear: Linear,
+    activation: Activation,
+    range_: Affine | PerToken,
+    factors: np.ndarray | None,
+    rounding: Rounding,
 ) -> LinearForm:
     weight = low_bit_linear(linear, rounding.weights, factors)
     rows = activation.sample.rows
     dense = linear.dense() if factors is None else linear.dense() * factors[:, None]
     exact, actual = rows @ dense, range_.fake_quantise(rows) @ weight.quantised.dequantise()
-    given = range_ if rounding.static else None
+    given = range_ if rounding.static or isinstance(range_, PerToken) else None
     error, row_error = (error_at(measure(exact, actual)) for measure in (sqnr_db, row_sqnr_db))
     return LinearForm(linear, weight, given, error, row_error)
 
@@ -223,18 +251,24 @@ def _range(activation: Activation, weights: np.ndarray, rounding: Rounding) -> A
     return found[int(np.argmin(errors))]
 
 
-def _factors(activation: Activation, readers: Sequence[Linear], rounding: Rounding) -> np.ndarray | None:
-    """Factors [features] that bring the outlier features down to the others, or None where not worth it."""
-    weights = np.concatenate([_some(linear.dense().T, JUDGED_COLUMNS).T for linear in readers], axis=1)
-    rows = _some(activation.sample.rows, JUDGED_ROWS)
-    exact = rows @ weights
-    plain = _figure(exact, rows, weights, _range(activation, weights, rounding), rounding)
+def _factors(
+    activation: Activation,
+    judged: tuple[np.ndarray, np.ndarray, np.ndarray],
+    plain: float,
+    rounding: Rounding,
+) -> tuple[np.ndarray | None, float]:
+    """Factors [features] that bring the outlier features down to the others, or None where not worth it.
+
+    ``judged`` are products, rows and weights of which ``plain`` is the SQNR without factors; with it comes
+    that of what is returned.
+    """
     counts = [count for count in CAPPED_FEATURES if count < len(activation.peaks)]
     tried = [capping(activation.peaks, count) for count in counts]
-    figures = [_capped_figure(exact, rows, weights, factors, rounding) for factors in tried]
+    figures = [_capped_figure(*judged, factors, rounding) for factors in tried]
     # The first of equal figures wins, and with it the smallest number of features that are touched.
     best = int(np.argmax(figures)) if figures else 0
-    return tried[best] if figures and figures[best] >= plain + CAPPING_GAIN_DB else None
+    worth = figures and figures[best] >= plain + CAPPING_GAIN_DB
+    return (tried[best], figures[best]) if worth else (None, plain)
 
 
 def _capped_figure(
@@ -246,7 +280,11 @@ def _capped_figure(
 
 
 def _figure(
-    exact: np.ndarray, rows: np.ndarray, weights: np.ndarray, range_: Affine, rounding: Rounding
+    exact: np.ndarray,
+    rows: np.ndarray,
+    weights: np.ndarray,
+    range_: Affine | PerToken,
+    rounding: Rounding,
 ) -> float:
     low = quantise_weight(weights, rounding.weights).dequantise()
     return row_sqnr_db(exact, range_.fake_quantise(rows) @ low)

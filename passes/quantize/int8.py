@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
@@ -27,7 +27,7 @@ from graphcompress.passes.quantize.decide import (
     TableForm,
     decide,
     decide_table,
-    divide_outliers,
+    tame_outliers,
 )
 from graphcompress.passes.quantize.judge import Judge
 from graphcompress.passes.quantize.quantisable import linear_reason, table_reason, tied_table
@@ -40,7 +40,7 @@ from graphcompress.plugin.context import Context
 from graphcompress.plugin.contract import Contract, Lossy
 from graphcompress.plugin.options import option
 from graphcompress.plugin.record import Record
-from graphcompress.plugin.schemes import INT8, PER_CHANNEL, UINT8, Numbers, Scheme
+from graphcompress.plugin.schemes import INT8, PER_CHANNEL, TOKENS, UINT8, Numbers, Scheme
 from graphcompress.rewrite.rewriter import Rewriter
 
 WEIGHTS = Numbers(per=PER_CHANNEL)
@@ -69,10 +69,13 @@ class Int8(Pass):
     alone read it, since it is exact only there.
 
     The result is judged by the model's own outputs, on samples kept from calibration. Where they err by
-    more than ``max_model_error``, the few features of an activation that are far larger than the others are
-    divided down in front of its quantisation, and the rows of the weights multiplied: exact anywhere, for one
-    elementwise product. If that is not enough, as few linears as possible stay in float, found by running the
-    model without the worst of them, and are listed with the figure. With ``--max-drop`` the metric of the
+    more than ``max_model_error``, or where what they say of tokens diverges by more than ``max_divergence``
+    (first passes and steps with past apart), outliers are tamed: the few features of an activation that are
+    far larger than the others are divided down in front of its quantisation, and the rows of the weights
+    multiplied: exact anywhere, for one elementwise product. An activation of which a few tokens are far
+    larger than all others, as language models have them at the start of a text, gets a scale for each token,
+    computed at run time. If that is not enough, as few linears as possible stay in float, found by running
+    the model without the worst of them, and are listed with the figure. With ``--max-drop`` the metric of the
     task judges in the same way after that. Errors are relative, ‖exact - int8‖ /
     ‖exact‖: 0.1 is an SQNR of 20 dB.
     """
@@ -98,7 +101,7 @@ class Int8(Pass):
         **dict.fromkeys(("static", "qdq"), "'int8{scheme=static}'"),
         "dynamic": "'int8{scheme=dynamic}'",
     }
-    contract: ClassVar[Contract] = Lossy(min_sqnr_db=12.0)
+    contract: ClassVar[Contract] = Lossy(min_sqnr_db=12.0, max_divergence=0.02)
 
     scheme: str = option(
         "auto",
@@ -130,6 +133,13 @@ class Int8(Pass):
         "and leave in float as few linears as it takes; none: do not look",
         minimum=0.0,
         aliases={"keep_db": lambda db: error_at(db) if db > 0 else None},
+    )
+    max_divergence: float | None = option(
+        0.015,
+        "the same where what the outputs say of tokens diverges by more, in nats: a perplexity grows by "
+        "about that share; none: do not look",
+        unit="nats",
+        minimum=0.0,
     )
     only: str = option("*", "glob over the names of linears and embeddings", aliases={"layers": None})
     embeddings: bool = option(True, "store embeddings in int8, too")
@@ -189,22 +199,24 @@ class Int8(Pass):
         calibrating, judging = split(samples or ctx.samples or varied_samples(model, seed=ctx.seed))
         with Rewriter(model, ctx) as rw:
             chosen = self._admissible(rw)
-            limit = math.inf if self.max_model_error is None else self.max_model_error
-            judged = chosen and (limit < math.inf or ctx.spent is not None)
-            judge = Judge(model, judging, ctx, limit) if judged else None
+            limits = [
+                math.inf if limit is None else limit for limit in (self.max_model_error, self.max_divergence)
+            ]
+            judged = chosen and (min(limits) < math.inf or ctx.spent is not None)
+            judge = Judge(model, judging, ctx, *limits) if judged else None
             seen: dict[ir.Value, Activation] = {}
             if samples:
                 seen = see(model, chosen, calibrating, ctx)
                 chosen = reached(rw, chosen, seen)
-                chosen = self._smooth(rw, chosen, seen, calibrating, signed=rounding.signed)
+                chosen = self._smooth(rw, chosen, seen, calibrating, rounding)
             tables = self._tables(rw, chosen)
             forms = decide(chosen, seen, rounding)
             choice = Choice(Plan(self._fitting(forms), tables))
             if judge is not None and self._lacks(forms, choice.plan, judge):
                 seen = seen or see(model, chosen, calibrating, ctx)
-                # Dividing costs an operator for each activation, so it is tried only where the plain form
-                # is not good enough.
-                forms = divide_outliers(forms, seen, rounding)
+                # Dividing costs an operator for each activation and a scale for each token four, so they are
+                # tried only where the plain form is not good enough.
+                forms = tame_outliers(forms, seen, rounding)
                 choice = self._rescue(Plan(self._fitting(forms), tables), judge)
             self._report(rw, forms, choice)
             if judge is not None:
@@ -248,6 +260,7 @@ class Int8(Pass):
             percentile=self.percentile,
             signed=scheme.activations is not None and scheme.activations.signed,
             static=static,
+            per_token=ctx.capabilities.choose([Scheme(scheme.weights, TOKENS)]) is not None,
         )
 
     def _admissible(self, rw: Rewriter) -> list[Linear]:
@@ -282,12 +295,14 @@ class Int8(Pass):
         chosen: list[Linear],
         seen: dict[ir.Value, Activation],
         samples: Samples,
-        *,
-        signed: bool,
+        rounding: Rounding,
     ) -> list[Linear]:
         """Smooth where it is exact and helps; returns the linears as they are then, updates ``seen``."""
         plain = [linear for linear in chosen if not isinstance(linear, Experts)]
-        smoothed = smooth(rw, plain, seen, alpha=self.alpha, signed=signed) if self.smooth else ()
+        smoothed: Collection[ir.Value] = ()
+        if self.smooth:
+            signed, per_token = rounding.signed, rounding.per_token
+            smoothed = smooth(rw, plain, seen, alpha=self.alpha, signed=signed, per_token=per_token)
         if not smoothed:
             return chosen
         nodes = {linear.node for linear in chosen}
@@ -308,13 +323,13 @@ class Int8(Pass):
         """Whether ``plan`` leaves a linear out, or the outputs err by more than they may."""
         if not forms and not plan.tables:
             return False
-        return len(plan.linears) < len(forms) or judge.error(plan) > judge.limit or judge.spent(plan) > 1.0
+        return len(plan.linears) < len(forms) or judge.error(plan) > 1.0 or judge.spent(plan) > 1.0
 
     def _rescue(self, plan: Plan, judge: Judge) -> Choice:
         """``plan``, or as much of it as keeps the outputs, where the plain one does not."""
-        if judge.error(plan) <= judge.limit:
+        if judge.error(plan) <= 1.0:
             return Choice(plan)
-        return fewest_in_float(plan, judge.limit, judge.error)
+        return fewest_in_float(plan, 1.0, judge.error)
 
     def _keep_metric(self, rw: Rewriter, choice: Choice, judge: Judge) -> Choice:
         """``choice``, or as much of it as the task metric allows; what goes back to float is skipped."""
@@ -341,7 +356,10 @@ class Int8(Pass):
             if form.error > self.max_error:
                 reason = f"its own error in int8 is above max_error {self.max_error:g}"
                 rw.skip(form.linear, reason, error=form.error)
-        reason = f"with it in int8 the error of the outputs is above max_model_error {self.max_model_error}"
+        reason = (
+            f"with it in int8 the error of the outputs is above max_model_error {self.max_model_error}, or "
+            f"what they say of tokens diverges by more than max_divergence {self.max_divergence} nats"
+        )
         if rw.ctx.samples is None or rw.ctx.samples.synthetic:
             reason += ", on made-up samples (judge by yours with --data)"
         for form in choice.left:

@@ -20,10 +20,17 @@ from graphcompress.rewrite.rewriter import Rewriter
 
 
 class Judge:
-    """Carries plans out on a copy of a model and runs it; the outputs may err by ``limit``."""
+    """Carries plans out on a copy of a model and runs it.
 
-    def __init__(self, model: Model, samples: Samples, ctx: Context, limit: float) -> None:
-        self.limit = limit
+    The outputs may have the relative error ``max_error``, and what they say of tokens may diverge by
+    ``max_divergence`` nats.
+    """
+
+    def __init__(
+        self, model: Model, samples: Samples, ctx: Context, max_error: float, max_divergence: float
+    ) -> None:
+        self._max_error = max_error
+        self._max_divergence = max_divergence
         self._model = model
         self._ctx = ctx
         self._feeds = [samples.batch(indices) for indices in equal_batches(for_statistics(samples, model))]
@@ -33,9 +40,12 @@ class Judge:
             self._expected = [runner(feed) for feed in self._feeds]
 
     def error(self, plan: Plan) -> float:
-        """Relative error of the worst output when ``plan`` is carried out."""
+        """How much of what the outputs may lose ``plan`` takes; above 1 it is too much."""
         with self._running(plan) as (twin, runner):
-            return error_at(compare(self._expected, runner, self._feeds, token_values(twin)).sqnr_db)
+            found = compare(self._expected, runner, self._feeds, token_values(twin))
+        return max(
+            error_at(found.sqnr_db) / self._max_error, (found.divergence or 0.0) / self._max_divergence
+        )
 
     def spent(self, plan: Plan) -> float:
         """How much of the drop that the task metric may have ``plan`` takes; above 1 it is too much."""

@@ -15,6 +15,10 @@ from graphcompress.passes.quantize.lowbit import Leaf, LowBitWeight
 from graphcompress.passes.quantize.quantisable import tied_table
 from graphcompress.rewrite.builder import Builder
 from graphcompress.rewrite.rewriter import Rewriter
+from graphcompress.rules.opsets.versions import AXES_AS_INPUT
+
+SMALLEST_STEP = 1e-12
+"""A token is divided by at least this much."""
 
 
 class QdqWriter:
@@ -59,6 +63,17 @@ class QdqWriter:
         floats = b.op("Cast", integers, name="float", to=ir.DataType.FLOAT)
         scales = b.op("Mul", scale, weight_scale, name="scale")
         self.rw.replace(product.outputs[0], b.op("Mul", floats, scales, name="scaled"))
+
+    def per_token(self, linear: Linear, weight: LowBitWeight) -> None:
+        """A scale for each token → QuantizeLinear → MatMulInteger → Cast → Mul by both scales."""
+        values, weight_scale, _ = self._weight(linear, weight)
+        product = self._as_matmul(linear, linear.weight)
+        quantised, scale, zero_point = self._token_input(linear.input, weight, product)
+        b = self.rw.at(product)
+        integers = b.op("MatMulInteger", quantised, values, zero_point, name="int32")
+        floats = b.op("Cast", integers, name="float", to=ir.DataType.FLOAT)
+        columns = b.op("Mul", floats, weight_scale, name="columns")
+        self.rw.replace(product.outputs[0], b.op("Mul", columns, scale, name="scaled"))
 
     def experts(self, experts: Experts, activation: Affine | None, weight: LowBitWeight) -> None:
         """MatMulInteger with a stack of int8 weights → Cast → Mul by the scales of expert and channel.
@@ -145,6 +160,26 @@ class QdqWriter:
             b = self.rw.at(before, x.name)
             node = b.node("DynamicQuantizeLinear", _divided(b, x, weight), name="quantised", outputs=3)
             self._activations[x] = (node.outputs[0], node.outputs[1], node.outputs[2])
+        return self._activations[x]
+
+    def _token_input(
+        self, x: ir.Value, weight: LowBitWeight, before: ir.Node
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """uint8 around 128, the scale [..., 1] of each token, and 128."""
+        if x not in self._activations:
+            b = self.rw.at(before, x.name)
+            divided = _divided(b, x, weight)
+            peaks = b.op("Abs", divided, name="magnitude")
+            if self.rw.model.opset < AXES_AS_INPUT:
+                peaks = b.op("ReduceMax", peaks, name="peak", axes=[-1], keepdims=1)
+            else:
+                peaks = b.op("ReduceMax", peaks, b.constant([-1], "peak_axis"), name="peak", keepdims=1)
+            # A token of zeros alone has no scale, and nothing may be divided by zero.
+            scale = b.op("Max", b.op("Mul", peaks, 1.0 / 127.0, name="step"), SMALLEST_STEP, name="scale")
+            steps = b.op("Div", divided, scale, name="steps")
+            zero_point = b.constant(np.array(128, np.uint8), "zero_point")
+            quantised = b.op("QuantizeLinear", steps, 1.0, zero_point, name="quantised")
+            self._activations[x] = (quantised, scale, zero_point)
         return self._activations[x]
 
     def _weight(self, linear: Linear, weight: LowBitWeight) -> tuple[ir.Value, ir.Value, ir.Value]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from graphcompress.analysis.experts import Experts
+from graphcompress.numerics.quantise import PerToken
 from graphcompress.passes.quantize.decide import LinearForm, Plan, TableForm
 from graphcompress.passes.quantize.qdq import QdqWriter
 from graphcompress.passes.quantize.quantisable import multiplies_stacks
@@ -28,6 +29,8 @@ def _linear(rw: Rewriter, writer: QdqWriter, form: LinearForm) -> None:
     rw.touch(form.linear, detail, error=form.error)
     if form.range is None:
         writer.dynamic(form.linear, form.weight)
+    elif isinstance(form.range, PerToken):
+        writer.per_token(form.linear, form.weight)
     else:
         writer.static(form.linear, form.range, form.weight)
 
@@ -35,7 +38,7 @@ def _linear(rw: Rewriter, writer: QdqWriter, form: LinearForm) -> None:
 def _experts(rw: Rewriter, writer: QdqWriter, form: LinearForm, experts: Experts, detail: str) -> None:
     if multiplies_stacks(rw.ctx.capabilities):
         rw.touch(experts, detail or f"{experts.experts} experts", error=form.error)
-        writer.experts(experts, form.range, form.weight)
+        writer.experts(experts, None if isinstance(form.range, PerToken) else form.range, form.weight)
     else:
         rw.touch(experts, "stored in 8 bits; the target has no integer product of a stack", error=form.error)
         writer.stored_experts(experts, form.weight)

@@ -13,6 +13,7 @@ from graphcompress.graph.runner import Runner
 from graphcompress.measure.invariance import batch_invariance
 from graphcompress.measure.structure import check_structure, interface
 from graphcompress.measure.verify import compare
+from graphcompress.numerics.metrics import divergences
 from graphcompress.plugin.context import Context
 from graphcompress.plugin.contract import Exact, Lossy
 from graphcompress.rewrite.rewriter import Rewriter
@@ -281,3 +282,49 @@ def test_what_the_checker_refuses_is_found(tiny_bert) -> None:
     rw.at(None).op("Frobnicate", tiny_bert.graph.inputs[0])
     with pytest.raises(ContractError, match="ONNX checker refuses the result"):
         check_structure(tiny_bert, before)
+
+
+# ---- scores of tokens
+
+
+def test_divergence_is_that_of_the_distributions():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 5, 7))
+    p, q = (np.exp(array) / np.exp(array).sum(-1, keepdims=True) for array in (a, b))
+    np.testing.assert_allclose(divergences(a, b), (p * np.log(p / q)).sum(-1), rtol=1e-12)
+    # Scores are the same up to a constant, however large; what cannot be adds nothing.
+    np.testing.assert_allclose(divergences(a, a + 1e4), 0.0, atol=1e-10)
+    a[:, 0] = b[:, 0] = -np.inf
+    assert np.isfinite(divergences(a, b)).all()
+
+
+def test_first_passes_and_steps_are_judged_apart():
+    rng = np.random.default_rng(0)
+    past = np.zeros((2, 1, 0, 4), np.float32)
+    feeds = [
+        {"input_ids": np.ones((2, 50)), "past_key_values.0.key": past},
+        {"input_ids": np.ones((2, 1)), "past_key_values.0.key": rng.random((2, 1, 3, 4))},
+    ]
+    expected = [{"logits": rng.standard_normal((2, length, 9))} for length in (50, 1)]
+    # The steps alone are wrong: two rows of a hundred.
+    actual = [expected[0], {"logits": -expected[1]["logits"]}]
+    answers = iter(actual)
+    found = compare(expected, lambda feed: next(answers), feeds)
+    wrong = divergences(expected[1]["logits"].reshape(2, 9), actual[1]["logits"].reshape(2, 9)).mean()
+    assert found.divergence == pytest.approx(wrong)
+
+
+def test_labels_of_a_whole_text_are_no_scores_of_tokens():
+    rng = np.random.default_rng(0)
+    found = compare([{"logits": rng.random((4, 3))}], lambda feed: {"logits": rng.random((4, 3))}, [FEED])
+    assert found.divergence is None
+
+
+def test_a_contract_may_bound_the_divergence():
+    one = {"logits": np.zeros((1, 1, 2))}
+    found = compare([one], lambda feed: {"logits": np.array([[[0.0, 0.6]]])}, [FEED])
+    reason = Lossy(-300.0, max_divergence=0.02).broken_by(found)
+    assert reason is not None
+    assert "next tokens diverge by 0.044 nats" in reason
+    assert Lossy(-300.0, max_divergence=0.05).broken_by(found) is None
+    assert Lossy(-300.0).broken_by(found) is None

@@ -39,7 +39,8 @@ def test_a_scheme_is_text(scheme: Scheme, text: str) -> None:
 
 def test_schemes_that_differ_in_activations_alone_are_said_together() -> None:
     assert described([*integer_products(UINT8, INT8, dynamic=True), INT4_BLOCKS]) == (
-        "int8 weights per channel with activations in uint8 (static or dynamic) or int8 (static or dynamic); "
+        "int8 weights per channel with activations in uint8 (static or dynamic or per token) or "
+        "int8 (static or dynamic); "
         "int4 weights per block of 32"
     )
 

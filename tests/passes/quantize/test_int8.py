@@ -437,7 +437,7 @@ def test_smoothing_is_exact(tmp_path):
     with Runner(model) as runner:
         before = runner(feed)["y"]
     with Rewriter(model, Context()) as rw:
-        divide(rw, item, np.linspace(0.1, 9, 32, dtype=np.float32))
+        divide(rw, [item], np.linspace(0.1, 9, 32, dtype=np.float32))
     with Runner(model) as runner:
         np.testing.assert_allclose(runner(feed)["y"], before, rtol=1e-4, atol=1e-3)
 

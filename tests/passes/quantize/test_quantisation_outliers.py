@@ -17,7 +17,7 @@ from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.numerics.metrics import row_sqnr_db, sqnr_db
 from graphcompress.numerics.observers import Activation
-from graphcompress.passes.quantize.decide import LinearForm, Plan, Rounding, decide, divide_outliers
+from graphcompress.passes.quantize.decide import LinearForm, Plan, Rounding, decide, tame_outliers
 from graphcompress.passes.quantize.int8 import Int8
 from graphcompress.passes.quantize.outliers import capping, smoothing
 from graphcompress.passes.quantize.search import fewest_in_float
@@ -101,7 +101,10 @@ def ops(model: Model) -> Counter[str]:
 def test_outlier_features_do_not_cost_the_outputs(outliers, samples, scheme):
     model = outliers(100.0)
     plain, _ = quantised_db(
-        model.clone(), Int8(scheme=scheme, max_model_error=None, max_error=1e10), samples, samples
+        model.clone(),
+        Int8(scheme=scheme, max_model_error=None, max_divergence=None, max_error=1e10),
+        samples,
+        samples,
     )
     kept, record = quantised_db(model, Int8(scheme=scheme), samples, samples)
     assert plain < 12
@@ -111,7 +114,9 @@ def test_outlier_features_do_not_cost_the_outputs(outliers, samples, scheme):
 
 
 def test_what_an_outlier_alone_keeps_from_int8_is_not_left_in_float(outliers, samples):
-    _, plain = quantised_db(outliers(100.0), Int8(max_model_error=None), samples, samples)
+    _, plain = quantised_db(
+        outliers(100.0), Int8(max_model_error=None, max_divergence=None), samples, samples
+    )
     _, kept = quantised_db(outliers(100.0), Int8(max_model_error=0.56), samples, samples)
     assert any("its own error" in item.reason for item in plain.skipped)
     assert kept.skipped == ()
@@ -174,7 +179,7 @@ def plan_of(outliers: Callable[[float], Model], samples: Samples, cap: bool = Fa
         for activation, array in zip(seen.values(), runner(samples.batch(range(8))).values(), strict=True):
             activation.update(array)
     forms = decide(chosen, seen, SCHEME)
-    return divide_outliers(forms, seen, SCHEME) if cap else forms
+    return tame_outliers(forms, seen, SCHEME) if cap else forms
 
 
 def test_dividing_is_decided_for_the_activations_that_need_it(outliers, samples):
