@@ -77,6 +77,8 @@ class GoalPlanner:
 
     def curves(self) -> list[Curve]:
         """One curve for each block, from what the outputs lose when it alone is cut."""
+        if self.importance == "fisher":
+            return self._fisher_curves()
         found = []
         for number, (block, evidence) in enumerate(self._witness.stream(self.blocks)):
             self.ctx.progress("prune: what the outputs lose", number, len(self.blocks))
@@ -84,6 +86,21 @@ class GoalPlanner:
             trial = Trial(block, evidence, refit=self.refit)
             found.append(self._curve(block, ranking, trial))
         return found
+
+    def _fisher_curves(self) -> list[Curve]:
+        """Curves of what Fisher information says alone; nothing is tried."""
+        from graphcompress.passes.prune.fisher import fisher_information
+
+        ctx = self.ctx
+        samples = ctx.samples or Samples([])
+        scores = fisher_information(self.trial, samples, ctx.seed, ctx.progress)
+        curves = []
+        for block in self.blocks:
+            order = np.argsort(scores[block], kind="stable")
+            gone = self._options(block)
+            lost = np.concatenate([[0.0], np.cumsum(scores[block][order])])
+            curves.append(Curve(block, order, gone, lost[gone]))
+        return curves
 
     def _curve(self, block: Block, ranking: Ranking, trial: Trial) -> Curve:
         last = np.setdiff1d(np.arange(block.size), ranking.order)

@@ -34,6 +34,7 @@ from graphcompress.passes.prune.removal import KINDS, Removal
 from graphcompress.plugin.base import Pass
 from graphcompress.plugin.context import Context
 from graphcompress.plugin.contract import Contract, Lossy
+from graphcompress.plugin.extras import needs_torch
 from graphcompress.plugin.options import option
 from graphcompress.plugin.record import Record
 from graphcompress.plugin.sizes import parse_size
@@ -70,6 +71,9 @@ class Prune(Pass):
             brain surgeon; ZipLM, arXiv:2302.04089).
         xmax: only FFN nodes whose largest activation is below z standard deviations of the layer's largest
             activations (Fully Quantized Transformer, arXiv:1910.10485 v1); how many differs between layers.
+        fisher: for goals, with torch: squared gradients of the loss with respect to masks, of the labels where
+            the samples have them (Kwon et al., arXiv:2204.09656). It orders units and weighs blocks against
+            each other, in place of what the outputs lose when a block is cut.
         auto: obs with samples (activation when nothing is refitted), magnitude without.
 
     An encoder that runs several times on the same weights (two towers, shared layers) is cut alike in all its
@@ -113,7 +117,7 @@ class Prune(Pass):
         None, "the metric may become so much worse; as much time as that allows goes", minimum=0.0
     )
     importance: str = option(
-        "auto", "what ranks units", choices=("auto", "magnitude", "activation", "obs", "xmax")
+        "auto", "what ranks units", choices=("auto", "magnitude", "activation", "obs", "xmax", "fisher")
     )
     scope: str = option("layer", "a ratio holds in every layer or over all", choices=("layer", "global"))
     round_to: int = option(8, "FFN nodes that stay in a layer are a multiple of it", unit="nodes", minimum=1)
@@ -130,6 +134,10 @@ class Prune(Pass):
             self._check_goal()
             return
         self.refuse_idle("shapes", "it says where time counts; give speedup or max_drop")
+        if self.importance == "fisher":
+            raise UsageError(
+                f"{self}: importance fisher chooses for a goal; give speedup, size, keep or max_drop"
+            )
         if self.importance != "xmax":
             self.refuse_idle("z", "it is the threshold of importance=xmax")
         elif self.heads:
@@ -168,6 +176,8 @@ class Prune(Pass):
         Raises:
             UsageError: names the option.
         """
+        if self.importance == "fisher":
+            needs_torch("prune{importance=fisher}")
         if calibrated:
             return
         if self.goals:

@@ -54,13 +54,17 @@ class TrialModel:
                     rw.replace(reader.output, at.op("Add", product, given[1], name="sum"))
         self._names = {block: f"trial.{number}" for number, block in enumerate(blocks)}
 
+    def weight_name(self, block: Block) -> str:
+        """The input that is the weight of a block's reader."""
+        return f"{self._names[block]}.weight"
+
     def given(self, fits: Mapping[Block, LinearMap]) -> Feed:
         """The inputs that stand for ``fits``; blocks without one are as they were."""
         found: dict[str, np.ndarray] = {}
         for block, before in self.fits.items():
             fit = fits.get(block, before)
             dtype = (block.reader.output.dtype or ir.DataType.FLOAT).numpy()
-            found[f"{self._names[block]}.weight"] = fit.weight.astype(dtype)
+            found[self.weight_name(block)] = fit.weight.astype(dtype)
             found[f"{self._names[block]}.bias"] = fit.bias.astype(dtype)
         return found
 

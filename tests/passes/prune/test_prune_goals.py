@@ -8,13 +8,19 @@ from conftest import random_samples
 from pruned_models import FFN_OUT, distance, edit, outputs, pruned, sizes, stored
 
 from graphcompress.analysis.linears import linears
+from graphcompress.coupling.couplings import couplings
 from graphcompress.errors import UsageError
+from graphcompress.graph.runner import Runner
 from graphcompress.latency import table
 from graphcompress.measure.timing import Measurement
+from graphcompress.passes.prune.blocks import blocks_of
 from graphcompress.passes.prune.goals import linear_parameters
 from graphcompress.passes.prune.knapsack import cheapest
+from graphcompress.passes.prune.least_squares import LinearMap
 from graphcompress.passes.prune.prune import Prune
-from graphcompress.plugin.context import Context
+from graphcompress.passes.prune.trial_model import TrialModel
+from graphcompress.plugin.context import Context, no_progress
+from graphcompress.rewrite.rewriter import Rewriter
 
 
 @pytest.fixture(autouse=True)
@@ -137,6 +143,53 @@ def test_units_go_where_they_are_missed_least(tiny_bert, tiny_samples):
     assert distance(before, outputs(tiny_bert, tiny_samples)) < 0.05
 
 
+def test_fisher_information_is_the_squared_gradient_of_each_mask(tiny_bert, tiny_samples):
+    """Against differences of the loss with a mask a little off one."""
+    torch = pytest.importorskip("torch")
+    from graphcompress.passes.prune.fisher import fisher_information
+
+    with Rewriter(tiny_bert, Context()) as rw:
+        blocks = blocks_of(rw, couplings(tiny_bert), "*")
+    few = tiny_samples.first(3)
+    trial = TrialModel(tiny_bert, blocks, few)
+    found = fisher_information(trial, few, 0, no_progress)
+    for block in blocks[:2]:
+        assert found[block].shape == (block.size,)
+        unit = int(np.argmax(found[block]))
+        assert found[block][unit] == pytest.approx(_by_differences(torch, trial, few, block, unit), rel=0.02)
+
+
+def _by_differences(torch, trial, samples, block, unit):
+    generator = torch.Generator().manual_seed(0)
+    total = 0.0
+    with Runner(trial.twin) as runner:
+        for index in range(len(samples)):
+            outputs = []
+            for factor in (1.01, 0.99):
+                fit = trial.fits[block]
+                weight = fit.weight.copy()
+                weight[block.rows[unit]] *= factor
+                given = trial.given({block: LinearMap(weight, fit.bias)})
+                outputs.append(runner({**samples.batch([index]), **given}))
+            slope = 0.0
+            for name in outputs[0]:
+                direction = torch.randn(outputs[0][name].shape, generator=generator).numpy()
+                slope += float(np.sum((outputs[0][name] - outputs[1][name]) * direction)) / 0.02
+            total += slope**2
+    return total
+
+
+@pytest.mark.parametrize("speedup", [1.3])
+def test_masks_by_fisher_information_reach_the_goal_in_another_way(tiny_bert, tiny_samples, speedup):
+    pytest.importorskip("torch")
+    twin = tiny_bert.clone()
+    before = linear_parameters(tiny_bert)
+    pruned(tiny_bert, tiny_samples, speedup=speedup, shapes="1x8", round_to=1, importance="fisher")
+    pruned(twin, tiny_samples, speedup=speedup, shapes="1x8", round_to=1)
+    assert (before + 1) / (linear_parameters(tiny_bert) + 1) >= speedup
+    assert {str(v.shape) for v in tiny_bert.initializers()} != {str(v.shape) for v in twin.initializers()}
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -147,6 +200,7 @@ def test_units_go_where_they_are_missed_least(tiny_bert, tiny_samples):
         ({"keep": 0.5, "scope": "global"}, "scope would change nothing"),
         ({"keep": 0.5, "max_error": 0.1}, "max_error would change nothing"),
         ({"keep": 0.5, "shapes": "1x8"}, "shapes would change nothing, because keep is no time"),
+        ({"ffn": 0.5, "importance": "fisher"}, "importance fisher chooses for a goal"),
         ({"shapes": "1x8"}, "shapes would change nothing"),
         ({"size": "25 lines"}, "give bytes, kB, MB"),
         ({"speedup": 2.0, "shapes": "1x8,"}, "shapes holds nothing"),
