@@ -7,6 +7,8 @@ from pathlib import Path
 
 from graphcompress.capturing.source import open_model
 from graphcompress.data.load import Samples, load_samples
+from graphcompress.measure.cache import MeasurementCache
+from graphcompress.measure.profile import Recorder
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.base import Target
 from graphcompress.plugin.context import Context, Progress, no_progress
@@ -24,7 +26,7 @@ def tune(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> Times:
-    """Times of all that ``target`` would choose between in ``models`` after each of ``pipelines``.
+    """Times of all that passes and ``target`` would choose between in ``models``, for each of ``pipelines``.
 
     Only sizes and operators matter for speed, so contracts are not enforced here.
 
@@ -36,7 +38,9 @@ def tune(
         for pipeline in pipelines:
             model = open_model(path)
             samples: Samples | None = load_samples(data, model, tokenizer=tokenizer) if data else None
-            ctx = Context(samples, target.capabilities, seed, progress)
+            asked = Recorder(MeasurementCache())
+            ctx = Context(samples, target.capabilities, seed, progress, measurements=asked)
             pipeline.run(model, ctx, allow=[step.name for step in pipeline.passes])
+            found.update(asked.times)
             found.update(target.tune(model, ctx))
     return found

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from graphcompress.data.load import Samples
     from graphcompress.graph.model import Model
+    from graphcompress.measure.cache import Measurements
     from graphcompress.measure.verify import Run
     from graphcompress.plugin.task import Metric
 
@@ -72,6 +73,8 @@ class Context:
         pinned: target as the user would type it → the record of an earlier lowering that is to be made again.
         spent: share of the drop allowed to the task metric that a model takes which runs like this; above 1
             is too much; None where no drop is bounded.
+        measurements: times kept from earlier, which are asked before anything is measured; None: those that
+            this machine keeps.
         drop: how much worse the task metric of a model is that runs like this; None without a metric.
     """
 
@@ -84,3 +87,4 @@ class Context:
     pinned: Mapping[str, str] = field(default_factory=dict)
     spent: Callable[[Run], float] | None = None
     drop: Callable[[Run], float] | None = None
+    measurements: Measurements | None = None

@@ -1,7 +1,8 @@
 """Fisher information of masks over heads and FFN nodes: how much the loss depends on each of them.
 
 A unit has a mask of one; its Fisher information is the sum over samples of the squared gradient of the loss
-with respect to the mask (Kwon et al., A Fast Post-Training Pruning Framework for Transformers, arXiv:2204.09656).
+with respect to the mask (Kwon et al., A Fast Post-Training Pruning Framework for Transformers,
+arXiv:2204.09656).
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ def fisher_information(
 ) -> dict[Block, np.ndarray]:
     """[units] of every block: squared gradients, summed over the samples.
 
-    The loss is the cross entropy of the labels where the samples have classes that the outputs can be; without
-    labels it is the squared error against the model's own answers, whose information is that of a random
-    direction of the outputs.
+    The loss is the cross entropy of the labels where the samples have classes that the outputs can be.
+    Without labels it is the squared error against the model's own answers, whose information is that of a
+    random direction of the outputs.
     """
     module = to_fx(trial.twin)
     arguments = {name: argument for argument, name in module.meta["inputs"].items()}

@@ -14,7 +14,7 @@ from graphcompress.graph.expressions import leaves
 from graphcompress.graph.match import fixed_shape
 from graphcompress.graph.model import Model
 from graphcompress.latency.table import LatencyTable, gained, latency_table
-from graphcompress.measure.cache import MeasurementCache
+from graphcompress.measure.cache import Measurements
 from graphcompress.measure.timing import Ratio
 from graphcompress.passes.prune.blocks import Block, blocks_of
 from graphcompress.passes.prune.carve import carve
@@ -43,13 +43,15 @@ class Reached:
     notes: list[str] = field(default_factory=list)
 
 
-def faster(planner: GoalPlanner, speedup: float, shapes: Sequence[str], only: str) -> Reached:
-    """So many times as fast at every one of ``shapes``, measured on this machine.
+def faster(
+    planner: GoalPlanner, speedup: float, shapes: Sequence[str], only: str, store: Measurements
+) -> Reached:
+    """So many times as fast at every one of ``shapes``: measured here, or as a complete ``store`` has it.
 
     Raises:
         UsageError: no removal makes the model that fast.
     """
-    model, ctx, store = planner.model, planner.ctx, MeasurementCache()
+    model, ctx = planner.model, planner.ctx
     curves = planner.curves()
     table = latency_table(model, [curve.block.group for curve in curves], shapes, ctx, store)
     prices = _times(curves, table)
@@ -61,6 +63,8 @@ def faster(planner: GoalPlanner, speedup: float, shapes: Sequence[str], only: st
         if chosen is None:
             break
         removals = chosen
+        if store.complete:
+            break
         with_less = _without(model, removals, only)
         ratios = gained(model, with_less, shapes, ctx, store)
         slowest = min(ratio.median for ratio in ratios)
@@ -78,8 +82,13 @@ def faster(planner: GoalPlanner, speedup: float, shapes: Sequence[str], only: st
     notes = [f"heads take {heads:.0%} and FFNs {nodes:.0%} of the time at {','.join(shapes)}"]
     notes += [
         f"{ratio} times as fast at {shape} as before, of {speedup:g} asked for"
-        for shape, ratio in zip(shapes, ratios, strict=True)
+        for shape, ratio in zip(shapes, ratios, strict=False)
     ]
+    if store.complete:
+        left = table.rest + _left(table, removals)
+        notes.append(
+            f"{1 / left:.2f} times as fast by the latencies of the profile, of {speedup:g} asked for"
+        )
     loss = planner.fitted(removals)
     return Reached(removals, [*notes, _told(loss)])
 
@@ -135,12 +144,16 @@ def smaller(planner: GoalPlanner, wanted: float, measure: Measure, only: str) ->
 
 
 def keeping(
-    planner: GoalPlanner, max_drop: float, drop: Callable[[Sequence[Removal]], float], shapes: Sequence[str]
+    planner: GoalPlanner,
+    max_drop: float,
+    drop: Callable[[Sequence[Removal]], float],
+    shapes: Sequence[str],
+    store: Measurements,
 ) -> Reached:
     """As little time as the metric allows, which becomes at most ``max_drop`` worse."""
     model, ctx = planner.model, planner.ctx
     curves = planner.curves()
-    table = latency_table(model, [c.block.group for c in curves], shapes, ctx, MeasurementCache())
+    table = latency_table(model, [c.block.group for c in curves], shapes, ctx, store)
     prices = _times(curves, table)
     low, high = table.rest + sum(float(price.min()) for price in prices), 1.0
     best: tuple[list[Removal], float, float] | None = None
@@ -204,6 +217,11 @@ def _times(curves: Sequence[Curve], table: LatencyTable) -> list[np.ndarray]:
 def _share(curves: Sequence[Curve], table: LatencyTable, kind: str) -> float:
     groups = (curve.block.group for curve in curves)
     return sum(table.share(group, group.size) for group in groups if group.kind == kind)
+
+
+def _left(table: LatencyTable, removals: Sequence[Removal]) -> float:
+    """Share of the time of all blocks that is left."""
+    return sum(table.share(each.block.group, int(each.keep.sum())) for each in removals)
 
 
 def _without(model: Model, removals: Sequence[Removal], only: str) -> Model:

@@ -21,8 +21,10 @@ from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.latency.table import check_shapes
+from graphcompress.measure.cache import MeasurementCache, Measurements
 from graphcompress.measure.calibrate import real_tokens
 from graphcompress.measure.memory import MOST, for_statistics
+from graphcompress.measure.profile import read_profile
 from graphcompress.numerics.metrics import cosine
 from graphcompress.passes.prune.align import align
 from graphcompress.passes.prune.blocks import Block, blocks_of
@@ -54,15 +56,16 @@ class Prune(Pass):
     as many FFN nodes and heads go as keep the output of each block within ``max_error``, measured on held-out
     samples after the refit. Without samples only what is dead goes, unless a ratio is asked for.
 
-    Or name a goal, which needs samples: ``speedup`` at ``shapes``, measured on this machine; ``size`` of
-    the model as this pass leaves it; ``keep``, a share of the parameters of linears; or ``max_drop`` of
-    the metric (``--metric``), within which as much time goes as may. Every block is cut to several sizes
-    alone, to see what the outputs lose on held-out samples; latencies of blocks are measured for several
-    numbers of units and kept in the cache; then the best choice over all blocks is taken, whole
-    attentions and FFNs included where their residual stays (only the mean of what they gave is left).
-    Last, block after block is refitted on what the pruned model gives it, against what the original gave
-    (K-prune, arXiv:2308.03449). A speed that is not reached at once is asked for again, and what was
-    reached is said.
+    Or name a goal, which needs samples: ``speedup`` at ``shapes``, measured on this machine or taken
+    from a ``profile`` that ``graphcompress tune`` wrote on another; ``size`` of the model as this pass
+    leaves it; ``keep``, a share of the parameters of linears; or ``max_drop`` of the metric
+    (``--metric``), within which as much time goes as may. Every block is cut to several sizes alone, to
+    see what the outputs lose on held-out samples; latencies of blocks are measured for several numbers
+    of units and kept in the cache; then the best choice over all blocks is taken, whole attentions and
+    FFNs included where their residual stays (only the mean of what they gave is left). Last, block after
+    block is refitted on what the pruned model gives it, against what the original gave (K-prune,
+    arXiv:2308.03449). A speed that is not reached at once is asked for again, and what was reached is
+    said.
 
     Importance of a unit (a head or an FFN node):
         magnitude: its producers' weights times its reader's, in norms.
@@ -71,9 +74,9 @@ class Prune(Pass):
             brain surgeon; ZipLM, arXiv:2302.04089).
         xmax: only FFN nodes whose largest activation is below z standard deviations of the layer's largest
             activations (Fully Quantized Transformer, arXiv:1910.10485 v1); how many differs between layers.
-        fisher: for goals, with torch: squared gradients of the loss with respect to masks, of the labels where
-            the samples have them (Kwon et al., arXiv:2204.09656). It orders units and weighs blocks against
-            each other, in place of what the outputs lose when a block is cut.
+        fisher: for goals, with torch: squared gradients of the loss with respect to masks, of the labels
+            where the samples have them (Kwon et al., arXiv:2204.09656). It orders units and weighs blocks
+            against each other, in place of what the outputs lose when a block is cut.
         auto: obs with samples (activation when nothing is refitted), magnitude without.
 
     An encoder that runs several times on the same weights (two towers, shared layers) is cut alike in all its
@@ -109,6 +112,7 @@ class Prune(Pass):
         None, "times as fast at ``shapes``, on this machine, to reach", minimum=1.0
     )
     shapes: str = option("8x128", "batch x length at which the time counts; several with commas")
+    profile: str | None = option(None, "file with the latencies of another machine, made there by tune")
     size: str | None = option(None, "bytes of the model to reach, as this pass leaves it: 25MB")
     keep: float | None = option(
         None, "share of the parameters of linears that stays, to reach", minimum=0.0, maximum=1.0
@@ -133,7 +137,7 @@ class Prune(Pass):
         if self.goals:
             self._check_goal()
             return
-        self.refuse_idle("shapes", "it says where time counts; give speedup or max_drop")
+        self.refuse_idle("shapes profile", "they say what time is; give speedup or max_drop")
         if self.importance == "fisher":
             raise UsageError(
                 f"{self}: importance fisher chooses for a goal; give speedup, size, keep or max_drop"
@@ -164,7 +168,7 @@ class Prune(Pass):
             )
         self.refuse_idle("scope max_error z", f"{first} chooses over all layers by what the outputs lose")
         if first in ("size", "keep"):
-            self.refuse_idle("shapes", f"{first} is no time")
+            self.refuse_idle("shapes profile", f"{first} is no time")
         if self.size is not None:
             parse_size(self.size, "prune{size}")
         if not all(self.shapes.split(",")):
@@ -228,11 +232,13 @@ class Prune(Pass):
         return [name for name in ("speedup", "size", "keep", "max_drop") if getattr(self, name) is not None]
 
     def check(self, model: Model, ctx: Context) -> None:
-        """Refuse shapes at which the model does not run, and a drop without a metric.
+        """Refuse what is no profile, shapes at which the model does not run, and a drop without a metric.
 
         Raises:
             GraphCompressError: it says which.
         """
+        if self.profile is not None:
+            read_profile(self.profile)
         if self.speedup is not None or self.max_drop is not None:
             check_shapes(model, self.shapes.split(","), ctx)
         if self.max_drop is not None and ctx.drop is None:
@@ -268,7 +274,7 @@ class Prune(Pass):
     def _reached(self, planner: GoalPlanner) -> Reached:
         model, shapes = planner.model, self.shapes.split(",")
         if self.speedup is not None:
-            return faster(planner, self.speedup, shapes, self.only)
+            return faster(planner, self.speedup, shapes, self.only, self._measurements(planner.ctx))
         if self.keep is not None:
             return smaller(planner, self.keep * PARAMETERS.of(model), PARAMETERS, self.only)
         if self.size is not None:
@@ -276,7 +282,16 @@ class Prune(Pass):
         drop = planner.ctx.drop
         if self.max_drop is None or drop is None:
             return Reached([])
-        return keeping(planner, self.max_drop, lambda removals: drop(planner.running(removals)), shapes)
+
+        def judged(removals: Sequence[Removal]) -> float:
+            return drop(planner.running(removals))
+
+        return keeping(planner, self.max_drop, judged, shapes, self._measurements(planner.ctx))
+
+    def _measurements(self, ctx: Context) -> Measurements:
+        if self.profile is not None:
+            return read_profile(self.profile)
+        return ctx.measurements or MeasurementCache()
 
     @property
     def asks(self) -> bool:

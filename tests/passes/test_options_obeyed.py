@@ -381,6 +381,7 @@ ELSEWHERE = {
     "distill.checkpointing": "test_checkpointing_keeps_fewer_values_for_the_gradient",
     "distill.instruments": "test_it_has_parameters_a_term_a_schedule_and_a_finish",
     "prune.max_drop": "test_a_drop_of_the_metric_is_used_and_kept",
+    "prune.profile": "test_a_profile_of_another_machine_decides_instead_of_this_one",
     "prune.shapes": "test_a_speed_holds_at_every_shape_that_is_named",
     "prune.size": "test_a_size_is_met",
     "prune.speedup": "test_a_speed_is_met_and_told",

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from conftest import random_samples
 from pruned_models import FFN_OUT, distance, edit, outputs, pruned, sizes, stored
 
 from graphcompress.analysis.linears import linears
+from graphcompress.build import tuning
 from graphcompress.coupling.couplings import couplings
 from graphcompress.errors import UsageError
 from graphcompress.graph.runner import Runner
 from graphcompress.latency import table
+from graphcompress.measure.cache import MeasurementCache
+from graphcompress.measure.profile import Recorder, write_profile
 from graphcompress.measure.timing import Measurement
 from graphcompress.passes.prune.blocks import blocks_of
 from graphcompress.passes.prune.goals import linear_parameters
@@ -19,6 +25,8 @@ from graphcompress.passes.prune.knapsack import cheapest
 from graphcompress.passes.prune.least_squares import LinearMap
 from graphcompress.passes.prune.prune import Prune
 from graphcompress.passes.prune.trial_model import TrialModel
+from graphcompress.pipeline.pipeline import Pipeline
+from graphcompress.plugin.capabilities import Capabilities
 from graphcompress.plugin.context import Context, no_progress
 from graphcompress.rewrite.rewriter import Rewriter
 
@@ -88,6 +96,42 @@ def test_a_speed_holds_at_every_shape_that_is_named(tiny_bert, tiny_samples, mon
         assert all(float(note.split()[0]) >= 1.5 for note in told)
         lefts[shapes] = linear_parameters(model)
     assert lefts["1x8,1x16"] < lefts["1x8"]
+
+
+def test_a_profile_of_another_machine_decides_instead_of_this_one(
+    tiny_bert, tiny_samples, tmp_path, monkeypatch
+):
+    """There heads take nearly all of the time, so that they go; here they would not."""
+
+    def there(models, feeds, ctx, rounds):
+        sizes = [int(name) for name in models if name.isdigit()]
+        each = {4: 20.0, 64: 0.02}.get(max(sizes, default=0), 0.0)
+        found = {name: [int(name) * each if name.isdigit() else 200.0] for name in models}
+        return [Measurement(found) for _ in feeds]
+
+    asked = Recorder(MeasurementCache(tmp_path / "there"))
+    here = table.timed
+    monkeypatch.setattr(table, "timed", there)
+    goal = {"speedup": 1.5, "shapes": "1x8", "round_to": 1}
+    Prune(**goal).run(tiny_bert.clone(), Context(samples=tiny_samples, measurements=asked))
+    write_profile(tmp_path / "profile.json", [(1, 8)], asked.times)
+    monkeypatch.setattr(table, "timed", here)
+    twin = tiny_bert.clone()
+    record = pruned(tiny_bert, tiny_samples, profile=str(tmp_path / "profile.json"), **goal)
+    pruned(twin, tiny_samples, **goal)
+    assert sum(sizes(tiny_bert, "head")) < sum(sizes(twin, "head"))
+    assert sizes(tiny_bert, "ffn") == [64, 64]
+    assert "times as fast by the latencies of the profile, of 1.5 asked for" in record.notes[1]
+    with pytest.raises(UsageError, match="the profile has no latencies of this model at these shapes"):
+        pruned(twin, tiny_samples, profile=str(tmp_path / "profile.json"), **goal)
+
+
+def test_tune_writes_the_latencies_that_a_goal_asks_for(tiny_bert_path, tiny_samples, monkeypatch):
+    monkeypatch.setattr(tuning, "load_samples", lambda *_, **__: tiny_samples)
+    target = SimpleNamespace(capabilities=Capabilities(), tune=lambda model, ctx: {})
+    goal = "prune{speedup=1.5 shapes=1x8 round_to=1}"
+    times = tuning.tune([tiny_bert_path], target, [Pipeline.parse(goal)], data=Path("any"))
+    assert {key.split()[1] for key in times} == {"whole", "head", "ffn", "both"}
 
 
 @pytest.mark.parametrize("keep", [0.8, 0.5])
