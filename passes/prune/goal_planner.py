@@ -13,6 +13,7 @@ from graphcompress.graph.model import Model
 from graphcompress.measure.verify import Run
 from graphcompress.passes.prune.blocks import Block, Witness, split
 from graphcompress.passes.prune.carve import vanishes
+from graphcompress.passes.prune.fisher import fisher_information
 from graphcompress.passes.prune.knapsack import cheapest
 from graphcompress.passes.prune.least_squares import LinearMap
 from graphcompress.passes.prune.ranking import rank
@@ -89,8 +90,6 @@ class GoalPlanner:
 
     def _fisher_curves(self) -> list[Curve]:
         """Curves of what Fisher information says alone; nothing is tried."""
-        from graphcompress.passes.prune.fisher import fisher_information
-
         ctx = self.ctx
         samples = ctx.samples or Samples([])
         scores = fisher_information(self.trial, samples, ctx.seed, ctx.progress)

@@ -20,6 +20,7 @@ from graphcompress.measure.cache import MeasurementCache
 from graphcompress.measure.profile import Recorder, write_profile
 from graphcompress.measure.timing import Measurement
 from graphcompress.passes.prune.blocks import blocks_of
+from graphcompress.passes.prune.fisher import fisher_information
 from graphcompress.passes.prune.goals import linear_parameters
 from graphcompress.passes.prune.knapsack import cheapest
 from graphcompress.passes.prune.least_squares import LinearMap
@@ -190,8 +191,6 @@ def test_units_go_where_they_are_missed_least(tiny_bert, tiny_samples):
 def test_fisher_information_is_the_squared_gradient_of_each_mask(tiny_bert, tiny_samples):
     """Against differences of the loss with a mask a little off one."""
     torch = pytest.importorskip("torch")
-    from graphcompress.passes.prune.fisher import fisher_information
-
     with Rewriter(tiny_bert, Context()) as rw:
         blocks = blocks_of(rw, couplings(tiny_bert), "*")
     few = tiny_samples.first(3)
