@@ -16,7 +16,10 @@ from graphcompress.errors import ContractError, GraphCompressError, OutputError,
 from graphcompress.files.reading.hashes import sha256
 from graphcompress.files.temporary import Temporary, sweep
 
-MANIFEST, REPORT, PAGE = "graphcompress.json", "report.md", "report.html"
+MANIFEST, REPORT, PAGE, TIMES = "graphcompress.json", "report.md", "report.html", "times.json"
+
+MEASURED = (PAGE, TIMES)
+"""Files that tell times, which differ from run to run: the manifest does not hold their hashes."""
 
 SHOWN = 5
 """A refusal names at most this many files and counts the others."""
@@ -195,10 +198,11 @@ def _is_as_made(path: Path, made: Mapping[Path, str | None]) -> bool:
 
 
 def _made(artifact: Path) -> dict[Path, str | None]:
-    """Files that a build wrote → their hash; None for those that hold hashes themselves, or join several."""
+    """Files that a build wrote → their hash; None for those that hold hashes or times, or join several."""
     manifest = read_manifest(artifact)
     hashes, artifacts = manifest.get("files"), manifest.get("artifacts")
-    made: dict[Path, str | None] = {artifact / MANIFEST: None}
+    there = [artifact / name for name in MEASURED if (artifact / name).is_file()]
+    made: dict[Path, str | None] = {artifact / MANIFEST: None, **dict.fromkeys(there)}
     if isinstance(hashes, dict):
         made |= {artifact / name: str(digest) for name, digest in hashes.items()}
     if isinstance(artifacts, list):
@@ -260,15 +264,42 @@ def _is_left_over(folder: Path) -> bool:
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
-    """File name → SHA-256 of every file below ``folder`` but the manifest."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    """File name → SHA-256 of every file below ``folder`` but the manifest, and what tells times."""
+    apart = {folder / name for name in (MANIFEST, *MEASURED)}
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path not in apart)
     return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write ``graphcompress.json`` with sorted keys, so that the same content gives the same bytes."""
-    text = json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(_json(manifest), encoding="utf-8")
+
+
+def write_times(folder: Path, times: Mapping[str, Any]) -> None:
+    """Write ``times.json``: what was measured on this machine."""
+    (folder / TIMES).write_text(_json(times), encoding="utf-8")
+
+
+def read_times(folder: Path) -> dict[str, Any]:
+    """What was measured of an artifact when it was built; empty where nothing was.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    path = folder / TIMES
+    if not path.is_file():
+        return {}
+    try:
+        times = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: damaged ({error}); delete it, or build the artifact again") from error
+    if not isinstance(times, dict) or not {"machine", "shapes", "steps", "operators_ms"} <= times.keys():
+        raise UsageError(f"{path}: not what a build measured; delete it, or build the artifact again")
+    return times
+
+
+def _json(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class Baseline:
         file: Path | None = None,
         generator: Generator | None = None,
     ) -> None:
+        self.file = file
         self.samples = check_samples(model, ctx)
         self.feeds: list[Feed] = list(self.samples.batches(CHECK_BATCH))
         self.by_token = token_values(model)

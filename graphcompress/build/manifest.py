@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from graphcompress.build.recipe import TABLES
+from graphcompress.reporting.summary import contender
 
 if TYPE_CHECKING:
     from graphcompress.build.result import Artifact, Build
@@ -88,6 +89,33 @@ def without_times(value: Any) -> Any:  # noqa: ANN401 - plain data
     if isinstance(value, (list, tuple)):
         return [without_times(item) for item in value]
     return value
+
+
+def times_json(build: Build, artifact: Artifact) -> dict[str, Any]:
+    """Content of ``times.json``: what was measured of ``artifact``, which is called ``after`` there."""
+    own, found = contender(build, artifact), build.measured
+    names = {"before": "before", own: "after"}
+
+    def kept(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {names[name]: plain(value) for name, value in values.items() if name in names}
+
+    shapes = [
+        {
+            **one,
+            "times_ms": kept(one["times_ms"]),
+            "ratios": kept(one["ratios"]),
+            "failed": kept(one["failed"]),
+        }
+        for one in bench_json(found.shapes)
+    ]
+    return {
+        "machine": plain(found.machine),
+        "shapes": shapes,
+        "steps": plain(found.steps),
+        "operators_ms": [
+            {"shape": shape, **kept(operators)} for shape, operators in found.operators.items() if operators
+        ],
+    }
 
 
 def bench_json(results: Sequence[ShapeResult]) -> list[dict[str, Any]]:

@@ -23,12 +23,14 @@ from graphcompress.artifact.folder import (
     staged,
     write_errors,
     write_manifest,
+    write_times,
 )
 from graphcompress.artifact.sequences import artifact_run, fitted_run, lower_parts
 from graphcompress.build.baseline import Baseline
 from graphcompress.build.goal_checks import judged
 from graphcompress.build.inputs import folder_bytes, input_hashes
-from graphcompress.build.manifest import manifest, pinned
+from graphcompress.build.manifest import manifest, pinned, times_json
+from graphcompress.build.measuring import MEASURING, StepTimer, measured, timing_samples
 from graphcompress.build.recipe import RECIPE, check_inputs, recipe_text
 from graphcompress.build.report_file import html
 from graphcompress.build.request import Request, explained
@@ -44,11 +46,13 @@ from graphcompress.generation.generator import Generator
 from graphcompress.graph.model import Model
 from graphcompress.measure import metrics
 from graphcompress.measure.invariance import batch_invariance
+from graphcompress.measure.measured import Measured, StepTimes
 from graphcompress.measure.memory import bounded, longest_needs
 from graphcompress.measure.metrics import Scoring
 from graphcompress.measure.verify import compare
 from graphcompress.pipeline.anatomy import anatomy
 from graphcompress.pipeline.contract_check import ModelSize
+from graphcompress.pipeline.pipeline import PassRecord
 from graphcompress.plugin.base import Target
 from graphcompress.plugin.context import Context, Training
 from graphcompress.plugin.targeting import artifact_folders, common_capabilities
@@ -123,8 +127,13 @@ def optimize(request: Request) -> Build:
             last = replace(last, score=lowered[0].score, drop=lowered[0].drop)
             recipe = {**build.recipe, "pinned": pinned(lowered)}
             build = replace(build, lowered=lowered, records=(*others, last), recipe=recipe)
-            build = judged(request, build, artifact_folders(stage, request.targets))
-            _write(build, artifact_folders(stage, request.targets))
+            folders = artifact_folders(stage, request.targets)
+            if request.timed:
+                request.progress(MEASURING, 0, 1)
+                times = measured(build, folders, build.measured.steps, progress=request.progress)
+                build = replace(build, measured=times)
+            build = judged(request, build)
+            _write(build, folders)
     if checkpoints is not None:
         remove_checkpoints(checkpoints)
     return build
@@ -232,12 +241,22 @@ def _samples(
 
 def _run(request: Request, opened: _Opened, baseline: Baseline) -> Build:
     """Run the passes; nothing is lowered yet."""
+    timer = None
+    if request.timed and baseline.file is not None and rank() == 0:
+        samples = timing_samples(opened.model, baseline.samples)
+        timer = StepTimer(baseline.file, samples, progress=request.progress)
+
+    def on_record(record: PassRecord) -> None:
+        if timer is not None:
+            timer.time(opened.model)
+        request.on_record(record)
+
     records = request.pipeline.run(
         opened.model,
         opened.ctx,
         allow=request.allow,
         require_coverage=request.require_coverage,
-        on_record=request.on_record,
+        on_record=on_record,
         original=baseline.outputs,
         # A pass leaves a graph to run; what a model writes is scored on the files of an artifact.
         scoring=None if opened.generator else opened.scoring,
@@ -255,6 +274,7 @@ def _run(request: Request, opened: _Opened, baseline: Baseline) -> Build:
         depth=baseline.depth.errors(opened.model),
         samples=baseline.samples,
         model=opened.model,
+        measured=Measured(steps=timer.times if timer else StepTimes()),
     )
 
 
@@ -292,7 +312,7 @@ def _artifact(request: Request, target: Target, stage: Path, opened: _Opened, ba
         lowering=lowering,
         score=score,
         drop=drop,
-        changed=opened.scoring.changed() if opened.scoring else (),
+        changed=opened.scoring.changed(texts=not request.no_texts) if opened.scoring else (),
         timed=target.timed,
     )
 
@@ -304,6 +324,8 @@ def _write(build: Build, stages: dict[str, Path]) -> None:
         (stage / RECIPE).write_text(recipe_text(build.recipe), encoding="utf-8")
         (stage / REPORT).write_text(report.markdown(alone), encoding="utf-8")
         (stage / PAGE).write_text(html(alone), encoding="utf-8")
+        if build.benched:
+            write_times(stage, times_json(build, artifact))
         # Last, for it holds the hashes of all files beside it.
         write_manifest(stage, manifest(alone, file_hashes(stage)))
     if len(stages) == 1:

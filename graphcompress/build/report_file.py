@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphcompress.artifact.folder import MANIFEST, read_manifest
-from graphcompress.build.manifest import manifest
+from graphcompress.artifact.folder import MANIFEST, read_manifest, read_times
+from graphcompress.build.manifest import manifest, times_json
 from graphcompress.build.recipe import recipe_text
 from graphcompress.errors import OutputError, UsageError
 from graphcompress.files.temporary import Temporary
@@ -20,16 +20,15 @@ from graphcompress.reporting.text import markdown
 
 if TYPE_CHECKING:
     from graphcompress.build.result import Build
-    from graphcompress.measure.bench import ShapeResult
 
 
-def write_report(path: Path, build: Build, benched: Sequence[ShapeResult] = ()) -> None:
+def write_report(path: Path, build: Build) -> None:
     """Write the report to ``path``: Markdown for ``.md``, a page without outside parts for ``.html``.
 
     Raises:
         OutputError: it cannot be written.
     """
-    text = html(build, benched) if path.suffix == ".html" else legible(markdown(build, benched))
+    text = html(build) if path.suffix == ".html" else legible(markdown(build, build.benched))
     _put(path, text)
 
 
@@ -49,7 +48,7 @@ def write_comparison(path: Path, artifacts: Sequence[Path]) -> list[str]:
     for folder, one in zip(found, manifests, strict=True):
         if not {"recipe", "target", "before", "after", "verification"} <= one.keys():
             raise UsageError(f"{folder / MANIFEST}: not the manifest of one artifact; build it again")
-    _put(path, legible(comparison(names, manifests)))
+    _put(path, legible(comparison(names, manifests, [read_times(folder) for folder in found])))
     return names
 
 
@@ -90,27 +89,29 @@ def charts(build: Build) -> str:
     """Charts of what each pass brought and cost, as one piece of HTML with their colours."""
     (first, *_) = build.lowered
     document = manifest(replace(build, lowered=(first,)), {})
-    return figures(document)
+    return figures(document, times_json(build, first) if build.benched else {})
 
 
-def html(build: Build, benched: Sequence[ShapeResult] = ()) -> str:
+def html(build: Build) -> str:
     """The page of an artifact, or of those of several targets side by side.
 
-    Without ``benched`` it depends on the build alone.
+    Where no times were measured it depends on the build alone.
     """
     documents = {
         artifact.name: manifest(replace(build, lowered=(artifact,)), {}) for artifact in build.lowered
     }
+    times = [times_json(build, artifact) if build.benched else {} for artifact in build.lowered]
     if len(build.lowered) > 1:
-        return legible(comparison(list(documents), list(documents.values())))
+        return legible(comparison(list(documents), list(documents.values()), times))
     (artifact,) = build.lowered
     # The page is part of the artifact, whose bytes depend neither on its place nor on times.
     lines = [
         (topic, text)
-        for topic, text in result_lines(build, artifact, benched)
-        if topic != "written" and (benched or topic not in ("speed", ""))
+        for topic, text in result_lines(build, artifact, build.benched)
+        if topic != "written" and (build.benched or topic != "speed")
     ]
+    lines += [("goal", f"{goal.text}: {goal.found or 'met'}") for goal in build.goals.get(artifact.name, ())]
     code = usage(artifact)
     lines += [("load", line) if not number else ("", line) for number, line in enumerate(code)]
     document, recipe = documents[artifact.name], recipe_text(build.recipe)
-    return legible(page(title(build, artifact), lines, document, recipe, code, benched=benched))
+    return legible(page(title(build, artifact), lines, document, recipe, code, times=times[0]))

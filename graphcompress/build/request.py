@@ -141,11 +141,22 @@ class Request:
         flags=("--output", "-o"),
         decides=False,
     )
+    no_texts: bool = asked(
+        False,
+        "Keep what the data say out of manifest and report: of changed answers only row and distance.",
+        OUTPUT,
+    )
     seed: int = asked(0, "For everything random.", MODEL)
     overwrite: bool = asked(False, "Replace an existing artifact.", OUTPUT, decides=False)
     inplace: bool = asked(
         False,
         "Compress a model that is given as an object itself, instead of a copy.",
+        decides=False,
+        typed=False,
+    )
+    bench: bool = asked(
+        False,
+        "Measure latency before and after, and after every pass, for result and report.",
         decides=False,
         typed=False,
     )
@@ -214,6 +225,11 @@ class Request:
     def training_folder(self) -> Path:
         """Where a pass that trains keeps what an interrupted build goes on from."""
         return self.folder.with_name(f"{self.folder.name}.training")
+
+    @property
+    def timed(self) -> bool:
+        """Whether times are measured: they are asked for, or a goal needs them."""
+        return self.bench or self.min_speedup > 0.0
 
     @property
     def recipe(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from graphcompress.graph.model import Model
 from graphcompress.measure.answers import ChangedAnswer
 from graphcompress.measure.bench import ShapeResult
 from graphcompress.measure.invariance import Invariance
+from graphcompress.measure.measured import Measured
 from graphcompress.measure.metrics import Drop, Score
 from graphcompress.measure.verify import Difference
 from graphcompress.pipeline.anatomy import Anatomy, PlaceError
@@ -76,7 +77,7 @@ class Build:
         reference_invariance: whether the answers of the model that came in depend on batch mates or padding.
         score: the task metric of the model that came in, when one was asked for.
         goals: target → what was asked for, and whether the artifact has it.
-        benched: times at each shape, where a goal asked for them.
+        measured: times on this machine, where they were asked for.
         before_anatomy, anatomy: weights and blocks of the model that came in, and of the compressed one.
         depth: how far the output of every block is from the original's.
         samples: on which the outputs were compared.
@@ -91,12 +92,17 @@ class Build:
     reference_invariance: Invariance
     score: Score | None = None
     goals: Mapping[str, Sequence[CheckedGoal]] = field(default_factory=dict)
-    benched: Sequence[ShapeResult] = ()
+    measured: Measured = field(default_factory=Measured, repr=False)
     before_anatomy: Anatomy = field(default_factory=Anatomy, repr=False)
     anatomy: Anatomy = field(default_factory=Anatomy, repr=False)
     depth: tuple[PlaceError, ...] = field(default=(), repr=False)
     samples: Samples = field(default_factory=lambda: Samples([]), repr=False)
     model: Model | None = field(default=None, repr=False)
+
+    @property
+    def benched(self) -> Sequence[ShapeResult]:
+        """Times at each shape, where they were asked for."""
+        return self.measured.shapes
 
     def summary(self) -> str:
         """The result of every artifact, and a line for each pass."""

@@ -17,7 +17,7 @@ import typer
 from rich.text import Text
 
 from graphcompress.build.request import MODEL, OUTPUT, Request, deciding, kind
-from graphcompress.cli.terminal import Json, as_option, err, out, print_json, progress_bars
+from graphcompress.cli.terminal import Json, as_option, err, field_of, out, print_json, progress_bars
 
 if TYPE_CHECKING:
     from graphcompress.build.result import Artifact, Build
@@ -98,11 +98,11 @@ def optimize(
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(help="Also write a report with times, .md or .html.", rich_help_panel=OUTPUT),
+        typer.Option(help="Also write the report there, .md or .html.", rich_help_panel=OUTPUT),
     ] = None,
     bench: Annotated[
         bool,
-        typer.Option("--bench/--no-bench", help="Measure latency before and after.", rich_help_panel=OUTPUT),
+        typer.Option("--bench/--no-bench", help=field_of("bench").metadata["help"], rich_help_panel=OUTPUT),
     ] = True,
     verbose: Annotated[
         bool,
@@ -115,7 +115,6 @@ def optimize(
 
     Example: graphcompress optimize model.onnx --passes kron,prune,int8 --data sentences.jsonl -o small
     """
-    from graphcompress.build.goal_checks import timed
     from graphcompress.build.optimize import optimize as build_for
     from graphcompress.build.recipe import read_recipe
     from graphcompress.build.report_file import check_report_path, write_report
@@ -132,10 +131,10 @@ def optimize(
         shapes=shapes,
         profile=profile.as_posix() if profile else None,
     )
-    request = Request(**with_changes(base, given))
+    request = Request(**with_changes(base, given), bench=bench)
     done: list[PassRecord] = []
     with (
-        progress_bars(_stages(request, bench=bench)) as progress,
+        progress_bars(_stages(request)) as progress,
         _told_when_stopped(request),
         _passes_told_when_failed(done, quiet=json),
     ):
@@ -145,14 +144,9 @@ def optimize(
         # The other processes of a training have no artifact.
         if rank() > 0:
             return
-        progress(MEASURING, 0, 1)
-        # Where a goal asks for a speed, these files have been timed already.
-        benched = list(build.benched)
-        if bench and not benched:
-            folders = {artifact.name: artifact.folder for artifact in build.lowered}
-            benched = timed(build, folders, progress=progress)
     if report is not None:
-        write_report(report, build, benched)
+        write_report(report, build)
+    benched = list(build.benched)
     if json:
         print_json(_document(build, benched))
         return
@@ -160,20 +154,22 @@ def optimize(
     if verbose:
         _print_all(build, benched)
     if report is not None:
-        out().print(f"report with times in {report}")
+        out().print(f"report in {report}")
 
 
 INTERRUPTED = 130
 """Exit code of a run that the user interrupted."""
 
-OPENING, MEASURING = "read and run the model", "measure speed"
-"""Steps of a run that are neither a pass nor a target."""
+OPENING = "read and run the model"
+"""The first step of a run."""
 
 
-def _stages(request: Request, *, bench: bool) -> list[str]:
+def _stages(request: Request) -> list[str]:
     """The steps of a run, by the texts that progress is reported under."""
+    from graphcompress.build.measuring import MEASURING
+
     lowering = [f"lower for {target.name}" for target in request.targets]
-    return [OPENING, *map(str, request.pipeline.passes), *lowering, *([MEASURING] if bench else [])]
+    return [OPENING, *map(str, request.pipeline.passes), *lowering, *([MEASURING] if request.timed else [])]
 
 
 def _say_resumed(request: Request) -> None:

@@ -25,9 +25,14 @@ if TYPE_CHECKING:
     from graphcompress.plugin.context import Progress
 
 
+def field_of(name: str) -> dataclasses.Field[Any]:
+    """The field of :class:`Request` with that name."""
+    return {field.name: field for field in dataclasses.fields(Request)}[name]
+
+
 def as_option(name: str) -> typer.models.OptionInfo:
     """The option of the command line for a field of :class:`Request`."""
-    field = {field.name: field for field in dataclasses.fields(Request)}[name]
+    field = field_of(name)
     flags = field.metadata["flags"] or (f"--{name.replace('_', '-')}",)
     shown = field.metadata["unset"] or (field.default is not False and str(field.default))
     group = field.metadata["group"] or None

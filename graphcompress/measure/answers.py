@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,11 @@ def changed_answers(before: object, after: object, rows: Rows) -> tuple[ChangedA
         for row in order[:SHOWN_ANSWERS]
         if distances[row] > 0.0
     )
+
+
+def without_texts(answer: ChangedAnswer) -> ChangedAnswer:
+    """``answer`` without what the data say: question, label and answers may be private."""
+    return replace(answer, text="", label="", before="", after="")
 
 
 def _are_numbers(answers: np.ndarray) -> bool:

@@ -39,6 +39,7 @@ class ShapeResult:
         ratios: per contender but the first, where that one runs.
         skipped: why nothing was measured, or an empty text.
         failed: contender that does not run at this shape → why.
+        asked: the shape as it was asked for, such as ``8x128`` or ``1xnatural``.
     """
 
     shape: str
@@ -47,6 +48,7 @@ class ShapeResult:
     ratios: Mapping[str, Ratio] = field(default_factory=dict)
     skipped: str = ""
     failed: Mapping[str, str] = field(default_factory=dict)
+    asked: str = ""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -77,8 +79,8 @@ def bench(
     results = []
     if samples.past:  # past keys and values have the lengths that the samples have
         shapes = [shape for shape in shapes if shape.endswith("natural")] or ["1xnatural"]
-    feeds = {label: feed for feed, label in (shaped_feed(samples, shape) for shape in shapes)}
-    for label, feed in feeds.items():
+    feeds = {label: (shape, feed) for shape in shapes for feed, label in (shaped_feed(samples, shape),)}
+    for label, (asked, feed) in feeds.items():
         took, failed = _first_runs(contenders, feed)
         running = {name: run for name, run in contenders.items() if name not in failed}
         possible = int(min(rounds, seconds / (RUNS_PER_ROUND * took))) if took else rounds
@@ -86,13 +88,13 @@ def bench(
         if running and possible < min(rounds, FEWEST_ROUNDS):
             reason = f"a run of each takes {took:.2g} s; time it with graphcompress bench"
         if reason:
-            results.append(ShapeResult(label, first, skipped=reason, failed=failed))
+            results.append(ShapeResult(label, first, skipped=reason, failed=failed, asked=asked))
             continue
         runs = {name: (lambda run=run, feed=feed: run(feed)) for name, run in running.items()}
         measured = interleaved(runs, rounds=possible, warmup=1, progress=progress, text=f"measure {label}")
         others = [name for name in running if name != first and first in running]
         ratios = {name: measured.ratio(name, first) for name in others}
-        results.append(ShapeResult(label, first, measured.timings, ratios, failed=failed))
+        results.append(ShapeResult(label, first, measured.timings, ratios, failed=failed, asked=asked))
     return results
 
 

@@ -16,7 +16,7 @@ from graphcompress.errors import GraphCompressError, UsageError
 from graphcompress.files.runtime import Feed
 from graphcompress.generation.generator import Generator
 from graphcompress.graph.model import Model
-from graphcompress.measure.answers import ChangedAnswer, changed_answers
+from graphcompress.measure.answers import ChangedAnswer, changed_answers, without_texts
 from graphcompress.measure.own_metric import Function, of_object, read
 from graphcompress.measure.verify import Run
 from graphcompress.plugin.context import Progress, no_progress
@@ -223,9 +223,15 @@ class Scoring:
         found = self._score(given)
         return found, Drop(self._worse(first.value, found.value), first.value, self._error(answered, given))
 
-    def changed(self) -> tuple[ChangedAnswer, ...]:
-        """The answers that differ most between the original and the model that was judged last."""
-        return () if self._first is None else changed_answers(self._first[0], self._last, self._rows)
+    def changed(self, *, texts: bool = True) -> tuple[ChangedAnswer, ...]:
+        """The answers that differ most between the original and the model that was judged last.
+
+        Without ``texts`` nothing of the data is in them but the number of the row.
+        """
+        if self._first is None:
+            return ()
+        found = changed_answers(self._first[0], self._last, self._rows)
+        return found if texts else tuple(map(without_texts, found))
 
     def _worse(self, before: float, after: float) -> float:
         return before - after if self.metric.higher_is_better else after - before

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import bisect
 import itertools
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 
 from graphcompress.analysis.cost import NodeCost, node_costs, product_sizes
 from graphcompress.files.runtime import Feed, session_of
-from graphcompress.files.temporary import Temporary
 from graphcompress.graph.model import Model
+from graphcompress.measure.operators import operator_ms
 from graphcompress.measure.timing import (
-    PROFILED_RUNS,
     ROOFLINE_ROUNDS,
     ROOFLINE_TURN_SECONDS,
     Measurement,
@@ -90,7 +86,7 @@ def roofline(path: Path, feed: Feed, *, batch: int, length: int, timer: Timer = 
     speeds = {
         kind: rows * inner * columns / fastest[kind] / 1e6 for kind, (rows, inner, columns) in largest.items()
     }
-    return Roofline(dict(macs), speeds, fastest["model"], operator_shares(path, feed))
+    return Roofline(dict(macs), speeds, fastest["model"], _shares(operator_ms(path, feed)))
 
 
 def _largest(costs: Sequence[NodeCost], model: Model, batch: int, length: int) -> Sizes | None:
@@ -131,27 +127,9 @@ def _product(kind: str, sizes: Sizes) -> Callable[[], object]:
     return lambda: session.run(None, {"x": left})
 
 
-def operator_shares(path: Path, feed: Feed) -> dict[str, float]:
-    """Operator → share (0-1) of the time of all, in the fastest of several runs that are profiled."""
-    with Temporary() as folder:
-        session = session_of(path, profile=folder / "profile")
-        for _ in range(1 + PROFILED_RUNS):
-            session.run(None, dict(feed))
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    fastest = min(times_of_operators(events)[1:], key=Counter.total)  # the first run also allocates
-    total = fastest.total() or 1
-    return {operator: duration / total for operator, duration in fastest.most_common()}
-
-
-def times_of_operators(events: Sequence[Mapping[str, Any]]) -> list[Counter[str]]:
-    """Operator → time for every run in the ``events`` of the runtime's profiler, in the order of the runs."""
-    begins = sorted(event["ts"] for event in events if event.get("name") == "model_run")
-    runs: list[Counter[str]] = [Counter() for _ in begins]
-    for event in events:
-        operator = event.get("args", {}).get("op_name")
-        if event.get("cat") == "Node" and operator:
-            runs[bisect.bisect_right(begins, event["ts"]) - 1][operator] += event["dur"]
-    return runs
+def _shares(taken: Mapping[str, float]) -> dict[str, float]:
+    total = sum(taken.values()) or 1.0
+    return {operator: ms / total for operator, ms in taken.items()}
 
 
 def roofline_line(name: str, label: str, found: Roofline, *, operators: int = 5) -> str:

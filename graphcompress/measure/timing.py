@@ -56,6 +56,15 @@ BENCH_SECONDS = 10.0
 """After a build each shape is measured for that long at most, so that a report does not take longer than the
 passes."""
 
+# ---- the passes of a build
+
+STEP_ROUNDS, STEP_SECONDS = 5, 3.0
+"""The model after each pass is timed in so many rounds, for so long at most: it is a view of the report, and
+is to take little beside the pass itself."""
+
+STEP_PROFILED_RUNS = 3
+"""The report's times by operator are of the fastest of so many runs."""
+
 # ---- the roofline
 
 ROOFLINE_ROUNDS = 8

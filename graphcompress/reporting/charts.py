@@ -36,6 +36,11 @@ class Charts:
         kind = "StackedBar" if stacked else "Bar"
         return self._drawn(kind, title, labels, series)
 
+    def across(self, title: str, labels: Sequence[str], series: Series) -> Markup:
+        """Bars from left to right, for ``labels`` that are words; the first label is on top."""
+        turned = {name: list(values)[::-1] for name, values in series.items()}
+        return self._drawn("HorizontalBar", title, list(labels)[::-1], turned, truncate_label=24)
+
     def lines(self, title: str, labels: Sequence[str], series: Series) -> Markup:
         """A line with a dot at each of ``labels``."""
         return self._drawn("Line", title, labels, series)
@@ -70,26 +75,26 @@ class Charts:
             style=style,
             js=(),
             width=WIDTH,
-            height=HEIGHT,
+            height=HEIGHT + (60 if kind == "HorizontalBar" else 0),
             title=title,
             margin=8,
+            margin_right=20,
             legend_at_bottom=True,
             show_legend=len(series) > 1,
             disable_xml_declaration=True,
-            truncate_label=18,
             max_scale=8,
             stroke_style={"width": 2.5},
             truncate_legend=40,
-            x_label_rotation=35 if sum(map(len, labels)) > 50 else 0,
-            show_minor_x_labels=False,
+            x_label_rotation=35 if sum(map(len, labels)) > 50 and kind != "HorizontalBar" else 0,
+            show_minor_x_labels=kind == "HorizontalBar",
             value_formatter=lambda value: f"{value:,.4g}" if value is not None else "",
-            **options,
+            **{"truncate_label": 18, **options},
         )
         # Pygal takes a random one, with which the same build would not give the same bytes.
         chart.uuid = f"c{next(self._numbers)}"
         chart.x_labels = list(labels)
-        every = max(1, -(-len(labels) // 12))
-        chart.x_labels_major = list(labels)[::every]
+        if kind != "HorizontalBar":  # there the labels stand below each other, so that all have room
+            chart.x_labels_major = list(labels)[:: max(1, -(-len(labels) // 12))]
         for name, values in series.items():
             chart.add(name, list(values))
         return Markup(_plain(chart.render(is_unicode=True), title))

@@ -15,9 +15,12 @@ from graphcompress.reporting.text import count, decibels, size
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-    from graphcompress.measure.bench import ShapeResult
-
 Manifest = Mapping[str, Any]
+Times = Mapping[str, Any]
+"""What was measured when an artifact was built, as in its ``times.json``; empty where nothing was."""
+
+OPERATORS_SHOWN = 8
+"""So many operators have bars of their own; the others are one."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,8 @@ def _told(manifest: Manifest, name: str) -> str:
 # ---- charts
 
 
-def result_charts(charts: Charts, manifest: Manifest) -> list[Markup]:
-    """What each pass brought and cost: bytes, MACs, and the metric where one was asked for."""
+def result_charts(charts: Charts, manifest: Manifest, times: Times) -> list[Markup]:
+    """What each pass brought and cost: bytes, time, MACs, and the metric where one was asked for."""
     records = manifest["passes"]
     labels = ["before", *(record["text"].partition("{")[0] for record in records), "artifact"]
     sizes = [manifest["before"], *(record["size"] for record in records), manifest["after"]]
@@ -86,6 +89,7 @@ def result_charts(charts: Charts, manifest: Manifest) -> list[Markup]:
             _waterfall([one["bytes_on_disk"] / 1e6 for one in sizes]),
             stacked=True,
         ),
+        *_step_chart(charts, labels, times),
         charts.bars(
             "MACs after each step, millions",
             labels,
@@ -107,6 +111,39 @@ def result_charts(charts: Charts, manifest: Manifest) -> list[Markup]:
         names = [record["text"].partition("{")[0] for record in lossy]
         drawn.append(charts.bars("SQNR against the original, dB", names, {"": sqnr}))
     return drawn
+
+
+def _step_chart(charts: Charts, labels: Sequence[str], times: Times) -> list[Markup]:
+    ms = step_ms(times)
+    if not ms:
+        return []
+    title = f"time of a run after each step, ms at {times['steps']['shape']}"
+    return [charts.bars(title, labels, _waterfall(ms), stacked=True)]
+
+
+def step_ms(times: Times) -> list[float]:
+    """Milliseconds of the model that came in, after each pass, and of the artifact; empty where not measured.
+
+    All are told by the time of the model that came in, for ratios are within one measurement.
+    """
+    if not times or not times["steps"]["ms"]:
+        return []
+    found = [one for one in times["shapes"] if one["shape"] == times["steps"]["shape"] and one["ratios"]]
+    if not found:
+        return []
+    ms = times["steps"]["ms"]
+    return [*ms, ms[0] / found[0]["ratios"]["after"]["median"]]
+
+
+def pass_rows(manifest: Manifest, times: Times) -> list[dict[str, Any]]:
+    """Every pass with what it brought and cost; the last row is the artifact."""
+    ms = step_ms(times)[1:]
+    metric = manifest["verification"]["metric"]
+    steps = [*((record, record["score"]) for record in manifest["passes"]), (None, metric["after"])]
+    return [
+        {"record": record, "ms": ms[number] if ms else None, "score": score, "before": metric["before"]}
+        for number, (record, score) in enumerate(steps)
+    ]
 
 
 def _waterfall(values: Sequence[float]) -> dict[str, list[float | None]]:
@@ -184,17 +221,41 @@ def curve_charts(charts: Charts, manifest: Manifest) -> list[Markup]:
     ]
 
 
-def time_charts(charts: Charts, benched: Sequence[ShapeResult]) -> list[Markup]:
-    """Times at every shape that was measured."""
-    timed = [result for result in benched if result.timings]
-    names = list(dict.fromkeys(name for result in timed for name in result.timings))
+def time_charts(charts: Charts, times: Times) -> list[Markup]:
+    """Times at every shape that was measured, and where they go."""
+    timed = [one for one in times.get("shapes", ()) if one["times_ms"]]
+    if not timed:
+        return []
     series = {
-        name: [result.timings[name].median_ms if name in result.timings else None for result in timed]
-        for name in names
+        name: [one["times_ms"][name]["median_ms"] if name in one["times_ms"] else None for one in timed]
+        for name in ("before", "after")
     }
-    return (
-        [charts.bars("median time of a run, ms", [result.shape for result in timed], series)] if timed else []
-    )
+    title = "median time of a run, ms"
+    return [
+        charts.bars(title, [one["shape"] for one in timed], series),
+        *_operator_charts(charts, times),
+    ]
+
+
+def _operator_charts(charts: Charts, times: Times) -> list[Markup]:
+    """Where the time of a run goes at each shape, before and after."""
+    drawn = []
+    for found in times["operators_ms"]:
+        taken = {name: found[name] for name in ("before", "after") if name in found}
+        most = {
+            operator: max(ms.get(operator, 0.0) for ms in taken.values())
+            for operator in {operator for ms in taken.values() for operator in ms}
+        }
+        shown = sorted(most, key=lambda operator: (-most[operator], operator))[:OPERATORS_SHOWN]
+        series = {
+            name: [
+                *(ms.get(operator) for operator in shown),
+                sum(value for operator, value in ms.items() if operator not in shown) or None,
+            ]
+            for name, ms in taken.items()
+        }
+        drawn.append(charts.across(f"time by operator, ms at {found['shape']}", [*shown, "others"], series))
+    return drawn
 
 
 def _short(name: str) -> str:
@@ -202,46 +263,99 @@ def _short(name: str) -> str:
     parts = name.replace("/", ".").split(".")
     first = next((index for index, part in enumerate(parts) if part.isdigit()), None)
     kept = parts if first is None else parts[first:]
-    return ".".join(part for part in kept if part not in ("weight", "self"))
+    return ".".join(part for part in kept if part not in ("weight", "weight_t", "self", "dense"))
 
 
 # ---- figures
 
 
-def comparison_charts(charts: Charts, names: Sequence[str], manifests: Sequence[Manifest]) -> list[Markup]:
-    """Size against the metric and against the outputs, a point for every artifact."""
-    pairs = list(zip(names, manifests, strict=True))
-    told = [(name, one["after"]["bytes_on_disk"] / 1e6, one) for name, one in pairs]
-    drawn = []
-    if all(one["verification"]["metric"]["after"] for one in manifests):
-        label = manifests[0]["verification"]["metric"]["after"]["label"]
-        points = {name: [(mb, one["verification"]["metric"]["after"]["value"])] for name, mb, one in told}
-        drawn.append(charts.points(f"{label} by size", points, "MB", label))
-    points = {name: [(mb, one["verification"]["artifact"]["sqnr_db"])] for name, mb, one in told}
-    drawn.append(charts.points("SQNR by size", points, "MB", "dB"))
-    return drawn
-
-
-def comparison_rows(names: Sequence[str], manifests: Sequence[Manifest]) -> list[dict[str, str]]:
-    """The figures of every artifact, a row each."""
-    rows = []
-    for name, one in zip(names, manifests, strict=True):
-        metric = one["verification"]["metric"]
-        rows.append(
-            {
-                "artifact": name,
-                "passes": one["recipe"]["passes"],
-                "target": one["target"],
-                "size": size(one["after"]["bytes_on_disk"]),
-                "smaller": f"{one['before']['bytes_on_disk'] / max(one['after']['bytes_on_disk'], 1):.2f} ×",
-                "MACs": count(one["after"]["macs"]),
-                "metric": f"{metric['after']['label']} {metric['after']['value']:.4f}"
-                if metric["after"]
-                else "",
-                "SQNR": decibels(one["verification"]["artifact"]["sqnr_db"]),
-            }
+def comparison_charts(
+    charts: Charts, names: Sequence[str], manifests: Sequence[Manifest], times: Sequence[Times]
+) -> list[Markup]:
+    """Size, latency, the metric and the outputs against each other, a point for every artifact."""
+    size = ("size", "MB", [one["after"]["bytes_on_disk"] / 1e6 for one in manifests])
+    shape, ms = common_ms(manifests, times)
+    costs = [size, ("latency", f"ms at {shape}", ms)] if shape else [size]
+    gains = [("SQNR", "dB", [one["verification"]["artifact"]["sqnr_db"] for one in manifests])]
+    metrics = [one["verification"]["metric"]["after"] for one in manifests]
+    if all(metrics) and len({metric["label"] for metric in metrics}) == 1:
+        label = metrics[0]["label"]
+        gains.insert(0, (label, label, [metric["value"] for metric in metrics]))
+    pairs = [(cost, gain) for gain in gains for cost in costs] + [(size, cost) for cost in costs[1:]]
+    return [
+        charts.points(
+            f"{gain} by {cost}", {name: [(a, b)] for name, a, b in zip(names, xs, ys, strict=True)}, x, y
         )
+        for (cost, x, xs), (gain, y, ys) in pairs
+    ]
+
+
+def common_ms(manifests: Sequence[Manifest], times: Sequence[Times]) -> tuple[str, list[float]]:
+    """The largest shape at which all artifacts were measured, and their milliseconds there; else nothing.
+
+    Artifacts of one model that one machine measured are told by one time of that model, for each was measured
+    in turns with it: what else the machine did at the time of a build does not count.
+    """
+    found = [
+        {shape["shape"]: shape for shape in one.get("shapes", ()) if "after" in shape["ratios"]}
+        for one in times
+    ]
+    shapes = [shape for shape in found[0] if all(shape in one for one in found)]
+    if not shapes:
+        return "", []
+    last = [one[shapes[-1]] for one in found]
+    alike = all(one["machine"] == times[0]["machine"] for one in times)
+    if alike and all(one["input"] == manifests[0]["input"] for one in manifests):
+        before = last[0]["times_ms"]["before"]["median_ms"]
+        return shapes[-1], [before / one["ratios"]["after"]["median"] for one in last]
+    return shapes[-1], [one["times_ms"]["after"]["median_ms"] for one in last]
+
+
+def comparison_rows(
+    names: Sequence[str], manifests: Sequence[Manifest], times: Sequence[Times]
+) -> list[dict[str, str]]:
+    """The figures of every artifact, a row each."""
+    shape, ms = common_ms(manifests, times)
+    rows = []
+    for number, (name, one) in enumerate(zip(names, manifests, strict=True)):
+        metric = one["verification"]["metric"]
+        row = {
+            "artifact": name,
+            "passes": one["recipe"]["passes"],
+            "target": one["target"],
+            "size": size(one["after"]["bytes_on_disk"]),
+            "smaller": f"{one['before']['bytes_on_disk'] / max(one['after']['bytes_on_disk'], 1):.2f} ×",
+            "MACs": count(one["after"]["macs"]),
+        }
+        if shape:
+            row[f"ms at {shape}"] = f"{ms[number]:.2f}"
+        if any(times):
+            row["as fast"] = _fastness(times[number])
+            row["measured on"] = machine_text(times[number])
+        row["metric"] = (
+            f"{metric['after']['label']} {metric['after']['value']:.4f}" if metric["after"] else ""
+        )
+        row["SQNR"] = decibels(one["verification"]["artifact"]["sqnr_db"])
+        rows.append(row)
     return rows
+
+
+def _fastness(times: Times) -> str:
+    """``3.52 × (2.52 to 3.75) at 1×128``, for each shape."""
+    return "; ".join(
+        f"{ratio['median']:.2f} × ({ratio['low']:.2f} to {ratio['high']:.2f}) at {one['shape']}"
+        for one in times.get("shapes", ())
+        for ratio in one["ratios"].values()
+    )
+
+
+def machine_text(times: Times) -> str:
+    """``AMD EPYC, 2 cores, ONNX Runtime 1.23.0``; empty where nothing was measured."""
+    if not times:
+        return ""
+    facts = times["machine"]
+    processor = facts["processor"] or facts["architecture"]
+    return f"{processor}, {facts['cores']} cores, ONNX Runtime {facts['onnxruntime']}"
 
 
 def next_steps(manifest: Manifest) -> list[tuple[str, str]]:

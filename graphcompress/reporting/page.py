@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
 
 from graphcompress.analysis.parameters import BESIDE_WEIGHTS
 from graphcompress.reporting import document
 from graphcompress.reporting.charts import Charts
 from graphcompress.reporting.document import Manifest
 from graphcompress.reporting.text import count, decibels, size
-
-if TYPE_CHECKING:
-    from graphcompress.measure.bench import ShapeResult
 
 Lines = Sequence[tuple[str, str]]
 
@@ -25,11 +22,11 @@ def page(
     recipe: str,
     code: Sequence[str] = (),
     *,
-    benched: Sequence[ShapeResult] = (),
+    times: Manifest = MappingProxyType({}),
 ) -> str:
     """The page of one artifact: ``lines`` are its result, ``recipe`` makes it again, ``code`` loads it.
 
-    Without times it depends on the artifact alone, so that the same build gives the same bytes.
+    Without ``times`` it depends on the artifact alone, so that the same build gives the same bytes.
     """
     charts = Charts()
     return _rendered(
@@ -39,8 +36,11 @@ def page(
         manifest=manifest,
         recipe=recipe,
         code=code,
-        results=document.result_charts(charts, manifest),
-        times=document.time_charts(charts, benched),
+        results=document.result_charts(charts, manifest, times),
+        passes=document.pass_rows(manifest, times),
+        times=times,
+        machine=document.machine_text(times),
+        speed=document.time_charts(charts, times),
         blocks=document.block_charts(charts, manifest),
         depth=document.depth_chart(charts, manifest),
         sensitivity=document.sensitivity_charts(charts, manifest),
@@ -50,25 +50,25 @@ def page(
     )
 
 
-def figures(manifest: Manifest) -> str:
+def figures(manifest: Manifest, times: Manifest) -> str:
     """The charts of an artifact alone, for a notebook."""
     charts = Charts()
     drawn = [
-        *document.result_charts(charts, manifest),
+        *document.result_charts(charts, manifest, times),
         *document.depth_chart(charts, manifest),
         *document.block_charts(charts, manifest),
     ]
     return _rendered("figures.html.jinja", charts=drawn)
 
 
-def comparison(names: Sequence[str], manifests: Sequence[Manifest]) -> str:
-    """The page of several artifacts side by side."""
+def comparison(names: Sequence[str], manifests: Sequence[Manifest], times: Sequence[Manifest]) -> str:
+    """The page of several artifacts side by side; what was measured of each is empty where nothing was."""
     charts = Charts()
     return _rendered(
         "comparison.html.jinja",
         title=" · ".join(names),
-        charts=document.comparison_charts(charts, names, manifests),
-        rows=document.comparison_rows(names, manifests),
+        charts=document.comparison_charts(charts, names, manifests, times),
+        rows=document.comparison_rows(names, manifests, times),
     )
 
 

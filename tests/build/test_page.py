@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commandline import run
@@ -17,7 +18,8 @@ from graphcompress.artifact.folder import read_manifest
 from graphcompress.build.result import Build
 from graphcompress.data.samples import Samples
 from graphcompress.reporting.charts import Charts
-from graphcompress.reporting.document import layer_rows, next_steps
+from graphcompress.reporting.document import common_ms, layer_rows, next_steps
+from graphcompress.reporting.page import comparison
 from graphcompress.reporting.page import page as rendered
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -64,6 +66,39 @@ def build(tiny_bert_path: Path, tiny_samples: Samples, tmp_path_factory: pytest.
         output=tmp_path_factory.mktemp("page") / "small",
         allow=["prune", "int8"],
     )
+
+
+MACHINE = {"architecture": "x86_64", "processor": "Some CPU", "cores": 2, "onnxruntime": "1.2.3"}
+
+
+def times(after_ms: float, *, machine: dict[str, object] | None = None) -> dict[str, Any]:
+    """What a build of two passes and simplify might have measured."""
+
+    def shape(label: str, before: float, after: float) -> dict[str, Any]:
+        def spread(value: float) -> dict[str, float]:
+            return {"median_ms": value, "low_ms": value, "high_ms": value}
+
+        ratio = {"median": before / after, "low": 0.9 * before / after, "high": 1.1 * before / after}
+        return {
+            "shape": label,
+            "skipped": "",
+            "failed": {},
+            "times_ms": {"before": spread(before), "after": spread(after)},
+            "ratios": {"after": ratio},
+        }
+
+    return {
+        "machine": machine or MACHINE,
+        "shapes": [shape("1×9 (natural)", 2.0, 1.0), shape("1×128", 20.0, after_ms)],
+        "steps": {"shape": "1×128", "ms": [24.0, 20.0, 12.0, 8.0]},
+        "operators_ms": [
+            {
+                "shape": "1×128",
+                "before": {f"Operator{number}": float(number) for number in range(1, 12)},
+                "after": {"MatMulIntegerToFloat": 3.0},
+            }
+        ],
+    }
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +164,10 @@ def test_answers_that_are_embeddings_have_no_empty_columns(
     assert table.count("<td") == len(titles) * len(metric["changed"]) > 0
 
 
-def test_the_page_of_an_artifact_has_no_times(page: str) -> None:
+def test_a_build_that_was_not_timed_has_no_times(build: Build, page: str) -> None:
     assert not re.search(r"\d ms\b", page)
+    assert "No speed was measured in this build" in page
+    assert not (build.output / "times.json").exists()
     assert str(Path.cwd()) not in page
 
 
@@ -208,6 +245,82 @@ def test_artifacts_stand_side_by_side(build: Build, tmp_path: Path) -> None:
     assert run("report", tmp_path, "-o", tmp_path / "x.html").returncode == 2
 
 
+def test_times_are_told_by_step_by_shape_and_by_operator(build: Build) -> None:
+    page = rendered("title", [], read_manifest(build.output), "", times=times(5.0))
+    outline(page)
+    assert "Some CPU, 2 cores, ONNX Runtime 1.2.3" in page
+    charts = dict(re.findall(r'<svg role="img" aria-label="([^"]*)".*?>(.*?)</svg>', page, re.DOTALL))
+    assert list(charts)[1] == "time of a run after each step, ms at 1×128"
+    assert {"median time of a run, ms", "time by operator, ms at 1×128"} <= set(charts)
+    operators = charts["time by operator, ms at 1×128"]
+    assert all(f"Operator{number}<" in operators for number in range(4, 12))
+    assert not re.search(r"Operator[1-3]<", operators), "the small ones are one bar"
+    assert ">others<" in operators
+    rows = re.findall(r"<tr><td>(simplify|prune|int8|artifact)(.*?)</tr>", page, re.DOTALL)
+    told = [re.findall(r'<td class="n">([\d.]+)</td>', row) for _, row in rows]
+    # The artifact is 4 times as fast as the model that came in, whose time is 24 ms where passes were timed.
+    assert ["20.00" in told[0], "12.00" in told[1], "8.00" in told[2], "6.00" in told[3]] == [True] * 4
+
+
+def test_points_of_the_metric_are_told_by_step(build: Build, page: str) -> None:
+    assert build.score is not None
+    metric = build.lowered[0].score
+    assert metric is not None
+    points = f'<td class="n">{100 * (metric.value - build.score.value):+.2f}</td>'
+    row = page.partition("<tr><td>artifact for cpu")[2].partition("</tr>")[0]
+    assert points in row
+
+
+def test_latency_is_an_axis_of_the_comparison(build: Build) -> None:
+    manifest = read_manifest(build.output)
+    page = comparison(["a", "b"], [manifest, manifest], [times(5.0), times(10.0)])
+    assert re.findall(r'aria-label="([^"]*)"', page) == [
+        "agreement with the original by size",
+        "agreement with the original by latency",
+        "SQNR by size",
+        "SQNR by latency",
+        "latency by size",
+    ]
+    assert "4.00 × (3.60 to 4.40) at 1×128" in page
+    assert "<td>10.00</td>" in page
+
+
+def test_latencies_are_told_by_one_time_of_the_model_that_came_in(build: Build) -> None:
+    manifest = read_manifest(build.output)
+    slower = times(8.0)
+    slower["shapes"][1]["times_ms"]["before"]["median_ms"] = (
+        32.0  # another moment: all took 1.6 times as long
+    )
+    slower["shapes"][1]["ratios"]["after"]["median"] = 4.0
+    assert common_ms([manifest, manifest], [times(5.0), slower]) == ("1×128", [5.0, 5.0])
+    other = {**slower, "machine": {**MACHINE, "cores": 8}}
+    assert common_ms([manifest, manifest], [times(5.0), other]) == ("1×128", [5.0, 8.0])
+    assert common_ms([manifest, manifest], [times(5.0), {}]) == ("", [])
+
+
+def test_without_texts_only_rows_and_distances_are_kept(
+    tiny_bert_path: Path, tiny_samples: Samples, tmp_path: Path
+) -> None:
+    secret = Samples(tiny_samples.feeds, {"text": ["secret"] * 24, "label": [7771] * 24})
+    made = optimize(
+        tiny_bert_path,
+        "prune{ffn=0.5}",
+        data=secret,
+        metric="agreement",
+        target="cpu{measure=false}",
+        allow=["prune"],
+        no_texts=True,
+        output=tmp_path / "made",
+    )
+    changed = read_manifest(made.output)["verification"]["metric"]["changed"]
+    assert changed
+    assert {(one["text"], one["label"], one["before"], one["after"]) for one in changed} == {("", "", "", "")}
+    assert all(one["distance"] > 0 for one in changed)
+    for file in made.output.iterdir():
+        assert b"secret" not in file.read_bytes()
+        assert b"7771" not in file.read_bytes()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 @pytest.mark.parametrize("width", [390, 1280])
@@ -218,7 +331,8 @@ def test_a_browser_draws_the_page_without_an_error(build: Build, tmp_path: Path,
         "charts: [...document.querySelectorAll('svg')].map(svg => svg.getBBox().width > 100)})</script>"
         "</body>"
     )
-    page = (build.output / "report.html").read_text(encoding="utf-8").replace("</body>", probe)
+    measured = rendered("title", [], read_manifest(build.output), "", times=times(5.0))
+    page = measured.replace("</body>", probe)
     (tmp_path / "page.html").write_text(page, encoding="utf-8")
     command = [
         CHROMIUM,
@@ -237,5 +351,5 @@ def test_a_browser_draws_the_page_without_an_error(build: Build, tmp_path: Path,
     assert title is not None
     seen = json.loads(title[1])
     assert seen["wide"] <= max(width, 500)  # a window of Chromium is at least 500 wide
-    assert len(seen["charts"]) == 9
+    assert len(seen["charts"]) == 12
     assert all(seen["charts"])

@@ -25,11 +25,12 @@ texts = st.text(st.characters(blacklist_categories=("Cs",)), min_size=1, max_siz
     seed=st.integers(0, 2**31),
     allow=st.lists(texts, max_size=3),
     coverage=st.floats(0, 1),
+    no_texts=st.booleans(),
     hashes=st.dictionaries(texts, texts, max_size=3),
     pinned=st.dictionaries(texts, texts, max_size=3),
 )
 def test_a_recipe_survives_its_file(
-    tmp_path_factory, model, passes, data, seed, allow, coverage, hashes, pinned
+    tmp_path_factory, model, passes, data, seed, allow, coverage, no_texts, hashes, pinned
 ):
     request = Request(
         Path(model).as_posix(),
@@ -38,6 +39,7 @@ def test_a_recipe_survives_its_file(
         seed=seed,
         allow=sorted(allow),
         require_coverage=coverage,
+        no_texts=no_texts,
         sha256=hashes,
         pinned=pinned,
     )
@@ -95,6 +97,7 @@ def test_options_without_a_value_are_left_out():
         "passes": "simplify,int8",
         "target": "cpu",
         "seed": 0,
+        "no_texts": False,
         "require_coverage": 0.0,
         "confidence": 0.0,
         "min_speedup": 0.0,

@@ -75,7 +75,9 @@ def test_a_recipe_has_a_key_for_every_field_that_decides_the_result(tmp_path: Pa
     text = recipe_text(request.recipe)
     assert [field.name for field in deciding()] == list(request.recipe)
     assert all(f"{field.name} = " in text or f"[{field.name}]" in text for field in deciding())
-    assert {*FIELDS} - {*request.recipe} == {"output", "overwrite", "inplace", "progress", "on_record"}
+    assert {*FIELDS} - {*request.recipe} == {
+        *("output", "overwrite", "inplace", "bench", "progress", "on_record"),
+    }
 
 
 def test_objects_and_texts_ask_for_the_same() -> None:

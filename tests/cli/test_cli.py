@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import onnx
 import pytest
@@ -26,6 +27,9 @@ from graphcompress.plugin.registry import KINDS
 PASSES = "simplify,int8"
 LIMIT = ("--no-bench", "--target", "cpu{measure=false}")
 """Nothing is timed where times are not the subject."""
+TIMES = json.loads(
+    (Path(__file__).parents[2] / "docs" / "schema" / "times.schema.json").read_text(encoding="utf-8")
+)
 HEAVY = {"torch", "onnx_ir", "onnxruntime", "numpy", "transformers"}
 
 
@@ -215,7 +219,16 @@ def test_a_report_holds_the_measured_times(folder):
     page = (folder / "report.html").read_text()
     assert page.startswith("<!doctype html>")
     assert re.search(r"\d\.\d\d × as fast", page)
-    assert " ms" not in (folder / "timed" / "report.md").read_text()
+    assert page == (folder / "timed" / "report.html").read_text()
+    jsonschema.validate(json.loads((folder / "timed" / "times.json").read_text()), TIMES)
+    times = json.loads((folder / "timed" / "times.json").read_text())
+    assert [len(times["steps"]["ms"]), times["steps"]["shape"]] == [2, times["shapes"][0]["shape"]]
+    assert all({"before", "after"} <= set(one) for one in times["operators_ms"])
+    assert len(times["operators_ms"]) == sum(bool(one["ratios"]) for one in times["shapes"])
+    # Times differ from run to run; every other file is the same without them.
+    assert run("optimize", "--recipe", "timed/recipe.toml", "-o", "untimed", "--no-bench", cwd=folder)[0] == 0
+    first, second = contents(folder / "timed"), contents(folder / "untimed")
+    assert {name for name in first if first[name] != second.get(name)} == {"report.html", "times.json"}
 
 
 def test_an_existing_folder_is_kept_unless_told(folder):

@@ -11,7 +11,7 @@ from graphcompress.cli import app
 from graphcompress.data.made_up import synthetic_samples
 from graphcompress.graph.model import Model
 from graphcompress.measure import roofline as roofline_module
-from graphcompress.measure.roofline import operator_shares, roofline, roofline_line, times_of_operators
+from graphcompress.measure.roofline import roofline, roofline_line
 from graphcompress.measure.timing import Measurement
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.context import Context
@@ -60,15 +60,6 @@ def test_the_fastest_run_counts_since_a_neighbour_only_adds_time(tiny_bert_path,
     )
 
 
-def test_operators_are_told_apart_by_run():
-    def node(operator, begin, took):
-        return {"cat": "Node", "ts": begin, "dur": took, "args": {"op_name": operator}}
-
-    begins = [{"name": "model_run", "ts": begin} for begin in (10, 20)]
-    events = [node("Add", 21, 3), node("MatMul", 11, 5), node("MatMul", 23, 4), *begins, node("Add", 16, 9)]
-    assert times_of_operators(events) == [{"MatMul": 5, "Add": 9}, {"Add": 3, "MatMul": 4}]
-
-
 def test_int8_and_float_products_are_told_apart(tiny_bert_path, int8_path, feed):
     found = roofline(int8_path, feed, batch=2, length=8, timer=fixed(2.0, 0.01))
     before = roofline(tiny_bert_path, feed, batch=2, length=8, timer=fixed(2.0, 0.01))
@@ -76,13 +67,9 @@ def test_int8_and_float_products_are_told_apart(tiny_bert_path, int8_path, feed)
     assert sum(found.macs.values()) == sum(before.macs.values())
     assert found.macs["fp32"] == 2 * 2 * 2 * 8 * 8 * 32, "products of two activations: scores and context"
     assert set(found.gmacs_per_second) == {"fp32", "int8"}
-
-
-def test_operators_are_those_that_the_runtime_executes(int8_path, feed):
-    shares = operator_shares(int8_path, feed)
-    assert "MatMulIntegerToFloat" in shares
-    assert sum(shares.values()) == pytest.approx(1.0)
-    assert list(shares.values()) == sorted(shares.values(), reverse=True)
+    assert "MatMulIntegerToFloat" in found.operators
+    assert sum(found.operators.values()) == pytest.approx(1.0)
+    assert list(found.operators.values()) == sorted(found.operators.values(), reverse=True)
 
 
 def test_a_model_without_products_has_none(tmp_path):

@@ -1,0 +1,117 @@
+"""Times of a build on this machine: after every pass, at every shape, by operator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from graphcompress.artifact.sequences import artifact_run, fitted_run, source_run
+from graphcompress.build.result import Artifact, Build
+from graphcompress.data.made_up import synthetic_samples
+from graphcompress.data.samples import Samples
+from graphcompress.files.runtime import Feed, runner_of, session_of
+from graphcompress.graph.model import Model
+from graphcompress.graph.runner import Runner
+from graphcompress.measure.bench import ShapeResult, bench, shaped_feed
+from graphcompress.measure.cache import machine_facts
+from graphcompress.measure.measured import Measured, Operators, StepTimes
+from graphcompress.measure.operators import operator_ms
+from graphcompress.measure.timing import BENCH_SECONDS, STEP_PROFILED_RUNS, STEP_ROUNDS, STEP_SECONDS
+from graphcompress.plugin.context import Progress, no_progress
+from graphcompress.plugin.targeting import parse_target
+from graphcompress.reporting.summary import contender
+
+MEASURING = "measure speed"
+"""The step of a run that measures, by the text that progress is reported under."""
+
+_STEP_SHAPES = ("1x128", "1xnatural")
+"""The shape at which passes are timed, and the one where a model does not run at it."""
+
+
+class StepTimer:
+    """Times the model after each pass in turns with ``file``, the model as it came in."""
+
+    def __init__(self, file: Path, samples: Samples, *, progress: Progress = no_progress) -> None:
+        self._file, self._samples, self._progress = file, samples, progress
+        self._shapes: tuple[str, ...] = _STEP_SHAPES
+        self._found: list[ShapeResult] = []
+
+    def time(self, model: Model) -> None:
+        """Measure ``model`` as it is now; where a run takes too long, nothing is kept."""
+        with Runner(self._file, prepack=True) as before, Runner(model, prepack=True) as after:
+            for shape in self._shapes:
+                (found,) = bench(
+                    {"before": before, "after": after},
+                    self._samples,
+                    shapes=[shape],
+                    rounds=STEP_ROUNDS,
+                    seconds=STEP_SECONDS,
+                    progress=self._progress,
+                )
+                if found.ratios:
+                    self._shapes = (shape,)
+                    self._found.append(found)
+                    return
+        self._shapes = ()
+
+    @property
+    def times(self) -> StepTimes:
+        """What was measured, where it was after every pass.
+
+        Ratios are within one measurement, so that all are told by one time of the model as it came in.
+        """
+        if not self._shapes or not self._found:
+            return StepTimes()
+        first = self._found[0].timings["before"].median_ms
+        ratios = [found.ratios["after"].median for found in self._found]
+        return StepTimes(self._found[0].shape, (first, *(first / ratio for ratio in ratios)))
+
+
+def measured(
+    build: Build, folders: Mapping[str, Path], steps: StepTimes, *, progress: Progress = no_progress
+) -> Measured:
+    """Times of the model that came in and of the artifacts in ``folders``, those that this machine runs."""
+    model, artifacts = build.model, [artifact for artifact in build.lowered if artifact.timed]
+    if not artifacts or model is None or model.path is None:
+        return Measured()
+    source = model.source or model.path
+    contenders = {"before": source_run(source) if source.is_dir() else runner_of(session_of(model.path))}
+    for artifact in artifacts:
+        run = artifact_run(parse_target(artifact.target), folders[artifact.name], artifact.record)
+        contenders[contender(build, artifact)] = fitted_run(model, run)
+    samples = timing_samples(model, build.samples)
+    shapes = bench(contenders, samples, seconds=BENCH_SECONDS, progress=progress)
+    of_one_file = not model.parts and not source.is_dir()
+    files = {"before": model.path, **_files(build, artifacts, folders)} if of_one_file else {}
+    operators = {}
+    for number, result in enumerate(shapes):
+        progress("profile operators", number, len(shapes))
+        if result.timings:
+            feed, _ = shaped_feed(samples, result.asked)
+            operators[result.shape] = _operators(files, model, feed, result)
+    progress("profile operators", len(shapes), len(shapes))
+    facts = {name: machine_facts()[name] for name in ("processor", "architecture", "cores", "onnxruntime")}
+    return Measured(facts, tuple(shapes), steps, operators)
+
+
+def timing_samples(model: Model, samples: Samples) -> Samples:
+    """``samples``, or ones of similar sizes where those were made up to be varied."""
+    return synthetic_samples(model) if samples.synthetic and not model.parts else samples
+
+
+def _files(build: Build, artifacts: list[Artifact], folders: Mapping[str, Path]) -> dict[str, Path]:
+    """The ONNX files of the artifacts that ONNX Runtime's CPU provider alone runs, as they are timed."""
+    found = {}
+    for artifact in artifacts:
+        target, folder = parse_target(artifact.target), folders[artifact.name]
+        if target.runs_on_cpu_provider(folder):
+            found[contender(build, artifact)] = folder / target.model_file
+    return found
+
+
+def _operators(files: Mapping[str, Path], model: Model, feed: Feed, result: ShapeResult) -> Operators:
+    return {
+        name: operator_ms(file, feed if name == result.first else model.fitted(feed), runs=STEP_PROFILED_RUNS)
+        for name, file in files.items()
+        if name in result.timings
+    }
