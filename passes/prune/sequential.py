@@ -74,6 +74,7 @@ def _moments(
     named = {value.name: value for value in _values(trial.twin)}
     for before, after in zip(block.readers, trial.readers[block], strict=True):
         entry = _entry(before.output, entries)
+        entry = None if entry is None or entry.name not in named else entry
         now = [after.input, *([] if entry is None else [named[entry.name]])]
         was = [before.output, *([] if entry is None else [entry])]
         with Runner(trial.twin, now, lent=True) as pruned, Runner(model, was, lent=True) as original:

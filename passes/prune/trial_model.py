@@ -33,14 +33,14 @@ class TrialModel:
         self.twin = model.clone()
         self.readers: dict[Block, list[Linear]] = {}
         """The readers of every block in the copy, as they were before: what they read is theirs."""
-        twins = dict(zip(linears(model), linears(self.twin), strict=True))
-        same = {linear.node.name or "": twin for linear, twin in twins.items()}
+        pairs = zip(linears(model), linears(self.twin), strict=True)
+        same = {linear.node: twin for linear, twin in pairs}  # by position: nodes may have no names
         self.fits: dict[Block, LinearMap] = {}
         with Rewriter(self.twin, Context()) as rw:
             for number, block in enumerate(blocks):
                 first = block.reader
                 self.fits[block] = LinearMap(first.dense().astype(np.float64), bias_of(first))
-                self.readers[block] = [same[reader.node.name or ""] for reader in block.readers]
+                self.readers[block] = [same[reader.node] for reader in block.readers]
                 given = [
                     _input(rw, f"trial.{number}.{part}", first, shape)
                     for part, shape in (

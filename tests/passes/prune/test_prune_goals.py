@@ -6,7 +6,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx_ir as ir
 import pytest
+from bert import Bert
 from conftest import random_samples
 from pruned_models import FFN_OUT, distance, edit, outputs, pruned, sizes, stored
 
@@ -14,17 +16,21 @@ from graphcompress.analysis.linears import linears
 from graphcompress.build import tuning
 from graphcompress.coupling.couplings import couplings
 from graphcompress.errors import UsageError
+from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.latency import table
 from graphcompress.measure.cache import MeasurementCache
 from graphcompress.measure.profile import Recorder, write_profile
 from graphcompress.measure.timing import Measurement
+from graphcompress.passes.kron.kron import Kron
 from graphcompress.passes.prune.blocks import blocks_of
 from graphcompress.passes.prune.fisher import fisher_information
+from graphcompress.passes.prune.goal_planner import GoalPlanner
 from graphcompress.passes.prune.goals import linear_parameters
 from graphcompress.passes.prune.knapsack import cheapest
 from graphcompress.passes.prune.least_squares import LinearMap
 from graphcompress.passes.prune.prune import Prune
+from graphcompress.passes.prune.removal import Removal
 from graphcompress.passes.prune.trial_model import TrialModel
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.capabilities import Capabilities
@@ -272,3 +278,42 @@ def test_what_no_removal_reaches_is_refused(tiny_bert, tiny_samples):
         pruned(tiny_bert, tiny_samples, speedup=3.0, shapes="1x8", only="*layer.0*")
     with pytest.raises(UsageError, match=r"at least .* stay when all heads and FFN nodes go"):
         pruned(tiny_bert, tiny_samples, size="1kB")
+
+
+def test_nodes_without_names_are_pruned_alike(tiny_bert, tiny_samples):
+    twin = tiny_bert.clone()
+    for node in twin.graph:
+        node.name = None
+    for model in (tiny_bert, twin):
+        pruned(model, tiny_samples, keep=0.6, round_to=1)
+    assert sizes(tiny_bert, "ffn") == sizes(twin, "ffn")
+    assert distance(outputs(tiny_bert, tiny_samples), outputs(twin, tiny_samples)) < 1e-6
+
+
+def test_factors_are_pruned_to_a_goal_too(tiny_bert, tiny_samples):
+    Kron(ratio=0.9).run(tiny_bert, Context(samples=tiny_samples))
+    before, answers = linear_parameters(tiny_bert), outputs(tiny_bert, tiny_samples)
+    pruned(tiny_bert, tiny_samples, keep=0.8, round_to=1)
+    assert linear_parameters(tiny_bert) <= 0.8 * before
+    assert [a.shape for a in outputs(tiny_bert, tiny_samples)] == [a.shape for a in answers]
+
+
+def test_a_refit_on_what_the_pruned_model_gives_loses_less_than_one_on_what_the_original_gave():
+    model = Model(ir.from_proto(Bert(layers=4).model()))
+    samples = random_samples(60)
+    with Rewriter(model, Context()) as rw:
+        blocks = blocks_of(rw, couplings(model), "*")
+    planner = GoalPlanner(model, blocks, Context(samples=samples), "obs", 1, refit=True)
+    removals = [Removal(c.block, c.order[: c.block.size // 2]) for c in planner.curves()]
+    one_after_the_other = planner.fitted(removals)
+    alone = GoalPlanner(model, blocks, Context(samples=samples), "obs", 1, refit=False)
+    assert one_after_the_other < 0.8 * alone.fitted(removals)
+
+
+def test_the_same_goal_gives_the_same_bytes(tiny_bert, tiny_samples, tmp_path):
+    files = []
+    for name in ("one", "two"):
+        twin = tiny_bert.clone()
+        pruned(twin, tiny_samples, speedup=1.4, shapes="1x8")
+        files.append(twin.save(tmp_path / f"{name}.onnx").read_bytes())
+    assert files[0] == files[1]
