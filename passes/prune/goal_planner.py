@@ -96,7 +96,7 @@ class GoalPlanner:
         curves = []
         for block in self.blocks:
             order = np.argsort(scores[block], kind="stable")
-            gone = self._options(block)
+            gone = self.options(block)
             lost = np.concatenate([[0.0], np.cumsum(scores[block][order])])
             curves.append(Curve(block, order, gone, lost[gone]))
         return curves
@@ -104,7 +104,7 @@ class GoalPlanner:
     def _curve(self, block: Block, ranking: Ranking, trial: Trial) -> Curve:
         last = np.setdiff1d(np.arange(block.size), ranking.order)
         order = np.concatenate([ranking.order, last])
-        gone = self._options(block)
+        gone = self.options(block)
         shape = np.concatenate([[0.0], np.cumsum(ranking.costs)])
         tried = sorted({max(1, round(block.size * level)) for level in LEVELS})
         tried = [count for count in tried if count < block.size]
@@ -117,7 +117,8 @@ class GoalPlanner:
             losses = np.append(losses, self._effect({block: trial.without(order)}))
         return Curve(block, order, gone, np.maximum.accumulate(losses))
 
-    def _options(self, block: Block) -> np.ndarray:
+    def options(self, block: Block) -> np.ndarray:
+        """[options] numbers of units that may go, ascending from 0."""
         step = self.round_to if block.group.kind == FFN else 1
         kept = np.arange(block.size // step * step, 0, -step)
         gone = np.unique(np.concatenate([[0], block.size - kept]))

@@ -18,7 +18,7 @@ from graphcompress.measure.cache import Measurements
 from graphcompress.measure.timing import Ratio
 from graphcompress.passes.prune.blocks import Block, blocks_of
 from graphcompress.passes.prune.carve import carve
-from graphcompress.passes.prune.goal_planner import Curve, GoalPlanner
+from graphcompress.passes.prune.goal_planner import GoalPlanner
 from graphcompress.passes.prune.removal import Removal
 from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
@@ -52,11 +52,17 @@ def faster(
         UsageError: no removal makes the model that fast.
     """
     model, ctx = planner.model, planner.ctx
-    curves = planner.curves()
-    table = latency_table(model, [curve.block.group for curve in curves], shapes, ctx, store)
-    prices = _times(curves, table)
+    table = latency_table(model, [block.group for block in planner.blocks], shapes, ctx, store)
+    prices = _times(planner, table)
+    least = table.rest + sum(float(price.min()) for price in prices)
     wanted = 1 / speedup
-    removals: Sequence[Removal] | None = None
+    if wanted <= least:
+        raise UsageError(
+            f"prune{{speedup={speedup:g}}}: at {','.join(shapes)} this model becomes "
+            f"{1 / max(least, 0.01):.3g} times as fast at most; ask for less, or shorten it with layers"
+        )
+    curves = planner.curves()
+    removals: Sequence[Removal] = []
     ratios: list[Ratio] = []
     for _ in range(TRIES):
         chosen = planner.removals(curves, prices, wanted - table.rest)
@@ -65,20 +71,13 @@ def faster(
         removals = chosen
         if store.complete:
             break
-        with_less = _without(model, removals, only)
-        ratios = gained(model, with_less, shapes, ctx, store)
+        ratios = gained(model, _without(model, removals, only), shapes, ctx, store)
         slowest = min(ratio.median for ratio in ratios)
         if slowest >= speedup:
             break
         # What the whole model takes more than its parts is taken off once more.
         wanted -= 1 / slowest - 1 / speedup
-    if removals is None:
-        least = table.rest + sum(float(np.min(price)) for price in prices)
-        raise UsageError(
-            f"prune{{speedup={speedup:g}}}: at {','.join(shapes)} this model becomes "
-            f"{1 / max(least, 0.01):.3g} times as fast at most; ask for less, or shorten it with layers"
-        )
-    heads, nodes = (_share(curves, table, kind) for kind in (HEAD, FFN))
+    heads, nodes = (_share(planner, table, kind) for kind in (HEAD, FFN))
     notes = [f"heads take {heads:.0%} and FFNs {nodes:.0%} of the time at {','.join(shapes)}"]
     notes += [
         f"{ratio} times as fast at {shape} as before, of {speedup:g} asked for"
@@ -115,27 +114,28 @@ def smaller(planner: GoalPlanner, wanted: float, measure: Measure, only: str) ->
         UsageError: what cannot be cut is more already.
     """
     total = measure.of(planner.model)
-    curves = planner.curves()
-    costs = [(curve.block.size - curve.gone) * measure.unit(curve.block) for curve in curves]
+    costs = [(block.size - planner.options(block)) * measure.unit(block) for block in planner.blocks]
     rest = total - sum(float(cost[0]) for cost in costs)
-    budget, left = wanted - rest, np.inf
-    removals: Sequence[Removal] | None = None
-    for _ in range(TRIES):
-        removals = planner.removals(curves, costs, budget)
-        if removals is None:
-            break
-        left = measure.of(_without(planner.model, removals, only))
-        if left <= wanted:
-            break
-        # New constants, such as sizes and biases of their own, are no part of any unit.
-        budget -= left - wanted
-    if removals is None:
-        least = rest + sum(float(cost.min()) for cost in costs)
+    least = rest + sum(float(cost.min()) for cost in costs)
+    if wanted <= least:
         raise UsageError(
             f"prune: of {total:,.0f} {measure.noun} at least {least:,.0f} stay when all heads and FFN "
             f"nodes go that may, and {wanted:,.0f} are wanted; ask for more, or make tables smaller with "
             "kron{embeddings=true}"
         )
+    curves = planner.curves()
+    budget, left = wanted - rest, total
+    removals: Sequence[Removal] = []
+    for _ in range(TRIES):
+        chosen = planner.removals(curves, costs, budget)
+        if chosen is None:
+            break
+        removals = chosen
+        left = measure.of(_without(planner.model, removals, only))
+        if left <= wanted:
+            break
+        # New constants, such as sizes and biases of their own, are no part of any unit.
+        budget -= left - wanted
     loss = planner.fitted(removals)
     note = (
         f"{left:,.0f} of {total:,.0f} {measure.noun} are left ({left / total:.1%}), {wanted:,.0f} asked for"
@@ -152,9 +152,8 @@ def keeping(
 ) -> Reached:
     """As little time as the metric allows, which becomes at most ``max_drop`` worse."""
     model, ctx = planner.model, planner.ctx
-    curves = planner.curves()
-    table = latency_table(model, [c.block.group for c in curves], shapes, ctx, store)
-    prices = _times(curves, table)
+    table = latency_table(model, [block.group for block in planner.blocks], shapes, ctx, store)
+    prices, curves = _times(planner, table), planner.curves()
     low, high = table.rest + sum(float(price.min()) for price in prices), 1.0
     best: tuple[list[Removal], float, float] | None = None
     for step in range(STEPS):
@@ -207,15 +206,16 @@ def _owned(part: WeightSlice) -> float:
     return float(np.prod(shape)) / shape[part.axis] * int(np.sum(part.units >= 0))
 
 
-def _times(curves: Sequence[Curve], table: LatencyTable) -> list[np.ndarray]:
+def _times(planner: GoalPlanner, table: LatencyTable) -> list[np.ndarray]:
+    """For every block the share of time that it takes with each number of units that may go."""
     return [
-        np.array([table.share(curve.block.group, curve.block.size - gone) for gone in curve.gone.tolist()])
-        for curve in curves
+        np.array([table.share(block.group, block.size - gone) for gone in planner.options(block).tolist()])
+        for block in planner.blocks
     ]
 
 
-def _share(curves: Sequence[Curve], table: LatencyTable, kind: str) -> float:
-    groups = (curve.block.group for curve in curves)
+def _share(planner: GoalPlanner, table: LatencyTable, kind: str) -> float:
+    groups = (block.group for block in planner.blocks)
     return sum(table.share(group, group.size) for group in groups if group.kind == kind)
 
 
