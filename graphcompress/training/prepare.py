@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +13,7 @@ from torch import fx
 
 from graphcompress.data.rows import Rows
 from graphcompress.data.samples import Samples
-from graphcompress.errors import UsageError
+from graphcompress.errors import UnsupportedModelError, UsageError
 from graphcompress.files.runtime import Feed
 from graphcompress.fx import to_fx
 from graphcompress.graph.model import Model
@@ -85,6 +87,7 @@ def prepare(model: Model, original: Model, training: Training, settings: Setting
     student.to(device)
     teacher.to(device).requires_grad_(False)
     samples, held_out = training.divided()
+    _check_batch_varies(student, samples, device)
     feed = samples.batch(list(range(min(2, len(samples)))))
     with torch.no_grad():
         own, other = run(student, feed, device), run(teacher, feed, device)
@@ -224,6 +227,27 @@ def _independent(answers: list[Answer], labels: Labels | None, settings: Setting
     if labels is None or labels.kind != MULTIPLE or settings.answer_loss != "auto":
         return answers
     return [replace(answer, loss=MSE) if answer.name == labels.output else answer for answer in answers]
+
+
+def _check_batch_varies(student: fx.GraphModule, samples: Samples, device: torch.device) -> None:
+    """Where the model fixes its batch, see that another one runs: the last batch of an epoch is smaller.
+
+    Raises:
+        UnsupportedModelError: it does not; sizes of the graph are computed from the one that is fixed.
+    """
+    fixed = max((sizes[0] or 0 for sizes in samples.fixed.values() if sizes), default=0)
+    if not fixed:
+        return
+    feed = samples.batch([0] * (fixed + 1))
+    try:
+        # A module of torch.fx prints where it failed.
+        with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
+            run(student, feed, device)
+    except RuntimeError as error:
+        raise UnsupportedModelError(
+            f"the model runs on {fixed} samples at a time alone, and training takes batches of other sizes; "
+            "export it with a variable batch"
+        ) from error
 
 
 def _is_batched(value: torch.Tensor, feed: Feed) -> bool:

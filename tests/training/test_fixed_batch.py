@@ -1,0 +1,44 @@
+"""Training a model that fixes how many samples run together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from texts import model_of
+
+pytest.importorskip("torch")
+
+from graphcompress.data.samples import Samples
+from graphcompress.errors import UnsupportedModelError
+from graphcompress.pipeline.pipeline import Pipeline
+from graphcompress.plugin.context import Context, Training
+
+TEXT = """
+g (float[2, length, 16] x) => (float[2, length, 16] y)
+<float[16, 32] up, float[32, 16] down, int64[3] apart = {2, -1, 16}> {
+  wide = MatMul (x, up)
+  active = Relu (wide)
+  narrow = MatMul (active, down)
+  y = LAST
+}
+"""
+
+
+def trained(last: str) -> None:
+    """Train for two steps, in batches of three, a model that ends in ``last``."""
+    rng = np.random.default_rng(0)
+    rows = [{"x": rng.standard_normal((5, 16)).astype(np.float32)} for _ in range(12)]
+    samples = Samples(rows, fixed={"x": (2, None, 16)})
+    context = Context(samples=samples, training=Training(samples))
+    pipeline = Pipeline.parse("kron{rank=1},distill{steps=2 batch=3 outputs=1}")
+    pipeline.run(model_of(TEXT.replace("LAST", last)), context, allow=["kron", "distill"])
+
+
+def test_another_batch_is_trained_where_the_graph_takes_it() -> None:
+    trained("Tanh (narrow)")
+
+
+def test_a_graph_that_takes_one_batch_alone_is_refused(capsys) -> None:
+    with pytest.raises(UnsupportedModelError, match="runs on 2 samples at a time alone"):
+        trained("Reshape (narrow, apart)")
+    assert capsys.readouterr().err == ""
