@@ -263,6 +263,23 @@ def test_sizes_of_the_profile_are_refused_at_once(target, given, options):
         parse_target(f"{target}{{{given}{options}}}")
 
 
+@pytest.mark.parametrize("seconds", [7.0, 90.0])
+def test_the_time_for_an_engine_is_what_was_given(tmp_path, monkeypatch, seconds):
+    monkeypatch.setattr(tensorrt, "gpu_here", lambda: None)
+    monkeypatch.setattr(tensorrt, "is_installed", [builder.RTX].__contains__)
+    times = []
+
+    def record(graph, engine, *, compute, module, timeout_s, **_):
+        times.append(timeout_s)
+        engine.write_bytes(b"e")
+        return builder.Engine(engine, compute, module, "1", (), (), (), 0.0)
+
+    monkeypatch.setattr(tensorrt, "build_engine", record)
+    target = parse_target(f"tensorrt{{compute=86 timeout={seconds:g}}}")
+    target.lower(network(tmp_path), tmp_path, Context(ids()))
+    assert times == [seconds]
+
+
 def test_a_build_that_takes_too_long_is_ended(tmp_path, monkeypatch):
     def slow(command, timeout, **_):
         raise builder.subprocess.TimeoutExpired(command, timeout)
