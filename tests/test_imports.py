@@ -128,7 +128,7 @@ LARGEST_ROOM = 3000
 FOR_PLUGINS = {"errors", *PLAN} - {"reporting", "build", "cli"}
 """Rooms that a pass, a target or a task may import."""
 
-PASSES = ("simplify", "kron", "prune", "quantize", "blockprune", "distill")
+PASSES = ("simplify", "kron", "prune", "quantize", "blockprune", "distill", "vocab")
 TARGETS = ("common", "cpu", "nvidia", "mobile", "openvino")
 TASKS = (
     "automatic_speech_recognition",

@@ -41,6 +41,7 @@ from graphcompress.capturing.loading import is_checkpoint
 from graphcompress.capturing.source import is_hub_name, open_model
 from graphcompress.data.load import Samples, load_samples
 from graphcompress.data.tokenizer_files import copy_tokenizer
+from graphcompress.data.vocabulary import write_without
 from graphcompress.errors import DataError
 from graphcompress.generation.generator import Generator
 from graphcompress.graph.model import Model
@@ -295,6 +296,8 @@ def _artifact(request: Request, target: Target, stage: Path, opened: _Opened, ba
         lowering = lower(target, model, stage, ctx)
     ctx.progress(f"lower for {target.name}", 1, 1)
     copy_tokenizer(model.source, stage)
+    if model.tokens is not None:
+        write_without(stage, model.tokens)
     said = dict.fromkeys((*lowering.notes, *write_configuration(model, stage)))
     lowering = replace(lowering, notes=tuple(said))
     run = fitted_run(model, artifact_run(target, stage, lowering.record))

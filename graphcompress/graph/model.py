@@ -54,6 +54,7 @@ class Model:
         declared: what the file says about the shapes of inputs and outputs.
         parts: of a model that writes sequences, the files that its graph was joined from, or the one file
             that reads what it has returned; empty for an ordinary model.
+        tokens: ids of the vocabulary that are left; None for all.
         kept: provenance of narrowed values: name → axis → the indices of the original that were kept.
     """
 
@@ -62,6 +63,7 @@ class Model:
         self.files = tuple(files)
         self.parts = tuple(parts)
         self.kept: dict[str, dict[int, np.ndarray]] = {}
+        self.tokens: frozenset[int] | None = None
         self._scratch = Scratch()
         self.declared = Declared(model)
         self.infer_shapes()
@@ -131,6 +133,7 @@ class Model:
         twin = Model(self.ir.clone(), self.files, self.parts)
         twin.declared = self.declared.copy()
         twin.kept = {name: dict(axes) for name, axes in self.kept.items()}
+        twin.tokens = self.tokens
         twin._scratch = self._scratch
         return twin
 

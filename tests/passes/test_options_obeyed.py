@@ -386,6 +386,7 @@ ELSEWHERE = {
     "prune.size": "test_a_size_is_met",
     "prune.speedup": "test_a_speed_is_met_and_told",
     "simplify.assume_visible": "test_assume_visible_drops_the_flag_too",
+    "vocab.keep": "test_tokens_of_a_file_are_kept",
 }
 """Options that a test of their own shows: they need a larger graph, or change no number of the result."""
 

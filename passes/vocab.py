@@ -1,0 +1,167 @@
+"""vocab: rows of the word embedding that the data never look up are dropped, and their tokens with them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from graphcompress.analysis.linears import Embedding, embeddings
+from graphcompress.data.samples import Samples
+from graphcompress.data.vocabulary import Vocabulary
+from graphcompress.errors import DataError, UsageError
+from graphcompress.graph.match import producer
+from graphcompress.graph.model import Model
+from graphcompress.plugin.base import Pass
+from graphcompress.plugin.context import Context
+from graphcompress.plugin.contract import Contract, Lossy
+from graphcompress.plugin.options import option
+from graphcompress.plugin.record import Record
+from graphcompress.rewrite.rewriter import Rewriter
+
+HELD_OUT = 10
+"""Every so many-th row is looked at as text that the others were not chosen on."""
+
+_SAME = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
+
+
+@dataclass(frozen=True)
+class Vocab(Pass):
+    """Drop the rows of the word embedding that the data never look up, and their tokens from the tokenizer.
+
+    Ids stay what they were: a small table in the graph finds the row of each, so that samples, labels and
+    configurations go on as before. In ``tokenizer.json`` (WordPiece, BPE, Unigram) the dropped tokens are
+    gone, and text that had them falls into smaller pieces. Special tokens, bytes, the merges that build a
+    kept token, and single characters are kept. An id that is dropped looks up the row of the unknown token.
+
+    Texts whose tokens are all kept get equal tokens and equal answers.
+
+    Left alone: a table that a head is tied to, which has a row for every token it may write; ids that are
+    computed; tables that have lost rows already.
+    """
+
+    name: ClassVar[str] = "vocab"
+    contract: ClassVar[Contract] = Lossy(min_sqnr_db=10)
+    keep: str = option("data", "data: the tokens of --data; or a file with a token on each line")
+
+    def check_given(self, *, calibrated: bool) -> None:
+        """Refuse to choose tokens without text.
+
+        Raises:
+            UsageError: there is none, or no such file.
+        """
+        if self.keep == "data" and not calibrated:
+            raise UsageError(f"{self}: the tokens that are kept are those of the data; give some with --data")
+        if self.keep != "data" and not Path(self.keep).is_file():
+            raise UsageError(f"{self}: there is no file {self.keep!r}; give keep=data, or a list of tokens")
+
+    def run(self, model: Model, ctx: Context) -> Record:
+        """Cut one table after the other; they keep the same tokens."""
+        with Rewriter(model, ctx) as rw:
+            found = [item for item in embeddings(model) if self._takes(rw, item)]
+            vocabulary = None if model.source is None else Vocabulary.beside(_folder(model.source))
+            if found and vocabulary is None:
+                rw.note("no tokenizer.json lies beside the model: dropped ids look up the first row")
+            if found:
+                kept = self._kept(found, vocabulary, ctx)
+                _cut(rw, found, kept, None if vocabulary is None else vocabulary.unknown)
+                model.tokens = kept
+                self._tell_unseen(rw, found, vocabulary, ctx)
+        return rw.record
+
+    def _takes(self, rw: Rewriter, item: Embedding) -> bool:
+        """Whether ``item`` looks up ids that are given, in a table that nothing else reads."""
+        source = _input_behind(item.indices)
+        if source is None or not (source.name or "").endswith("input_ids"):
+            return False
+        if item.weight.const_value is None:
+            rw.skip(item, "the table is an expression")
+        elif any(use.node.op_type != "Gather" for use in item.weight.uses()):
+            rw.skip(item, "a head is tied to it, which has a row for every token that it may write")
+        else:
+            return True
+        return False
+
+    def _kept(
+        self, found: Iterable[Embedding], vocabulary: Vocabulary | None, ctx: Context
+    ) -> frozenset[int]:
+        """The ids that stay."""
+        if self.keep != "data":
+            return self._listed(vocabulary)
+        names = {_input_behind(item.indices).name or "" for item in found}  # type: ignore[union-attr]
+        used: set[int] = set()
+        for samples in _given(ctx):
+            for sample in samples.feeds:
+                used.update(int(index) for name in names & sample.keys() for index in np.unique(sample[name]))
+        return frozenset(used) if vocabulary is None else vocabulary.closed(used)
+
+    def _listed(self, vocabulary: Vocabulary | None) -> frozenset[int]:
+        if vocabulary is None:
+            raise DataError(f"{self}: tokens are looked up in tokenizer.json, which is not beside the model")
+        tokens = Path(self.keep).read_text(encoding="utf-8").splitlines()
+        ids = vocabulary.ids
+        listed = {ids[token] for token in tokens if token in ids}
+        if not listed:
+            raise DataError(f"{self.keep}: none of its {len(tokens)} lines is a token of the tokenizer")
+        return vocabulary.closed(listed)
+
+    def _tell_unseen(
+        self, rw: Rewriter, found: Iterable[Embedding], vocabulary: Vocabulary | None, ctx: Context
+    ) -> None:
+        """How much of other text would be dropped: of every tenth row, when the others alone had chosen."""
+        names = {_input_behind(item.indices).name or "" for item in found}  # type: ignore[union-attr]
+        rows = [
+            np.concatenate([np.ravel(sample[name]) for name in sorted(names & sample.keys())])
+            for samples in _given(ctx)
+            for sample in samples.feeds
+            if names & sample.keys()
+        ]
+        if len(rows) < 2 * HELD_OUT:
+            return
+        seen = {int(i) for number, row in enumerate(rows) if number % HELD_OUT for i in np.unique(row)}
+        seen |= vocabulary.closed(seen) if vocabulary is not None else set()
+        other = np.concatenate(rows[::HELD_OUT])
+        lost = np.mean(~np.isin(other, sorted(seen)))
+        rw.note(
+            f"of every {HELD_OUT}th row {lost:.2%} of {other.size:,} tokens are dropped when the other rows "
+            "choose: so much is to be expected of other text like this"
+        )
+
+
+def _given(ctx: Context) -> list[Samples]:
+    training = () if ctx.training is None else (ctx.training.samples,)
+    return [samples for samples in (ctx.samples, *training) if samples is not None]
+
+
+def _folder(source: Path) -> Path:
+    return source if source.is_dir() else source.parent
+
+
+def _input_behind(value: ir.Value | None) -> ir.Value | None:
+    """The input of the model that ``value`` is, in another shape or type."""
+    while node := producer(value, *_SAME):
+        value = node.inputs[0]
+    return value if value is not None and value.is_graph_input() else None
+
+
+def _cut(rw: Rewriter, found: Iterable[Embedding], kept: Collection[int], unknown: int | None) -> None:
+    """Keep the rows ``kept`` of every table, and look up where they are."""
+    tables: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
+    for item in found:
+        if item.weight not in tables:
+            rows = np.array(sorted(index for index in kept if index < item.rows))
+            rw.touch(item, f"{len(rows):,} of {item.rows:,} rows ({1 - len(rows) / item.rows:.1%} fewer)")
+            instead = 0 if unknown is None else int(np.searchsorted(rows, unknown)) % len(rows)
+            place = np.full(item.rows, instead, np.int32)
+            place[rows] = np.arange(len(rows))
+            table = rw.constant(item.dense()[rows], f"{item.name}.kept", item.weight.dtype)
+            rw.model.kept[table.name or ""] = {0: rows}
+            tables[item.weight] = table, rw.constant(place, f"{item.name}.rows")
+        table, places = tables[item.weight]
+        looked_up = rw.at(item.node).op("Gather", places, item.indices, name="row", axis=0)
+        rw.set_input(item.node, 1, looked_up)
+        rw.set_weight(item, table)
