@@ -6,7 +6,7 @@ Usage: python benchmarks/prune_goals.py build TEACHER --data FOLDER --work FOLDE
 TEACHER is the folder that examples/sst2/finetune.py wrote; what FOLDER holds is said in sst2.py, with which
 this script shares its build and its table: accuracy with the standard error of a paired bootstrap over the
 2,693 sentences that have labels, minutes of the build, and speeds of artifacts that take turns. Every row is
-one-shot: 300 sentences calibrate, nothing is trained. ``build`` measures latencies, so keep other work off.
+one-shot: ``--sentences`` calibrate, nothing is trained. ``build`` measures latencies, so keep other work off.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import argparse
 import os
 from pathlib import Path
 
-from sst2 import build, chosen, table
+from sst2 import build, calibration, chosen, table
 
 SPEEDS = ("1.7", "2.25", "3")
 
@@ -39,11 +39,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of the artifacts")
     parser.add_argument("--only", nargs="+", default=["*"], help="globs over rows")
     parser.add_argument("--rounds", type=int, default=20, help="of timing; 0 for none")
+    parser.add_argument("--sentences", type=int, default=300, help="to calibrate on; of a new --work")
     options = parser.parse_args()
     if options.data is None:
         parser.error("give --data FOLDER or set GRAPHCOMPRESS_DATA")
     options.data, options.imdb = Path(options.data), False
     options.work.mkdir(exist_ok=True, parents=True)
+    calibration(options.data, options.work, options.sentences)
     folders = chosen(ROWS, options.only, options.work)
     if options.job == "build":
         for name, folder in folders.items():

@@ -102,15 +102,15 @@ def build(source: Path, data: Path, work: Path, passes: str, folder: Path) -> No
     folder.with_suffix(".json").write_text(json.dumps({"passes": passes, "minutes": minutes}))
 
 
-def calibration(data: Path, work: Path) -> Path:
-    """300 sentences of the training file, drawn with a fixed seed, as a file."""
+def calibration(data: Path, work: Path, count: int = 300) -> Path:
+    """``count`` sentences of the training file, drawn with a fixed seed; a file that is there stays."""
     path = work / "calibration.jsonl"
     if not path.exists():
         import gzip
 
         with gzip.open(data / "sst2/train.jsonl.gz", "rt", encoding="utf-8") as lines:
             sentences = [json.loads(line)["sentence"] for line in lines]
-        drawn = np.random.default_rng(0).choice(len(sentences), 300, replace=False)
+        drawn = np.random.default_rng(0).choice(len(sentences), count, replace=False)
         path.write_text("".join(json.dumps({"sentence": sentences[i]}) + "\n" for i in drawn))
     return path
 

@@ -7,6 +7,7 @@ block sees those, and its target makes up for them: K-prune (arXiv:2308.03449).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -46,45 +47,83 @@ def refitted(
         progress: told of every block.
     """
     fits: dict[Block, LinearMap] = {}
-    entries = {branch.output: branch.entry for branch in branches(model)}
-    for number, (block, keep) in enumerate(keeps.items()):
-        progress("prune: refit", number, len(keeps))
-        parts = _moments(model, trial, held_out, block, fits, entries)
-        rows = block.kept_rows(keep)
-        prior = trial.fits[block].weight[rows]
-        fit_on, rest = (part.of(rows) for part in parts)
-        strength = best_ridge(fit_on, rest, prior) if block.can_refit and len(rows) else np.inf
-        fits[block] = whole(block, rows, ridge(fit_on + rest, prior, strength))
+    places = {block: _places(model, trial, block) for block in keeps}
+    every = [place for several in places.values() for place in several]
+    after = list(dict.fromkeys(value for place in every for value in place.after))
+    before = list(dict.fromkeys(value for place in every for value in place.before))
+    # One session of each serves all blocks: what lies behind the values that are asked for is not computed.
+    with Runner(trial.twin, after, lent=True) as pruned, Runner(model, before, lent=True) as original:
+        for number, (block, keep) in enumerate(keeps.items()):
+            progress("prune: refit", number, len(keeps))
+            parts = _moments(trial, held_out, block, fits, places[block], pruned, original)
+            rows = block.kept_rows(keep)
+            prior = trial.fits[block].weight[rows]
+            fit_on, rest = (part.of(rows) for part in parts)
+            strength = best_ridge(fit_on, rest, prior) if block.can_refit and len(rows) else np.inf
+            fits[block] = whole(block, rows, ridge(fit_on + rest, prior, strength))
     progress("prune: refit", len(keeps), len(keeps))
     return fits
 
 
+@dataclass(frozen=True)
+class _Place:
+    """One reader of a block: what it reads now, what it gave, and the streams that this is added to.
+
+    Attributes:
+        input: of the reader, in the trial model.
+        output: of the reader, in the model as it was.
+        streams: in the trial model and in the model as it was; empty where it is added to none.
+    """
+
+    input: ir.Value
+    output: ir.Value
+    streams: tuple[ir.Value, ...]
+
+    @property
+    def after(self) -> list[ir.Value]:
+        """What the trial model is asked for."""
+        return [self.input, *self.streams[:1]]
+
+    @property
+    def before(self) -> list[ir.Value]:
+        """What the model as it was is asked for."""
+        return [self.output, *self.streams[1:]]
+
+
+def _places(model: Model, trial: TrialModel, block: Block) -> list[_Place]:
+    entries = {branch.output: branch.entry for branch in branches(model)}
+    named = {value.name: value for value in _values(trial.twin)}
+    found = []
+    for was, now in zip(block.readers, trial.readers[block], strict=True):
+        entry = _entry(was.output, entries)
+        streams = (named[entry.name], entry) if entry is not None and entry.name in named else ()
+        found.append(_Place(now.input, was.output, streams))
+    return found
+
+
 def _moments(
-    model: Model,
     trial: TrialModel,
     held_out: Sequence[bool],
     block: Block,
     fits: Mapping[Block, LinearMap],
-    entries: Mapping[ir.Value, ir.Value],
+    places: Sequence[_Place],
+    pruned: Runner,
+    original: Runner,
 ) -> tuple[JointMoments, JointMoments]:
     """Of what the reader is given now, aimed at what it gave, for what is fitted on and for the rest."""
     size = block.reader.in_features, block.reader.out_features
     gathered = GatheredRows(JointMoments(*size)), GatheredRows(JointMoments(*size))
     given = trial.given(fits)
-    named = {value.name: value for value in _values(trial.twin)}
-    for before, after in zip(block.readers, trial.readers[block], strict=True):
-        entry = _entry(before.output, entries)
-        entry = None if entry is None or entry.name not in named else entry
-        now = [after.input, *([] if entry is None else [named[entry.name]])]
-        was = [before.output, *([] if entry is None else [entry])]
-        with Runner(trial.twin, now, lent=True) as pruned, Runner(model, was, lent=True) as original:
-            for feed, aside in zip(trial.feeds, held_out, strict=True):
-                x, *passed = _tokens(pruned({**feed, **given}), now, feed)
-                y, *stream = _tokens(original(feed), was, feed)
-                # What the stream itself has lost so far is added here: after the addition nothing can.
-                target = y + stream[0] - passed[0] if stream else y
-                both = finite_rows(np.concatenate([x, target], axis=1))
-                gathered[aside].update(both[:, : size[0]], both[:, size[0] :])
+    for place in places:
+        pruned.outputs = [value.name or "" for value in place.after]
+        original.outputs = [value.name or "" for value in place.before]
+        for feed, aside in zip(trial.feeds, held_out, strict=True):
+            x, *passed = _tokens(pruned({**feed, **given}), place.after, feed)
+            y, *stream = _tokens(original(feed), place.before, feed)
+            # What the stream itself has lost so far is added here: after the addition nothing can.
+            target = y + stream[0] - passed[0] if stream else y
+            both = finite_rows(np.concatenate([x, target], axis=1))
+            gathered[aside].update(both[:, : size[0]], both[:, size[0] :])
     return gathered[0].finished(), gathered[1].finished()
 
 
