@@ -219,7 +219,7 @@ class _Stored:
         seen: dict[tuple[object, ...], int] = defaultdict(int)
         fresh: list[tuple[tuple[object, ...], ir.Value]] = []
         for value in own:
-            key = _key(value)
+            key = _key(value, prefix)
             # The third equal weight of one part is the third of another: what a file stores twice stays so.
             known = self._known[key]
             if seen[key] < len(known):
@@ -234,8 +234,8 @@ class _Stored:
             self._known[key].append(value)
 
 
-def _key(value: ir.Value) -> tuple[object, ...]:
-    """What two values have in common that are one weight."""
+def _key(value: ir.Value, prefix: str) -> tuple[object, ...]:
+    """What two values have in common that are one weight; nodes of the part begin with ``prefix``."""
     tensor = value.const_value
     if tensor is None:
         return (value.name,)
@@ -243,7 +243,14 @@ def _key(value: ir.Value) -> tuple[object, ...]:
     digest = hashlib.sha256(tensor.tobytes()).digest()
     # Equal zeros say nothing: biases of two linears that are not yet trained are one by their name alone.
     says_nothing = tensor.size == 0 or len(np.unique(tensor.numpy())) == 1
-    return (tensor.dtype, shape, digest, value.name if says_nothing else "")
+    return (tensor.dtype, shape, digest, _told(value, prefix) if says_nothing else "")
+
+
+def _told(value: ir.Value, prefix: str) -> object:
+    """The name of a value; where the exporter made one up (``onnx::Add_603``), what it is read by."""
+    if "::" not in (value.name or ""):
+        return value.name
+    return tuple(((use.node.name or "").removeprefix(prefix), use.idx) for use in value.uses())[:1]
 
 
 # ---- apart

@@ -18,6 +18,7 @@ from graphcompress.fx.stored import Stored
 from graphcompress.fx.taps import find_values
 from graphcompress.fx.types import compute_type, stored_type
 from graphcompress.graph.model import Model
+from graphcompress.graph.teacher_forced import teacher_forced
 
 FORMS_KEY = "forms"
 """Key of ``GraphModule.meta``: path of a parameter → how it is stored in the ONNX graph."""
@@ -30,7 +31,8 @@ def to_fx(model: Model, *, learn_scales: bool = False, taps: Sequence[str] = ())
 
     Its arguments are the graph's inputs by name, tensors of the types that ONNX declares; it returns a dict
     from the name of each output to its tensor. Batch and length stay dynamic: shape arithmetic runs on Python
-    integers. The model is not changed; :func:`graphcompress.fx.write_back` puts trained values into it.
+    integers. The model is not changed; :func:`graphcompress.fx.write_back` puts trained values into it. The
+    parts of a model of several files become one module, :func:`graphcompress.graph.teacher_forced`.
 
     * Parameters carry the names of the initializers, so that ``gm.state_dict()`` reads like a checkpoint;
       ``gm.meta["initializers"]`` maps the path of each to the name (they differ where PyTorch forbids one).
@@ -48,6 +50,7 @@ def to_fx(model: Model, *, learn_scales: bool = False, taps: Sequence[str] = ())
         UnsupportedModelError: an operator or a type without a counterpart; nothing has run.
         UsageError: a tap that is no value of the graph.
     """
+    model = teacher_forced(model) if model.joined else model
     _refuse_unknown(model)
     wanted = find_values(model, taps)
     stored = Stored(model.graph.initializers.values(), learn_scales=learn_scales)
