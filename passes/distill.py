@@ -49,6 +49,9 @@ class Distill(Pass):
     origin, also where heads or layers were removed; what has no counterpart in another ``--teacher`` is
     reported.
 
+    A model that writes (a folder with an encoder and decoders, or a file with past) reads answers at once and
+    learns the token after each of their own; texts need answers where there is an encoder.
+
     The student is evaluated on ``--eval-data`` with ``--metric`` (without, by the loss on a part of the
     training samples that is held out), and the best of the evaluated states is kept, which may be the first.
     An interrupted run goes on from its checkpoint to the same result. The same bytes come again with the same

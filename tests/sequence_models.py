@@ -18,6 +18,7 @@ from matrix.architectures import BART, FFN, GPT2, HEADS, HIDDEN, LAYERS, T5, WHI
 from onnx import helper, numpy_helper
 from transformers import DynamicCache, EncoderDecoderCache
 
+from graphcompress.data.sequences import Written
 from graphcompress.files.parts import PartValue, read_parts
 from graphcompress.graph.model import Model
 
@@ -91,6 +92,27 @@ def prompt(name: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
     mask = np.ones((2, 7), np.int64)
     mask[1, 5:] = 0
     return {"input_ids": rng.integers(5, VOCABULARY, (2, 7)), "attention_mask": mask}, first
+
+
+def random_texts(name: str, count: int) -> list[Written]:
+    """Texts of several lengths for the model ``name``."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(count):
+        tokens = rng.integers(5, VOCABULARY, rng.integers(3, 9))
+        if name in CAUSAL:
+            found.append(Written({}, tokens))
+            continue
+        length = rng.integers(3, 8)
+        source = {
+            "input_ids": rng.integers(5, VOCABULARY, length),
+            "attention_mask": np.ones(length, np.int64),
+        }
+        if name == "whisper":
+            source = {"input_features": rng.standard_normal((8, 40)).astype(np.float32)}
+        start = CONFIGURATIONS[name][2]["decoder_start_token_id"]
+        found.append(Written(source, np.array([start, *tokens])))
+    return found
 
 
 def made(name: str) -> Any:

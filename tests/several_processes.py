@@ -16,21 +16,29 @@ from graphcompress.pipeline.pipeline import Pipeline
 SCRIPT = """
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from bert import Bert
 from conftest import random_samples
+from sequence_models import random_texts
+from graphcompress.data.teacher_forced import forced_samples
 from graphcompress.plugin.context import Context, Training
 from graphcompress.graph.model import Model
 from graphcompress.pipeline.pipeline import Pipeline
 import torch
 torch.set_num_threads(1)
 model = Model.load({path!r})
-ctx = Context(samples=random_samples(4), training=Training(random_samples(24)))
+ctx = Context(samples=random_samples(4), training=Training({samples}))
+ctx = replace(ctx, samples=None) if model.parts else ctx
 Pipeline.parse({passes!r}).run(model, ctx, allow={names!r})
 name = sys.argv[1] + os.environ["RANK"] if sys.argv[1] == "r" else sys.argv[1]
 model.save(Path({out!r}) / (name + ".onnx"))
 """
+
+
+BERTS = "random_samples(24)"
+"""What is trained on, as an expression of the script."""
 
 
 def weights(model: Model) -> dict[str, np.ndarray]:
@@ -38,9 +46,9 @@ def weights(model: Model) -> dict[str, np.ndarray]:
     return {value.name or "": value.const_value.numpy().copy() for value in model.initializers()}
 
 
-def two_processes(model: Path, folder: Path, passes: str) -> None:
+def two_processes(model: Path, folder: Path, passes: str, samples: str = BERTS) -> None:
     """Train in one process and in two, and save each model in ``folder``."""
-    script = worker(model, folder, passes)
+    script = worker(model, folder, passes, samples)
     shared = {
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",
@@ -62,7 +70,7 @@ def two_processes(model: Path, folder: Path, passes: str) -> None:
     same_weights(model, folder, [name for name, _ in runs])
 
 
-def worker(model: Path, folder: Path, passes: str) -> Path:
+def worker(model: Path, folder: Path, passes: str, samples: str = BERTS) -> Path:
     """A script that trains ``model`` and saves it under its argument; ``r`` gets the rank of the process."""
     tests = str(Path(__file__).parent)
     script = folder / "run.py"
@@ -71,6 +79,7 @@ def worker(model: Path, folder: Path, passes: str) -> Path:
             tests=tests,
             path=str(model),
             passes=passes,
+            samples=samples,
             names=[step.name for step in Pipeline.parse(passes).passes],
             out=str(folder),
         )

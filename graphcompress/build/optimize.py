@@ -40,6 +40,7 @@ from graphcompress.build.writing import artifact_generator, prompts, source_gene
 from graphcompress.capturing.loading import is_checkpoint
 from graphcompress.capturing.source import is_hub_name, open_model
 from graphcompress.data.load import Samples, load_samples
+from graphcompress.data.teacher_forced import unrolled
 from graphcompress.data.tokenizer_files import copy_tokenizer
 from graphcompress.data.vocabulary import write_without
 from graphcompress.errors import DataError
@@ -196,17 +197,16 @@ def _open(request: Request) -> _Opened:
     if metric is not None and written:
         metrics.pair_for(metric, model)  # refuses a model that does not write, before anything is read
     passed = None if written else metric
-    samples, evaluated, learnt = (
-        _samples(wanted, request, model, passed)
-        for wanted in (request.data, None if written else request.eval_data, request.train)
-    )
+    samples = _samples(request.data, request, model, passed)
+    evaluated = None if written else _samples(request.eval_data, request, model, passed)
+    learnt = _samples(request.train, request, model, passed, at_once=True)
     if any(found is not None and not len(found) for found in (samples, evaluated, learnt)):
         raise DataError("the samples that were given are none; give at least one, or leave them out")
     training = None
     if learnt is not None:
         learnt, evaluated = Training(learnt, held_out=evaluated or samples if passed else None).divided()
         training = Training(learnt, teacher, evaluated, passed, _checkpoints(request))
-        samples = samples or learnt.spread(CALIBRATION_ROWS)
+        samples = samples or unrolled(model, learnt.spread(CALIBRATION_ROWS))
     capabilities = common_capabilities(request.targets)
     generator = source_generator(request, model) if written else None
     scored = prompts(request, generator) if generator else evaluated or samples
@@ -229,12 +229,19 @@ def _teacher(request: Request) -> Model | None:
 
 
 def _samples(
-    given: Samples | str | Path | None, request: Request, model: Model, metric: Metric | None
+    given: Samples | str | Path | None,
+    request: Request,
+    model: Model,
+    metric: Metric | None,
+    *,
+    at_once: bool = False,
 ) -> Samples | None:
     if not isinstance(given, (str, Path)):
         return given
     pair = metrics.pair_for(metric, model) if metric else "joint"
-    samples = load_samples(given, model, tokenizer=request.tokenizer, pair=pair)
+    samples = load_samples(given, model, tokenizer=request.tokenizer, pair=pair, at_once=at_once)
+    if at_once and model.parts:
+        return samples
     if needs := longest_needs(samples, model):
         _LOG.warning("%s: %s", given, needs)
     return bounded(samples, model)

@@ -17,9 +17,11 @@ from graphcompress.data.samples import Sample, Samples
 from graphcompress.data.sequence_texts import samples_of_sequences
 from graphcompress.data.sequences import pasts
 from graphcompress.data.tables import read_columns
+from graphcompress.data.teacher_forced import forced
 from graphcompress.data.texts import checked_tokenizer, find_tokenizer, samples_from_texts
 from graphcompress.errors import DataError
 from graphcompress.graph.model import Model
+from graphcompress.graph.teacher_forced import teacher_forced
 from graphcompress.plugin.task import Pair
 
 __all__ = ["Sample", "Samples", "load_samples"]
@@ -37,6 +39,7 @@ def load_samples(
     pair: Pair = "joint",
     limit: int | None = None,
     max_length: int = DEFAULT_MAX_LENGTH,
+    at_once: bool = False,
 ) -> Samples:
     """Read ``path`` (.jsonl, .csv, .tsv, .parquet, .npz, the text ones also .gz) as samples for ``model``.
 
@@ -44,7 +47,8 @@ def load_samples(
     ``tokenizer`` (a ``tokenizer.json``, or a folder that holds one; found by itself beside the model).
     ``pair="separate"`` encodes the two texts of a pair as two samples, ``"windows"`` the first one with each
     window of the second. Lists of words (``tokens``) are tokenized word by word. The names of the classes are
-    those of the ``config.json`` beside the model.
+    those of the ``config.json`` beside the model. Of a model that writes, ``at_once`` gives samples for
+    teacher forcing (:mod:`graphcompress.data.teacher_forced`), for which nothing is run.
 
     Raises:
         DataError: no such file, no usable columns, or a tokenizer that does not fit the model.
@@ -52,6 +56,10 @@ def load_samples(
     path = Path(path)
     columns = {name: values[:limit] for name, values in read_columns(path).items()}
     inputs = inputs_of(model)
+    at_once = at_once and bool(model.parts)
+    if at_once and not set(inputs) <= set(columns):
+        read = inputs_of(teacher_forced(model))
+        inputs = read if set(read) <= set(columns) else inputs
     if set(inputs) <= set(columns):
         samples = _from_arrays(path, columns, inputs)
     else:
@@ -59,11 +67,13 @@ def load_samples(
         if model.parts:
             known = checked_tokenizer(path, found, model, inputs)
             longest = min(max_length, longest_sample(model) or max_length)
-            samples = samples_of_sequences(path, columns, model, known, longest)
+            samples = samples_of_sequences(path, columns, model, known, longest, at_once=at_once)
         else:
             samples = samples_from_texts(path, columns, model, inputs, found, pair, max_length)
     _refuse_empty(path, samples)
     names = _class_names(model)
+    if at_once:
+        return dataclasses.replace(forced(model, samples), names=names)
     return dataclasses.replace(
         samples, fixed=fixed_sizes(inputs), axes=batch_axes(inputs), names=names, past=pasts(model.parts)
     )

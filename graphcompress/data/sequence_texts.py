@@ -13,14 +13,12 @@ import tokenizers
 
 from graphcompress.data.rows import REFERENCE_COLUMNS
 from graphcompress.data.samples import Samples
-from graphcompress.data.sequences import Unroller, Written, sequence_samples
+from graphcompress.data.sequences import WRITTEN_TOKENS, Unroller, Written, sequence_samples
+from graphcompress.data.teacher_forced import forced_samples
 from graphcompress.data.texts import PROMPT_COLUMNS
 from graphcompress.errors import DataError
 from graphcompress.files.parts import Part
 from graphcompress.graph.model import Model
-
-WRITTEN_TOKENS = 32
-"""Where the data have no answers, the model writes so many tokens itself, the likeliest each time."""
 
 
 def samples_of_sequences(
@@ -29,10 +27,13 @@ def samples_of_sequences(
     model: Model,
     tokenizer: tokenizers.Tokenizer,
     max_length: int,
+    *,
+    at_once: bool = False,
 ) -> Samples:
     """A sample of all parts for each row: the prompt is encoded, the decoder reads the answer.
 
-    A model without an encoder reads the prompt and, where there is one, the answer after it.
+    A model without an encoder reads the prompt and, where there is one, the answer after it. With ``at_once``
+    the samples are for teacher forcing: nothing is run, and a row may lack its answer.
 
     Raises:
         DataError: no column of texts, a row that is no text, or an encoder that does not read token ids.
@@ -53,15 +54,21 @@ def samples_of_sequences(
     replies = None if answers is None else [each.ids for each in tokenizer.encode_batch(answers)]
     encoder = next((part for part in model.parts if part.role == "encoder"), None)
     if encoder is None:
-        joined = ids if replies is None else [a + b for a, b in zip(ids, replies, strict=True)]
-        written = [Written({}, np.array(row[:max_length])) for row in joined]
+        written = [
+            Written({}, np.array([*row, *reply][:max_length]), len(row) if reply else 1)
+            for row, reply in zip(ids, replies or [[]] * len(ids), strict=True)
+        ]
     else:
         sources = [_source(path, encoder, row) for row in ids]
+        if at_once and replies is None:
+            written = [Written(source, np.array([_start(model)])) for source in sources]
+            return dataclasses.replace(forced_samples(model, written), columns=columns)
         written = _answered(model, sources, replies, _start(model), max_length)
     short = next((number for number, each in enumerate(written, 1) if len(each.tokens) < 2), None)
     if short is not None:
         raise DataError(f"{path}: row {short} has fewer than two tokens, so nothing comes after the first")
-    return dataclasses.replace(sequence_samples(model, written), columns=columns)
+    made = forced_samples(model, written) if at_once else sequence_samples(model, written)
+    return dataclasses.replace(made, columns=columns)
 
 
 def _texts(path: Path, columns: Mapping[str, Sequence[Any]], names: Sequence[str]) -> list[str] | None:
@@ -101,7 +108,7 @@ def _answered(
         rows = [np.array([start, *reply][:max_length]) for reply in replies]
         return [Written(source, row) for source, row in zip(sources, rows, strict=True)]
     with Unroller(model) as unroller:
-        return [unroller.written(source, start, min(WRITTEN_TOKENS, max_length)) for source in sources]
+        return [unroller.written(source, [start], min(WRITTEN_TOKENS, max_length)) for source in sources]
 
 
 def _start(model: Model) -> int:

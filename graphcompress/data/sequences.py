@@ -15,13 +15,16 @@ import numpy as np
 
 from graphcompress.data.inputs import batch_axes, fixed_sizes, inputs_of
 from graphcompress.data.samples import Past, Sample, Samples
-from graphcompress.files.parts import Part, links
+from graphcompress.files.parts import Kind, Part, links
 from graphcompress.files.runtime import Feed
 from graphcompress.files.stored import IN_MEMORY_BYTES
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 
 Outputs = Mapping[str, np.ndarray]
+
+WRITTEN_TOKENS = 32
+"""Where the data have no answers, the model writes so many tokens itself, the likeliest each time."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,12 @@ class Written:
     Attributes:
         source: what the encoder reads, without the batch; empty where there is none.
         tokens: [length] token ids; the last of them is read by a step, those before it at once.
+        prompt: so many of them are given, those behind are the answer.
     """
 
     source: Sample
     tokens: np.ndarray
+    prompt: int = 1
 
 
 def sequence_samples(model: Model, written: Sequence[Written], *, synthetic: bool = False) -> Samples:
@@ -123,14 +128,14 @@ class Unroller:
             return
         yield _without_batch(whole | _prefixed(step, after))
 
-    def written(self, source: Sample, start: int, count: int) -> Written:
-        """``source`` and ``count`` tokens: ``start``, and what the decoder finds likeliest after it."""
+    def written(self, source: Sample, start: Sequence[int], count: int) -> Written:
+        """``source`` and ``count`` tokens at least: ``start``, and what the decoder finds likeliest after."""
         rest = {name: array[None] for name, array in source.items()}
         answers = {"encoder": self._runs["encoder"](rest)} if "encoder" in self.parts else {}
         step = self.parts.get("decoder_with_past")
-        tokens = [start]
-        while len(tokens) < count:
-            first = len(tokens) == 1 or step is None
+        tokens = [*start]
+        while len(tokens) < max(count, len(start) + 1):
+            first = len(tokens) == len(start) or step is None
             part = self.parts.get("decoder", step) if first else step
             if part is None:
                 break
@@ -139,20 +144,17 @@ class Unroller:
             # Keys of the encoder's states come out of the first pass alone, and stay.
             answers[part.role] = {**answers.get(part.role, {}), **answer}
             tokens.append(int(answer[part.output("logits") or ""][0, -1].argmax()))
-        return Written(source, np.array(tokens))
+        return Written(source, np.array(tokens), len(start))
 
     def _feed(
         self, part: Part, ids: np.ndarray, done: int, source: Feed, answers: Mapping[str, Outputs]
     ) -> dict[str, np.ndarray]:
         """What ``part`` reads at the tokens ``ids`` [1, length] after ``done`` others."""
-        total = done + ids.shape[1]
-        ranges = {"ids": ids, "positions": np.arange(done, total)[None], "mask": np.ones((1, total))}
+        ranges = ranges_of(ids, done)
         feed: dict[str, np.ndarray] = {}
         for value in part.inputs:
             if value.kind in ranges:
                 found = ranges[value.kind]
-            elif value.kind == "cache_positions":
-                found = np.arange(done, total)
             elif value.kind == "encoder_mask":
                 found = _mask(source)
             else:
@@ -174,6 +176,18 @@ class Unroller:
         value = self._read[part.role][name]
         sizes = [size if isinstance(size, int) else 0 for size in list(value.shape or ())[1:]]
         return np.zeros([1, *sizes], value.dtype.numpy() if value.dtype else np.float32)
+
+
+def ranges_of(ids: np.ndarray, done: int) -> dict[Kind, np.ndarray]:
+    """What a part reads at the tokens ``ids`` [1, length] after ``done`` others, by the kind of its input."""
+    total = done + ids.shape[1]
+    positions = np.arange(done, total)
+    return {
+        "ids": ids,
+        "positions": positions[None],
+        "mask": np.ones((1, total)),
+        "cache_positions": positions,
+    }
 
 
 def _mask(source: Feed) -> np.ndarray:

@@ -55,9 +55,10 @@ def teacher_forced(model: Model) -> Model:
     states = "" if encoder is None else encoder.prefix + (encoder.output("states") or "")
     outputs = [*([gives[states]] if states in gives else []), gives[writer.prefix + scores]]
     graph.sort()
-    reached = set(_behind(outputs))
+    reached = set(behind(outputs))
     inputs = [value for value in graph.inputs if value in reached]
     _refuse_other_weights(writer, graph, reached)
+    _in_one_batch(inputs)
     whole = ir.convenience.extract(graph, inputs, outputs)
     twin = Model(ir.Model(whole, ir_version=model.ir.ir_version))
     twin.kept = {name: dict(axes) for name, axes in model.kept.items()}
@@ -98,6 +99,15 @@ def _handed(
             yield writer.prefix + port.name, values[encoder.prefix + mask]
 
 
+def _in_one_batch(inputs: Sequence[ir.Value]) -> None:
+    """What is encoded and what is written are of one batch, though each part has its own name for it."""
+    first = inputs[0].shape
+    for value in inputs[1:]:
+        shape = value.shape
+        if first and shape and not isinstance(first[0], int) and not isinstance(shape[0], int):
+            value.shape = ir.Shape([first[0], *list(shape)[1:]])
+
+
 def _read_none(graph: ir.Graph, past: ir.Value, ids: ir.Value) -> None:
     """Let what reads ``past`` read past of no length, of as many sequences as ``ids`` has."""
     sizes = [size if isinstance(size, int) else 0 for size in list(past.shape or ())[1:]]
@@ -112,7 +122,7 @@ def _read_none(graph: ir.Graph, past: ir.Value, ids: ir.Value) -> None:
     ir.convenience.replace_all_uses_with(past, made.outputs[0])
 
 
-def _behind(values: Sequence[ir.Value]) -> Iterator[ir.Value]:
+def behind(values: Sequence[ir.Value]) -> Iterator[ir.Value]:
     """``values``, and all that they are computed from."""
     pending, seen = list(values), set[ir.Value]()
     while pending:
@@ -130,7 +140,9 @@ def _refuse_other_weights(writer: Part, graph: ir.Graph, reached: set[ir.Value])
     """The steps would go on with weights as they were, while the others are trained."""
     for value in graph.initializers.values():
         stored = value.const_value
-        if value in reached or stored is None or stored.size < 2 or not is_weight(value) or not value.uses():
+        # Zero points are no weights, and every rounding has its own.
+        uses = [use for use in value.uses() if use.idx < 2 or not use.node.op_type.endswith("uantizeLinear")]
+        if value in reached or stored is None or stored.size < 2 or not is_weight(value) or not uses:
             continue
         raise UnsupportedModelError(
             f"{writer.path.parent}: the weight {value.name!r} is read by steps with past alone, not by "

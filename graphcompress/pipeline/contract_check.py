@@ -9,6 +9,7 @@ import numpy as np
 
 from graphcompress.data.load import Samples
 from graphcompress.data.made_up import varied_samples
+from graphcompress.data.teacher_forced import unrolled
 from graphcompress.errors import ContractError
 from graphcompress.files.runtime import Feed
 from graphcompress.graph.model import Model
@@ -48,7 +49,8 @@ def check_samples(model: Model, ctx: Context) -> Samples:
     Where a pass trains, they are such as it does not train on.
     """
     if ctx.training is not None:
-        return bounded(ctx.training.divided()[1].spread(TRAINED_CHECK_SAMPLES), model)
+        kept = ctx.training.divided()[1].spread(TRAINED_CHECK_SAMPLES)
+        return bounded(unrolled(model, kept), model)
     if ctx.samples:
         return bounded(ctx.samples.first(CHECK_SAMPLES), model)
     return varied_samples(model, seed=ctx.seed)

@@ -163,7 +163,11 @@ def _flatten_bias(rw: Rewriter, node: ir.Node, index: int, width: int | ir.Symbo
         array = np.full(width, array.reshape(()), array.dtype)
     if array.size != width or (array.ndim and array.shape[-1] != width):
         return False
-    flat = rw.constant(array.reshape(-1), f"{bias.name}.flat", bias.dtype)
+    name = f"{bias.name}.flat"
+    known = rw.model.graph.initializers.get(name)
+    # What several linears add, such as those of the parts of a model that writes, stays one weight.
+    same = known is not None and np.array_equal(evaluate(known), array.reshape(-1))
+    flat = known if known is not None and same else rw.constant(array.reshape(-1), name, bias.dtype)
     flat.metadata_props[NAME_KEY] = bias.metadata_props.get(NAME_KEY) or bias.name or ""
     rw.set_input(node, index, flat)
     return True

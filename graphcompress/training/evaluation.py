@@ -14,9 +14,9 @@ from graphcompress.files.runtime import Feed
 from graphcompress.measure.metrics import Scoring
 from graphcompress.plugin.task import Metric
 from graphcompress.training.labels import Labels
-from graphcompress.training.losses import Counts, mask_of
 from graphcompress.training.prepare import Prepared, run
 from graphcompress.training.settings import Settings
+from graphcompress.training.tokens import Counts, masks_of
 
 BATCH = 16
 """Samples are evaluated in batches of this many."""
@@ -32,13 +32,11 @@ def terms_of(
 ) -> dict[str, torch.Tensor]:
     """Weighted loss terms of the samples at ``indices``, part of a batch whose counts are ``counts``."""
     feed = samples.batch(indices)
-    mask = mask_of(feed)
     with torch.autocast(given.device.type, torch.bfloat16, enabled=settings.bf16):
         with torch.no_grad():
             teacher = run(given.teacher, feed, given.device)
         student = run(given.forward, feed, given.device)
-    real = None if mask is None else mask.to(given.device)
-    terms = given.losses(student, teacher, real, counts)
+    terms = given.losses(student, teacher, masks_of(feed, given.device), counts)
     if labels is not None:
         terms["labels"] = settings.labels * labels.loss(student[labels.output], indices, counts)
     return terms

@@ -11,8 +11,10 @@ from torch.nn import functional
 
 from graphcompress.data.rows import LABEL_COLUMNS, SCORE_COLUMNS, UNLABELLED
 from graphcompress.data.samples import Sample, Samples
+from graphcompress.data.teacher_forced import NEXT, is_forced
 from graphcompress.errors import DataError
-from graphcompress.training.losses import Answer, Counts, length_of
+from graphcompress.training.losses import Answer
+from graphcompress.training.tokens import Counts, lengths_of
 
 CLASS, TOKEN_CLASSES, MULTIPLE, NUMBER = "class", "token classes", "several classes", "number"
 
@@ -79,6 +81,9 @@ def read_labels(
     if not answers or samples.per_row != 1:
         return None
     name = answers[0].name
+    if is_forced(samples):
+        after = next(name for name in samples.feeds[0] if name.endswith(NEXT))
+        return Labels(name, TOKEN_CLASSES, [feed[after] for feed in samples.feeds])
     shape = tuple(student[name].shape)
     if len(shape) == 1 or (len(shape) == 2 and shape[1] == 1):
         return _numbers(samples, name, like)
@@ -133,7 +138,7 @@ class _Where:
 
     def of_tokens(self, entry: object, feed: Sample, row: int) -> np.ndarray:
         """A class for every token of the sample."""
-        length = length_of(feed)
+        length = sum(lengths_of(feed).values())
         numbers = [_whole(item) for item in entry] if isinstance(entry, (list, tuple, np.ndarray)) else []
         if len(numbers) != length:
             raise self._refused(

@@ -21,10 +21,10 @@ from graphcompress.training.batches import Batches, parts
 from graphcompress.training.checkpoints import Checkpoints
 from graphcompress.training.evaluation import Evaluation, terms_of
 from graphcompress.training.group import ProcessGroup
-from graphcompress.training.losses import Counts
 from graphcompress.training.parameters import optimizer, set_rate, trained
 from graphcompress.training.prepare import Prepared
 from graphcompress.training.settings import Settings
+from graphcompress.training.tokens import Counts
 
 _LOG = logging.getLogger(__name__)
 SMOOTHING = 0.9

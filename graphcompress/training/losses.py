@@ -8,20 +8,18 @@ summed, and the sum is the gradient of the global batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
 
-import numpy as np
 import torch
 from torch.nn import functional
 
-from graphcompress.data.samples import Sample, padding_mask
 from graphcompress.training.settings import Settings
 from graphcompress.training.taps import Shared
+from graphcompress.training.tokens import ROWS, WHOLE, Counts, Masks, Unit
 
-ROWS, TOKENS, PAIRS = "rows", "tokens", "pairs"
 MSE, KL = "mse", "kl"
 
 Tensors = Mapping[str, torch.Tensor]
@@ -41,76 +39,71 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Samples, real tokens and pairs of real tokens in a global batch."""
+class Real:
+    """The real tokens that a value has an entry for, of one batch.
 
-    rows: int
-    tokens: int
-    pairs: int
+    Attributes:
+        parts: whose tokens lie on its second axis (of attention scores: on that of the queries), and whose on
+            that of the keys.
+        queries, keys: [batch, sequence], true at real tokens; without ``keys`` all of them are.
+    """
 
-    @classmethod
-    def of(cls, feeds: Sequence[Sample]) -> Counts:
-        """Counts of samples without their batch dimension."""
-        lengths = [length_of(feed) for feed in feeds]
-        return cls(len(feeds), sum(lengths), sum(length * length for length in lengths))
+    parts: tuple[str, str]
+    queries: torch.Tensor
+    keys: torch.Tensor | None
 
+    def unit_of(self, value: torch.Tensor) -> Unit:
+        """What a mean over ``value`` is a mean over."""
+        query, key = self.parts
+        if value.ndim < 2:
+            return ROWS
+        # Four axes, the last two of them tokens: scores of attention [batch, heads, queries, keys].
+        if value.ndim == 4 and self.keys is not None and value.shape[2:] == self._lengths:
+            return (query, key)
+        if value.ndim == 4 and query != key and value.shape[2] == self.queries.shape[1]:
+            return (query,)
+        return (query,) if value.shape[:2] == self.queries.shape else ROWS
 
-def length_of(feed: Sample) -> int:
-    """Real tokens of one sample."""
-    masks = [array for name, array in feed.items() if "mask" in name and array.ndim == 1]
-    if masks:
-        return int(np.count_nonzero(masks[0]))
-    return max((len(array) for array in feed.values() if array.ndim), default=1)
-
-
-def mask_of(feed: Mapping[str, np.ndarray]) -> torch.Tensor | None:
-    """[batch, sequence], true at real tokens, or None."""
-    mask = padding_mask(feed)
-    return None if mask is None else torch.from_numpy(mask)
-
-
-def unit_of(value: torch.Tensor, mask: torch.Tensor | None) -> str:
-    """What a mean over ``value`` is a mean over: samples, tokens, or pairs of tokens."""
-    if mask is None or value.ndim < 2:
-        return ROWS
-    # Four axes, the last two of them tokens: scores of attention [batch, heads, queries, keys].
-    if value.ndim == 4 and value.shape[2] == value.shape[3] == mask.shape[1]:
-        return PAIRS
-    return TOKENS if value.shape[:2] == mask.shape else ROWS
+    @property
+    def _lengths(self) -> tuple[int, ...]:
+        return tuple(mask.shape[1] for mask in (self.queries, self.keys) if mask is not None)
 
 
 def squared_error(
-    student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None
-) -> tuple[torch.Tensor, str]:
+    student: torch.Tensor, teacher: torch.Tensor, real: Real | None
+) -> tuple[torch.Tensor, Unit]:
     """Sum over real positions of the mean squared error at each, and the unit that it is a sum over."""
     # Squares overflow in half precision.
-    return _sum((student.float() - teacher.float()).square(), mask)
+    return _sum((student.float() - teacher.float()).square(), real)
 
 
-def power(teacher: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, str]:
+def power(teacher: torch.Tensor, real: Real | None) -> tuple[torch.Tensor, Unit]:
     """Sum over real positions of the mean square at each, and the unit that it is a sum over."""
-    return _sum(teacher.float().square(), mask)
+    return _sum(teacher.float().square(), real)
 
 
-def _sum(squares: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, str]:
-    unit = unit_of(squares, mask)
-    if unit == ROWS or mask is None:
+def _sum(squares: torch.Tensor, real: Real | None) -> tuple[torch.Tensor, Unit]:
+    unit = ROWS if real is None else real.unit_of(squares)
+    if real is None or unit == ROWS:
         return squares.flatten(1).mean(1).sum() if squares.ndim > 1 else squares.sum(), ROWS
-    if unit == PAIRS:
-        real = mask[:, :, None] & mask[:, None, :]
-        return squares.mean(1)[real].sum(), unit
-    at = squares[mask]
+    if len(unit) == 2 and real.keys is not None:
+        pairs = real.queries[:, :, None] & real.keys[:, None, :]
+        return squares.mean(1)[pairs].sum(), unit
+    if squares.shape[:2] != real.queries.shape:  # scores over keys that are all real
+        squares = squares.transpose(1, 2)
+    at = squares[real.queries]
     return (at.flatten(1).mean(1).sum() if at.ndim > 1 else at.sum()), unit
 
 
 def divergence(
-    student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None, temperature: float
-) -> tuple[torch.Tensor, str]:
+    student: torch.Tensor, teacher: torch.Tensor, real: Real | None, temperature: float
+) -> tuple[torch.Tensor, Unit]:
     """Sum of T² · KL(teacher ‖ student) of the softmax over the last axis at temperature T, and its unit.
 
     [batch, classes] is one distribution per sample, [batch, sequence, classes] one per token, and
     [batch, sequence] (a span's start) one over the tokens.
     """
+    mask = None if real is None else real.queries
     student, teacher = student.float() / temperature, teacher.float() / temperature
     if mask is not None and student.shape == mask.shape:
         # Not -inf: a difference of two infinities in the logarithms would be NaN.
@@ -119,9 +112,10 @@ def divergence(
     # Gradients of softened distributions shrink with the square of the temperature, which T² makes up for
     # (Hinton et al., arXiv:1503.02531).
     each = (p.exp() * (p - q)).sum(-1) * temperature**2
+    part = WHOLE if real is None else real.parts[0]
     if mask is not None and each.shape == mask.shape:
-        return each[mask].sum(), TOKENS
-    return each.sum(), ROWS if each.ndim == 1 else TOKENS
+        return each[mask].sum(), (part,)
+    return each.sum(), ROWS if each.ndim == 1 else (part,)
 
 
 class Losses:
@@ -136,9 +130,9 @@ class Losses:
         settings: Settings,
         places: Sequence[Shared],
         answers: Sequence[Answer],
-        by_token: Collection[str],
+        by_token: Mapping[str, tuple[str, str]],
     ) -> None:
-        """``by_token`` names the student's values that padding is a part of."""
+        """``by_token``: the student's values that padding is a part of → whose, see :class:`Real`."""
         self.settings = settings
         self.places = places
         self.answers = answers
@@ -160,16 +154,19 @@ class Losses:
             value = value.index_select(axis, index.to(value.device))
         return value
 
-    def measure(self, teacher: Sequence[tuple[Tensors, torch.Tensor | None]], counts: Counts) -> None:
+    def measure(self, teacher: Sequence[tuple[Tensors, Masks]], counts: Counts) -> None:
         """Measure the powers on some batches of the teacher's values; ``counts`` are of all of them."""
         for name, read in self._compared():
-            sums = [power(read(values), self._mask_for(name, mask)) for values, mask in teacher]
-            total = sum(float(value) for value, _ in sums) / getattr(counts, sums[0][1])
+            sums = [power(read(values), self._real(name, masks)) for values, masks in teacher]
+            total = sum(float(value) for value, _ in sums) / counts[sums[0][1]]
             # A value that is always zero must not be divided by.
             self.powers[name] = max(total, 1e-12)
 
-    def _mask_for(self, name: str, mask: torch.Tensor | None) -> torch.Tensor | None:
-        return mask if name in self._by_token else None
+    def _real(self, name: str, masks: Masks) -> Real | None:
+        query, key = self._by_token.get(name, (None, None))
+        if query is None or key is None or query not in masks:
+            return None
+        return Real((query, key), masks[query], masks.get(key))
 
     def _compared(self) -> Iterator[tuple[str, Callable[[Tensors], torch.Tensor]]]:
         for place in self.places:
@@ -181,32 +178,30 @@ class Losses:
         self,
         student: Tensors,
         teacher: Tensors,
-        mask: torch.Tensor | None,
+        masks: Masks,
         counts: Counts,
     ) -> dict[str, torch.Tensor]:
         """Weighted terms of one part of a global batch whose counts are ``counts``."""
         terms: dict[str, torch.Tensor] = {}
         if self.settings.outputs:
-            terms["outputs"] = self.settings.outputs * self._of_answers(student, teacher, mask, counts)
+            terms["outputs"] = self.settings.outputs * self._of_answers(student, teacher, masks, counts)
         for place in self.places:
             own, other = student[place.student], self.of_teacher(place, teacher)
-            value, unit = squared_error(own, other, self._mask_for(place.student, mask))
-            value = value * self._share[place.kind] / (self.powers[place.student] * getattr(counts, unit))
+            value, unit = squared_error(own, other, self._real(place.student, masks))
+            value = value * self._share[place.kind] / (self.powers[place.student] * counts[unit])
             terms[place.kind] = terms.get(place.kind, 0.0) + value
         return terms
 
-    def _of_answers(
-        self, student: Tensors, teacher: Tensors, mask: torch.Tensor | None, counts: Counts
-    ) -> torch.Tensor:
+    def _of_answers(self, student: Tensors, teacher: Tensors, masks: Masks, counts: Counts) -> torch.Tensor:
         total = torch.zeros(())
         for answer in self.answers:
             own, other = student[answer.name], teacher[answer.name]
-            real = self._mask_for(answer.name, mask)
+            real = self._real(answer.name, masks)
             if answer.loss == KL:
                 value, unit = divergence(own, other, real, self.settings.temperature)
-                value = value / getattr(counts, unit)
+                value = value / counts[unit]
             else:
                 value, unit = squared_error(own, other, real)
-                value = value / (self.powers[answer.name] * getattr(counts, unit))
+                value = value / (self.powers[answer.name] * counts[unit])
             total = total.to(value.device) + value
         return total / max(1, len(self.answers))

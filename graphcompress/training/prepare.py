@@ -11,24 +11,29 @@ import numpy as np
 import torch
 from torch import fx
 
-from graphcompress.data.rows import Rows
+from graphcompress.data.rows import REFERENCE_COLUMNS, Rows
 from graphcompress.data.samples import Samples
-from graphcompress.errors import UnsupportedModelError, UsageError
+from graphcompress.data.teacher_forced import forced, unanswered
+from graphcompress.errors import DataError, UnsupportedModelError, UsageError
+from graphcompress.files.joining import PREFIXES
 from graphcompress.files.runtime import Feed
 from graphcompress.fx import to_fx
 from graphcompress.graph.model import Model
+from graphcompress.graph.teacher_forced import behind, encoder_of, teacher_forced, writer_of
 from graphcompress.measure.tokens import token_values
 from graphcompress.plugin.context import Training
 from graphcompress.plugin.instrument import Attached, Instrument
 from graphcompress.plugin.registry import INSTRUMENTS
 from graphcompress.training.batches import Batches
 from graphcompress.training.labels import MULTIPLE, Labels, read_labels
-from graphcompress.training.losses import KL, MSE, Answer, Counts, Losses, mask_of
+from graphcompress.training.losses import KL, MSE, Answer, Losses
 from graphcompress.training.processes import local_rank
 from graphcompress.training.recomputed import checkpointed
 from graphcompress.training.settings import Settings
-from graphcompress.training.taps import EMBEDDING, HIDDEN, SCORES, Unshared, shared, taps
+from graphcompress.training.taps import EMBEDDING, HIDDEN, SCORES, Shared, Unshared, shared, taps
+from graphcompress.training.tokens import WHOLE, Counts, masks_of
 
+ENCODED = PREFIXES["encoder"]
 MEASURED_BATCHES = 4
 """The powers of the teacher's values are measured on so many batches: the mean of many tokens hardly changes
 with more."""
@@ -71,33 +76,33 @@ def prepare(model: Model, original: Model, training: Training, settings: Setting
         UsageError: the teacher has other outputs, or no loss has a weight.
         DataError: a label outside the classes, or samples that do not fit.
     """
-    teacher_model = training.teacher or original
+    whole, taught = teacher_forced(model), teacher_forced(training.teacher or original)
     wanted = {kind for kind, weight in settings.weights().items() if weight}
-    places, unshared = shared(model, teacher_model) if wanted else ([], [])
+    places, unshared = shared(whole, taught) if wanted else ([], [])
     places = [place for place in places if place.kind in wanted]
     compared = [place.student for place in places]
-    ends = _ends(model, settings.name) if settings.checkpointing else []
+    ends = _ends(whole, settings.name) if settings.checkpointing else []
     learns_scales = any(instrument.learns_scales for instrument in settings.instruments)
-    student = to_fx(model, learn_scales=learns_scales, taps=[*compared, *ends])
+    student = to_fx(whole, learn_scales=learns_scales, taps=[*compared, *ends])
     student.meta["model"] = model
     instruments = _attached(student, settings.instruments)
-    teacher = to_fx(teacher_model, taps=[place.teacher for place in places])
+    teacher = to_fx(taught, taps=[place.teacher for place in places])
     device = _device()
     # After the instruments, whose parameters go along.
     student.to(device)
     teacher.to(device).requires_grad_(False)
-    samples, held_out = training.divided()
+    samples, held_out = _given(model, training)
     _check_batch_varies(student, samples, device)
     feed = samples.batch(list(range(min(2, len(samples)))))
+    _refuse_other_inputs(teacher, feed)
     with torch.no_grad():
         own, other = run(student, feed, device), run(teacher, feed, device)
-    answers = _answers(model, own, other, settings)
+    answers = _answers(whole, own, other, settings)
     # Asked of two samples where there are as many: of one, any axis of size 1 would look like the batch.
     understood = [place for place in places if _is_batched(own[place.student], feed)]
     labels = read_labels(samples, own, answers) if settings.labels else None
     held_out_labels = read_labels(held_out, own, answers, labels) if settings.labels else None
-    by_token = token_values(model, [*(item.student for item in understood), *(item.name for item in answers)])
-    by_token |= {item.student for item in understood if item.kind == SCORES}
+    by_token = _by_token(model, whole, understood, answers)
     losses = Losses(settings, understood, _independent(answers, labels, settings), by_token)
     _measure(losses, teacher, samples, device)
     if not understood and not (answers and settings.outputs) and labels is None:
@@ -155,17 +160,70 @@ def check(model: Model, training: Training, settings: Settings) -> None:
     Raises:
         GraphCompressError: as :func:`prepare`.
     """
-    student = to_fx(model)
-    teacher = student if training.teacher is None else to_fx(training.teacher)
-    samples, held_out = training.divided()
+    whole = teacher_forced(model)
+    student = to_fx(whole)
+    teacher = student if training.teacher is None else to_fx(teacher_forced(training.teacher))
+    samples, held_out = _given(model, training)
     feed = samples.batch(list(range(min(2, len(samples)))))
+    _refuse_other_inputs(teacher, feed)
     with torch.no_grad():
         own, other = (run(module, feed, torch.device("cpu")) for module in (student, teacher))
-    answers = _answers(model, own, other, settings)
+    answers = _answers(whole, own, other, settings)
     if settings.labels:
         read_labels(held_out, own, answers, like=read_labels(samples, own, answers))
     if training.metric is not None:
         training.metric.check(Rows(held_out))
+
+
+def _given(model: Model, training: Training) -> tuple[Samples, Samples]:
+    """Samples to train on and to evaluate on, as the student reads them.
+
+    Raises:
+        DataError: texts without answers, for a model that learns to write them.
+    """
+    samples, held_out = (forced(model, samples) for samples in training.divided())
+    for given in (samples, held_out):
+        row = unanswered(given)
+        if row is not None:
+            raise DataError(
+                f"row {row} of {len(given):,} has no answer that could be learned; give data with a column "
+                f"{', '.join(REFERENCE_COLUMNS[:4])}, and prompts that leave room for it"
+            )
+    return samples, held_out
+
+
+def _refuse_other_inputs(teacher: fx.GraphModule, feed: Feed) -> None:
+    missing = sorted(set(teacher.meta["inputs"].values()) - set(feed))
+    if missing:
+        raise UsageError(
+            f"the teacher reads {', '.join(missing)}, which is not among what the student reads "
+            f"({', '.join(sorted(feed))}); give a teacher of the same inputs"
+        )
+
+
+def _by_token(
+    model: Model, whole: Model, places: Sequence[Shared], answers: Sequence[Answer]
+) -> dict[str, tuple[str, str]]:
+    """Values that padding is a part of → the parts whose tokens they have entries for, see :class:`Real`.
+
+    ``whole`` is ``model``, or its parts as one graph.
+    """
+    names = [*(place.student for place in places), *(answer.name for answer in answers)]
+    writer, encoder = writer_of(model.parts), encoder_of(model.parts)
+    if writer is None:
+        found = token_values(model, names) | {place.student for place in places if place.kind == SCORES}
+        return dict.fromkeys(found, (WHOLE, WHOLE))
+    if encoder is None:
+        return dict.fromkeys(names, (writer.prefix, writer.prefix))
+    encoded = set(behind(whole.graph.outputs[:1]))
+    values = {value.name: value for node in whole.graph for value in node.outputs}
+    parts = {}
+    for name in names:
+        part = encoder.prefix if values[name] in encoded else writer.prefix
+        shape = values[name].shape
+        crosses = shape is not None and len(shape) == 4 and shape[2] != shape[3]
+        parts[name] = (part, encoder.prefix if crosses else part)
+    return parts
 
 
 def run(
@@ -199,8 +257,8 @@ def _answers(
     found = []
     for value in model.graph.outputs:
         name = value.name or ""
-        # Integers (an argmax, a mask) have no gradient.
-        if not student[name].is_floating_point():
+        # Integers (an argmax, a mask) have no gradient; what an encoder gives is learned by its layers.
+        if not student[name].is_floating_point() or name.startswith(ENCODED):
             continue
         if name not in teacher:
             raise UsageError(
@@ -260,8 +318,5 @@ def _measure(losses: Losses, teacher: fx.GraphModule, samples: Samples, device: 
     batches = Batches(samples, 16, 0)
     chosen = [batches(step) for step in range(min(MEASURED_BATCHES, batches.per_epoch))]
     with torch.no_grad():
-        found = [
-            (run(teacher, feed, device), None if (mask := mask_of(feed)) is None else mask.to(device))
-            for feed in map(samples.batch, chosen)
-        ]
+        found = [(run(teacher, feed, device), masks_of(feed, device)) for feed in map(samples.batch, chosen)]
     losses.measure(found, Counts.of([samples.feeds[index] for batch in chosen for index in batch]))

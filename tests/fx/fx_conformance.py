@@ -119,6 +119,10 @@ write_back(module, model)
 model.save("trained.onnx")
 ```
 
+The parts of a model that writes (a folder with an encoder and decoders) are one module: it reads an answer at
+once and gives the scores of every next token, and what is trained is written to all parts ([Models that
+write](sequences.md)).
+
 The table counts the node tests that the ONNX project ships in its package (`onnx.backend.test`), one row per
 operator of the op table. *refused* is an UnsupportedModelError that names the node before anything runs:
 types that PyTorch does not compute with (float8, float4, uint64, strings), operators in training mode.

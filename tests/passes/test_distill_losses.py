@@ -11,8 +11,9 @@ from graphcompress.graph.model import Model  # noqa: E402
 from graphcompress.passes.distill import Distill  # noqa: E402
 from graphcompress.pipeline.pipeline import Pipeline  # noqa: E402
 from graphcompress.plugin.context import Context, Training  # noqa: E402
-from graphcompress.training.losses import Answer, Counts, Losses, divergence, mask_of  # noqa: E402
+from graphcompress.training.losses import Answer, Losses, Real, divergence  # noqa: E402
 from graphcompress.training.prepare import prepare, run  # noqa: E402
+from graphcompress.training.tokens import WHOLE, Counts, masks_of  # noqa: E402
 
 
 def test_padding_does_not_count_and_parts_add_up(tiny_bert: Model) -> None:
@@ -28,7 +29,7 @@ def test_padding_does_not_count_and_parts_add_up(tiny_bert: Model) -> None:
     def terms(indices: list[int]) -> dict[str, float]:
         feed = samples.batch(indices)
         student, teacher = (run(module, feed, given.device) for module in (given.student, given.teacher))
-        found = given.losses(student, teacher, mask_of(feed), counts)
+        found = given.losses(student, teacher, masks_of(feed), counts)
         return {name: float(value) for name, value in found.items()}
 
     with torch.no_grad():
@@ -40,24 +41,24 @@ def test_padding_does_not_count_and_parts_add_up(tiny_bert: Model) -> None:
 
 
 def test_a_squared_error_as_large_as_the_signal_is_one() -> None:
-    losses = Losses(Distill(hidden=0).settings(), [], [Answer("x", "mse")], by_token=())
+    losses = Losses(Distill(hidden=0).settings(), [], [Answer("x", "mse")], by_token={})
     teacher = {"x": torch.randn(4, 5)}
-    counts = Counts(4, 4, 4)
-    losses.measure([(teacher, None)], counts)
-    found = losses({"x": torch.zeros(4, 5)}, teacher, None, counts)
+    counts = Counts(4, {WHOLE: [1, 1, 1, 1]})
+    losses.measure([(teacher, {})], counts)
+    found = losses({"x": torch.zeros(4, 5)}, teacher, {}, counts)
     assert float(found["outputs"]) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(("loss", "error"), [("mse", 4.0), ("kl", 9.0)])
 def test_as_many_tokens_as_classes_are_still_classes(loss: str, error: float) -> None:
-    losses = Losses(Distill(hidden=0, temperature=1).settings(), [], [Answer("x", loss)], by_token=())
+    losses = Losses(Distill(hidden=0, temperature=1).settings(), [], [Answer("x", loss)], by_token={})
     teacher = {"x": torch.tensor([[0.0, 0, 0, 9], [0, 0, 9, 0]])}
     student = {"x": torch.tensor([[0.0, 0, 0, 9], [0, 0, 0, 9]])}
-    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]).bool()
-    counts = Counts(2, 6, 20)
-    losses.measure([(teacher, mask)], counts)
-    alone = losses(student, teacher, mask, counts)["outputs"]
-    assert float(alone) == pytest.approx(float(losses(student, teacher, None, counts)["outputs"]))
+    masks = {WHOLE: torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]).bool()}
+    counts = Counts(2, {WHOLE: [4, 2]})
+    losses.measure([(teacher, masks)], counts)
+    alone = losses(student, teacher, masks, counts)["outputs"]
+    assert float(alone) == pytest.approx(float(losses(student, teacher, {}, counts)["outputs"]))
     assert float(alone) > error / 10
 
 
@@ -72,4 +73,5 @@ def test_the_divergence_is_torchs() -> None:
 def test_a_span_is_a_distribution_over_real_tokens() -> None:
     teacher, mask = torch.randn(2, 5), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]).bool()
     student = torch.where(mask, teacher, torch.randn(2, 5) * 9)
-    assert float(divergence(student, teacher, mask, 1.0)[0]) == pytest.approx(0.0, abs=1e-6)
+    real = Real((WHOLE, WHOLE), mask, mask)
+    assert float(divergence(student, teacher, real, 1.0)[0]) == pytest.approx(0.0, abs=1e-6)

@@ -23,8 +23,9 @@ from graphcompress.pipeline.pipeline import Pipeline  # noqa: E402
 from graphcompress.plugin.context import Context, Training  # noqa: E402
 from graphcompress.training.evaluation import terms_of  # noqa: E402
 from graphcompress.training.labels import CLASS, MULTIPLE, NUMBER, TOKEN_CLASSES  # noqa: E402
-from graphcompress.training.losses import MSE, Counts  # noqa: E402
+from graphcompress.training.losses import MSE  # noqa: E402
 from graphcompress.training.prepare import prepare, run  # noqa: E402
+from graphcompress.training.tokens import WHOLE, Counts  # noqa: E402
 
 LENGTHS = (3, 6, 4, 5, 6, 2)
 
@@ -123,8 +124,8 @@ def test_one_logit_of_two_classes_is_driven_away_from_the_boundary() -> None:
     assert given.labels is not None
     assert given.labels.kind == MULTIPLE
     for answer, expected in ((-4.0, 0.018), (0.0, 0.693), (4.0, 4.018)):
-        loss = given.labels.loss(torch.full((1, 1), answer), [0], Counts(1, 1, 1))
-        flat = given.labels.loss(torch.full((1,), answer), [0], Counts(1, 1, 1))
+        loss = given.labels.loss(torch.full((1, 1), answer), [0], Counts(1, {WHOLE: [1]}))
+        flat = given.labels.loss(torch.full((1,), answer), [0], Counts(1, {WHOLE: [1]}))
         if given.labels.values[0] == 0:
             assert float(loss) == float(flat) == pytest.approx(expected, abs=1e-3)
 

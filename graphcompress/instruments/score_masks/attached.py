@@ -85,9 +85,10 @@ class AttachedMasks(Attached):
             weight.replace_all_uses_with(masked, delete_user_cb=lambda user, pair=pair: user is not pair)
             for linear in mask.site.linears if mask.site.makes else ():
                 path = None if linear.bias is None else self.paths.get(linear.bias.name or "")
-                if path is None:
+                node = made.get(linear.output.name)
+                # Steps with a cache share the weights, and are no part of what is trained.
+                if path is None or node is None:
                     continue
-                node = made[linear.output.name]
                 with graph.inserting_before(node):
                     bias = graph.call_function(operator.mul, (stored[path], units))
                 node.replace_input_with(stored[path], bias)
