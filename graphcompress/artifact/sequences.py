@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from graphcompress.errors import UnsupportedModelError, UsageError
 from graphcompress.files.joining import prefixes
 from graphcompress.files.part_files import part_place, save_parts
-from graphcompress.files.parts import Part, model_files, read_parts
+from graphcompress.files.parts import SHARED_KEY, Part, model_files, read_parts
 from graphcompress.files.reading.model_file import read_model
 from graphcompress.files.runtime import Feed, runner_of, session_of
 from graphcompress.files.temporary import Temporary
@@ -42,7 +43,9 @@ def lower_parts(target: Target, model: Model, folder: Path, ctx: Context) -> Low
     made: list[tuple[Part, Lowering]] = []
     with Temporary(folder) as scratch:
         places = {part.prefix: scratch / part.role for part in model.parts}
-        for part, one in model.separate():
+        separate = model.separate()
+        mark_shared([one for _, one in separate])
+        for part, one in separate:
             places[part.prefix].mkdir()
             own = {str(target): json.dumps(known[part.prefix])} if part.prefix in known else {}
             # Samples feed all parts together, by names with prefixes that a part alone does not have.
@@ -52,7 +55,10 @@ def lower_parts(target: Target, model: Model, folder: Path, ctx: Context) -> Low
         if side_by_side:
             files = {part: places[part.prefix] / target.model_file for part, _ in made}
             _write_in_one_opset(target, files.values(), ctx)
-            save_parts([(part, read_model(file)[0]) for part, file in files.items()], folder)
+            lowered = [(part, read_model(file)[0]) for part, file in files.items()]
+            for value in (value for _, one in lowered for value in one.graph.initializers.values()):
+                value.metadata_props.pop(SHARED_KEY, None)
+            save_parts(lowered, folder)
         else:
             for part, _ in made:
                 places[part.prefix].replace(folder / part.role)
@@ -60,6 +66,14 @@ def lower_parts(target: Target, model: Model, folder: Path, ctx: Context) -> Low
         (part, part_place(part).as_posix() if side_by_side else part.role, found) for part, found in made
     ]
     return _together(found)
+
+
+def mark_shared(parts: Sequence[Model]) -> None:
+    """Note on every weight that several of ``parts`` read that it is theirs together."""
+    count = Counter(value.name for one in parts for value in one.initializers())
+    for value in (value for one in parts for value in one.initializers()):
+        if count[value.name] > 1:
+            value.metadata_props[SHARED_KEY] = str(count[value.name])
 
 
 def _is_one_file(target: Target, folder: Path) -> bool:

@@ -23,8 +23,8 @@ SWITCH = "use_cache_branch"
 INLINE_LIMIT_BYTES = 1_500_000_000
 """A file of more bytes has its weights beside it: protobuf refuses messages above 2 GiB."""
 
-_LEAST_BYTES = 1024
-"""Smaller weights lie in every file that reads them: what describes a weight takes about as much."""
+_LEAST_BYTES = 256
+"""Smaller weights lie in every file that reads them: to say where one lies takes some 80 bytes in each."""
 
 _ALIGNED_BYTES, _PAGE_BYTES, _LARGE_BYTES = 64, 4096, 1 << 20
 """Weights begin at a multiple of 64 bytes, those above 1 MiB at a page, so that they can be mapped."""

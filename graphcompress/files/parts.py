@@ -234,6 +234,10 @@ def part_of(path: Path, reads: Sequence[Named], returns: Sequence[Named]) -> Par
     return replace(part, past=kept)
 
 
+SHARED_KEY = "graphcompress.shared"
+"""Metadata of a weight that several parts read, so that whoever copies it knows that it is stored once."""
+
+
 def is_cache(name: str) -> bool:
     """Whether an output, by its name in a file or in a joined graph, is keys or values for the next step."""
     return _PRESENT.match(name.rpartition("/")[2].lower()) is not None

@@ -18,6 +18,14 @@ _DELIMITED = 2
 """Kind of a field that begins with its length."""
 
 
+def _drop_types_of_weights(graph: onnx.GraphProto) -> None:
+    """Weights say their type and shape themselves; of a small model a second time is some percent of it."""
+    stored = {tensor.name for tensor in graph.initializer}
+    kept = [value for value in graph.value_info if value.name not in stored or value.metadata_props]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
+
+
 def write_model(model: ir.Model, path: Path) -> None:
     """Write ``model`` to ``path`` with its weights in the file, as :func:`onnx_ir.save` does.
 
@@ -33,6 +41,7 @@ def write_model(model: ir.Model, path: Path) -> None:
     finally:
         model.graph.initializers.clear()
         model.graph.initializers.update(kept)
+    _drop_types_of_weights(proto.graph)
     graph = proto.graph.SerializeToString()
     proto.ClearField("graph")
     weights = [(_head(name, tensor), tensor) for name, tensor in large.items() if tensor is not None]

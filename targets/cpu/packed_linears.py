@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.linears import Linear, linears
+from graphcompress.files.parts import SHARED_KEY
 from graphcompress.graph.expressions import evaluate, is_constant
 from graphcompress.graph.match import dtype_of, fixed_size, operand, producer, rank_of
 from graphcompress.graph.model import Model
@@ -122,9 +123,14 @@ def _packed_integers(place: Builder, site: SharedInput, first: ir.Node, bias: ir
 
 
 def _joined_weight(place: Builder, site: SharedInput) -> ir.Value:
-    """Weights [in, out] side by side: stored, or an expression where one of them is an expression."""
+    """Weights [in, out] side by side: stored, or an expression where one of them is an expression.
+
+    Weights that several parts share are put together when a session is made: a copy would be stored beside
+    them.
+    """
     weights = [weight for node in site.products if (weight := node.inputs[1]) is not None]
-    if all(weight.const_value is not None for weight in weights):
+    shared = any(SHARED_KEY in weight.metadata_props for weight in weights)
+    if not shared and all(weight.const_value is not None for weight in weights):
         return place.constant(np.concatenate([evaluate(weight) for weight in weights], axis=1), "weight")
     return place.op("Concat", *weights, name="weight", axis=1)
 

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from sequence_models import FFN, HEADS, WIDTH, text
 
@@ -124,3 +125,13 @@ def test_a_folder_with_one_file_that_writes_is_a_model_as_it_is_to_optimize(
     folder = sequence_folders["llama"]
     artifact = built(folder, tmp_path / "out", "simplify")
     assert verify(folder, artifact).difference.sqnr_db > 100.0
+
+
+def test_a_weight_that_two_decoders_share_is_stored_once(sequence_folders, tmp_path) -> None:
+    folder = built(sequence_folders["marian"], tmp_path / "out", "int8")
+    step = onnx.load(folder / "decoder_with_past_model.onnx", load_external_data=False).graph
+    own = [tensor for tensor in step.initializer if not tensor.external_data]
+    assert any(node.op_type == "Split" for node in step.node)  # projections are put side by side
+    # A first pass reads all weights of a step, too.
+    assert not [tensor.name for tensor in own if len(tensor.dims) > 1 and np.prod(tensor.dims) > WIDTH]
+    assert not [text for text in step.value_info if text.name in {tensor.name for tensor in own}]
