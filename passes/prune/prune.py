@@ -111,7 +111,7 @@ class Prune(Pass):
     speedup: float | None = option(
         None, "times as fast at ``shapes``, on this machine, to reach", minimum=1.0
     )
-    shapes: str = option("8x128", "batch x length at which the time counts; several with commas")
+    shapes: str = option("8x128", "batch x length at which time counts; several with commas, in quotes")
     profile: str | None = option(None, "file with the latencies of another machine, made there by tune")
     size: str | None = option(None, "bytes of the model to reach, as this pass leaves it: 25MB")
     keep: float | None = option(
