@@ -49,7 +49,9 @@ class Charts:
         self, title: str, series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str
     ) -> Markup:
         """Points at (x, y), each name in its own colour, with titles of the axes."""
-        return self._drawn("XY", title, [], series, stroke=False, dots_size=6, x_title=x, y_title=y)
+        xs, ys = zip(*(point for points in series.values() for point in points), strict=True)
+        options = {"xrange": _with_room(xs), "range": _with_room(ys), "x_title": x, "y_title": y}
+        return self._drawn("XY", title, [], series, stroke=False, dots_size=6, **options)
 
     def _drawn(
         self, kind: str, title: str, labels: Sequence[str], series: Mapping[str, Any], **options: object
@@ -86,7 +88,7 @@ class Charts:
             stroke_style={"width": 2.5},
             truncate_legend=40,
             x_label_rotation=35 if sum(map(len, labels)) > 50 and kind != "HorizontalBar" else 0,
-            show_minor_x_labels=kind == "HorizontalBar",
+            show_minor_x_labels=kind in ("HorizontalBar", "XY"),  # the values of an axis are minor ones
             value_formatter=lambda value: f"{value:,.4g}" if value is not None else "",
             **{"truncate_label": 18, **options},
         )
@@ -98,6 +100,13 @@ class Charts:
         for name, values in series.items():
             chart.add(name, list(values))
         return Markup(_plain(chart.render(is_unicode=True), title))
+
+
+def _with_room(values: Sequence[float]) -> tuple[float, float]:
+    """The range of an axis on which no point lies at the edge."""
+    low, high = min(values), max(values)
+    room = 0.15 * (high - low) or 0.1 * abs(high) or 1.0
+    return low - room, high + room
 
 
 def _pygal() -> Any:  # noqa: ANN401 - a module without types

@@ -331,7 +331,6 @@ def comparison_rows(
             row[f"ms at {shape}"] = f"{ms[number]:.2f}"
         if any(times):
             row["as fast"] = _fastness(times[number])
-            row["measured on"] = machine_text(times[number])
         row["metric"] = (
             f"{metric['after']['label']} {metric['after']['value']:.4f}" if metric["after"] else ""
         )

@@ -69,6 +69,7 @@ def comparison(names: Sequence[str], manifests: Sequence[Manifest], times: Seque
         title=" · ".join(names),
         charts=document.comparison_charts(charts, names, manifests, times),
         rows=document.comparison_rows(names, manifests, times),
+        machines=list(dict.fromkeys(filter(None, map(document.machine_text, times)))),
     )
 
 

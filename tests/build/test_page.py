@@ -239,7 +239,7 @@ def test_artifacts_stand_side_by_side(build: Build, tmp_path: Path) -> None:
         "agreement with the original by size",
         "SQNR by size",
     ]
-    assert text.count("<td>other</td>") == 1
+    assert text.count(">other</td>") == 1
     again = run("report", build.output, "-o", tmp_path / "compare.html")
     assert (again.returncode, "--overwrite" in again.stderr) == (2, True)
     assert run("report", tmp_path, "-o", tmp_path / "x.html").returncode == 2
@@ -282,7 +282,12 @@ def test_latency_is_an_axis_of_the_comparison(build: Build) -> None:
         "latency by size",
     ]
     assert "4.00 × (3.60 to 4.40) at 1×128" in page
-    assert "<td>10.00</td>" in page
+    assert "Some CPU, 2 cores" in page
+    axes = [re.findall(r'<g class="axis (x|y)', chart) for chart in page.split("<svg ")[1:]]
+    assert all({"x", "y"} <= set(axis) for axis in axes)
+    latencies = page.partition('aria-label="SQNR by latency"')[2].partition("</svg>")[0]
+    assert ">6<" in latencies, "values stand at the axis of latencies"
+    assert ">10.00</td>" in page
 
 
 def test_latencies_are_told_by_one_time_of_the_model_that_came_in(build: Build) -> None:
