@@ -49,7 +49,7 @@ MISTAKES: list[tuple[tuple[str, ...], int, str]] = [
     ((*MODEL, "--target", "int8"), 2, "int8 is a pass: --passes int8"),
     ((*MODEL, "--target", "tensort"), 2, "did you mean 'tensorrt'?"),
     # metrics
-    ((*MODEL, "--metric", "f1"), 2, "write --metric my_file.py:function"),
+    ((*MODEL, "--metric", "f1"), 2, "write --metric entity-f1, squad-f1 or my_file.py:function"),
     ((*MODEL, "--metric", "acc"), 2, "write --metric accuracy"),
     # options
     ((*MODEL, "--quantize"), 2, "write --passes int8"),
