@@ -42,18 +42,30 @@ def longest_sample(model: Model) -> int | None:
 def total_length(model: Model) -> ir.SymbolicDim | None:
     """The length of past and new tokens together, where the graph joins an input (past keys) with new ones.
 
-    None without such an input, or where inputs of different lengths are joined.
+    None without such an input, where inputs of different lengths are joined, or where the length is a number:
+    then the joined input is no past, such as a list of sizes that a caller may override.
     """
     found = {}
     for node in model.graph:
-        given = any(value and value.is_graph_input() for value in node.inputs)
-        if not given or not is_standard(node, "Concat"):
-            continue
-        parts = [_dim(value, node.attributes.get_int("axis", 0)) for value in node.inputs]
+        parts = [_dim(value, axis) for value, axis in _joined(node)]
         if len(parts) > 1 and None not in parts:  # exporters write the Concat of one list, too
             total = ir.SymbolicDim(" + ".join(f"({part})" for part in parts)).simplify()
             found[str(total)] = total
-    return next(iter(found.values())) if len(found) == 1 else None
+    lengths = [total for total in found.values() if total.free_symbols()]
+    return lengths[0] if len(lengths) == 1 else None
+
+
+def _joined(node: ir.Node) -> list[tuple[ir.Value | None, int]]:
+    """Values that ``node`` puts one behind another, each with the axis, where an input is among them."""
+    if is_standard(node, "Concat"):
+        axis = node.attributes.get_int("axis", 0)
+        parts = [(value, axis) for value in node.inputs]
+    elif is_standard(node, "Attention"):
+        past = operand(node, "past_key")
+        parts = [] if past is None else [(past, -2), (operand(node, "K"), -2)]
+    else:
+        return []
+    return parts if any(value and value.is_graph_input() for value, _ in parts) else []
 
 
 def lengths_of_one_mask(model: Model) -> list[str]:

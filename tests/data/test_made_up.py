@@ -7,7 +7,7 @@ import pytest
 from graphs_past import WITH_PAST
 from texts import model_of
 
-from graphcompress.data.lengths import largest_bound
+from graphcompress.data.lengths import largest_bound, total_length
 from graphcompress.data.made_up import SIZES, synthetic_samples, varied_samples
 from graphcompress.data.samples import Samples, padding_mask
 from graphcompress.graph.model import Model
@@ -79,6 +79,46 @@ def test_past_and_new_tokens_differ_and_add_up_in_a_batch() -> None:
     )
     assert [a + b for a, b in zip(past, new, strict=True)] == mask
     assert sum(a == b for a, b in zip(past, new, strict=True)) <= 1
+
+
+OVERRIDABLE_SIZES = """
+g (int64[batch, sequence] ids, int64[batch, keys] attention_mask, int64[2] front)
+  => (float[batch, 1, sequence, keys] y)
+<int64[2] front = {1, 1}, float[11, 4] table, int64[1] two = {2}, int64[2] axes = {1, 2}> {
+  x = Gather (table, ids)
+  t = Transpose <perm = [0, 2, 1]> (x)
+  scores = MatMul (x, t)
+  s = Unsqueeze (scores, two)
+  last = Constant <value = int64[2] {1, 1}> ()
+  shape = Concat <axis = 0> (front, last)
+  wide = Unsqueeze (attention_mask, axes)
+  mask = Cast <to = 1> (wide)
+  m = Expand (mask, shape)
+  p = Transpose <perm = [0, 2, 1, 3]> (s)
+  y = Add (p, m)
+}
+"""
+
+
+def test_a_list_of_sizes_that_a_caller_may_override_is_no_past() -> None:
+    model, samples = made(OVERRIDABLE_SIZES)
+    assert total_length(model) is None
+    assert sizes(samples, "ids") == sizes(samples, "attention_mask") == list(SIZES)
+
+
+def test_the_operator_attention_joins_past_and_new_keys() -> None:
+    model = model_of(
+        """
+        g (float[batch, 2, new, 8] x, float[batch, 2, past, 8] k, float[batch, 2, past, 8] v)
+          => (float[batch, 2, new, 8] y, float[batch, 2, all, 8] keys, float[batch, 2, all, 8] values)
+        {
+          t = Tanh (x)
+          y, keys, values = Attention (x, t, t, , k, v)
+        }
+        """,
+        opset=23,
+    )
+    assert str(total_length(model)) == "new + past"
 
 
 BOUNDED = """
