@@ -19,7 +19,11 @@ def instances(cls: type[Pass] | type[Target]) -> st.SearchStrategy[Any]:
     """Instances of a pass or target with any options that it accepts."""
     hints = typing.get_type_hints(cls)
     values = {f.name: option_values(f, hints[f.name]) for f in dataclasses.fields(cls)}
-    return st.fixed_dictionaries(values).map(lambda options: _made(cls, options)).filter(bool)
+    # All options at once mostly contradict each other where there are many.
+    few = st.sets(st.sampled_from(sorted(values)), max_size=3) if values else st.just(set())
+    chosen = few.flatmap(lambda names: st.fixed_dictionaries({name: values[name] for name in sorted(names)}))
+    options = st.one_of(chosen, st.fixed_dictionaries(values))
+    return options.map(lambda options: _made(cls, options)).filter(bool)
 
 
 def _made(cls: type[Pass] | type[Target], options: dict[str, Any]) -> Pass | Target | None:

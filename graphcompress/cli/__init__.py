@@ -161,6 +161,11 @@ def _terminate(number: int, frame: object) -> NoReturn:
 
 def _fail(sentence: str, code: int) -> NoReturn:
     _say(sentence)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # Python flushes once more at its end: where that fails it leaves with 120, whatever the code was.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
