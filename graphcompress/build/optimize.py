@@ -179,15 +179,9 @@ class _Opened:
 
 def _open(request: Request) -> _Opened:
     """Read model, teacher and samples, and refuse what no pass or target can handle."""
-    given = request.model
-    if isinstance(given, Model):
-        model = given if request.inplace else given.clone()
-    else:
-        model = open_model(given or "", task=request.task)
-    teacher = _teacher(request)
-    recipe = request.recipe
-    metric = request.scored_by
-    hashes = input_hashes(recipe, model, teacher, [*request.targets, *filter(None, [metric])])
+    model, teacher, metric = _model(request), _teacher(request), request.scored_by
+    read_by: list[Target | Metric] = [*request.targets, *filter(None, [metric])]
+    recipe = {**request.recipe, "sha256": input_hashes(request.recipe, model, teacher, read_by)}
     refuse_unsupported(model, request.pipeline.passes)
     for target in request.targets:
         target.check_model(model)
@@ -196,28 +190,50 @@ def _open(request: Request) -> _Opened:
     written = metric is not None and metrics.is_written(metric)
     if metric is not None and written:
         metrics.pair_for(metric, model)  # refuses a model that does not write, before anything is read
-    passed = None if written else metric
-    samples = _samples(request.data, request, model, passed)
-    evaluated = None if written else _samples(request.eval_data, request, model, passed)
-    learnt = _samples(request.train, request, model, passed, at_once=True)
-    if any(found is not None and not len(found) for found in (samples, evaluated, learnt)):
-        raise DataError("the samples that were given are none; give at least one, or leave them out")
-    training = None
-    if learnt is not None:
-        learnt, evaluated = Training(learnt, held_out=evaluated or samples if passed else None).divided()
-        training = Training(learnt, teacher, evaluated, passed, _checkpoints(request))
-        samples = samples or unrolled(model, learnt.spread(CALIBRATION_ROWS))
-    capabilities = common_capabilities(request.targets)
+    samples, evaluated, training = _rows(request, model, teacher, written=written)
     generator = source_generator(request, model) if written else None
     scored = prompts(request, generator) if generator else evaluated or samples
     scoring = Scoring(metric, scored, request.progress) if metric and scored else None
+    capabilities = common_capabilities(request.targets)
     ctx = Context(samples, capabilities, request.seed, request.progress, training, pinned=request.pinned)
+    ctx = ctx if written or scoring is None else _scored(ctx, scoring, request)
+    return _Opened(model, recipe, ctx, scoring, generator)
+
+
+def _model(request: Request) -> Model:
+    given = request.model
+    if not isinstance(given, Model):
+        return open_model(given or "", task=request.task)
+    return given if request.inplace else given.clone()
+
+
+def _rows(
+    request: Request, model: Model, teacher: Model | None, *, written: bool
+) -> tuple[Samples | None, Samples | None, Training | None]:
+    """Samples to calibrate with, those to evaluate on where they are others, and what passes learn from.
+
+    A metric of ``written`` texts is evaluated on prompts, which are read elsewhere.
+    """
+    metric = None if written else request.scored_by
+    samples = _samples(request.data, request, model, metric)
+    evaluated = None if written else _samples(request.eval_data, request, model, metric)
+    learnt = _samples(request.train, request, model, metric, at_once=True)
+    if any(found is not None and not len(found) for found in (samples, evaluated, learnt)):
+        raise DataError("the samples that were given are none; give at least one, or leave them out")
+    if learnt is None:
+        return samples, evaluated, None
+    learnt, evaluated = Training(learnt, held_out=evaluated or samples if metric else None).divided()
+    training = Training(learnt, teacher, evaluated, metric, _checkpoints(request))
+    return samples or unrolled(model, learnt.spread(CALIBRATION_ROWS)), evaluated, training
+
+
+def _scored(ctx: Context, scoring: Scoring, request: Request) -> Context:
+    """``ctx``, whose passes may ask what a plan costs in the metric."""
+    ctx = replace(ctx, drop=lambda run: scoring.judged(run, "evaluate a plan")[1].value)
     allowed = request.allowed_drop
-    if scoring is not None and not written:
-        ctx = replace(ctx, drop=lambda run: scoring.judged(run, "evaluate a plan")[1].value)
-    if scoring is not None and allowed is not None and not written:
-        ctx = replace(ctx, spent=lambda run: allowed.spent(scoring.judged(run, "evaluate a plan")[1]))
-    return _Opened(model, {**recipe, "sha256": hashes}, ctx, scoring, generator)
+    if allowed is None:
+        return ctx
+    return replace(ctx, spent=lambda run: allowed.spent(scoring.judged(run, "evaluate a plan")[1]))
 
 
 def _teacher(request: Request) -> Model | None:
@@ -249,10 +265,7 @@ def _samples(
 
 def _run(request: Request, opened: _Opened, baseline: Baseline) -> Build:
     """Run the passes; nothing is lowered yet."""
-    timer = None
-    if request.timed and baseline.file is not None and rank() == 0:
-        samples = timing_samples(opened.model, baseline.samples)
-        timer = StepTimer(baseline.file, samples, progress=request.progress)
+    timer = _step_timer(request, opened, baseline)
 
     def on_record(record: PassRecord) -> None:
         if timer is not None:
@@ -269,11 +282,21 @@ def _run(request: Request, opened: _Opened, baseline: Baseline) -> Build:
         # A pass leaves a graph to run; what a model writes is scored on the files of an artifact.
         scoring=None if opened.generator else opened.scoring,
     )
+    return _unlowered(request, opened, baseline, tuple(records), timer.times if timer else StepTimes())
+
+
+def _unlowered(
+    request: Request,
+    opened: _Opened,
+    baseline: Baseline,
+    records: tuple[PassRecord, ...],
+    steps: StepTimes,
+) -> Build:
     return Build(
         output=request.folder,
         recipe=opened.recipe,
         before=baseline.size,
-        records=tuple(records),
+        records=records,
         lowered=(),
         reference_invariance=baseline.invariance,
         score=baseline.score,
@@ -282,8 +305,16 @@ def _run(request: Request, opened: _Opened, baseline: Baseline) -> Build:
         depth=baseline.depth.errors(opened.model),
         samples=baseline.samples,
         model=opened.model,
-        measured=Measured(steps=timer.times if timer else StepTimes()),
+        measured=Measured(steps=steps),
     )
+
+
+def _step_timer(request: Request, opened: _Opened, baseline: Baseline) -> StepTimer | None:
+    """What times the model after every pass; None where nothing is, or another process does."""
+    if not request.timed or baseline.file is None or rank() != 0:
+        return None
+    samples = timing_samples(opened.model, baseline.samples)
+    return StepTimer(baseline.file, samples, progress=request.progress)
 
 
 def _lower(request: Request, opened: _Opened, baseline: Baseline, stage: Path) -> tuple[Artifact, ...]:
