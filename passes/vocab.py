@@ -48,6 +48,11 @@ class Vocab(Pass):
     contract: ClassVar[Contract] = Lossy(min_sqnr_db=10)
     keep: str = option("data", "data: the tokens of --data; or a file with a token on each line")
 
+    @property
+    def files_read(self) -> tuple[str, ...]:
+        """The list of tokens."""
+        return () if self.keep == "data" else (self.keep,)
+
     def check_given(self, *, calibrated: bool) -> None:
         """Refuse to choose tokens without text.
 
@@ -77,8 +82,9 @@ class Vocab(Pass):
         """Whether ``item`` looks up ids that are given, in a table that nothing else reads."""
         source = _input_behind(item.indices)
         if source is None or not (source.name or "").endswith("input_ids"):
-            return False
-        if item.weight.const_value is None:
+            read = "computed indices" if source is None else source.name
+            rw.skip(item, f"it is looked up by {read}, and tokens come in by input_ids")
+        elif item.weight.const_value is None:
             rw.skip(item, "the table is an expression")
         elif any(use.node.op_type != "Gather" for use in item.weight.uses()):
             rw.skip(item, "a head is tied to it, which has a row for every token that it may write")

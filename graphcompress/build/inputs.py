@@ -10,15 +10,14 @@ from typing import Any
 from graphcompress.data.tokenizer_files import TOKENIZER_FILES
 from graphcompress.files.reading.hashes import sha256
 from graphcompress.graph.model import Model
-from graphcompress.plugin.base import Target
-from graphcompress.plugin.task import Metric
+from graphcompress.plugin.base import Named
 
 
 def input_hashes(
     recipe: Mapping[str, Any],
     model: Model,
     teacher: Model | None = None,
-    readers: Iterable[Target | Metric] = (),
+    readers: Iterable[Named] = (),
 ) -> dict[str, str]:
     """Hashes of every file that the build or one of ``readers`` reads, by the path as it was given."""
     paths = [Path(path) for path in (recipe["data"], recipe["eval_data"], recipe["train"]) if path]

@@ -180,7 +180,7 @@ class _Opened:
 def _open(request: Request) -> _Opened:
     """Read model, teacher and samples, and refuse what no pass or target can handle."""
     model, teacher, metric = _model(request), _teacher(request), request.scored_by
-    read_by: list[Target | Metric] = [*request.targets, *filter(None, [metric])]
+    read_by = [*request.pipeline.passes, *request.targets, *filter(None, [metric])]
     recipe = {**request.recipe, "sha256": input_hashes(request.recipe, model, teacher, read_by)}
     refuse_unsupported(model, request.pipeline.passes)
     for target in request.targets:

@@ -52,6 +52,11 @@ class Named(metaclass=_Renaming):
     def __str__(self) -> str:
         return format_call(self.name, self)
 
+    @property
+    def files_read(self) -> tuple[str, ...]:
+        """Paths of files that the options name and that decide what is made: a recipe holds their hashes."""
+        return ()
+
     def refuse_idle(self, names: str, why: str) -> None:
         """Refuse the options of ``names`` that are not at their defaults, where they would change nothing.
 
@@ -192,11 +197,6 @@ class Target(Named, abc.ABC):
         twin = copy.copy(self)
         object.__setattr__(twin, "_file", file)
         return twin
-
-    @property
-    def files_read(self) -> tuple[str, ...]:
-        """Paths of files that the options name and that decide what is made: a recipe holds their hashes."""
-        return ()
 
     @property
     def tuned_at(self) -> Sequence[tuple[int, int]]:

@@ -137,11 +137,6 @@ class Metric(Named, abc.ABC):
             "needs": " and ".join(needs) or "nothing but the rows",
         }
 
-    @property
-    def files_read(self) -> tuple[str, ...]:
-        """Paths of files that decide what it finds; a recipe records their hashes."""
-        return ()
-
     def check(self, rows: Rows) -> None:
         """Fail before any work when ``rows`` cannot be scored.
 

@@ -174,6 +174,11 @@ class Prune(Pass):
         if not all(self.shapes.split(",")):
             raise UsageError(f"{self}: shapes holds nothing; give batch x length, such as 1x128,8x128")
 
+    @property
+    def files_read(self) -> tuple[str, ...]:
+        """The profile."""
+        return () if self.profile is None else (self.profile,)
+
     def check_given(self, *, calibrated: bool) -> None:
         """Refuse what needs samples where there are none.
 

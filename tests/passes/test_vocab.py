@@ -15,6 +15,7 @@ from graphcompress.analysis.linears import embeddings
 from graphcompress.build.optimize import optimize
 from graphcompress.data.samples import Samples
 from graphcompress.errors import DataError, UsageError
+from graphcompress.files.reading.hashes import sha256
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.passes.vocab import Vocab
@@ -102,3 +103,16 @@ def test_the_tokenizer_of_the_artifact_has_the_kept_tokens(with_tokenizer: Path,
 
 def test_its_text_makes_it_again() -> None:
     assert Pipeline.parse("vocab{keep=tokens.txt}").passes == (Vocab(keep="tokens.txt"),)
+
+
+def test_a_recipe_knows_the_list_of_tokens_and_other_tables_are_told(
+    with_tokenizer: Path, tmp_path: Path
+) -> None:
+    tokens = tmp_path / "tokens.txt"
+    tokens.write_text("word1\nword2\n", encoding="utf-8")
+    build = optimize(
+        with_tokenizer, passes=[Vocab(keep=str(tokens))], output=tmp_path / "out", allow=["vocab"]
+    )
+    assert build.recipe["sha256"][tokens.as_posix()] == sha256(tokens)
+    reasons = {item.name: item.reason for item in build.records[-1].skipped}
+    assert "token_type_ids" in reasons["embeddings.token_type_embeddings.weight"]
