@@ -81,7 +81,10 @@ def _slice(node: ir.Node, data: ir.Value) -> Demand | None:
     ((axis, (start, stop, step)),) = ranges.items()
     if step < 1:
         return None
-    if (stop is None and start == -1) or (stop is not None and stop == start + 1 != 0):
+    size = fixed_size(data, axis)
+    # Of an axis that may be shorter a Slice takes what there is; to look up a position beyond it is an error.
+    is_there = start in (0, -1) if size is None else -size <= start < size
+    if is_there and ((stop is None and start == -1) or (stop is not None and stop == start + 1 != 0)):
         return Demand(Fixed((start,)), axis)
     # What is left of an axis without its ends is most of it.
     bounded = stop is not None and 0 <= start < stop

@@ -119,6 +119,14 @@ def test_positions_that_are_read_are_computed_alone(tail: str, left: int) -> Non
     assert saved(model, *feeds()) == others * ROWWISE + attention + classifier
 
 
+def test_a_slice_behind_the_end_of_a_short_text_stays_empty() -> None:
+    model = layer("t = Slice(last, ones, two, ones)\n y = MatMul(t, head)", "float[b, t, 3] y")
+    result, _ = simplified(model, *feeds(), tolerance=CLOSE)
+    assert macs(result, length=LENGTH) < macs(model, length=LENGTH)
+    with Runner(result) as run:
+        assert run(feeds()[1])["y"].shape == (1, 0, 3)
+
+
 def test_a_slice_of_positions_is_computed_alone() -> None:
     model = layer("t = Slice(last, first, two, ones)\n y = MatMul(t, head)", "float[b, t, 3] y")
     result, record = simplified(model, *feeds(), tolerance=CLOSE)
