@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -25,6 +25,10 @@ from graphcompress.rewrite.rewriter import Rewriter
 
 HELD_OUT = 10
 """Every so many-th row is looked at as text that the others were not chosen on."""
+
+RUN, REPEATED = 4, 0.5
+"""Where more than this share of the runs of so many tokens occur elsewhere, rows are parts of each other (as the
+phrases of SST-2 are), and a row that is held out says little about other text."""
 
 _SAME = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
 
@@ -132,10 +136,28 @@ class Vocab(Pass):
         seen |= vocabulary.closed(seen) if vocabulary is not None else set()
         other = np.concatenate(rows[::HELD_OUT])
         lost = np.mean(~np.isin(other, sorted(seen)))
+        repeated = _repeated(rows[::HELD_OUT], [row for n, row in enumerate(rows) if n % HELD_OUT])
+        expected = (
+            "so much is to be expected of other text like this"
+            if repeated <= REPEATED
+            else f"but {repeated:.0%} of their runs of {RUN} tokens occur in the other rows as well, so that "
+            "other text loses more"
+        )
         rw.note(
             f"of every {HELD_OUT}th row {lost:.2%} of {other.size:,} tokens are dropped when the other rows "
-            "choose: so much is to be expected of other text like this"
+            f"choose: {expected}"
         )
+
+
+def _repeated(rows: Iterable[np.ndarray], others: Iterable[np.ndarray]) -> float:
+    """The share of the runs of tokens in ``rows`` that ``others`` contain too: 0 to 1."""
+    known = {run for row in others for run in _runs(row)}
+    runs = [run for row in rows for run in _runs(row)]
+    return sum(run in known for run in runs) / max(len(runs), 1)
+
+
+def _runs(row: np.ndarray) -> Iterator[bytes]:
+    return (row[start : start + RUN].tobytes() for start in range(len(row) - RUN + 1))
 
 
 def _given(ctx: Context) -> list[Samples]:

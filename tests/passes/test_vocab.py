@@ -116,3 +116,22 @@ def test_a_recipe_knows_the_list_of_tokens_and_other_tables_are_told(
     assert build.recipe["sha256"][tokens.as_posix()] == sha256(tokens)
     reasons = {item.name: item.reason for item in build.records[-1].skipped}
     assert "token_type_ids" in reasons["embeddings.token_type_embeddings.weight"]
+
+
+def test_a_share_that_other_rows_give_away_is_said_to_be_too_low(with_tokenizer: Path) -> None:
+    """Rows that are parts of each other hold few surprises for each other."""
+    rng = np.random.default_rng(0)
+    sentence = rng.integers(0, 90, 400)
+    apart, parts = random_samples(40), random_samples(40)
+    for sample in parts.feeds:
+        length = sample["input_ids"].shape[-1]
+        start = int(rng.integers(0, 20))
+        sample["input_ids"][:] = sentence[start : start + length]
+
+    def notes(samples: Samples) -> str:
+        model = Model.load(with_tokenizer)
+        (record,) = Pipeline([Vocab()]).run(model, Context(samples=samples), require_coverage=0.0)[-1:]
+        return " ".join(record.notes)
+
+    assert "is to be expected of other text like this" in notes(apart)
+    assert "so that other text loses more" in notes(parts)
