@@ -27,8 +27,8 @@ HELD_OUT = 10
 """Every so many-th row is looked at as text that the others were not chosen on."""
 
 RUN, REPEATED = 4, 0.5
-"""Where more than this share of the runs of so many tokens occur elsewhere, rows are parts of each other (as the
-phrases of SST-2 are), and a row that is held out says little about other text."""
+"""Where more than this share of the runs of so many tokens occur elsewhere, rows are parts of each other (as
+the phrases of SST-2 are), and a row that is held out says little about other text."""
 
 _SAME = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
 
