@@ -38,6 +38,8 @@ PRESETS = {
     "hybrid-filled": {"attention": "32x32", "ffn": "dims"},
 }
 """What the settings of arXiv:2109.04838 score."""
+BY_PRESET = "preset"
+"""What is scored follows from the preset."""
 FILLED = "hybrid-filled"
 FILL = 0.5
 """Steps that the preset trains after the filling, as a multiple of those before."""
@@ -71,8 +73,8 @@ class BlockPrune(Pass):
     trains: ClassVar[bool] = True
 
     preset: str = option("hybrid", "what is scored, and what follows", choices=tuple(PRESETS))
-    attention: str | None = option(None, "scores in attentions, as in score-masks; none: by the preset")
-    ffn: str | None = option(None, "scores in FFNs, as in score-masks; none: by the preset")
+    attention: str = option(BY_PRESET, "scores in attentions, as in score-masks; none: left alone")
+    ffn: str = option(BY_PRESET, "scores in FFNs, as in score-masks; none: left alone")
     density: float | None = option(None, "to reach; of nothing else given 0.5", minimum=0.001, maximum=1.0)
     speedup: float | None = option(None, "times as fast at ``shape``, on this machine, to reach", minimum=1.0)
     shape: str = option("8x128", "batch x length at which the speed counts")
@@ -125,8 +127,8 @@ class BlockPrune(Pass):
         given = PRESETS[self.preset]
         names = ("penalty", "ffn_penalty", "selection", "threshold", "flat", "cooldown", "score_lr", "ema")
         return ScoreMasks(
-            attention=self.attention or given["attention"],
-            ffn=self.ffn or given["ffn"],
+            attention=given["attention"] if self.attention == BY_PRESET else self.attention,
+            ffn=given["ffn"] if self.ffn == BY_PRESET else self.ffn,
             density=None if self.penalty is not None else density,
             compact=self.size is not None or self.speedup is not None or self.fills > 0,
             attention_weight=attention_weight,

@@ -221,12 +221,26 @@ def scored(one: str, two: str, seen: Callable[[Seen], float], holds: Callable[[f
 
 def lost_of_queries(seen: Seen) -> float:
     """Entries of the weights of queries that are zero, or gone."""
+    return _lost(seen, "query.weight")
+
+
+def lost_of_ffns(seen: Seen) -> float:
+    """Entries of the first weights of FFNs that are zero, or gone."""
+    return _lost(seen, "intermediate.dense.weight")
+
+
+def _lost(seen: Seen, part: str) -> int:
     return sum(
         int(np.count_nonzero(array)) * sign
         for arrays, sign in ((seen.before, 1), (seen.after, -1))
         for name, array in arrays.items()
-        if "query.weight" in name
+        if part in name
     )
+
+
+def one_alone(one: float, two: float) -> bool:
+    """The first setting takes a lot of what is looked at, the second nothing."""
+    return one > 100 and two == 0
 
 
 def left(seen: Seen) -> float:
@@ -346,13 +360,13 @@ SHOWN = {
     "int8.max_error": Shown(STATIC, ("max_error=0.001", "max_error=1"), touched, less),
     "distill.epochs": learned("distill{{lr=0.003 batch=8 {}}}", "epochs=1", "epochs=2", steps, times(2)),
     "distill.steps": learned("distill{{lr=0.003 batch=8 {}}}", "steps=1", "steps=3", steps, times(3)),
-    "blockprune.attention": scored("attention=8x8", "attention=rows", zeros_at, other),
-    "blockprune.ffn": scored("ffn=8x8", "ffn=dims", zeros_at, other),
+    "blockprune.attention": scored("attention=8x8", "attention=none", lost_of_queries, one_alone),
+    "blockprune.ffn": scored("attention=8x8 ffn=8x8", "attention=8x8 ffn=none", lost_of_ffns, one_alone),
     "blockprune.only": scored(
         "attention=8x8 only=*query*",
         "attention=8x8 only=*key*",
         lost_of_queries,
-        lambda a, b: a > 100 and b == 0,
+        one_alone,
     ),
     "blockprune.density": scored("density=0.8", "density=0.3", left, more),
     "blockprune.selection": scored("selection=topk", "selection=magnitude", zeros_at, other),

@@ -74,7 +74,8 @@ class ScoreMasks(Instrument):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.grains  # noqa: B018 (refuses what is no grain)
+        if all(grain.name == NONE for grain in self.grains.values()):
+            raise UsageError(f"{self}: nothing is scored, so that nothing can go; let one kind have scores")
         if (self.density is None) == (self.penalty is None):
             raise UsageError(f"{self}: give density or penalty, and none for the other")
         if not self.compact:

@@ -278,6 +278,7 @@ def test_nothing_is_done_without_samples_to_train_on(tiny_bert: Model) -> None:
         ({"steps": 5, "epochs": 2.0}, "steps say how long"),
         ({"hidden": 0.0, "apart": False}, "leaves the hidden states out"),
         ({"outputs": 0.0, "temperature": 3.0}, "leaves the outputs out"),
+        ({"attention": "none", "ffn": "none"}, "nothing is scored"),
         ({"ffn": "16"}, "32x32 or joint-32x32"),
     ],
 )
