@@ -116,7 +116,7 @@ def _related(model: Model, own: OwnAxes) -> Relations:
     for node in model.graph:
         apply(relations, node)
     # Which atoms a size is made of is known only once all operators have been read.
-    block_measured(relations, model.graph)
+    block_measured(relations, model)
     linked = _tie_parts(relations, model)
     for value in model.graph.inputs:
         if value not in linked:

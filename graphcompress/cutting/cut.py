@@ -10,10 +10,11 @@ import onnx_ir as ir
 
 from graphcompress.analysis.uses import repeated_axes
 from graphcompress.coupling.couplings import Group
+from graphcompress.coupling.extents import target_elements
 from graphcompress.coupling.relations.rules import Axes, Relations
 from graphcompress.cutting.remaining import Remaining
 from graphcompress.files.declared import Dim
-from graphcompress.graph.match import slice_ranges
+from graphcompress.graph.match import fixed_size, slice_ranges
 from graphcompress.graph.model import Model
 from graphcompress.graph.sizes import ONE, reshape_target
 from graphcompress.rewrite.rewriter import Rewriter
@@ -85,7 +86,14 @@ class _Cut:
     def _touches(self, node: ir.Node) -> bool:
         operands = (self.relations.operand(node, index) for index in range(len(node.inputs)))
         results = (self.relations.output(node, index) for index in range(len(node.outputs)))
-        return any(self.remaining.changes(axes) for axes in (*operands, *results))
+        # A number that the graph computes from a size that is cut is another one now.
+        sizes = (part for value in node.inputs for part in self._sizes_in(value))
+        return any(self.remaining.changes(axes) for axes in (*operands, *results, sizes))
+
+    def _sizes_in(self, value: ir.Value | None) -> frozenset[int]:
+        """Atoms from whose sizes the graph computes the integers in ``value``."""
+        measured = self.relations.measured
+        return frozenset[int]().union(*measured[value]) if value in measured else frozenset[int]()
 
     # ---- edits of nodes
 
@@ -172,7 +180,8 @@ class _Cut:
         # An Expand is asked for another size at its source: to gather from its result would need it in full
         # first.
         if producer is not None and producer.op_type == "Expand" and repeated_axes(producer):
-            measured = [atom for axis in own for atom in self._measured(producer.inputs[1], axis)]
+            elements = target_elements(self.relations, producer.inputs[1], len(axes))
+            measured = [atom for axis in own for atom in elements[axis]]
             if self.remaining.changes([*own.values(), *measured]):
                 self.rw.set_input(node, index, self._expanded(producer, axes))
             return
@@ -223,8 +232,12 @@ class _Cut:
     def _patch(self, node: ir.Node, axes: Axes, after: Sequence[Dim]) -> None:
         """Put fixed sizes into a target that is computed at run time, and scale such as 12·batch."""
         target = node.inputs[1]
-        factors = [self._factor(target, axis, atom) for axis, atom in enumerate(axes)]
+        elements = target_elements(self.relations, target, len(axes))
+        factors = [self._factor(atom, parts) for atom, parts in zip(axes, elements, strict=True)]
         sizes: list[int | None] = [dim if isinstance(dim, int) else None for dim in after]
+        # The target of an Expand may be shorter than the result, and speaks of its last axes.
+        length = fixed_size(target, 0) or len(sizes)
+        factors, sizes = factors[-length:], sizes[-length:]
         # What the graph computes of an axis that is cut may be a quotient that is none any more; a Reshape
         # finds one such size by itself.
         if node.op_type == "Reshape" and factors.count(None) == 1:
@@ -255,8 +268,8 @@ class _Cut:
         given = b.op("Greater", target, b.constant([0], "zero"), name="given")
         return b.op("Where", given, product, target, name="scaled")
 
-    def _factor(self, target: ir.Value | None, axis: int, atom: int | None) -> tuple[int, int] | None:
-        """The number in a variable size as the graph computes it after the cut, and as it is wanted.
+    def _factor(self, atom: int | None, parts: frozenset[int]) -> tuple[int, int] | None:
+        """The number in a variable size as the graph computes it from ``parts`` after the cut, and as wanted.
 
         None where the graph computes it in another way than as a product from axes that are cut.
         """
@@ -264,17 +277,11 @@ class _Cut:
         if atom is None or atoms.size(atom).fixed:
             return 1, 1
         wanted = self.remaining.size(atom).number
-        parts = self._measured(target, axis)
         # The graph computes this size from axes that are cut themselves, so part of the change arrives
         # without help.
         if math.prod((atoms.size(part) for part in parts), start=ONE) == atoms.size(atom):
             return math.prod((self.remaining.size(part) for part in parts), start=ONE).number, wanted
         return None if self.remaining.changes(parts) else (atoms.size(atom).number, wanted)
-
-    def _measured(self, target: ir.Value | None, axis: int) -> list[int]:
-        """Atoms from whose sizes the graph computes an element of a target."""
-        elements = [] if target is None else self.relations.measured.get(target, [])
-        return sorted(elements[axis]) if axis < len(elements) else []
 
     def _numbers(self, numbers: Sequence[int], node: ir.Node) -> ir.Value:
         return self.rw.at(node).constant(numbers, "sizes")

@@ -192,6 +192,61 @@ def test_a_batch_found_by_dividing_by_the_heads_does_not_fix_them(tmp_path):
     assert_cut_equals_zeroed(model, tmp_path, [group for group in couplings(model) if group.kind == HEAD])
 
 
+MEASURES_ITS_NODES = """
+g (float[batch, sequence, 16] x, int64 chosen) => (float[batch, sequence, 16] y, int64[1] seen)
+<float[16, 24] up, float[24, 16] down, float[96] table, float[1] fill = {1}, int64[1] rest = {-1},
+ int64[1] at0 = {0}, int64[1] at1 = {1}, int64[1] at2 = {2}, int64[1] all = {96}> {
+  h = MatMul (x, up)
+  shape = Shape (h)
+  nodes = Gather <axis = 0> (shape, at2)
+  BODY
+  active = Relu (h)
+  raw = MatMul (active, down)
+  y = Add (raw, sum)
+  seen = Identity (at0)
+}"""
+SUM = "sum = ReduceSum <keepdims = 0> (part)"
+COMPUTES_WITH_ITS_NODES = {
+    "a slice": f"part = Slice (table, at0, nodes, at0) {SUM}",
+    "a new tensor": f"part = ConstantOfShape <value = float[1] {{1}}> (nodes) {SUM}",
+    "a split": f"""left = Sub (all, nodes) sizes = Concat <axis = 0> (nodes, left)
+        part, other = Split <axis = 0> (table, sizes) {SUM}""",
+    "a square": f"""squares = Mul (shape, shape) square = Gather <axis = 0> (squares, at2)
+        part = ConstantOfShape <value = float[1] {{1}}> (square) {SUM}""",
+    "a count of elements": "count = Size (h) sum = Cast <to = 1> (count)",
+    "a size of the caller's choice": f"""size = Gather <axis = 0> (shape, chosen) one = Unsqueeze (size, at0)
+        part = Expand (fill, one) {SUM}""",
+    "two sizes to be found": f"""size = Gather <axis = 0> (shape, chosen) one = Unsqueeze (size, at0)
+        sizes = Concat <axis = 0> (one, rest) part = Reshape (x, sizes) {SUM}""",
+    "a branch": """yes = Constant <value = bool {1}> ()
+        sum = If (yes) <then_branch = a () => (p) {p = Cast <to = 1> (nodes)}, else_branch = b () => (q)
+        {q = Identity (fill)}>""",
+    "an expansion": f"part = Expand (fill, nodes) {SUM}",
+    "an expansion of the last axis": f"part = Expand (h, nodes) {SUM}",
+    "rows": f"""sizes = Concat <axis = 0> (rest, nodes) rows = Reshape (table, sizes)
+        part = ReduceMax <keepdims = 0> (rows, at1) {SUM}""",
+}
+FOLLOWED = ("an expansion", "an expansion of the last axis", "rows")
+
+
+@pytest.mark.parametrize("body", COMPUTES_WITH_ITS_NODES)
+def test_a_number_of_nodes_that_the_graph_computes_with_stays_what_it_was(body, tmp_path):
+    model = texts.model_of(MEASURES_ITS_NODES.replace("BODY", COMPUTES_WITH_ITS_NODES[body]))
+    groups = couplings(model)
+    assert [group.size for group in groups] == ([24] if body in FOLLOWED else [])
+    keeps = some_of(groups)
+    zero, narrow = zeroed(model, keeps), narrowed(model, keeps)
+    feed = {"x": np.random.default_rng(1).standard_normal((2, 3, 16)).astype(np.float32)}
+    feed["chosen"] = np.array(2 if body != "two sizes to be found" else 0)
+    expected, found = (outputs(item, feed, tmp_path) for item in (zero, narrow))
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE * float(np.ptp(expected)), rtol=0)
+
+
+def test_a_number_of_nodes_that_is_shown_stays_what_it_was():
+    text = MEASURES_ITS_NODES.replace("BODY", "sum = Identity (fill)").replace("(at0)\n}", "(nodes)\n}")
+    assert couplings(texts.model_of(text)) == []
+
+
 BATCH_AND_HEADS_IN_ONE = """
 g (float[batch, sequence, 32] x) => (float[batch, sequence, 32] y)
 <float[32, 96] w, float[32, 32] out, int64[4] apart = {0, 0, 4, 8}, int64[1] rest = {-1},
