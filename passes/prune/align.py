@@ -12,8 +12,8 @@ from graphcompress.analysis.experts import Experts
 from graphcompress.coupling.couplings import Group, WeightSlice
 from graphcompress.coupling.relations.operators import ELEMENTWISE
 from graphcompress.graph.match import axis_of, fixed_shape, is_standard, shape_of, slice_ranges
+from graphcompress.numerics.importance import rows_of, unit_norms
 from graphcompress.passes.prune.blocks import Block
-from graphcompress.passes.prune.importance import rows_of, unit_norms
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.base import same_shape
 

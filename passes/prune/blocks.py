@@ -20,9 +20,9 @@ from graphcompress.data.load import Samples
 from graphcompress.graph.expressions import evaluate, leaves
 from graphcompress.graph.model import Model
 from graphcompress.measure.calibrate import observe
+from graphcompress.numerics.importance import rows_of, unit_norms
+from graphcompress.numerics.least_squares import GatheredRows, JointMoments
 from graphcompress.numerics.moments import finite_rows
-from graphcompress.passes.prune.importance import rows_of, unit_norms
-from graphcompress.passes.prune.least_squares import GatheredRows, JointMoments
 from graphcompress.plugin.context import Progress
 from graphcompress.rewrite.rewriter import Rewriter
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from graphcompress.cutting.cut import cut
+from graphcompress.numerics.least_squares import LinearMap
 from graphcompress.passes.prune.blocks import Block, bias_of
-from graphcompress.passes.prune.least_squares import LinearMap
 from graphcompress.passes.prune.refit import write_fit
 from graphcompress.passes.prune.removal import Removal
 from graphcompress.rewrite.bias import write_bias

@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-import onnx_ir as ir
-
-from graphcompress.analysis.attentions import attentions
-from graphcompress.analysis.parameters import weighted
-from graphcompress.coupling.atoms.store import BLOCKED
-from graphcompress.coupling.couplings import FFN, HEAD, Group, couplings, relate
-from graphcompress.coupling.layers import Layer, layers
-from graphcompress.data.load import Samples
-from graphcompress.data.made_up import varied_samples
+from graphcompress.coupling.couplings import FFN, HEAD, Group, couplings
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
-from graphcompress.graph.runner import Runner
 from graphcompress.latency.table import check_shapes
 from graphcompress.measure.cache import MeasurementCache, Measurements
-from graphcompress.measure.calibrate import real_tokens
-from graphcompress.measure.memory import MOST, for_statistics
 from graphcompress.measure.profile import read_profile
-from graphcompress.numerics.metrics import cosine
 from graphcompress.passes.prune.align import align
 from graphcompress.passes.prune.blocks import Block, blocks_of
 from graphcompress.passes.prune.carve import carve
 from graphcompress.passes.prune.goal_planner import GoalPlanner
 from graphcompress.passes.prune.goals import BYTES, PARAMETERS, Reached, faster, keeping, smaller
-from graphcompress.passes.prune.planner import OUTLOOK, Goal, Planner
+from graphcompress.passes.prune.planner import Goal, Planner
 from graphcompress.passes.prune.removal import KINDS, Removal
+from graphcompress.passes.prune.told import (
+    BY_MAGNITUDE,
+    DEAD_ALONE,
+    name_fixed_heads,
+    name_removals,
+    name_the_rest,
+    name_what_stays,
+    outlook,
+)
+from graphcompress.passes.prune.whole_layers import remove_layers
 from graphcompress.plugin.base import Pass
 from graphcompress.plugin.context import Context
 from graphcompress.plugin.contract import Contract, Lossy
@@ -43,9 +39,6 @@ from graphcompress.plugin.sizes import parse_size
 from graphcompress.rewrite.rewriter import Rewriter
 
 _RATIOS = ("ffn", "heads", "layers")
-
-NO_UNITS = "no heads or FFN nodes that can be cut begin or end in it"
-"""Reason of a weight that belongs to no group of units."""
 
 
 @dataclass(frozen=True)
@@ -211,24 +204,28 @@ class Prune(Pass):
                 self._reach(rw)
                 return rw.record
             if self.layers:
-                _remove_layers(rw, self.layers, self.only)
+                remove_layers(rw, self.layers, self.only)
             groups = couplings(model)
             blocks = [block for block in blocks_of(rw, groups, self.only) if self._wants(rw, block)]
-            self._name_fixed_heads(rw, groups)
+            if self.heads or not self.asks:
+                name_fixed_heads(rw, groups, self.only)
             planner = Planner(model, ctx, self._goal(ctx))
             aligned = {block: align(rw, block) for block in blocks if block.of_experts}
             removals = planner.removals(blocks)
             for removal in removals:
                 if not len(removal.removed) and removal.block in aligned:
                     aligned[removal.block].undo()
-            self._tell(rw, removals)
+            name_what_stays(rw, removals, refit=self.refit)
+            if rw.ctx.samples is None:
+                rw.note(BY_MAGNITUDE if self.asks else DEAD_ALONE)
+            elif not self.asks:
+                rw.note(outlook(removals, self.max_error))
             if scarcity := planner.scarcity(removals):
                 rw.note(scarcity)
             if shortfall := planner.shortfall(removals):
                 rw.note(shortfall)
             chosen = [removal for removal in removals if len(removal.removed)]
-            self._name_the_rest(rw, chosen, groups)
-            _carry_out(rw, chosen)
+            self._carry_out(rw, chosen, groups)
         return rw.record
 
     @property
@@ -271,8 +268,7 @@ class Prune(Pass):
         for removal in reached.removals:
             if not len(removal.removed):
                 rw.skip(removal.block.name, "other blocks cost less")
-        self._name_the_rest(rw, chosen, groups)
-        _carry_out(rw, chosen)
+        self._carry_out(rw, chosen, groups)
         for note in reached.notes:
             rw.note(note)
 
@@ -328,54 +324,10 @@ class Prune(Pass):
             return False
         return True
 
-    # ---- what the user is told
-
-    def _name_fixed_heads(self, rw: Rewriter, groups: Sequence[Group]) -> None:
-        if self.asks and not self.heads:
-            return
-        relations = groups[0].relations if groups else relate(rw.model)
-        for attention in attentions(rw.model):
-            leaves = relations.head_leaves(attention)
-            linear = next(iter(attention.producers), None)
-            name = attention.output.name or "" if linear is None else linear.name
-            fixed = leaves and all(relations.is_blocked(leaf) for leaf in leaves)
-            if fixed and fnmatch.fnmatchcase(name, self.only):
-                reason = relations.atoms.marks(leaves[0])[BLOCKED]
-                rw.skip(name, f"the axis of its heads is fixed: {reason}")
-
-    def _tell(self, rw: Rewriter, removals: Sequence[Removal]) -> None:
-        for removal in removals:
-            if not len(removal.removed):
-                rw.skip(removal.block.name, removal.reason, **removal.figures)
-        fixed = [removal for removal in removals if len(removal.removed) and not removal.block.can_refit]
-        if fixed and self.refit and rw.ctx.samples:
-            rw.note(
-                f"{len(fixed)} blocks are cut without a refit: the weight that reads them is an expression"
-            )
-        if rw.ctx.samples is None:
-            rw.note(self._without_samples())
-        elif not self.asks:
-            rw.note(_stronger(removals, self.max_error))
-
-    def _name_the_rest(self, rw: Rewriter, chosen: Sequence[Removal], groups: Sequence[Group]) -> None:
-        """Skip every weight that is not cut and of which nothing was said, with the reason of its group."""
-        cut_ones = {linear.name for removal in chosen for linear in removal.block.linears}
-        said = {item.name: item.reason for item in rw.skipped}
-        reasons = dict(said)
-        for group in groups:
-            reason = said.get(group.name) or self._why_unasked(group)
-            for linear in (*group.producers, *group.consumers) if reason else ():
-                reasons.setdefault(linear.name, reason)
-        for item in weighted(rw.model):
-            if item.name in cut_ones or item.name in said:
-                continue
-            chosen_by_name = fnmatch.fnmatchcase(item.name, self.only)
-            reason = (
-                reasons.get(item.name, NO_UNITS)
-                if chosen_by_name
-                else f"its name does not match only={self.only}"
-            )
-            rw.skip(item, reason)
+    def _carry_out(self, rw: Rewriter, chosen: Sequence[Removal], groups: Sequence[Group]) -> None:
+        name_the_rest(rw, chosen, groups, self.only, self._why_unasked)
+        name_removals(rw, chosen)
+        carve(rw, chosen)
 
     def _why_unasked(self, group: Group) -> str:
         if not self.asks or group.kind not in KINDS:
@@ -383,106 +335,7 @@ class Prune(Pass):
         ratio = self.heads if group.kind == HEAD else self.ffn
         return "" if ratio else f"no {KINDS[group.kind]} are asked for"
 
-    def _without_samples(self) -> str:
-        if not self.asks:
-            return (
-                "without samples only dead units go; with --data as many go as max_error allows, and a ratio "
-                "(ffn=0.25 heads=0.25) removes that share"
-            )
-        return (
-            "without samples units go by magnitude and nothing is refitted; with --data the same costs less"
-        )
-
-
-# ---- whole layers
-
-
-def _remove_layers(rw: Rewriter, count: int, only: str) -> None:
-    """Let the residual stream pass by the layers that change it least, of those with a weight in ``only``."""
-    every = layers(rw.model)
-    found = [layer for layer in every if any(fnmatch.fnmatchcase(each.name, only) for each in layer.linears)]
-    allowed = min(count, len(found), len(every) - 1)
-    if allowed < count:
-        matching = f", of which {len(found)} match only={only}," if len(found) < len(every) else ""
-        rw.skip("layers", f"{count} layers are to go, the model has {len(every)}{matching} and one must stay")
-    if allowed < 1:
-        return
-    samples = rw.ctx.samples or varied_samples(rw.model, seed=rw.ctx.seed)
-    changes = layer_changes(rw.model, found, samples)
-    stands_for: dict[ir.Value, ir.Value] = {}
-    chosen = sorted(np.argsort(changes, kind="stable")[:allowed].tolist())
-    for layer in (found[index] for index in chosen):
-        for linear in layer.linears:
-            rw.touch(linear, f"removed with layer {layer.name}")
-        entry = stands_for.get(layer.entry, layer.entry)
-        if layer.exit.is_graph_output() or entry.is_graph_output():
-            entry = rw.at(None, layer.name).op("Identity", entry, name="passed")
-        rw.replace(layer.exit, entry)
-        stands_for[layer.exit] = entry
-    rw.clean()
-    figures = ", ".join(f"{layer.name} {change:.3f}" for layer, change in zip(found, changes, strict=True))
-    origin = "on the samples" if rw.ctx.samples else "on made-up inputs (give --data to choose by yours)"
-    rw.note(f"change of the residual stream by each layer {origin}, 1 - cosine: {figures}")
-
-
-def layer_changes(model: Model, found: Sequence[Layer], samples: Samples) -> list[float]:
-    """1 - mean cosine between what enters and what leaves each layer."""
-    ends = list(dict.fromkeys(value for layer in found for value in (layer.entry, layer.exit)))
-    sums, tokens = np.zeros(len(found)), 0
-    with Runner(model, ends) as runner:
-        for feed in for_statistics(samples, model).batches(MOST, by_length=True):
-            values = {
-                end: real_tokens(array, feed) for end, array in zip(ends, runner(feed).values(), strict=True)
-            }
-            angles = [cosine(values[layer.entry], values[layer.exit]).ravel() for layer in found]
-            sums += [float(angle.sum()) for angle in angles]
-            tokens += len(angles[0])
-    return [1.0 - float(total) / max(tokens, 1) for total in sums]
-
-
-# ---- units
-
 
 def _is_cut(model: Model, block: Block) -> bool:
     axis = 1 if block.reader.transposed or block.of_experts else 0
     return axis in model.kept.get(block.reader.weight.name or "", {})
-
-
-def _carry_out(rw: Rewriter, removals: Sequence[Removal]) -> None:
-    for removal in removals:
-        _record(rw, removal)
-    carve(rw, removals)
-
-
-def _record(rw: Rewriter, removal: Removal) -> None:
-    detail = f"{len(removal.removed):,} of {removal.block.size:,} {KINDS[removal.block.group.kind]} removed"
-    detail += "" if removal.keep.any() else ": what they gave on average is left"
-    detail += " from each expert" if removal.block.of_experts else ""
-    figures = {} if removal.error is None else {"error": removal.error}
-    for linear in removal.block.linears:
-        rw.touch(linear, detail, **figures)
-
-
-def _stronger(removals: Sequence[Removal], max_error: float) -> str:
-    """What was done without a ratio, and what ratios would cost."""
-    parts = []
-    for kind, noun in KINDS.items():
-        option_name = "ffn" if kind == FFN else "heads"
-        mine = [each for each in removals if each.block.group.kind == kind and each.block.plain]
-        if not mine:
-            continue
-        gone, total = (
-            sum(len(removal.removed) for removal in mine),
-            sum(removal.block.size for removal in mine),
-        )
-        part = f"{gone:,} of {total:,} {noun} go within max_error={max_error:g}"
-        for ratio in OUTLOOK:
-            figure = f"error_at_{ratio}"
-            errors = [each.figures[figure] for each in mine if figure in each.figures]
-            if len(errors) < len(mine):
-                continue
-            part += (
-                f"; {option_name}={ratio:g} would leave block errors of {min(errors):.2f}-{max(errors):.2f}"
-            )
-        parts.append(part)
-    return "; ".join(parts) or "nothing to prune"

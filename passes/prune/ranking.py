@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from graphcompress.numerics.importance import contribution, eliminate, rarely_active
 from graphcompress.passes.prune.blocks import Block, Evidence, bias_of
-from graphcompress.passes.prune.importance import contribution, eliminate, rarely_active
 from graphcompress.passes.prune.removal import Ranking
 
 RIDGE = 0.3

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graphcompress.analysis.linears import Linear
-from graphcompress.passes.prune.least_squares import LinearMap
+from graphcompress.numerics.least_squares import LinearMap
 from graphcompress.rewrite.bias import write_bias
 from graphcompress.rewrite.rewriter import Rewriter
 

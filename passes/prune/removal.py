@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from graphcompress.coupling.couplings import FFN, HEAD
+from graphcompress.numerics.least_squares import LinearMap
 from graphcompress.passes.prune.blocks import Block
-from graphcompress.passes.prune.least_squares import LinearMap
 
 KINDS = {FFN: "FFN nodes", HEAD: "heads"}
 

@@ -17,15 +17,15 @@ from graphcompress.files.runtime import Feed
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.measure.calibrate import real_tokens
-from graphcompress.numerics.moments import finite_rows
-from graphcompress.passes.prune.blocks import Block
-from graphcompress.passes.prune.least_squares import (
+from graphcompress.numerics.least_squares import (
     GatheredRows,
     JointMoments,
     LinearMap,
     best_ridge,
     ridge,
 )
+from graphcompress.numerics.moments import finite_rows
+from graphcompress.passes.prune.blocks import Block
 from graphcompress.passes.prune.trial_model import TrialModel, whole
 from graphcompress.plugin.context import Progress
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from graphcompress.passes.prune.blocks import Block, Evidence, bias_of
-from graphcompress.passes.prune.least_squares import (
+from graphcompress.numerics.least_squares import (
     JointMoments,
     LinearMap,
     best_ridge,
     mean_squared_error,
     ridge,
 )
+from graphcompress.passes.prune.blocks import Block, Evidence, bias_of
 from graphcompress.passes.prune.ranking import RIDGE, TINY
 from graphcompress.passes.prune.removal import Removal
 

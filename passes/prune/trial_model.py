@@ -15,8 +15,8 @@ from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.measure.calibrate import equal_batches
 from graphcompress.measure.memory import for_statistics
+from graphcompress.numerics.least_squares import LinearMap
 from graphcompress.passes.prune.blocks import Block, bias_of
-from graphcompress.passes.prune.least_squares import LinearMap
 from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 

@@ -20,8 +20,9 @@ from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.passes.kron.kron import Kron
-from graphcompress.passes.prune.prune import NO_UNITS, Prune
+from graphcompress.passes.prune.prune import Prune
 from graphcompress.passes.prune.removal import removable
+from graphcompress.passes.prune.told import NO_UNITS
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.context import Context
 

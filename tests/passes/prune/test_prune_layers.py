@@ -8,7 +8,7 @@ from pruned_models import bert, distance, edit, outputs, pruned, sizes, stored
 
 from graphcompress.analysis.linears import linears
 from graphcompress.coupling.layers import layers
-from graphcompress.passes.prune.prune import layer_changes
+from graphcompress.passes.prune.whole_layers import layer_changes
 
 
 def test_the_layer_that_changes_least_goes(tmp_path):

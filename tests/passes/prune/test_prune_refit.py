@@ -10,9 +10,9 @@ from graphcompress.analysis.linears import linears
 from graphcompress.coupling.couplings import couplings
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
+from graphcompress.numerics.least_squares import RIDGES
 from graphcompress.passes.prune.blocks import Witness, bias_of, blocks_of
-from graphcompress.passes.prune.least_squares import RIDGES
-from graphcompress.passes.prune.prune import NO_UNITS
+from graphcompress.passes.prune.told import NO_UNITS
 from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphcompress.passes.prune.least_squares import (
+from graphcompress.numerics.least_squares import (
     RIDGES,
     JointMoments,
     LinearMap,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphcompress.passes.prune.importance import contribution, eliminate, rarely_active, rows_of, unit_norms
+from graphcompress.numerics.importance import contribution, eliminate, rarely_active, rows_of, unit_norms
 
 
 def problem(seed=0, features=8, targets=3, tokens=300):
