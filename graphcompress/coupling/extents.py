@@ -24,7 +24,7 @@ _MIXED = frozenset(
     ["Abs", "Add", "Div", "Equal", "Greater", "Less", "Max", "Min", "Mod", "Mul", "Neg", "Sub", "Where"]
 )
 _TARGETS = ("Reshape", "Expand")
-"""Operators whose second input a cut writes anew; what else reads a size is told another number by a cut."""
+"""Operators whose second input says the shape of the result."""
 
 
 def block_measured(relations: Relations, model: Model) -> None:
@@ -35,11 +35,11 @@ def block_measured(relations: Relations, model: Model) -> None:
         if found is not None:
             known[node.outputs[0]] = found
             continue
-        is_target = is_standard(node, *_TARGETS) and relations.output(node) is not None
+        written = _written(relations, node)
         for index, value in enumerate(node.inputs):
-            if index != 1 or not is_target:
+            if index not in written:
                 _block(relations, value)
-        if is_target:
+        if written and node.op_type in _TARGETS:
             _block_unwritable(relations, node)
         # A subgraph reads values of the graph around it without naming them as inputs of its node.
         for inner in (inner for graph in inner_graphs(node) for inner in graph.all_nodes()):
@@ -54,6 +54,16 @@ def target_elements(relations: Relations, target: ir.Value | None, rank: int) ->
     elements = [] if target is None else relations.measured.get(target, [])
     # The target of an Expand may have fewer elements than the result has axes: it speaks of the last ones.
     return [frozenset[int]()] * (rank - len(elements)) + elements
+
+
+def _written(relations: Relations, node: ir.Node) -> range:
+    """Numbers of the inputs that a cut writes anew: another number may arrive there, and does no harm."""
+    if is_standard(node, *_TARGETS) and relations.output(node) is not None:
+        return range(1, 2)
+    if is_standard(node, "Slice") and slice_ranges(node) is not None:
+        return range(1, len(node.inputs))
+    is_split = is_standard(node, "Split") and integers_of(operand(node, 1)) is not None
+    return range(1, 2) if is_split else range(0)
 
 
 def _block(relations: Relations, value: ir.Value | None) -> None:

@@ -86,14 +86,13 @@ class _Cut:
     def _touches(self, node: ir.Node) -> bool:
         operands = (self.relations.operand(node, index) for index in range(len(node.inputs)))
         results = (self.relations.output(node, index) for index in range(len(node.outputs)))
-        # A number that the graph computes from a size that is cut is another one now.
-        sizes = (part for value in node.inputs for part in self._sizes_in(value))
-        return any(self.remaining.changes(axes) for axes in (*operands, *results, sizes))
+        return self._counts_units(node) or any(self.remaining.changes(axes) for axes in (*operands, *results))
 
-    def _sizes_in(self, value: ir.Value | None) -> frozenset[int]:
-        """Atoms from whose sizes the graph computes the integers in ``value``."""
+    def _counts_units(self, node: ir.Node) -> bool:
+        """Whether ``node`` reads a number that the graph computes from a size that is cut."""
         measured = self.relations.measured
-        return frozenset[int]().union(*measured[value]) if value in measured else frozenset[int]()
+        elements = (parts for value in node.inputs for parts in measured.get(value, ()))
+        return any(self.remaining.changes(parts) for parts in elements)
 
     # ---- edits of nodes
 
@@ -122,7 +121,7 @@ class _Cut:
         """Write the sizes of the parts."""
         axis = node.attributes.get_int("axis", 0)
         parts = [self.relations.output(node, index) or [] for index in range(len(node.outputs))]
-        if not self.remaining.changes([part[axis] for part in parts]):
+        if not self._counts_units(node) and not self.remaining.changes([part[axis] for part in parts]):
             return
         sizes = self._numbers([self.remaining.after(part[axis]) for part in parts], node)
         # The specification allows sizes or num_outputs, never both, and equal parts need not stay equal.
@@ -133,7 +132,7 @@ class _Cut:
         """Move the bounds to where they are after the cut."""
         source = self.relations.operand(node, 0) or []
         ranges = slice_ranges(node) or {}
-        if not self.remaining.changes([source[axis] for axis in ranges]):
+        if not self._counts_units(node) and not self.remaining.changes([source[axis] for axis in ranges]):
             return
         moved = {axis: self._moved(source[axis], bounds) for axis, bounds in ranges.items()}
         starts = [start for start, _, _ in moved.values()]

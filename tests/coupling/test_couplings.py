@@ -208,6 +208,8 @@ g (float[batch, sequence, 16] x, int64 chosen) => (float[batch, sequence, 16] y,
 SUM = "sum = ReduceSum <keepdims = 0> (part)"
 COMPUTES_WITH_ITS_NODES = {
     "a slice": f"part = Slice (table, at0, nodes, at0) {SUM}",
+    "a slice that the caller bounds": f"""size = Gather <axis = 0> (shape, chosen) one = Unsqueeze (size, at0)
+        part = Slice (table, at0, one, at0) {SUM}""",
     "a new tensor": f"part = ConstantOfShape <value = float[1] {{1}}> (nodes) {SUM}",
     "a split": f"""left = Sub (all, nodes) sizes = Concat <axis = 0> (nodes, left)
         part, other = Split <axis = 0> (table, sizes) {SUM}""",
@@ -226,7 +228,7 @@ COMPUTES_WITH_ITS_NODES = {
     "rows": f"""sizes = Concat <axis = 0> (rest, nodes) rows = Reshape (table, sizes)
         part = ReduceMax <keepdims = 0> (rows, at1) {SUM}""",
 }
-FOLLOWED = ("an expansion", "an expansion of the last axis", "rows")
+FOLLOWED = ("a slice", "a split", "an expansion", "an expansion of the last axis", "rows")
 
 
 @pytest.mark.parametrize("body", COMPUTES_WITH_ITS_NODES)
