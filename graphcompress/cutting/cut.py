@@ -91,7 +91,7 @@ class _Cut:
     def _counts_units(self, node: ir.Node) -> bool:
         """Whether ``node`` reads a number that the graph computes from a size that is cut."""
         measured = self.relations.measured
-        elements = (parts for value in node.inputs for parts in measured.get(value, ()))
+        elements = (parts for value in node.inputs if value for parts in measured.get(value, ()))
         return any(self.remaining.changes(parts) for parts in elements)
 
     # ---- edits of nodes

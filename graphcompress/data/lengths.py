@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
+from graphcompress.files.declared import Dim
 from graphcompress.graph.expressions import evaluate, is_constant
 from graphcompress.graph.match import (
     fixed_shape,
@@ -23,6 +26,9 @@ _SAME_COUNT = frozenset({"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", 
 
 _BOUNDING = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Min", "Max", "Clip"})
 """Operators that compare sizes and positions with constants."""
+
+_BROADCASTING = frozenset({"Add", "And", "Div", "Equal", "Max", "Min", "Mul", "Or", "Sub", "Where"})
+"""Operators through which masks reach scores."""
 
 _FEW = 16
 """A constant of more numbers than this is a table and no bound."""
@@ -42,17 +48,17 @@ def longest_sample(model: Model) -> int | None:
 def total_length(model: Model) -> ir.SymbolicDim | None:
     """The length of past and new tokens together, where the graph joins an input (past keys) with new ones.
 
-    None without such an input, where inputs of different lengths are joined, or where the length is a number:
-    then the joined input is no past, such as a list of sizes that a caller may override.
+    None without such an input, where inputs of different lengths are joined, or where one of the two has a
+    length that is a number: then it is no past, but the token of a class in front of the others, or a list of
+    sizes that a caller may override.
     """
     found = {}
     for node in model.graph:
         parts = [_dim(value, axis) for value, axis in _joined(node)]
-        if len(parts) > 1 and None not in parts:  # exporters write the Concat of one list, too
+        if len(parts) > 1 and all(part and not part.isdigit() for part in parts):
             total = ir.SymbolicDim(" + ".join(f"({part})" for part in parts)).simplify()
             found[str(total)] = total
-    lengths = [total for total in found.values() if total.free_symbols()]
-    return lengths[0] if len(lengths) == 1 else None
+    return next(iter(found.values())) if len(found) == 1 else None
 
 
 def _joined(node: ir.Node) -> list[tuple[ir.Value | None, int]]:
@@ -68,7 +74,55 @@ def _joined(node: ir.Node) -> list[tuple[ir.Value | None, int]]:
     return parts if any(value and value.is_graph_input() for value, _ in parts) else []
 
 
-def lengths_of_one_mask(model: Model) -> list[str]:
+def mask_lengths(model: Model) -> dict[str, ir.SymbolicDim]:
+    """Symbol of a length that one mask has and no other input → what that length has to be.
+
+    That is what it meets in the graph, as where a mask is added to scores; where it meets nothing that is
+    made of other inputs, the length of past and new tokens. A mask whose length neither says is left out.
+    """
+    found, total = {}, total_length(model)
+    for symbol in _lengths_of_one_mask(model):
+        met = _met(model, symbol)
+        if len(met) == 1:
+            found[symbol] = next(iter(met.values()))
+        elif not met and total is not None:
+            found[symbol] = total
+    return found
+
+
+def _met(model: Model, symbol: str) -> dict[str, ir.SymbolicDim]:
+    """The sizes, made of those of other inputs, that ``symbol`` must be equal to where operands broadcast."""
+    dims = [
+        dim for value in model.graph.inputs for dim in value.shape or () if isinstance(dim, ir.SymbolicDim)
+    ]
+    others = frozenset(str(name) for dim in dims for name in dim.free_symbols()) - {symbol}
+    found = {}
+    for node in model.graph:
+        for this, other in _pairs(node):
+            if symbol not in map(str, this.free_symbols()):
+                continue
+            # Of L + 1 and S + 1 the lengths are equal as well.
+            size = (other - this + ir.SymbolicDim(symbol)).simplify()
+            if size.free_symbols() and others.issuperset(map(str, size.free_symbols())):
+                found[str(size)] = size
+    return found
+
+
+def _pairs(node: ir.Node) -> Iterator[tuple[ir.SymbolicDim, ir.SymbolicDim]]:
+    """Variable sizes that are equal where ``node`` runs, if neither is 1, in both orders."""
+    rows: list[Sequence[Dim]] = []
+    if is_standard(node, *_BROADCASTING):
+        rows = [tuple(reversed(shape)) for value in node.inputs if (shape := shape_of(value)) is not None]
+    elif is_standard(node, "Attention") and operand(node, "past_key") is None:
+        mask, keys = shape_of(operand(node, "attn_mask")), shape_of(operand(node, "K"))
+        rows = [] if mask is None or keys is None else [mask[-1:], keys[-2:-1]]
+    for one, other in itertools.permutations(rows, 2):
+        for left, right in zip(one, other, strict=False):
+            if isinstance(left, ir.SymbolicDim) and isinstance(right, ir.SymbolicDim) and left != right:
+                yield left, right
+
+
+def _lengths_of_one_mask(model: Model) -> list[str]:
     """Symbols of lengths that one mask has and no other input: the name an exporter gave to past and new.
 
     A mask over an encoder's states is over neither, whatever the exporter called the length of their keys.

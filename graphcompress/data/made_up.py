@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graphcompress.analysis.linears import embeddings
 from graphcompress.data.inputs import batch_axes, batch_first, fixed_sizes, inputs_of, source_of
-from graphcompress.data.lengths import largest_bound, lengths_of_one_mask, longest_sample, total_length
+from graphcompress.data.lengths import largest_bound, longest_sample, mask_lengths, total_length
 from graphcompress.data.samples import Sample, Samples
 from graphcompress.data.sequences import Written, sequence_samples
 from graphcompress.errors import DataError
@@ -145,7 +145,7 @@ class _Maker:
         self._model, self._seed = model, seed
         self._inputs = inputs_of(model)
         total = total_length(model)
-        joined = {} if total is None else dict.fromkeys(lengths_of_one_mask(model), total)
+        joined = mask_lengths(model)
         longest = longest_sample(model)
         self._longest = longest if longest is None or total is None else max(1, longest // 2)
         self._joins = total is not None

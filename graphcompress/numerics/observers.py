@@ -15,6 +15,8 @@ Calibration = Literal["minmax", "percentile", "mse"]
 BINS = 4096
 """A histogram has this many bins on each side of zero, far more than the 256 steps of a quantisation."""
 
+_LEAST_WIDTH = float(np.finfo(np.float32).smallest_subnormal)
+
 MSE_STEPS = 40
 """So many clipping points are tried for each end of the range, between a fifth and all of it."""
 
@@ -85,7 +87,8 @@ class Histogram:
         return float(np.clip(position, self.low, self.high))
 
     def _widen(self, peak: float) -> None:
-        needed = math.ldexp(1.0, math.frexp(peak)[1]) / BINS
+        # A width below the smallest float32 would be zero as one, and values are divided by it.
+        needed = max(math.ldexp(1.0, math.frexp(peak)[1]) / BINS, _LEAST_WIDTH)
         if self.width == 0.0:
             self.width = needed
         while self.width < needed:

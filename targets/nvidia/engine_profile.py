@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from graphcompress.data.lengths import lengths_of_one_mask, longest_sample, total_length
+from graphcompress.data.lengths import longest_sample, mask_lengths, total_length
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.targets.common.fix_sizes import parse_shape, sizes_of, variable_sizes
@@ -66,7 +66,7 @@ def _sizes(model: Model, option: str, text: str) -> dict[str, int]:
         # Past and new tokens share the positions, and each of the two gets this length.
         length = min(length, most if total is None else max(1, most // 2))
     known = {**dict.fromkeys(others, length), **dict.fromkeys(firsts, batch)}
-    joined = {} if total is None else dict.fromkeys(lengths_of_one_mask(model), total)
+    joined = mask_lengths(model)
     return {name: _evaluated(joined.get(name, ir.SymbolicDim(name)), known, length) for name in known}
 
 

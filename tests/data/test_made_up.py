@@ -7,7 +7,7 @@ import pytest
 from graphs_past import WITH_PAST
 from texts import model_of
 
-from graphcompress.data.lengths import largest_bound, total_length
+from graphcompress.data.lengths import largest_bound, mask_lengths, total_length
 from graphcompress.data.made_up import SIZES, synthetic_samples, varied_samples
 from graphcompress.data.samples import Samples, padding_mask
 from graphcompress.graph.model import Model
@@ -119,6 +119,51 @@ def test_the_operator_attention_joins_past_and_new_keys() -> None:
         opset=23,
     )
     assert str(total_length(model)) == "new + past"
+
+
+CLASS_IN_FRONT = """
+g (float[batch, sequence, 8] x, int64[batch, seen] attention_mask) => (float[batch, all, 8] y)
+<float[1, 1, 8] cls, int64[1] one = {1}, int64[2] axes = {1, 1}, int64[1] first = {0}, int64[1] eight = {8}> {
+  shape = Shape (x)
+  batch = Gather (shape, first)
+  front = Concat <axis = 0> (batch, one, eight)
+  token = Expand (cls, front)
+  all = Concat <axis = 1> (token, x)
+  turned = Transpose <perm = [0, 2, 1]> (all)
+  scores = MatMul (all, turned)
+  MASK
+  wide = Unsqueeze (mask, one)
+  added = Cast <to = 1> (wide)
+  masked = Add (scores, added)
+  shares = Softmax (masked)
+  y = MatMul (shares, all)
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("mask", "more"),
+    [
+        ("mask = Identity (attention_mask)", 1),
+        (
+            """two = Concat <axis = 0> (batch, one) ones = Expand (one, two)
+               mask = Concat <axis = 1> (ones, attention_mask)""",
+            0,
+        ),
+    ],
+    ids=["masked itself", "seen by all"],
+)
+def test_a_mask_is_as_long_as_what_it_is_added_to(mask, more) -> None:
+    """Whether it covers the token in front is not to be told from the join, but from the scores."""
+    model, samples = made(CLASS_IN_FRONT.replace("MASK", mask))
+    assert total_length(model) is None
+    assert sizes(samples, "x") == list(SIZES)
+    assert sizes(samples, "attention_mask") == [size + more for size in SIZES]
+
+
+def test_of_a_mask_that_meets_nothing_no_length_is_known() -> None:
+    text = CLASS_IN_FRONT.replace("MASK", "mask = ReduceMax (attention_mask, one)")
+    assert mask_lengths(model_of(text)) == {}
 
 
 BOUNDED = """

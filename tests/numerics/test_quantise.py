@@ -195,6 +195,20 @@ def test_an_activation_that_is_always_zero():
     assert histogram.total == 9
 
 
+@pytest.mark.parametrize("largest", [1, 2, 4095, 4096, 2**20])
+def test_an_activation_of_nothing_but_subnormal_numbers(largest):
+    """Of numbers below 2^-126 a bin of a share of the largest would have a width that float32 calls zero."""
+    step = float(np.finfo(np.float32).smallest_subnormal)
+    values = (np.array([0, 1, largest // 2, largest]) * step).astype(np.float32)
+    histogram = Histogram()
+    histogram.update(values)
+    assert histogram.total == 4
+    assert histogram.high == largest * step
+    assert histogram.counts.tolist() == np.histogram(values, histogram.edges)[0].tolist()
+    for method in ("minmax", "percentile", "mse"):
+        assert quantisation(histogram, method, signed=False).fake_quantise(values).tolist() == [0.0] * 4
+
+
 def test_minmax_covers_everything_and_percentile_cuts_outliers():
     values = np.concatenate([RNG.standard_normal(100_000), [300.0]]).astype(np.float32)
     histogram = Histogram()
