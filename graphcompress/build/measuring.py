@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from graphcompress.artifact.sequences import artifact_run, fitted_run, source_run
 from graphcompress.build.result import Artifact, Build
 from graphcompress.data.made_up import synthetic_samples
 from graphcompress.data.samples import Samples
+from graphcompress.errors import UsageError
+from graphcompress.files.reading.hashes import sha256
 from graphcompress.files.runtime import Feed, runner_of, session_of
+from graphcompress.files.temporary import Temporary
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
+from graphcompress.latency.table import signature
 from graphcompress.measure.bench import ShapeResult, bench, shaped_feed
-from graphcompress.measure.cache import machine_facts
+from graphcompress.measure.cache import MeasurementCache, machine_facts
 from graphcompress.measure.measured import Measured, Operators, StepTimes
 from graphcompress.measure.operators import operator_ms
-from graphcompress.measure.timing import BENCH_SECONDS, STEP_PROFILED_RUNS, STEP_ROUNDS, STEP_SECONDS
-from graphcompress.plugin.context import Progress, no_progress
+from graphcompress.measure.timing import BENCH_SECONDS, STEP_PROFILED_RUNS, STEP_ROUNDS, STEP_SECONDS, Ratio
+from graphcompress.plugin.base import Target
+from graphcompress.plugin.context import Context, Progress, no_progress
 from graphcompress.plugin.targeting import parse_target
 from graphcompress.reporting.summary import contender
 
@@ -65,6 +71,49 @@ class StepTimer:
         first = self._found[0].timings["before"].median_ms
         ratios = [found.ratios["after"].median for found in self._found]
         return StepTimes(self._found[0].shape, (first, *(first / ratio for ratio in ratios)))
+
+
+def artifact_speed(
+    file: Path, target: Target, samples: Samples, ctx: Context
+) -> Callable[[Model, Sequence[str]], list[Ratio]]:
+    """A function that says how many times as fast as ``file`` the artifact of a model is at some shapes.
+
+    The artifact is made for ``target`` as that of a build is, in a temporary folder. What was measured is
+    kept, as all times are: the same build takes the same decisions again.
+    """
+    # What was pinned is of the artifact that was built, whose sizes are others.
+    alone, given = replace(ctx, pinned={}), sha256(file)
+    store = ctx.measurements or MeasurementCache()
+
+    def ratios(model: Model, shapes: Sequence[str]) -> list[Ratio]:
+        key = f"times as fast {target} {' '.join(shapes)} {given} {signature(model)}"
+        known = store.get(key)
+        if known is None:
+            found = _in_turns(file, model, target, timing_samples(model, samples), shapes, alone)
+            known = {shape: [one.median, one.low, one.high] for shape, one in zip(shapes, found, strict=True)}
+            store.put(key, known)
+        return [Ratio(*known[shape]) for shape in shapes]
+
+    return ratios
+
+
+def _in_turns(
+    file: Path, model: Model, target: Target, samples: Samples, shapes: Sequence[str], ctx: Context
+) -> list[Ratio]:
+    """How many times as fast as ``file`` the artifact of ``model`` is, made here and removed again."""
+    with Temporary() as folder:
+        lowering = target.lower(model, folder, ctx)
+        run = fitted_run(model, artifact_run(target, folder, lowering.record))
+        contenders = {"before": runner_of(session_of(file)), "after": run}
+        found = bench(contenders, samples, shapes=shapes, progress=ctx.progress)
+    for result in found:
+        if not result.ratios:
+            raise UsageError(f"the model cannot be timed at {result.asked}: {_why(result)}")
+    return [result.ratios["after"] for result in found]
+
+
+def _why(result: ShapeResult) -> str:
+    return result.skipped or "; ".join(result.failed.values())
 
 
 def measured(

@@ -30,7 +30,7 @@ from graphcompress.build.baseline import Baseline
 from graphcompress.build.goal_checks import judged
 from graphcompress.build.inputs import folder_bytes, input_hashes
 from graphcompress.build.manifest import manifest, pinned, times_json
-from graphcompress.build.measuring import MEASURING, StepTimer, measured, timing_samples
+from graphcompress.build.measuring import MEASURING, StepTimer, artifact_speed, measured, timing_samples
 from graphcompress.build.recipe import RECIPE, check_inputs, recipe_text
 from graphcompress.build.report_file import html
 from graphcompress.build.request import Request, explained
@@ -119,6 +119,7 @@ def optimize(request: Request) -> Build:
             # Of a model of several files there is no file to run as it is.
             file = None if opened.model.joined or isinstance(request.model, Model) else opened.model.path
             baseline = Baseline(opened.model, opened.ctx, opened.scoring, file, opened.generator)
+            opened = replace(opened, ctx=_timed(opened.ctx, request, baseline))
             build = _run(request, opened, baseline)
         if stage is None:
             return build
@@ -234,6 +235,14 @@ def _scored(ctx: Context, scoring: Scoring, request: Request) -> Context:
     if allowed is None:
         return ctx
     return replace(ctx, spent=lambda run: allowed.spent(scoring.judged(run, "evaluate a plan")[1]))
+
+
+def _timed(ctx: Context, request: Request, baseline: Baseline) -> Context:
+    """``ctx``, whose passes may ask how fast the artifact of a model is, where this machine runs it."""
+    target = next((target for target in request.targets if target.timed), None)
+    if baseline.file is None or target is None:
+        return ctx
+    return replace(ctx, speed=artifact_speed(baseline.file, target, baseline.samples, ctx))
 
 
 def _teacher(request: Request) -> Model | None:

@@ -103,7 +103,7 @@ def latency_table(
     """
     feeds = _feeds(model, shapes, ctx)
     labels = tuple(label for _, label in feeds)
-    key = f"latency {WHOLE} {' '.join(labels)} {_signature(model)}"
+    key = f"latency {WHOLE} {' '.join(labels)} {signature(model)}"
     whole = _kept(measurements, key, {WHOLE}) or _measured(
         measurements, key, {WHOLE: model}, [feed for feed, _ in feeds], ctx
     )
@@ -126,7 +126,7 @@ def gained(
     """
     found = []
     for feed, label in _feeds(before, shapes, ctx):
-        key = f"latency both {label} {_signature(before)} {_signature(after)}"
+        key = f"latency both {label} {signature(before)} {signature(after)}"
         times = _kept(measurements, key, {"before", "after"})
         if times is None:
             (rounds,) = timed({"before": before, "after": after}, [feed], ctx, WHOLE_ROUNDS)
@@ -163,7 +163,7 @@ def _block_times(
     exits = list(dict.fromkeys(reader.output for reader in group.consumers))
     entries, part = excerpt(model, group, exits)
     labels = " ".join(label for _, label in feeds)
-    key = f"latency {group.kind} {labels} {_signature(part, named=False)}"
+    key = f"latency {group.kind} {labels} {signature(part, named=False)}"
     if key in known:
         return known[key]
     sizes = _sizes(group)
@@ -242,7 +242,7 @@ def _run(runner: Runner, feed: Feed) -> Callable[[], object]:
     return lambda: runner(feed)
 
 
-def _signature(model: Model, *, named: bool = True) -> str:
+def signature(model: Model, *, named: bool = True) -> str:
     """Of operators and sizes of weights: what numbers the weights hold makes no difference to the time."""
     parts = [f"{node.op_type} {node.attributes.get_int('num_heads', 0)}" for node in model.graph]
     stored = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from graphcompress.data.load import Samples
     from graphcompress.graph.model import Model
     from graphcompress.measure.cache import Measurements
+    from graphcompress.measure.timing import Ratio
     from graphcompress.measure.verify import Run
     from graphcompress.plugin.task import Metric
 
@@ -76,6 +77,8 @@ class Context:
         measurements: times kept from earlier, which are asked before anything is measured; None: those that
             this machine keeps.
         drop: how much worse the task metric of a model is that runs like this; None without a metric.
+        speed: how many times as fast as the file that came in the artifact of a model is, at each of some
+            shapes such as ``8x128``, measured here; None where there is no file, or it runs elsewhere.
     """
 
     samples: Samples | None = None
@@ -87,4 +90,5 @@ class Context:
     pinned: Mapping[str, str] = field(default_factory=dict)
     spent: Callable[[Run], float] | None = None
     drop: Callable[[Run], float] | None = None
+    speed: Callable[[Model, Sequence[str]], list[Ratio]] | None = None
     measurements: Measurements | None = None

@@ -102,7 +102,7 @@ class Prune(Pass):
     heads: float | None = option(None, "share of attention heads to remove", minimum=0.0, maximum=1.0)
     layers: int = option(0, "whole layers to remove, those that change least", minimum=0)
     speedup: float | None = option(
-        None, "times as fast at ``shapes``, on this machine, to reach", minimum=1.0
+        None, "times as fast at ``shapes`` as the file that came in, to reach", minimum=1.0
     )
     shapes: str = option("8x128", "batch x length at which time counts; several with commas, in quotes")
     profile: str | None = option(None, "file with the latencies of another machine, made there by tune")

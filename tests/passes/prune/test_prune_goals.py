@@ -21,7 +21,7 @@ from graphcompress.graph.runner import Runner
 from graphcompress.latency import table
 from graphcompress.measure.cache import MeasurementCache
 from graphcompress.measure.profile import Recorder, write_profile
-from graphcompress.measure.timing import Measurement
+from graphcompress.measure.timing import Measurement, Ratio
 from graphcompress.numerics.least_squares import LinearMap
 from graphcompress.passes.kron.kron import Kron
 from graphcompress.passes.prune.blocks import blocks_of
@@ -81,6 +81,30 @@ def test_a_speed_is_met_and_told(tiny_bert, tiny_samples, speedup):
     assert speedup <= reached < 1.12 * speedup  # a head is a tenth of what is left
     told = f"{reached:.2f} ({reached:.2f} to {reached:.2f}) times as fast at 1x8 as before, of {speedup:g}"
     assert any(note.startswith(told) for note in record.notes)
+
+
+@pytest.mark.parametrize("free", [0.8, 1.0, 1.5])
+def test_what_simplifying_and_the_target_bring_need_not_be_pruned(tiny_bert, tiny_samples, free):
+    """The speed asked for is that of the artifact against the file that came in."""
+    before = linear_parameters(tiny_bert)
+
+    def speed(model, shapes):
+        ratio = free * before / linear_parameters(model)
+        return [Ratio(ratio, ratio, ratio) for _ in shapes]
+
+    prune, ctx = Prune(speedup=1.7, shapes="1x8", round_to=1), Context(samples=tiny_samples, speed=speed)
+    (record,) = Pipeline([prune]).run(tiny_bert, ctx, require_coverage=0.0)[-1:]
+    reached = free * before / linear_parameters(tiny_bert)
+    assert 1.7 <= reached < 1.12 * 1.7
+    assert any(note.startswith(f"{reached:.2f}") and "as the input, of 1.7" in note for note in record.notes)
+
+
+def test_nothing_is_pruned_where_the_artifact_is_fast_enough_already(tiny_bert, tiny_samples):
+    before = linear_parameters(tiny_bert)
+    ctx = Context(samples=tiny_samples, speed=lambda model, shapes: [Ratio(1.8, 1.7, 1.9) for _ in shapes])
+    (record,) = Pipeline([Prune(speedup=1.7, shapes="1x8")]).run(tiny_bert, ctx, require_coverage=0.0)[-1:]
+    assert linear_parameters(tiny_bert) == before
+    assert "1.80 times as fast without pruning, of 1.7 asked for" in record.notes
 
 
 def test_a_speed_holds_at_every_shape_that_is_named(tiny_bert, tiny_samples, monkeypatch):
