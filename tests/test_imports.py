@@ -116,7 +116,7 @@ PLAN: dict[str, str] = {
     "artifact": "errors files graph plugin analysis coupling rewrite rules data measure capturing",
     "reporting": "errors numerics files graph plugin analysis measure pipeline artifact",
     "build": "errors numerics files graph plugin analysis coupling rewrite rules data generation"
-    " measure capturing training pipeline artifact reporting",
+    " measure latency capturing training pipeline artifact reporting",
     "cli": "errors numerics files graph plugin analysis coupling rules data generation measure"
     " capturing training pipeline artifact reporting build",
 }
