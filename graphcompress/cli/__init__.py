@@ -77,7 +77,7 @@ def main() -> NoReturn:
     # Typer knows an option of the program in front of the command only; this one is typed behind it, mostly.
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) != len(sys.argv) - 1
-    signal.signal(signal.SIGTERM, _terminate)
+    asked = _Stop()
     _prepare_streams()
     try:
         # In its own mode typer prints errors itself, and leaves with codes of its own.
@@ -94,6 +94,8 @@ def main() -> NoReturn:
             sys.exit(USAGE)
         _fail(f"error: {sentence(error, arguments)}", USAGE)
     except Exception as error:
+        if asked.code is not None:
+            _fail(_stopped(error, STOPPED[asked.code]), asked.code)
         if debug:
             raise
         _fail(*_explain(error))
@@ -154,9 +156,30 @@ def _working_folder_is_gone() -> bool:
     return False
 
 
-def _terminate(number: int, frame: object) -> NoReturn:
-    """Leave through the ``finally`` blocks, so that a killed run leaves nothing behind either."""
-    sys.exit(TERMINATED)
+class _Stop:
+    """Ends the program when a signal asks for it, through the ``finally`` blocks, so that nothing is left.
+
+    The C code of a library that is just running may turn what is raised here into an error of its own, as
+    where it only looks whether a call fails. So what was asked for is noted as well.
+
+    Attributes:
+        code: the exit code that was asked for, or None.
+    """
+
+    def __init__(self) -> None:
+        self.code: int | None = None
+        signal.signal(signal.SIGTERM, self._terminate)
+        # What runs in the background of a shell ignores it, and shall go on doing so.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._interrupt)
+
+    def _terminate(self, number: int, frame: object) -> NoReturn:
+        self.code = TERMINATED
+        sys.exit(TERMINATED)
+
+    def _interrupt(self, number: int, frame: object) -> NoReturn:
+        self.code = INTERRUPTED
+        raise KeyboardInterrupt
 
 
 def _fail(sentence: str, code: int) -> NoReturn:

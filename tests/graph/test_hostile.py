@@ -97,7 +97,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     """Runs the command line in this process, in ``folder``, with a watched temporary folder."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr("tempfile.tempdir", str(folder.parent / "tmp"))
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def call(*arguments: str) -> Said:
         before = files(folder.parent)
@@ -108,7 +108,8 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
         return Said(int(left.value.code or 0), captured.out, captured.err, files(folder.parent) - before)
 
     yield call
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def files(folder: Path) -> set[str]:
@@ -303,6 +304,24 @@ def test_an_interruption_leaves_nothing(number, folder) -> None:
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], said
     assert "Traceback" not in said
     assert files(folder.parent) == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_library_may_make_an_error_of_its_own_of_an_interruption(number, code, run, monkeypatch) -> None:
+    def load(path: Path) -> Model:
+        try:
+            os.kill(os.getpid(), number)
+        except BaseException:
+            raise SystemError("a call in C failed") from None
+        raise AssertionError("the signal did not arrive")
+
+    monkeypatch.setattr(Model, "load", load)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
+    said = run("inspect", "model.onnx")
+    assert said.code == code
+    assert (
+        said.stderr == {130: "interrupted", 143: "terminated"}[code] + "; nothing half-done is left behind\n"
+    )
 
 
 def test_a_killed_run_leaves_no_artifact(folder) -> None:
