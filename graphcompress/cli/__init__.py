@@ -159,8 +159,8 @@ def _working_folder_is_gone() -> bool:
 class _Stop:
     """Ends the program when a signal asks for it, through the ``finally`` blocks, so that nothing is left.
 
-    The C code of a library that is just running may turn what is raised here into an error of its own, as
-    where it only looks whether a call fails. So what was asked for is noted as well.
+    C code that is just running may turn what is raised here into an error of its own: where a class is made,
+    Python 3.11 says "RuntimeError: Error calling __set_name__". So what was asked for is noted as well.
 
     Attributes:
         code: the exit code that was asked for, or None.

@@ -111,7 +111,10 @@ class _Spread:
     @property
     def error(self) -> float:
         """Root of the mean squared difference over that of the spread."""
-        energy = sum(
-            float(np.sum(squares - np.square(total) / count)) for count, total, squares in self.sums.values()
-        )
+        parts = list(self.sums.values())
+        # Axes that vary are no features, such as the keys of a map: each place of them would be seen a few
+        # times, and spread about a mean that is almost itself.
+        if len(parts) > 1 or np.min(parts[0][0], initial=2) < 2:
+            parts = [[np.sum([np.sum(each) for each in column]) for column in zip(*parts, strict=True)]]
+        energy = sum(float(np.sum(squares - np.square(total) / count)) for count, total, squares in parts)
         return float(np.sqrt(self.difference / max(energy, float(np.finfo(np.float64).tiny))))

@@ -26,6 +26,9 @@ a share of about 1e-7, so that what it adds to a sum is lost."""
 CHOICES = 32
 """Without a ratio about this many sizes of a block are considered: steps of 3 % of it."""
 
+LARGEST_ERROR = 1.0
+"""The largest ``max_error`` that can be asked for: a mean in place of the output is as far off."""
+
 DEEPEST = 0.75
 """Without a ratio at most this share of the units of a block is removed."""
 
@@ -149,8 +152,15 @@ class Planner:
             removal.error = errors[counts.index(max(within))]
         else:
             removal.reason = f"removing {KINDS[block.group.kind]} costs more than max_error"
-            removal.figures = {"needs_max_error": above(min(errors))} if errors else {}
+            self._name_error(removal, min(errors, default=np.inf))
         return removal
+
+    def _name_error(self, removal: Removal, least: float) -> None:
+        """Name the ``max_error`` at which some units go, ``least`` being what the cheapest cost."""
+        if above(least) <= LARGEST_ERROR:
+            removal.figures["needs_max_error"] = above(least)
+        else:
+            removal.reason += f", whatever it is: {least:.3g} of the spread would be lost"
 
     def _measured(self, removal: Removal, probe: Probe) -> Removal:
         """The error of a removal; nothing goes where it shows in what no refit can make good."""
@@ -161,9 +171,15 @@ class Planner:
         if errors.shown <= self.goal.max_error:
             return removal
         kind = KINDS[removal.block.group.kind]
-        reason = f"a mean or a product of its {kind} is used elsewhere, and no refit makes that good"
-        figures = {"error": errors.shown, "needs_max_error": above(errors.shown)}
-        return Removal(removal.block, np.arange(0), figures=figures, reason=reason)
+        left = Removal(
+            removal.block,
+            np.arange(0),
+            figures={"error": errors.shown},
+            reason=f"a mean or a product of its {kind} is used elsewhere, where no refit makes good what a "
+            "ratio takes: that is for max_error alone to allow",
+        )
+        self._name_error(left, errors.shown)
+        return left
 
     def _at_ratio(self, rankings: Mapping[Block, Ranking]) -> dict[Block, Removal]:
         """The units that go at the ratio that was asked for; where none does, why."""
@@ -312,7 +328,7 @@ class Planner:
         block, noun = removal.block, KINDS[removal.block.group.kind]
         if counts:
             removal.reason = f"removing {noun} costs more than max_error"
-            removal.figures["needs_max_error"] = above(trial.error_without(ranking.order[: counts[0]]))
+            self._name_error(removal, trial.error_without(ranking.order[: counts[0]]))
         elif ranking.peaks is not None and self._deepest(block):
             self._too_active(removal, ranking.peaks)
         else:

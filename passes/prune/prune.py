@@ -17,7 +17,7 @@ from graphcompress.passes.prune.blocks import Block, blocks_of
 from graphcompress.passes.prune.carve import carve
 from graphcompress.passes.prune.goal_planner import GoalPlanner
 from graphcompress.passes.prune.goals import BYTES, PARAMETERS, Reached, faster, keeping, smaller
-from graphcompress.passes.prune.planner import Goal, Planner
+from graphcompress.passes.prune.planner import LARGEST_ERROR, Goal, Planner
 from graphcompress.passes.prune.removal import KINDS, Removal
 from graphcompress.passes.prune.told import (
     BY_MAGNITUDE,
@@ -120,7 +120,11 @@ class Prune(Pass):
     round_to: int = option(8, "FFN nodes that stay in a layer are a multiple of it", unit="nodes", minimum=1)
     refit: bool = option(True, "refit what remains by least squares; needs samples")
     max_error: float = option(
-        0.05, "without a ratio: error of a block's output", unit="of its spread", minimum=0.0, maximum=1.0
+        0.05,
+        "without a ratio: error of a block's output",
+        unit="of its spread",
+        minimum=0.0,
+        maximum=LARGEST_ERROR,
     )
     z: float = option(0.025, "of importance xmax", unit="standard deviations", minimum=0.0)
     only: str = option("*", "glob over weight names")
