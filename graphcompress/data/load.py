@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from graphcompress.data.features import features, file_columns
 from graphcompress.data.inputs import batch_axes, batch_first, fixed_sizes, inputs_of
 from graphcompress.data.lengths import longest_sample
 from graphcompress.data.samples import Sample, Samples
@@ -46,7 +47,8 @@ def load_samples(
     Columns named like the model's inputs are used as they are; otherwise text columns are tokenized with
     ``tokenizer`` (a ``tokenizer.json``, or a folder that holds one; found by itself beside the model).
     ``pair="separate"`` encodes the two texts of a pair as two samples, ``"windows"`` the first one with each
-    window of the second. Lists of words (``tokens``) are tokenized word by word. The names of the classes are
+    window of the second. Lists of words (``tokens``) are tokenized word by word. What a model reads of
+    recordings (.wav) and pictures is made by the feature extractor beside it. The names of the classes are
     those of the ``config.json`` beside the model. Of a model that writes, ``at_once`` gives samples for
     teacher forcing (:mod:`graphcompress.data.teacher_forced`), for which nothing is run.
 
@@ -64,10 +66,14 @@ def load_samples(
         samples = _from_arrays(path, columns, inputs)
     else:
         found = find_tokenizer(tokenizer, _folder(model))
+        sensed = [name for name, value in inputs.items() if value.dtype and value.dtype.is_floating_point()]
         if model.parts:
             known = checked_tokenizer(path, found, model, inputs)
             longest = min(max_length, longest_sample(model) or max_length)
             samples = samples_of_sequences(path, columns, model, known, longest, at_once=at_once)
+        elif len(sensed) == len(inputs) == 1 and set(file_columns(sensed[0])) & set(columns):
+            arrays = features(path, columns, sensed[0], _folder(model))
+            samples = Samples([{sensed[0]: array} for array in arrays], columns)
         else:
             samples = samples_from_texts(path, columns, model, inputs, found, pair, max_length)
     _refuse_empty(path, samples)

@@ -25,6 +25,8 @@ REFERENCE_COLUMNS = (
     "text",
 )
 """What a person would have written, a text or a list of them for each row."""
+HEARD_COLUMNS = (*REFERENCE_COLUMNS, "transcript", "sentence", "caption")
+"""What a person would have written of a recording or a picture, of which no text is the prompt."""
 UNLABELLED = -100
 """Label of a token that has none, as in PyTorch."""
 

@@ -1,9 +1,8 @@
-"""Texts → feeds of a model that writes: what its parts read when they generate, with past of their own."""
+"""Texts, recordings, pictures → feeds of a model that writes: what its parts read when they generate."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,17 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from graphcompress.data.rows import REFERENCE_COLUMNS
-from graphcompress.data.samples import Samples
-from graphcompress.data.sequences import WRITTEN_TOKENS, Unroller, Written, sequence_samples
+from graphcompress.data.features import features
+from graphcompress.data.rows import HEARD_COLUMNS, REFERENCE_COLUMNS
+from graphcompress.data.samples import Sample, Samples
+from graphcompress.data.sequences import WRITTEN_TOKENS, Unroller, Written, on_disk, sequence_samples
 from graphcompress.data.teacher_forced import forced_samples
 from graphcompress.data.texts import PROMPT_COLUMNS
 from graphcompress.errors import DataError
+from graphcompress.files.generation_config import decoder_start, read_generation_config
 from graphcompress.files.parts import Part
 from graphcompress.graph.model import Model
+from graphcompress.graph.teacher_forced import encoder_of
 
 
 def samples_of_sequences(
@@ -32,38 +34,31 @@ def samples_of_sequences(
 ) -> Samples:
     """A sample of all parts for each row: the prompt is encoded, the decoder reads the answer.
 
-    A model without an encoder reads the prompt and, where there is one, the answer after it. With ``at_once``
-    the samples are for teacher forcing: nothing is run, and a row may lack its answer.
+    The prompt is a text, or the path of a recording or a picture where the encoder reads no ids. A model
+    without an encoder reads the prompt and, where there is one, the answer after it. With ``at_once`` the
+    samples are for teacher forcing: nothing is run, and a row may lack its answer.
 
     Raises:
-        DataError: no column of texts, a row that is no text, or an encoder that does not read token ids.
+        DataError: no column of texts or files, a row that is none, or files that cannot be read.
     """
-    prompted = next((name for name in PROMPT_COLUMNS if name in columns), None)
-    prompts = _texts(path, columns, PROMPT_COLUMNS)
-    # A column ``text`` may be either, and a prompt is not its own answer.
-    answers = _texts(path, columns, [name for name in REFERENCE_COLUMNS if name != prompted])
-    if prompts is None:
-        raise DataError(
-            f"{path}: columns {sorted(columns)} have no text for a model that writes; "
-            f"name one of them {', '.join(PROMPT_COLUMNS[:4])} or text"
-        )
     # A tokenizer.json may ask for padding, whose tokens would be read as text here.
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
-    ids = [encoding.ids for encoding in tokenizer.encode_batch(prompts)]
-    replies = None if answers is None else [each.ids for each in tokenizer.encode_batch(answers)]
-    encoder = next((part for part in model.parts if part.role == "encoder"), None)
+    encoder = encoder_of(model.parts)
     if encoder is None:
+        prompts, answers = _texts_of(path, columns)
+        ids, replies = _encoded(tokenizer, prompts), _encoded(tokenizer, answers or [])
         written = [
             Written({}, np.array([*row, *reply][:max_length]), len(row) if reply else 1)
             for row, reply in zip(ids, replies or [[]] * len(ids), strict=True)
         ]
     else:
-        sources = [_source(path, encoder, row) for row in ids]
-        if at_once and replies is None:
-            written = [Written(source, np.array([_start(model)])) for source in sources]
+        sources, answers = _sources(path, columns, model, encoder, tokenizer)
+        replies, start = _encoded(tokenizer, answers or []), _start(model)
+        if at_once and not replies:
+            written = [Written(source, np.array(start), len(start)) for source in sources]
             return dataclasses.replace(forced_samples(model, written), columns=columns)
-        written = _answered(model, sources, replies, _start(model), max_length)
+        written = _answered(model, sources, replies, start, max_length)
     short = next((number for number, each in enumerate(written, 1) if len(each.tokens) < 2), None)
     if short is not None:
         raise DataError(f"{path}: row {short} has fewer than two tokens, so nothing comes after the first")
@@ -83,6 +78,54 @@ def _texts(path: Path, columns: Mapping[str, Sequence[Any]], names: Sequence[str
     return found
 
 
+def _texts_of(path: Path, columns: Mapping[str, Sequence[Any]]) -> tuple[list[str], list[str] | None]:
+    """The prompts, and the answers to them where there are some.
+
+    Raises:
+        DataError: no column of texts, or a row that is none.
+    """
+    prompted = next((name for name in PROMPT_COLUMNS if name in columns), None)
+    prompts = _texts(path, columns, PROMPT_COLUMNS)
+    if prompts is None:
+        raise DataError(
+            f"{path}: columns {sorted(columns)} have no text for a model that writes; "
+            f"name one of them {', '.join(PROMPT_COLUMNS[:4])} or text"
+        )
+    # A column ``text`` may be either, and a prompt is not its own answer.
+    return prompts, _texts(path, columns, [name for name in REFERENCE_COLUMNS if name != prompted])
+
+
+def _sources(
+    path: Path,
+    columns: Mapping[str, Sequence[Any]],
+    model: Model,
+    encoder: Part,
+    tokenizer: tokenizers.Tokenizer,
+) -> tuple[list[Sample], list[str] | None]:
+    """What the encoder reads for each row, without the batch, and the answers where there are some.
+
+    Raises:
+        DataError: rows that are neither what it reads nor what that is made from.
+    """
+    if encoder.input("ids") is not None:
+        prompts, answers = _texts_of(path, columns)
+        return [_source(path, encoder, row) for row in _encoded(tokenizer, prompts)], answers
+    answers = _texts(path, columns, HEARD_COLUMNS)
+    if len(encoder.inputs) != 1:
+        raise DataError(
+            f"{path}: the encoder reads {', '.join(value.name for value in encoder.inputs)}, which are not "
+            "made from one file; give data with columns of these names"
+        )
+    (value,) = encoder.inputs
+    given = columns.get(value.name)
+    arrays = features(path, columns, value.name, model.source) if given is None else given
+    return [on_disk(model, {value.name: np.asarray(array, value.dtype)}) for array in arrays], answers
+
+
+def _encoded(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+
+
 def _source(path: Path, encoder: Part, ids: Sequence[int]) -> dict[str, np.ndarray]:
     """What the encoder reads, without the batch."""
     feed = {}
@@ -98,32 +141,35 @@ def _source(path: Path, encoder: Part, ids: Sequence[int]) -> dict[str, np.ndarr
 
 def _answered(
     model: Model,
-    sources: Sequence[Mapping[str, np.ndarray]],
-    replies: Sequence[Sequence[int]] | None,
-    start: int,
+    sources: Sequence[Sample],
+    replies: Sequence[Sequence[int]],
+    start: Sequence[int],
     max_length: int,
 ) -> list[Written]:
     """What the decoder reads for each of ``sources``: the answers of the data, or those of the model."""
-    if replies is not None:
-        rows = [np.array([start, *reply][:max_length]) for reply in replies]
-        return [Written(source, row) for source, row in zip(sources, rows, strict=True)]
-    with Unroller(model) as unroller:
-        return [unroller.written(source, [start], min(WRITTEN_TOKENS, max_length)) for source in sources]
+    if not replies:
+        with Unroller(model) as unroller:
+            return [unroller.written(source, start, min(WRITTEN_TOKENS, max_length)) for source in sources]
+    found = []
+    for source, reply in zip(sources, replies, strict=True):
+        # Tokenizers of speech models put the start in front of a text themselves.
+        begun = tuple(reply[: len(start)]) == tuple(start)
+        tokens = reply if begun else [*start, *reply]
+        found.append(Written(source, np.array(tokens[:max_length]), len(start)))
+    return found
 
 
-def _start(model: Model) -> int:
-    """The token that a decoder beside an encoder begins with, by the configuration beside the files.
+def _start(model: Model) -> tuple[int, ...]:
+    """The tokens that a decoder beside an encoder begins with, by the configuration beside the files.
 
     Raises:
-        DataError: none says it.
+        DataError: none says them.
     """
-    for name in ("generation_config.json", "config.json"):
-        file = None if model.source is None else model.source / name
-        if file is not None and file.is_file():
-            found = json.loads(file.read_text(encoding="utf-8")).get("decoder_start_token_id")
-            if isinstance(found, int):
-                return found
-    raise DataError(
-        f"{model.source}: no config.json says with which token the decoder begins (decoder_start_token_id); "
-        "put the one of the checkpoint there"
-    )
+    own, configured = ({}, {}) if model.source is None else read_generation_config(model.source)
+    found = decoder_start({**configured, **own})
+    if not found:
+        raise DataError(
+            f"{model.source}: no config.json says with which token the decoder begins "
+            "(decoder_start_token_id); put the one of the checkpoint there"
+        )
+    return found

@@ -15,6 +15,7 @@ import numpy as np
 
 from graphcompress.data.inputs import batch_axes, fixed_sizes, inputs_of
 from graphcompress.data.samples import Past, Sample, Samples
+from graphcompress.files.generation_config import read_generation_config, token_ids
 from graphcompress.files.parts import Kind, Part, links
 from graphcompress.files.runtime import Feed
 from graphcompress.files.stored import IN_MEMORY_BYTES
@@ -51,7 +52,7 @@ def sequence_samples(model: Model, written: Sequence[Written], *, synthetic: boo
     feeds: list[Sample] = []
     with Unroller(model) as unroller:
         for each in written:
-            feeds.extend(_on_disk(model, feed) for feed in unroller.feeds(each))
+            feeds.extend(on_disk(model, feed) for feed in unroller.feeds(each))
     inputs = inputs_of(model)
     return Samples(
         feeds,
@@ -63,7 +64,7 @@ def sequence_samples(model: Model, written: Sequence[Written], *, synthetic: boo
     )
 
 
-def _on_disk(model: Model, feed: Sample) -> Sample:
+def on_disk(model: Model, feed: Sample) -> Sample:
     """``feed`` with its large arrays mapped from scratch: the past of many texts fits in no memory."""
     return {
         name: array if array.nbytes < IN_MEMORY_BYTES else model.store(array).numpy()
@@ -91,6 +92,8 @@ class Unroller:
         self.parts = {part.role: part for part, _ in separate}
         self._runs = {part.role: self._stack.enter_context(Runner(one)) for part, one in separate}
         self._links = links(tuple(self.parts.values()))
+        own, configured = read_generation_config(model.source) if model.source else ({}, {})
+        self._ends = token_ids({**configured, **own}, "eos_token_id")
         # The sizes of a cache as they are now, which a pass may have cut.
         self._read = {part.role: inputs_of(one) for part, one in separate}
 
@@ -129,7 +132,10 @@ class Unroller:
         yield _without_batch(whole | _prefixed(step, after))
 
     def written(self, source: Sample, start: Sequence[int], count: int) -> Written:
-        """``source`` and ``count`` tokens at least: ``start``, and what the decoder finds likeliest after."""
+        """``source`` and ``count`` tokens: ``start``, and what the decoder finds likeliest after.
+
+        There are fewer where it ends, and more where ``start`` alone has so many.
+        """
         rest = {name: array[None] for name, array in source.items()}
         answers = {"encoder": self._runs["encoder"](rest)} if "encoder" in self.parts else {}
         step = self.parts.get("decoder_with_past")
@@ -144,6 +150,8 @@ class Unroller:
             # Keys of the encoder's states come out of the first pass alone, and stay.
             answers[part.role] = {**answers.get(part.role, {}), **answer}
             tokens.append(int(answer[part.output("logits") or ""][0, -1].argmax()))
+            if tokens[-1] in self._ends:
+                break
         return Written(source, np.array(tokens), len(start))
 
     def _feed(

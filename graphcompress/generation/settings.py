@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from graphcompress.errors import InvalidModelError, UnsupportedModelError, UsageError
-
-FILES = ("generation_config.json", "config.json")
-"""Where settings stand, the first file first; older checkpoints keep all of them in config.json."""
+from graphcompress.errors import UnsupportedModelError, UsageError
+from graphcompress.files.generation_config import decoder_start, read_generation_config, token_ids
 
 DEFAULT_NEW_TOKENS = 20
 """New tokens where nothing sets a length, as in transformers."""
@@ -101,20 +98,20 @@ def read_settings(folder: Path) -> GenerationSettings:
         InvalidModelError: a file that does not read.
         UnsupportedModelError: a setting that changes the answer and is not applied here.
     """
-    own, model = (_read(folder / name) for name in FILES)
+    own, model = read_generation_config(folder)
     said = {**model, **own}
     _refuse_unknown(folder, said)
     return GenerationSettings(
-        start=_start(said),
-        eos_token_id=_ids(said, "eos_token_id"),
+        start=decoder_start(said),
+        eos_token_id=token_ids(said, "eos_token_id"),
         pad_token_id=_pad(said),
         max_length=own.get("max_length"),  # in config.json it is a default of old transformers
         max_new_tokens=own.get("max_new_tokens"),
         bad_words_ids=tuple(tuple(ids) for ids in said.get("bad_words_ids") or ()),
-        suppress_tokens=_ids(said, "suppress_tokens"),
-        begin_suppress_tokens=_ids(said, "begin_suppress_tokens"),
+        suppress_tokens=token_ids(said, "suppress_tokens"),
+        begin_suppress_tokens=token_ids(said, "begin_suppress_tokens"),
         forced_bos_token_id=said.get("forced_bos_token_id"),
-        forced_eos_token_id=_ids(said, "forced_eos_token_id"),
+        forced_eos_token_id=token_ids(said, "forced_eos_token_id"),
         **{name: said[name] for name in _PLAIN if said.get(name) is not None},
     )
 
@@ -141,18 +138,6 @@ def with_options(
     )
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidModelError(f"{path}: cannot be read as JSON ({error}); copy it again") from error
-    if not isinstance(found, dict):
-        raise InvalidModelError(f"{path}: holds no settings but {type(found).__name__}; copy it again")
-    return found
-
-
 def _refuse_unknown(folder: Path, said: Mapping[str, Any]) -> None:
     for name, neutral in _NEUTRAL.items():
         if said.get(name) not in (None, neutral):
@@ -162,35 +147,7 @@ def _refuse_unknown(folder: Path, said: Mapping[str, Any]) -> None:
             )
 
 
-def _start(said: Mapping[str, Any]) -> tuple[int, ...]:
-    """Ids that a decoder beside an encoder begins with: the start, then what speech models are told."""
-    first = said.get("decoder_start_token_id")
-    if first is None:
-        first = said.get("bos_token_id")
-    # A generation_config.json alone does not say whether there is an encoder; a start for the decoder tells.
-    if first is None or not said.get("is_encoder_decoder", "decoder_start_token_id" in said):
-        return ()
-    task, language = said.get("task"), said.get("language")
-    forced = said.get("forced_decoder_ids") or ()
-    told = [said["lang_to_id"].get(language, said["lang_to_id"].get(f"<|{language}|>"))] if language else []
-    told += [said["task_to_id"][task]] if task else []
-    if not told:
-        told = [token for _, token in forced if token is not None]
-    timeless = said.get("no_timestamps_token_id")
-    if timeless is not None and timeless not in told:
-        told.append(timeless)
-    return (first, *told)
-
-
-def _ids(said: Mapping[str, Any], name: str) -> tuple[int, ...]:
-    """One id or a list of ids as a tuple."""
-    found: int | Sequence[int] | None = said.get(name)
-    if found is None:
-        return ()
-    return (found,) if isinstance(found, int) else tuple(found)
-
-
 def _pad(said: Mapping[str, Any]) -> int:
     """The padding; without one the end, as in transformers."""
     found: int | None = said.get("pad_token_id")
-    return next(iter(_ids(said, "eos_token_id")), 0) if found is None else found
+    return next(iter(token_ids(said, "eos_token_id")), 0) if found is None else found

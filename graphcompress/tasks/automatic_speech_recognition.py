@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from graphcompress.data.rows import REFERENCE_COLUMNS, Rows
+from graphcompress.data.rows import HEARD_COLUMNS, Rows
 from graphcompress.errors import DataError
 from graphcompress.numerics.metrics import share
 from graphcompress.plugin.extras import needs
@@ -39,7 +39,7 @@ class WordErrorRate(Metric):
     label: ClassVar[str] = "word error rate"
     noun: ClassVar[str] = "recordings"
     higher_is_better: ClassVar[bool] = False
-    columns: ClassVar[tuple[str, ...]] = REFERENCE_COLUMNS
+    columns: ClassVar[tuple[str, ...]] = HEARD_COLUMNS
     exact: bool = option(False, "punctuation and upper case count")
 
     def check(self, rows: Rows) -> None:

@@ -10,7 +10,7 @@ from graphcompress.plugin.task import WritingTask
 
 @dataclass(frozen=True)
 class ImageToText(WritingTask):
-    """One text for each picture, given as the numbers that the encoder reads."""
+    """One text for each picture, a file or the numbers that the encoder reads."""
 
     name: ClassVar[str] = "image-to-text"
-    prompts: ClassVar[tuple[str, ...]] = ("pixel_values",)
+    prompts: ClassVar[tuple[str, ...]] = ("image", "file", "path", "pixel_values")

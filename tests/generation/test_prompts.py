@@ -79,5 +79,5 @@ def test_without_an_extractor_recordings_are_refused(tmp_path, hearing):
 
 
 def test_texts_for_a_model_that_hears_are_refused(tmp_path, hearing):
-    with pytest.raises(DataError, match="neither the model's inputs"):
+    with pytest.raises(DataError, match="neither the model's input"):
         prompt_samples(rows(tmp_path, {"sentence": "a"}), hearing)
