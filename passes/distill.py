@@ -50,7 +50,9 @@ class Distill(Pass):
     reported.
 
     A model that writes (a folder with an encoder and decoders, or a file with past) reads answers at once and
-    learns the token after each of their own; texts need answers where there is an encoder.
+    learns the token after each of their own; texts need answers where there is an encoder. With
+    ``answers=teacher`` it learns what the teacher writes instead (sequence-level distillation,
+    arXiv:1606.07947); that is written once and kept in the cache.
 
     The student is evaluated on ``--eval-data`` with ``--metric`` (without, by the loss on a part of the
     training samples that is held out), and the best of the evaluated states is kept, which may be the first.
@@ -85,6 +87,12 @@ class Distill(Pass):
     scores: float = option(0.0, "weight of attention scores before the mask", minimum=0.0)
     embedding: float = option(0.0, "weight of the embedding output", minimum=0.0)
     labels: float = option(1.0, "weight of the labels, where there are any", minimum=0.0)
+    answers: str = option(
+        "data",
+        "of a model that writes: those of the data, or what the teacher writes",
+        choices=("data", "teacher"),
+    )
+    beams: int = option(4, "texts among which the teacher searches its answer", minimum=1)
     evaluations: int = option(8, "times that the student is evaluated", minimum=1)
     patience: int = option(0, "stop after so many evaluations without a better one; 0 for never", minimum=0)
     bf16: bool = option(False, "run in bfloat16 where that is safe (fast with AMX or on GPUs)")
@@ -101,6 +109,8 @@ class Distill(Pass):
             self.refuse_idle("epochs", "steps say how long it trains")
         if not self.outputs:
             self.refuse_idle("temperature answer_loss", "outputs=0 leaves the outputs out")
+        if self.answers == "data":
+            self.refuse_idle("beams", "the answers are those of the data; give answers=teacher")
         if self.answer_loss == "mse":
             self.refuse_idle("temperature", "answer_loss=mse compares no probabilities")
 

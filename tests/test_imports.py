@@ -110,7 +110,8 @@ PLAN: dict[str, str] = {
     "latency": "errors files graph plugin analysis coupling cutting rewrite data measure",
     "fx": "errors numerics files graph plugin analysis rewrite rules",
     "capturing": "errors files graph plugin data generation measure",
-    "training": "errors numerics files graph plugin analysis coupling cutting rewrite data measure fx",
+    "training": "errors numerics files graph plugin analysis coupling cutting rewrite data generation"
+    " measure fx",
     "instruments": "errors numerics files graph plugin analysis coupling cutting rewrite fx training",
     "pipeline": "errors numerics files graph plugin analysis coupling rewrite rules data measure",
     "artifact": "errors files graph plugin analysis coupling rewrite rules data measure capturing",

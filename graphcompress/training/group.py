@@ -45,3 +45,11 @@ class ProcessGroup:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def of_all(self, value: T) -> list[T]:
+        """What every process has, the first one's first."""
+        if self.size == 1:
+            return [value]
+        found: list[T] = [value] * self.size
+        dist.all_gather_object(found, value)
+        return found

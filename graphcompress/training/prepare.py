@@ -29,8 +29,9 @@ from graphcompress.training.labels import MULTIPLE, Labels, read_labels
 from graphcompress.training.losses import KL, MSE, Answer, Losses
 from graphcompress.training.processes import local_rank
 from graphcompress.training.recomputed import checkpointed
-from graphcompress.training.settings import Settings
+from graphcompress.training.settings import TEACHER, Settings
 from graphcompress.training.taps import EMBEDDING, HIDDEN, SCORES, Shared, Unshared, shared, taps
+from graphcompress.training.teacher_answers import check_writes
 from graphcompress.training.tokens import WHOLE, Counts, masks_of
 
 ENCODED = PREFIXES["encoder"]
@@ -160,6 +161,8 @@ def check(model: Model, training: Training, settings: Settings) -> None:
     Raises:
         GraphCompressError: as :func:`prepare`.
     """
+    if settings.answers == TEACHER:
+        check_writes(training.teacher or model, model)
     whole = teacher_forced(model)
     student = to_fx(whole)
     teacher = student if training.teacher is None else to_fx(teacher_forced(training.teacher))

@@ -11,6 +11,10 @@ WARMUP_FLOOR = 1e-2
 """Share of the learning rate in the first step of the warm-up."""
 
 
+DATA, TEACHER = "data", "teacher"
+"""Whose answers a model that writes learns."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """Options of a run, of the pass ``name``; see the pass ``distill`` for what each means."""
@@ -38,6 +42,8 @@ class Settings:
     bf16: bool
     checkpointing: bool
     only: str
+    answers: str = DATA
+    beams: int = 4
     instruments: tuple[Instrument, ...] = ()
 
     def weights(self) -> dict[str, float]:

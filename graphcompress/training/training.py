@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from graphcompress.training.checkpoints import Checkpoints, identity
 from graphcompress.training.group import ProcessGroup
 from graphcompress.training.loop import Outcome, Trainer
 from graphcompress.training.prepare import Prepared, prepare
-from graphcompress.training.settings import Settings
+from graphcompress.training.settings import TEACHER, Settings
 from graphcompress.training.taps import Unshared
+from graphcompress.training.teacher_answers import answered_by
 
 
 def train(
@@ -32,8 +34,13 @@ def train(
         GraphCompressError: as :func:`prepare` and :meth:`Trainer.run`; after a TrainingError the model has
             the last good weights.
     """
-    given = prepare(rw.model, original, training, settings)
     group = ProcessGroup()
+    if settings.answers == TEACHER:
+        learnt, held_out = training.divided()
+        teacher = training.teacher or original
+        learnt = answered_by(teacher, rw.model, learnt, settings.beams, group, ctx.progress)
+        training = replace(training, samples=learnt, held_out=held_out)
+    given = prepare(rw.model, original, training, settings)
     checkpoints = Checkpoints(training.folder, _identity(given, settings, training.metric, ctx.seed))
     trainer = Trainer(given, settings, training.metric, ctx.seed, group, checkpoints, ctx.progress)
     try:

@@ -135,9 +135,12 @@ def test_samples_of_steps_are_the_same_texts(name: str, sequence_folders: dict[s
         }
 
 
-def test_two_processes_reach_the_weights_of_one(sequence_folders: dict[str, Path], tmp_path: Path) -> None:
+def test_two_processes_reach_the_weights_of_one(
+    sequence_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     texts = "forced_samples(model, random_texts('bart', 24))"
-    passes = "prune{ffn=0.5},distill{steps=3 lr=0.001 batch=6 evaluations=1 scores=1}"
+    passes = "prune{ffn=0.5},distill{steps=3 lr=0.001 batch=6 evaluations=1 scores=1 answers=teacher beams=2}"
     two_processes(sequence_folders["bart"], tmp_path, passes, texts)
 
 

@@ -436,6 +436,8 @@ ELSEWHERE = {
     "blockprune.temperature": "test_the_options_of_a_training_arrive_in_its_settings",
     "blockprune.threshold": "test_the_sigmoid_is_compared_with_the_threshold",
     "blockprune.warmup": "test_the_options_of_a_training_arrive_in_its_settings",
+    "distill.answers": "test_a_student_learns_the_answers_of_its_teacher",
+    "distill.beams": "test_what_is_learned_is_what_the_teacher_writes",
     "distill.checkpointing": "test_checkpointing_keeps_fewer_values_for_the_gradient",
     "distill.instruments": "test_it_has_parameters_a_term_a_schedule_and_a_finish",
     "prune.max_drop": "test_a_drop_of_the_metric_is_used_and_kept",
