@@ -114,7 +114,7 @@ def _answers(
 
 
 def _length(prompt: Prompt) -> int:
-    return max(array.shape[-1] for array in prompt.values())
+    return max(int(array.shape[-1]) for array in prompt.values())
 
 
 def _identity(generator: Generator, prompts: Iterable[Prompt]) -> str:
