@@ -71,7 +71,7 @@ class Vocab(Pass):
     def run(self, model: Model, ctx: Context) -> Record:
         """Cut one table after the other; they keep the same tokens."""
         with Rewriter(model, ctx) as rw:
-            found = [item for item in embeddings(model) if self._takes(rw, item)]
+            found = [item for item in embeddings(model) if self._takes(rw, item, ctx)]
             vocabulary = None if model.source is None else Vocabulary.beside(_folder(model.source))
             if found and vocabulary is None:
                 rw.note("no tokenizer.json lies beside the model: dropped ids look up the first row")
@@ -82,7 +82,7 @@ class Vocab(Pass):
                 self._tell_unseen(rw, found, vocabulary, ctx)
         return rw.record
 
-    def _takes(self, rw: Rewriter, item: Embedding) -> bool:
+    def _takes(self, rw: Rewriter, item: Embedding, ctx: Context) -> bool:
         """Whether ``item`` looks up ids that are given, in a table that nothing else reads."""
         source = _input_behind(item.indices)
         if source is None or not (source.name or "").endswith("input_ids"):
@@ -92,6 +92,8 @@ class Vocab(Pass):
             rw.skip(item, "the table is an expression")
         elif any(use.node.op_type != "Gather" for use in item.weight.uses()):
             rw.skip(item, "a head is tied to it, which has a row for every token that it may write")
+        elif self.keep == "data" and not _given(ctx):
+            rw.skip(item, "without samples nothing says which tokens occur; give them with --data")
         else:
             return True
         return False

@@ -18,6 +18,9 @@ _NORMALISATIONS = (
     *("GroupNormalization", "InstanceNormalization"),
 )
 
+BIAS = 2
+"""Which input of a Gemm is added to the product."""
+
 VECTOR = "added or multiplied elementwise: a bias, a scale or a constant"
 NORMALISATION = "a scale or a shift of a normalisation"
 BESIDE_WEIGHTS = frozenset({VECTOR, NORMALISATION})
@@ -74,16 +77,16 @@ def _reason(model: Model, value: ir.Value) -> str:
         return "an output of the model" if value.is_graph_output() else "nothing reads it"
     if any(node.graph is not model.graph for node in readers):
         return "read inside a subgraph, where no pass looks"
-    return _reader_reason(readers[0])
+    return _reader_reason(*value.uses()[0])
 
 
-def _reader_reason(node: ir.Node) -> str:
-    """What a stored tensor is to a node that reads it other than as a weight."""
+def _reader_reason(node: ir.Node, index: int) -> str:
+    """What a stored tensor, its input ``index``, is to a node that reads it other than as a weight."""
     if is_standard(node, "Conv", "ConvTranspose"):
         return "a convolution; no pass compresses it"
     if is_standard(node, *_NORMALISATIONS):
         return NORMALISATION
-    if is_standard(node, *_ELEMENTWISE):
+    if is_standard(node, *_ELEMENTWISE) or (is_standard(node, "Gemm") and index == BIAS):
         return VECTOR
     if is_standard(node, "MatMul", "Gemm"):
         return f"no linear: in its {node.op_type} it stands on the left, or has more than three axes"

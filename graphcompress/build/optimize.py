@@ -39,6 +39,7 @@ from graphcompress.build.unsupported import refuse_unsupported
 from graphcompress.build.writing import artifact_generator, prompts, source_generator
 from graphcompress.capturing.loading import is_checkpoint
 from graphcompress.capturing.source import is_hub_name, open_model
+from graphcompress.data.inputs import shapes_in
 from graphcompress.data.load import Samples, load_samples
 from graphcompress.data.teacher_forced import unrolled
 from graphcompress.data.tokenizer_files import copy_tokenizer
@@ -364,6 +365,7 @@ def _artifact(request: Request, target: Target, stage: Path, opened: _Opened, ba
         drop=drop,
         changed=opened.scoring.changed(texts=not request.no_texts) if opened.scoring else (),
         timed=target.timed,
+        inputs=shapes_in(baseline.samples.batch([0]), target.interface(stage) or model),
     )
 
 

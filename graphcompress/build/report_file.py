@@ -14,8 +14,9 @@ from graphcompress.build.recipe import recipe_text
 from graphcompress.errors import OutputError, UsageError
 from graphcompress.files.temporary import Temporary
 from graphcompress.plugin.legible import legible
+from graphcompress.reporting.loading import usage
 from graphcompress.reporting.page import comparison, figures, page
-from graphcompress.reporting.summary import result_lines, title, usage
+from graphcompress.reporting.summary import WIDTH, result_lines, title
 from graphcompress.reporting.text import markdown
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def html(build: Build) -> str:
         if topic != "written" and (build.benched or topic != "speed")
     ]
     lines += [("goal", f"{goal.text}: {goal.found or 'met'}") for goal in build.goals.get(artifact.name, ())]
-    code = usage(artifact)
+    code = usage(artifact, WIDTH)
     lines += [("load", line) if not number else ("", line) for number, line in enumerate(code)]
     document, recipe = documents[artifact.name], recipe_text(build.recipe)
     return legible(page(title(build, artifact), lines, document, recipe, code, times=times[0]))

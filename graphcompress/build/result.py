@@ -40,6 +40,7 @@ class Artifact:
         drop: how much worse that is than the metric of the model that came in.
         changed: answers that differ most from the original's.
         timed: whether times on this machine are those of the target's runtime.
+        inputs: type and shape of every input in a sample, as its runtime takes it.
     """
 
     target: str
@@ -52,6 +53,7 @@ class Artifact:
     drop: Drop | None = None
     changed: tuple[ChangedAnswer, ...] = ()
     timed: bool = True
+    inputs: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

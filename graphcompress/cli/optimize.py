@@ -113,7 +113,7 @@ def optimize(
 ) -> None:
     """Compress a model: run passes, lower it for each target, verify the artifacts, write them.
 
-    Example: graphcompress optimize model.onnx --passes kron,prune,int8 --data sentences.jsonl -o small
+    Example: graphcompress optimize model.onnx --passes prune,int8 --data sentences.jsonl -o small
     """
     from graphcompress.build.optimize import optimize as build_for
     from graphcompress.build.recipe import read_recipe
@@ -265,17 +265,20 @@ def _print_result(build: Build, benched: list[ShapeResult]) -> None:
 
 
 def _print_box(build: Build, artifact: Artifact, benched: list[ShapeResult]) -> None:
-    from rich.panel import Panel
+    """The result between two rules; without a frame at its sides, so that its Python can be copied."""
+    from rich.rule import Rule
 
-    from graphcompress.reporting.summary import loading_lines, result_lines, title, wrapped
+    from graphcompress.reporting.loading import loading_lines
+    from graphcompress.reporting.summary import result_lines, title, wrapped
 
     console = out()
     width = min(console.width, WIDTH)
     lines = result_lines(build, artifact, benched)
     indent = max(len(topic) for topic, _ in lines) + 2
-    told = [wrapped(f"{topic:<{indent}}{text}", width - 4, " " * indent) for topic, text in lines]
-    text = Text("\n".join([*told, "", *loading_lines(artifact)]), overflow="fold")
-    console.print(Panel(text, title=Text(title(build, artifact), overflow="ellipsis"), width=width))
+    told = [wrapped(f"{topic:<{indent}}{text}", width, " " * indent) for topic, text in lines]
+    console.print(Rule(Text(title(build, artifact)), style=""), width=width)
+    console.print("\n".join([*told, "", *loading_lines(artifact, width)]))
+    console.print(Rule(style=""), width=width)
 
 
 def _print_wrapped(text: str, indent: str = "    ") -> None:

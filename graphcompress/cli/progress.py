@@ -40,19 +40,17 @@ class RunStep:
     share: float = 0.0
     detail: str = ""
     _began: float = field(default=0.0)
+    _first: float = field(default=0.0)
 
     def report(self, text: str, done: int, total: int, detail: str = "") -> None:
         """Take in that ``done`` of ``total`` steps of ``text`` are finished."""
         own = text in self.stages
-        if own:
-            # A pipeline counts its passes; what a person waits for is the one that is under way.
-            done, total = (0, 1) if done < total else (1, 1)
         if own and text != self.stage:
             self.stage, self.work = text, ""
         inner = "" if own else text
-        if inner != self.work or (own and not done):
-            self.work, self._began = inner, self.clock()
         self.share, self.detail = min(1.0, done / total) if total > 0 else 0.0, detail
+        if inner != self.work or (own and not done):
+            self.work, self._began, self._first = inner, self.clock(), self.share
 
     def line(self, width: int) -> str:
         """``[2/5] prune · 43 % · 0:12 left``, in at most ``width`` characters: what says least goes first."""
@@ -69,7 +67,10 @@ class RunStep:
         spent = self.clock() - self._began if self._began else 0.0
         if not 0.0 < self.share < 1.0:
             return [f"{_time(spent)} so far"] if spent >= LEAST_SECONDS else []
-        left = f"{_time(spent * (1 / self.share - 1))} left" if spent >= LEAST_SECONDS else ""
+        # A training goes on after an evaluation, or from a checkpoint: what was done before took other time.
+        done = self.share - self._first
+        told = spent >= LEAST_SECONDS and done > 0
+        left = f"{_time(spent * (1 - self.share) / done)} left" if told else ""
         return [f"{self.share:.0%}".replace("%", " %"), left]
 
 

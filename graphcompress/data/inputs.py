@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import onnx_ir as ir
 
 from graphcompress.files.declared import Dim
@@ -53,6 +54,17 @@ def fixed_sizes(inputs: Mapping[str, ir.Value]) -> dict[str, tuple[int | None, .
         if value.shape is not None
     }
     return {name: shape for name, shape in sizes.items() if any(shape) or not shape}
+
+
+def shapes_in(feed: Mapping[str, np.ndarray], model: Model) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of each input of ``model`` in ``feed``; where the model fixes a size, that one."""
+    found = {}
+    for name, value in inputs_of(model).items():
+        seen = feed[name].shape
+        fixed = seen if value.shape is None else value.shape
+        sizes = [size if isinstance(size, int) else given for size, given in zip(fixed, seen, strict=True)]
+        found[name] = str(feed[name].dtype), tuple(sizes)
+    return found
 
 
 def source_of(value: ir.Value) -> ir.Value:

@@ -65,8 +65,11 @@ class Rows(Sequence[Mapping[str, Any]]):
         """
         found = next((name for name in names if name in self.samples.columns), None)
         if found is None:
-            wanted, seen = " or ".join(names), sorted(self.samples.columns)
-            raise DataError(f"metric {reader!r} needs a column {wanted}; the data have {seen}")
+            wanted, seen = " or ".join(names), ", ".join(sorted(self.samples.columns)) or "none"
+            raise DataError(
+                f"metric {reader!r} needs a column {wanted}; the data have {seen}: rename one, or take a "
+                "metric that reads these (graphcompress metrics)"
+            )
         return found
 
     def numbers(self, names: Sequence[str], reader: str) -> np.ndarray:

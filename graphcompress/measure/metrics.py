@@ -22,7 +22,7 @@ from graphcompress.measure.verify import Run
 from graphcompress.plugin.context import Progress, no_progress
 from graphcompress.plugin.options import build, split_calls
 from graphcompress.plugin.registry import METRICS, TASKS
-from graphcompress.plugin.task import Metric, Pair, Task, WritingTask, own_metric
+from graphcompress.plugin.task import Figure, Metric, Pair, Task, WritingTask, own_metric
 
 BATCH = 16
 """Rows are scored in batches of at most this many samples."""
@@ -272,8 +272,7 @@ class Scoring:
         return _ragged(generator.decoded(found))
 
     def _score(self, given: object) -> Score:
-        found = self.metric.figure(given, self._rows)
-        return Score(self.metric.label, found.value, found.count, self.metric.noun, found.standard_error)
+        return _as_score(self.metric, self.metric.figure(given, self._rows))
 
 
 def score(chosen: Metric, given: np.ndarray, original: np.ndarray, samples: Samples) -> Score:
@@ -282,5 +281,10 @@ def score(chosen: Metric, given: np.ndarray, original: np.ndarray, samples: Samp
     Raises:
         DataError: the samples lack what ``chosen`` needs.
     """
-    found = chosen.figure(given, Rows(samples, original))
-    return Score(chosen.label, found.value, found.count, chosen.noun, found.standard_error)
+    return _as_score(chosen, chosen.figure(given, Rows(samples, original)))
+
+
+def _as_score(metric: Metric, found: Figure) -> Score:
+    """What ``metric`` found, in numbers of Python: no checkpoint takes those of NumPy."""
+    error = None if found.standard_error is None else float(found.standard_error)
+    return Score(metric.label, float(found.value), int(found.count), metric.noun, error)

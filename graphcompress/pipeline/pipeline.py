@@ -119,7 +119,7 @@ class Pipeline:
         teacher = model.clone() if self.trains else None
         exact = [isinstance(step.contract, Exact) for step in self.passes]
         for number, step in enumerate(self.passes):
-            ctx.progress(f"{step}", number, len(self.passes))
+            ctx.progress(f"{step}", 0, 1)
             if not exact[number] and all(exact[:number]):  # the graph has the form that the others will see
                 for later in self.passes[number:]:
                     later.check(model, ctx)
@@ -127,14 +127,13 @@ class Pipeline:
             record = _run_pass(step, model, given, check, allow, awaits=self._awaits_training(number))
             if scoring is not None and not exact[number] and step is not self.passes[-1]:
                 record = _scored(record, model, ctx, scoring)
-            ctx.progress(f"{step}", len(self.passes), len(self.passes))
+            ctx.progress(f"{step}", 1, 1)
             if teacher and all(exact[: number + 1]):
                 teacher = model.clone()  # the same model in a plainer form
             records.append(record)
             # Before the coverage is required: whoever looks on sees the pass that failed.
             on_record(record)
             _require(require_coverage, step, record)
-        ctx.progress("passes", len(self.passes), len(self.passes))
         return records
 
     @property

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphcompress.artifact.sequences import PARTS
-from graphcompress.plugin.targeting import parse_target
 from graphcompress.reporting.text import count, decibels, left_alone, score_text, size, size_text, smaller
 
 if TYPE_CHECKING:
@@ -22,8 +19,6 @@ WIDTH = 100
 """Lines of a result are at most this many characters long, so that they fit a terminal of a usual size."""
 
 NOT_TIMED = "not measured: this machine is not what runs it"
-
-_QUOTED = re.compile(r'"([^"]+)"')
 
 
 def title(build: Build, artifact: Artifact) -> str:
@@ -44,31 +39,9 @@ def result_lines(
     outputs = f"SQNR {decibels(difference.sqnr_db)} against the original on {difference.samples_text}"
     lines.append(("outputs", outputs))
     lines.append(("verdict", verdict(build, artifact, benched)))
-    lines.append(("written", f"{artifact.folder}, told in full in report.html"))
+    folder = artifact.folder.as_posix()
+    lines.append(("written", f"{folder}/, with all of this in charts in {folder}/report.html"))
     return lines
-
-
-def loading_lines(artifact: Artifact) -> list[str]:
-    """Lines of Python that load and run an artifact without this package, from the working folder."""
-    return [
-        _QUOTED.sub(lambda match: _in_folder(artifact.folder, match[1]), line) for line in usage(artifact)
-    ]
-
-
-def usage(artifact: Artifact) -> list[str]:
-    """The same lines, from the folder of the artifact; parts of one model run as one with this package."""
-    if PARTS in artifact.record:
-        run = f'run = graphcompress.session("{artifact.folder.as_posix()}")'
-        return ["import graphcompress", run, "outputs = run(feed)  # inputs of all parts, by their prefix"]
-    lines = list(parse_target(artifact.target).loading)
-    # What loads an engine is also called session, and has another way to run.
-    runs = any(line.startswith("session = onnxruntime.InferenceSession(") for line in lines)
-    return [*lines, "outputs = session.run(None, feed)  # input name → array"] if runs else lines
-
-
-def _in_folder(folder: Path, name: str) -> str:
-    """A quoted text, which is the path of a file where ``folder`` has one of that name."""
-    return f'"{(folder / name).as_posix()}"' if (folder / name).is_file() else f'"{name}"'
 
 
 def pass_lines(build: Build) -> list[str]:
@@ -93,7 +66,9 @@ def _touched(record: PassRecord) -> str:
         return record.notes[-1]
     changed = f"{len(record.touched) or 'no'} weight{'s' if len(record.touched) != 1 else ''} changed"
     left = left_alone(record.skipped)
-    return changed + (f", {left:,} left alone" if left else "")
+    # What a training brought is the one thing to know of it, above all where it brought nothing.
+    learned = [note for label in record.curves for note in record.notes if note.startswith(label)]
+    return ", ".join([changed, *([f"{left:,} left alone"] if left else []), *learned])
 
 
 def _cost(record: PassRecord) -> str:

@@ -100,7 +100,7 @@ class Trainer:
         if not self.best:
             self._evaluate()
             self.start = self.best["score"]
-        clock = _Clock(self.step)
+        clock = _Clock()
         while self.step < self.steps and not self._is_out_of_patience:
             self._advance()
             clock.count(self.given, self.batches(self.step - 1))
@@ -326,7 +326,7 @@ class Trainer:
         shown = [self._shown_terms(), *filter(None, (each.shown() for each in self.instruments.values()))]
         detail = (
             f"{' · '.join(shown)} · {self.label} {self.best['score']:.4f} at step {self.best['step']} · "
-            f"{clock.tokens_per_second:,.0f} tokens/s · {clock.remaining(self.step, self.steps)} left"
+            f"{clock.tokens_per_second:,.0f} tokens/s"
         )
         self.progress(
             self.settings.name, self.steps if done else min(self.step, self.steps - 1), self.steps, detail
@@ -334,10 +334,9 @@ class Trainer:
 
 
 class _Clock:
-    """Throughput and remaining time."""
+    """Throughput."""
 
-    def __init__(self, step: int) -> None:
-        self._first = step
+    def __init__(self) -> None:
         self._began = time.monotonic()
         self._tokens = 0
 
@@ -349,9 +348,3 @@ class _Clock:
     def tokens_per_second(self) -> float:
         """Real tokens, over all processes."""
         return self._tokens / max(time.monotonic() - self._began, 1e-9)
-
-    def remaining(self, step: int, steps: int) -> str:
-        """The time that is left, as minutes and seconds."""
-        each = (time.monotonic() - self._began) / max(1, step - self._first)
-        minutes, seconds = divmod(int(each * (steps - step)), 60)
-        return f"{minutes}:{seconds:02}"

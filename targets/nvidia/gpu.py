@@ -106,7 +106,7 @@ class Gpu(Target):
             "options = onnxruntime.SessionOptions()",
             "options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)",
             'providers = [(name, given) for name, given in recipe["providers"]]',
-            'session = onnxruntime.InferenceSession(recipe["model"], options, providers=providers)',
+            f'session = onnxruntime.InferenceSession("{self.model_file}", options, providers=providers)',
         )
 
     def lower(self, model: Model, folder: Path, ctx: Context) -> Lowering:

@@ -21,7 +21,7 @@ from graphcompress.graph.runner import Runner
 from graphcompress.measure.verify import compare
 from graphcompress.plugin.base import Lowering
 from graphcompress.plugin.context import Context
-from graphcompress.reporting.summary import loading_lines
+from graphcompress.reporting.loading import loading_lines
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.opsets.raising import raise_opset
 from graphcompress.targets.cpu.cpu import Cpu
@@ -102,8 +102,9 @@ def test_a_folder_that_lacks_a_part_is_refused_before_the_work(sequence_folders,
 
 def test_the_lines_that_load_parts_name_their_folder(sequence_folders, tmp_path) -> None:
     build = optimize(sequence_folders["bart"], passes="simplify", target=TARGET, output=tmp_path / "out")
-    lines = loading_lines(build.lowered[0])
-    assert f'run = graphcompress.session("{(tmp_path / "out").as_posix()}")' in lines
+    made: dict[str, object] = {}
+    exec("\n".join(loading_lines(build.lowered[0], 100)), made)
+    assert callable(made["run"])
 
 
 def test_parts_in_folders_are_compared_with_what_they_were_made_from(sequence_folders, tmp_path) -> None:

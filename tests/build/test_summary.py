@@ -17,8 +17,8 @@ from graphcompress.measure.verify import Difference
 from graphcompress.pipeline.contract_check import ModelSize
 from graphcompress.pipeline.pipeline import PassRecord
 from graphcompress.plugin.record import Skipped, Touched
+from graphcompress.reporting.loading import loading_lines
 from graphcompress.reporting.summary import (
-    loading_lines,
     pass_lines,
     result_lines,
     title,
@@ -83,7 +83,7 @@ def test_the_box_says_size_speed_metric_and_verdict(build: Build) -> None:
             "verdict",
             "4.50 × smaller; 3.75 to 4.00 × as fast; Spearman 0.0032 worse, 2.3 standard errors",
         ),
-        ("written", f"{artifact.folder}, told in full in report.html"),
+        ("written", f"{artifact.folder}/, with all of this in charts in {artifact.folder}/report.html"),
     ]
 
 
@@ -165,10 +165,23 @@ def test_every_pass_has_one_line_with_what_it_cost(build: Build) -> None:
 
 def test_the_loading_lines_name_the_files_of_the_artifact(build: Build, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"")
-    assert loading_lines(build.lowered[0]) == [
-        "import onnxruntime",
+    inputs = {"pixel_values": ("float32", (1, 3, 224, 224)), "mask": ("int64", (1, 9))}
+    artifact = dataclasses.replace(build.lowered[0], inputs=inputs)
+    assert loading_lines(artifact, 100) == [
+        "import numpy, onnxruntime",
         f'session = onnxruntime.InferenceSession("{(tmp_path / "model.onnx").as_posix()}")',
-        "outputs = session.run(None, feed)  # input name → array",
+        'outputs = session.run(None, {"pixel_values": numpy.zeros((1, 3, 224, 224), "float32"),',
+        '    "mask": numpy.ones((1, 9), "int64")})',
+    ]
+
+
+def test_past_keys_and_values_share_a_word_in_the_loading_lines(build: Build) -> None:
+    past = {f"past.{number}.{kind}": ("float32", (1, 4, 0, 8)) for number in range(2) for kind in "kv"}
+    artifact = dataclasses.replace(build.lowered[0], inputs={"ids": ("int64", (1, 9)), **past})
+    assert loading_lines(artifact, 100)[2:] == [
+        'outputs = session.run(None, {"ids": numpy.zeros((1, 9), "int64"),',
+        '    **{i.name: numpy.zeros((1, 4, 0, 8), "float32") for i in session.get_inputs() if '
+        'i.name.startswith("past.")}})',
     ]
 
 

@@ -25,7 +25,8 @@ from graphcompress.plugin.capabilities import Capabilities
 from graphcompress.plugin.context import Context
 from graphcompress.plugin.record import Record
 from graphcompress.plugin.schemes import INT8, UINT8, integer_products
-from graphcompress.plugin.targeting import common_capabilities, parse_target, parse_targets
+from graphcompress.plugin.targeting import common_capabilities, parse_targets
+from graphcompress.reporting.loading import loading_lines
 from graphcompress.targets.cpu.cpu import NOTHING_MEASURED, Cpu
 
 
@@ -90,16 +91,21 @@ def test_the_weights_are_quantised_for_all_and_activations_as_each_runs_them_bes
     assert kinds == [{("UINT8", 128)}, {("INT8", 0)}]
 
 
-@pytest.mark.parametrize("target", ["cpu{measure=false}", "gpu", "gpu{provider=tensorrt}", "mobile"])
+@pytest.mark.parametrize(
+    "target", ["cpu{measure=false}", "gpu", "gpu{provider=tensorrt}", "mobile", "mobile{shape=1x40}"]
+)
 @pytest.mark.filterwarnings("ignore:Specified provider")  # of a GPU, which is not here: the CPU's runs it
-def test_the_lines_of_a_target_load_its_artifact(target, tiny_bert_path, tiny_samples, tmp_path, monkeypatch):
-    optimize(tiny_bert_path, "simplify", target=target, output=tmp_path / "out")
-    feed = tiny_samples.batch([0])
-    expected = session(tmp_path / "out")(feed)
-    monkeypatch.chdir(tmp_path / "out")
+def test_the_lines_of_a_target_load_and_run_its_artifact_when_they_are_pasted(
+    target, tiny_bert_path, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    build = optimize(tiny_bert_path, "simplify", target=target, output="out")
     made = {}
-    exec("\n".join(parse_target(target).loading), made)
-    for (name, array), seen in zip(expected.items(), made["session"].run(None, dict(feed)), strict=True):
+    exec("\n".join(loading_lines(build.lowered[0], 100)), made)
+    length = 40 if "shape" in target else 24
+    feed = {name: np.zeros((1, length), "int64") for name in ("input_ids", "token_type_ids")}
+    expected = session("out")({**feed, "attention_mask": np.ones((1, length), "int64")})
+    for (name, array), seen in zip(expected.items(), made["outputs"], strict=True):
         np.testing.assert_allclose(seen, array, atol=2e-3, err_msg=name)
 
 

@@ -12,15 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import random_samples
-from distilled_models import QUICK, trained, weights
+from distilled_models import QUICK, classifier, labelled, trained, weights
 
 torch = pytest.importorskip("torch")
 
 from several_processes import free_port, same_weights, two_processes, worker  # noqa: E402
 
 from graphcompress.graph.model import Model  # noqa: E402
+from graphcompress.measure.metrics import metric  # noqa: E402
 from graphcompress.passes.distill import Distill  # noqa: E402
-from graphcompress.plugin.context import Training  # noqa: E402
+from graphcompress.pipeline.pipeline import Pipeline  # noqa: E402
+from graphcompress.plugin.context import Context, Training  # noqa: E402
 from graphcompress.training import checkpoints  # noqa: E402
 from graphcompress.training.prepare import prepare  # noqa: E402
 
@@ -46,6 +48,30 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
     assert seen.count(12) == 1
     trained(tiny_bert, QUICK, training)
     assert all(np.array_equal(array, weights(whole)[name]) for name, array in weights(tiny_bert).items())
+
+
+def test_an_interrupted_run_with_a_metric_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A figure of a metric is a number of NumPy, which a checkpoint must not hold."""
+    monkeypatch.setattr(checkpoints, "SECONDS", 0.0)
+    samples = labelled([0, 1, 2, 1] * 8)
+    training = Training(samples, held_out=samples, metric=metric("accuracy"), folder=tmp_path / "training")
+    ctx = Context(samples=samples, training=training)
+
+    def interrupt(text: str, done: int, total: int, detail: str = "") -> None:
+        if text == "distill" and done == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Pipeline.parse(QUICK).run(
+            classifier(), dataclasses.replace(ctx, progress=interrupt), allow=["distill"]
+        )
+    seen: list[int] = []
+    counted = dataclasses.replace(
+        ctx, progress=lambda text, done, total, detail="": seen.append(done) if text == "distill" else None
+    )
+    Pipeline.parse(QUICK).run(classifier(), counted, allow=["distill"])
+    assert 7 in seen
+    assert not {1, 2, 3, 4, 5} & set(seen)
 
 
 def test_another_run_does_not_take_up_the_checkpoint(

@@ -89,6 +89,13 @@ def test_without_data_or_file_it_is_refused() -> None:
         Vocab(keep="nowhere.txt").check_given(calibrated=True)
 
 
+def test_a_trial_without_samples_leaves_the_table_alone(with_tokenizer: Path) -> None:
+    model = Model.load(with_tokenizer)
+    record = Vocab().run(model, Context())
+    assert not record.touched
+    assert "without samples nothing says which tokens occur" in record.skipped[0].reason
+
+
 def test_twice_is_once(with_tokenizer: Path) -> None:
     model, samples = Model.load(with_tokenizer), below(8, 30)
     Vocab().run(model, Context(samples=samples))

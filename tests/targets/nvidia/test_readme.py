@@ -8,7 +8,7 @@ from pathlib import Path
 
 from graphcompress import optimize
 from graphcompress.data.samples import Samples
-from graphcompress.reporting.summary import usage
+from graphcompress.reporting.loading import usage
 from graphcompress.targets.nvidia.readme import readme
 
 
@@ -35,4 +35,4 @@ def test_an_artifact_has_it(tiny_bert_path: Path, tiny_samples: Samples, tmp_pat
     )
     page = (build.output / "README.md").read_text(encoding="utf-8")
     assert "--optShapes=input_ids:1x64,attention_mask:1x64,token_type_ids:1x64" in page
-    assert usage(build.lowered[0])[-1] == "session = engine.create_execution_context()"
+    assert usage(build.lowered[0], 100)[-1] == "session = engine.create_execution_context()"
