@@ -72,12 +72,12 @@ def _reason(model: Model, value: ir.Value) -> str:
     """Why nothing compresses a tensor that is no weight of a linear, of experts or of an embedding."""
     if value.is_graph_input():
         return "it is an input, too: a caller may override it"
-    readers = [node for node, _ in value.uses()]
+    readers = list(value.uses())
     if not readers:
         return "an output of the model" if value.is_graph_output() else "nothing reads it"
-    if any(node.graph is not model.graph for node in readers):
+    if any(use.node.graph is not model.graph for use in readers):
         return "read inside a subgraph, where no pass looks"
-    return _reader_reason(*value.uses()[0])
+    return _reader_reason(*readers[0])
 
 
 def _reader_reason(node: ir.Node, index: int) -> str:

@@ -61,7 +61,7 @@ def _of_parts(artifact: Artifact, place: Path) -> list[str]:
 
 def _call(inputs: Mapping[str, tuple[str, Sequence[int]]], width: int) -> list[str]:
     """One run on arrays of a shape that the model takes."""
-    groups: dict[tuple[object, ...], list[str]] = {}
+    groups: dict[tuple[str, tuple[int, ...], str], list[str]] = {}
     for name, (kind, shape) in inputs.items():
         # A sample that is masked altogether has no answer; 0 is an id in every table.
         made = "ones" if "mask" in name else "zeros"
