@@ -78,7 +78,7 @@ $(VENV)/.installed-demo: $(VENV)/.installed-torch
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed-torch
-	$(PIP) --group dev --editable '.[metrics]'
+	$(PIP) --group dev --editable '.[metrics,pictures]'
 	touch $@
 
 clean:
