@@ -9,7 +9,7 @@ import onnx_ir as ir
 from graphcompress.analysis.experts import all_experts
 from graphcompress.analysis.linears import Embedding, Linear, embeddings, linears
 from graphcompress.graph.expressions import leaves
-from graphcompress.graph.match import is_standard
+from graphcompress.graph.match import is_standard, rank_of
 from graphcompress.graph.model import Model, number_of_parameters
 
 _ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Clip", "Where", "PRelu")
@@ -89,5 +89,14 @@ def _reader_reason(node: ir.Node, index: int) -> str:
     if is_standard(node, *_ELEMENTWISE) or (is_standard(node, "Gemm") and index == BIAS):
         return VECTOR
     if is_standard(node, "MatMul", "Gemm"):
-        return f"no linear: in its {node.op_type} it stands on the left, or has more than three axes"
+        return f"no linear: {_why_no_linear(node, index)}"
     return f"read by {node.op_type}, which no pass compresses"
+
+
+def _why_no_linear(node: ir.Node, index: int) -> str:
+    """What keeps a product from being one of an activation with a matrix."""
+    if index == 0:
+        return f"it stands on the left in its {node.op_type}"
+    if (rank_of(node.inputs[index]) or 0) > 3:
+        return "it has more than three axes"
+    return f"its {node.op_type} has a factor, a transposed input or a computed addend: simplify first"

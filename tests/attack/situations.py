@@ -62,7 +62,8 @@ def _lost_or_left(
     lost = {path for path, content in before.items() if after.get(path) != content}
     if lost:
         return f"{sorted(lost)} are gone or changed"
-    if number == signal.SIGTERM and ended.code not in (0, 143):
+    # Before the command line listens, the system ends it: a shell calls that 143 as well.
+    if number == signal.SIGTERM and ended.code not in (0, 143, -signal.SIGTERM):
         return f"exit {ended.code} after SIGTERM: {ended.err.strip()[-300:]}"
     if number == signal.SIGTERM and not whole and after != before:
         return f"{sorted(set(after) - set(before))} are left after SIGTERM"

@@ -92,6 +92,45 @@ def test_each_is_touched_or_has_a_reason(every_kind: Model, passes: str, unnamed
     assert {name for name, reason in reasons.items() if reason == UNNAMED} == unnamed
 
 
+GEMMS = {
+    "alpha": "y = Gemm <alpha = 0.5> (x, w, c)",
+    "beta": "y = Gemm <beta = 2.0> (x, w, c)",
+    "both, transposed": "y = Gemm <alpha = 0.5, beta = 2.0, transB = 1> (x, w, c)",
+    "a transposed input": "t = Transpose (x) y = Gemm <transA = 1> (t, w, c)",
+    "on the left": "t = Transpose (x) z = Gemm (w, t) y = Transpose (z)",
+    "a product on the left": "t = Transpose (x) z = MatMul (w, t) s = Relu (z) y = Transpose (s)",
+}
+
+
+@pytest.mark.parametrize("form", GEMMS)
+@pytest.mark.parametrize(
+    "passes", ["int8", "kron{max_error=1}", "simplify,int8", "simplify,kron{max_error=1}"]
+)
+def test_a_product_in_another_form_is_counted_and_touched_or_told_why(form: str, passes: str) -> None:
+    text = f"""<ir_version: 9, opset_import: ["" : 18]>
+        g (float[b, 32] x) => (float[b, 32] y) {{ {GEMMS[form]} }}"""
+    proto, rng = onnx.parser.parse_model(text), np.random.default_rng(0)
+    stored = {"w": (32, 32)} | ({"c": (32,)} if ", c)" in text else {})
+    for name, shape in stored.items():
+        array = (rng.normal(size=shape) / 6).astype(np.float32)
+        proto.graph.initializer.append(numpy_helper.from_array(array, name))
+    total, left = sum(map(np.prod, stored.values())), form.endswith("on the left")
+    pipeline = Pipeline.parse(passes)
+    last = pipeline.passes[-1].name
+    record = pipeline.run(Model(ir.from_proto(proto)), Context(), allow=[last])[-1]
+    touched, reasons = ({item.name for item in record.touched}, {i.name: i.reason for i in record.skipped})
+    if passes.startswith("simplify") and not left:
+        assert touched == {"w"}
+        assert record.coverage == 32 * 32 / total
+    else:
+        assert touched == set()
+        assert record.coverage == 0
+        why = "it stands on the left in its " if left else "its Gemm has a factor, a transposed input"
+        assert reasons["w"].startswith(f"no linear: {why}")
+    named = {name.removesuffix(".folded") for name in touched | set(reasons)}
+    assert set(stored) <= named
+
+
 def test_inspect_tells_all_of_them(every_kind: Model) -> None:
     found = inspect(every_kind, passes=())
     counted = sum(weight.parameters for weight in found.weights) + sum(
