@@ -29,7 +29,11 @@ def fuse_normalizations(rw: Rewriter) -> int:
 
 
 def _rules(opset: int) -> list[object]:
-    """The rules of the library for ``opset``, each with a check of what it takes for granted."""
+    """The rules of the library for ``opset``, each with a check of what it takes for granted.
+
+    It takes whatever is multiplied or added for a scale or a bias: of ``LayerNorm(x) + x`` the residual path
+    became the bias of the norm, which no runtime runs, and a scale [1, 1, width] took away axes.
+    """
     from onnxscript.rewriter import pattern
     from onnxscript.rewriter.rules.fusion import _layer_norm, _rms_normalization
 

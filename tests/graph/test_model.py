@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from graphcompress.errors import InvalidModelError
+from graphcompress.errors import InvalidModelError, UnsupportedModelError
 from graphcompress.files import scratch, stored
 from graphcompress.files.reading import skim
+from graphcompress.files.reading.model_file import MOST_NODES
 from graphcompress.files.stored import StoredTensor
 from graphcompress.graph import model as model_module
 from graphcompress.graph.model import Model
@@ -180,6 +182,34 @@ def test_functions_are_inlined(tmp_path) -> None:
     loaded = Model.load(saved(proto, tmp_path))
     assert [node.op_type for node in loaded.graph] == ["MatMul", "Relu"]
     assert not loaded.ir.functions
+
+
+def calling_twice(depth: int) -> onnx.ModelProto:
+    """Functions that each call the one before them twice, ``depth`` of them."""
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
+    body = [helper.make_node("Neg", ["a"], ["b"])]
+    functions = [helper.make_function("own", "f0", ["a"], ["b"], body, opsets)]
+    for number in range(1, depth + 1):
+        pairs = (("a", "m"), ("m", "b"))
+        calls = [helper.make_node(f"f{number - 1}", [a], [b], domain="own") for a, b in pairs]
+        functions.append(helper.make_function("own", f"f{number}", ["a"], ["b"], calls, opsets))
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4]) for name in "xy")
+    graph = helper.make_graph([helper.make_node(f"f{depth}", ["x"], ["y"], domain="own")], "g", [x], [y])
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10, functions=functions)
+
+
+def test_functions_are_inlined_up_to_a_number_of_nodes(tmp_path) -> None:
+    """Inlining itself knows no limit: 24 functions that call each other twice never came to an end."""
+    deepest = int(np.log2(MOST_NODES))
+    for depth in (3, 11):
+        model = Model.load(saved(calling_twice(depth), tmp_path))
+        assert Counter(node.op_type for node in model.graph) == {"Neg": 2**depth}
+        x = np.arange(8, dtype=np.float32).reshape(2, 4)
+        with Runner(model) as run:
+            np.testing.assert_array_equal(run({"x": x})["y"], x)
+    for depth in (deepest + 1, 24, 99):
+        with pytest.raises(UnsupportedModelError, match=f"written out are {2**depth:,} nodes, more than"):
+            Model.load(saved(calling_twice(depth), tmp_path))
 
 
 def test_subgraphs_and_their_weights_come_back(tmp_path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import graphlib
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
+import onnx.inliner
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 from google.protobuf.message import DecodeError
@@ -27,8 +29,11 @@ RUNTIME_DOMAINS = frozenset(
 )
 """Domains in which ONNX Runtime has operators of its own."""
 
-MOST_NODES = 1_000_000
+MOST_NODES = 200_000
 """Nodes of a graph whose functions are written out; the largest models in use have some ten thousand."""
+
+_MANY_CALLS = 200
+"""Calls of one function up to which names are found by trying."""
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +64,7 @@ def read_model(path: Path) -> tuple[ir.Model, tuple[Path, ...]]:
     # The message is checked before onnx_ir sees it, which repairs some damage silently.
     check_whole(path, proto)
     # Before inlining, which would never end on functions that call each other.
-    _check_calls(path, proto)
+    calls = _check_calls(path, proto)
     files = {path.name: path}
     for graph in graphs(proto):
         for tensor in tensors(graph):
@@ -67,6 +72,10 @@ def read_model(path: Path) -> tuple[ir.Model, tuple[Path, ...]]:
                 location, file = _check_external(path, tensor)
                 files[location] = file
     try:
+        # The inlining of onnx_ir keeps more notes, but tries names until one is free: with a function that is
+        # called 4,000 times it took minutes.
+        if calls > _MANY_CALLS:
+            proto = onnx.inliner.inline_local_functions(proto)
         model = ir.from_proto(proto)
         # A graph that is in order stays exactly as the file has it.
         if not is_sorted(proto.graph):
@@ -173,8 +182,10 @@ def _drop_shadowed_functions(model: onnx.ModelProto) -> None:
     model.functions.extend(kept)
 
 
-def _check_calls(path: Path, model: onnx.ModelProto) -> None:
-    """Refuse functions that call themselves, and such as become more nodes than anything can hold.
+def _check_calls(path: Path, model: onnx.ModelProto) -> int:
+    """How often a function is called at most, when all are written out.
+
+    Refuses functions that call themselves, and such as become more nodes than anything can hold.
 
     Inlining knows no limit: 24 functions that each call the one before twice never came to an end.
     """
@@ -203,6 +214,11 @@ def _check_calls(path: Path, model: onnx.ModelProto) -> None:
             f"{path}: its functions written out are {whole:,} nodes, more than {MOST_NODES:,}; "
             "store the model without them"
         )
+    called = Counter((node.domain, node.op_type) for node in _nodes_of(model.graph.node))
+    for key in reversed(order):
+        for node in functions[key]:
+            called[node.domain, node.op_type] += called[key]
+    return max((called[key] for key in functions), default=0)
 
 
 def _nodes_of(members: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
