@@ -14,7 +14,7 @@ from graphcompress.measure.invariance import batch_invariance
 from graphcompress.measure.metrics import Scoring
 from graphcompress.measure.reference import check_repeats
 from graphcompress.measure.tokens import token_values
-from graphcompress.pipeline.anatomy import Depth, anatomy
+from graphcompress.pipeline.anatomy import Depth, Parts
 from graphcompress.pipeline.contract_check import CHECK_BATCH, ModelSize, check_samples
 from graphcompress.plugin.context import Context
 
@@ -44,6 +44,6 @@ class Baseline:
             check_repeats(model, runner, self.feeds[0], self.outputs[0])
             self.invariance = batch_invariance(runner, self.samples)
             self.score = scoring.original(generator or runner) if scoring else None
-            self.anatomy = anatomy(model)
+            self.parts = Parts(model)
             self.depth = Depth(model, self.samples)
             self.size = ModelSize(model.parameters, model_bytes(model) or runner.bytes_on_disk, macs(model))

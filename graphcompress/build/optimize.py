@@ -53,7 +53,6 @@ from graphcompress.measure.measured import Measured, StepTimes
 from graphcompress.measure.memory import bounded, longest_needs
 from graphcompress.measure.metrics import Scoring
 from graphcompress.measure.verify import compare
-from graphcompress.pipeline.anatomy import anatomy
 from graphcompress.pipeline.contract_check import ModelSize
 from graphcompress.pipeline.pipeline import PassRecord
 from graphcompress.plugin.base import Target
@@ -310,8 +309,8 @@ def _unlowered(
         lowered=(),
         reference_invariance=baseline.invariance,
         score=baseline.score,
-        before_anatomy=baseline.anatomy,
-        anatomy=anatomy(opened.model),
+        before_anatomy=baseline.parts.anatomy,
+        anatomy=baseline.parts.left(opened.model),
         depth=baseline.depth.errors(opened.model),
         samples=baseline.samples,
         model=opened.model,

@@ -113,6 +113,5 @@ def html(build: Build) -> str:
     ]
     lines += [("goal", f"{goal.text}: {goal.found or 'met'}") for goal in build.goals.get(artifact.name, ())]
     code = usage(artifact, WIDTH)
-    lines += [("load", line) if not number else ("", line) for number, line in enumerate(code)]
     document, recipe = documents[artifact.name], recipe_text(build.recipe)
     return legible(page(title(build, artifact), lines, document, recipe, code, times=times[0]))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 
 from graphcompress.analysis.linears import Embedding, Linear, embeddings, linears
 from graphcompress.coupling.layers import Layer, layers
@@ -63,6 +65,64 @@ def anatomy(model: Model) -> Anatomy:
     return Anatomy((*tables, *maps), tuple(map(_block, _blocks(model))))
 
 
+class Parts:
+    """The weights and blocks of a model as it came in, which are found again after it was rewritten.
+
+    A pass may write a weight as what is a linear no more, such as integers for a MatMulInteger, or compute a
+    block for some tokens alone: what names say is then all there is.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.anatomy = anatomy(model)
+        self._columns = {weight.name: weight.columns for weight in self.anatomy.weights}
+        blocks = _blocks(model)
+        self._forward = {block.name: [one.name for one in _forward(block)] for block in blocks}
+        self._heads = {
+            block.name: [(one.num_heads, one.producers[0].name) for one in block.attentions if one.producers]
+            for block in blocks
+        }
+
+    def left(self, model: Model) -> Anatomy:
+        """What is left of them in ``model``; weights that are gone are left out."""
+        found = anatomy(model)
+        weights = {one.name: one for one in found.weights}
+        blocks = {one.name: one for one in found.blocks}
+        stored = _stored(model, [weight.name for weight in self.anatomy.weights])
+        kept = [weights.get(one.name) or _rewritten(one, stored[one.name]) for one in self.anatomy.weights]
+        columns = {one.name: one.columns for one in kept if one is not None}
+        sizes = [blocks.get(one.name) or self._size(one.name, columns) for one in self.anatomy.blocks]
+        return Anatomy(tuple(one for one in kept if one is not None), tuple(sizes))
+
+    def _size(self, block: str, columns: Mapping[str, int]) -> BlockSize:
+        """A block by the columns of its weights: heads go with those of the first linear before them."""
+        heads = [number * columns.get(name, 0) // self._columns[name] for number, name in self._heads[block]]
+        nodes = [columns.get(name, 0) for name in self._forward[block]]
+        return BlockSize(block, sum(heads), max(nodes, default=0))
+
+
+def _stored(model: Model, names: Sequence[str]) -> dict[str, list[ir.Value]]:
+    """The tensors of each weight: what is called as it is, with or without more words behind a dot."""
+    found: dict[str, list[ir.Value]] = {name: [] for name in names}
+    for value in model.initializers():
+        stem = value.name or ""
+        while stem and stem not in found:
+            stem = stem.rpartition(".")[0]
+        if stem:
+            found[stem].append(value)
+    return found
+
+
+def _rewritten(weight: StoredWeight, tensors: Sequence[ir.Value]) -> StoredWeight | None:
+    """A weight by its tensors, of which the largest has its shape; None where there is none."""
+    arrays = [value.const_value for value in tensors if value.const_value is not None]
+    if not arrays:
+        return None
+    largest = max(arrays, key=lambda array: array.size)
+    rows, columns = largest.shape.numpy() if len(largest.shape) == 2 else (weight.rows, weight.columns)
+    total = sum(array.nbytes for array in arrays)
+    return StoredWeight(weight.name, weight.kind, rows, columns, largest.size, total)
+
+
 class Depth:
     """The outputs of the blocks of a model as it came in, on a few samples."""
 
@@ -103,11 +163,16 @@ def _weight(kind: str, item: Linear | Embedding, rows: int, columns: int) -> Sto
 
 
 def _block(layer: Layer) -> BlockSize:
+    ffn = [linear.out_features for linear in _forward(layer)]
+    return BlockSize(layer.name, sum(found.num_heads for found in layer.attentions), max(ffn, default=0))
+
+
+def _forward(layer: Layer) -> Sequence[Linear]:
+    """The linears that make the nodes of the feed-forward part."""
     attending = {
         linear.node
         for attention in layer.attentions
         for linear in (*attention.producers, *attention.consumers)
     }
     others = [linear for linear in layer.linears if linear.node not in attending]
-    ffn = [linear.out_features for linear in others[:-1]]  # the last one leads back to the residual stream
-    return BlockSize(layer.name, sum(found.num_heads for found in layer.attentions), max(ffn, default=0))
+    return others[:-1]  # the last one leads back to the residual stream

@@ -99,12 +99,10 @@ def result_charts(charts: Charts, manifest: Manifest, times: Times) -> list[Mark
     ]
     metric = manifest["verification"]["metric"]
     if metric["before"]:
-        scores = [
-            metric["before"]["value"],
-            *_scores(records, metric["before"]["value"]),
-            metric["after"]["value"],
-        ]
-        drawn.append(charts.lines(f"{metric['before']['label']} after each step", labels, {"": scores}))
+        unit, scale = points_of(metric["before"])
+        losses = [0.0, *_losses(records), metric["drop"]["value"]]
+        title = f"{metric['before']['label']} lost after each step{unit}"
+        drawn.append(charts.bars(title, labels, lost([scale * loss for loss in losses]), stacked=True))
     lossy = [record for record in records if not record["exact"]]
     if lossy:
         sqnr = [record["total"]["sqnr_db"] for record in lossy]
@@ -140,8 +138,15 @@ def pass_rows(manifest: Manifest, times: Times) -> list[dict[str, Any]]:
     ms = step_ms(times)[1:]
     metric = manifest["verification"]["metric"]
     steps = [*((record, record["score"]) for record in manifest["passes"]), (None, metric["after"])]
+    unit, scale = points_of(metric["before"]) if metric["before"] else ("", 1.0)
     return [
-        {"record": record, "ms": ms[number] if ms else None, "score": score, "before": metric["before"]}
+        {
+            "record": record,
+            "ms": ms[number] if ms else None,
+            "score": score,
+            "change": scale * (score["value"] - metric["before"]["value"]) if score else None,
+            "unit": unit.removeprefix(", ") or "change",
+        }
         for number, (record, score) in enumerate(steps)
     ]
 
@@ -152,13 +157,35 @@ def _waterfall(values: Sequence[float]) -> dict[str, list[float | None]]:
     return {"left": list(values), "gone": gone}
 
 
-def _scores(records: Sequence[Manifest], before: float) -> list[float]:
-    """The metric after each pass; of one that promises the same answers it is the one before it."""
-    found = []
+def points_of(score: Manifest) -> tuple[str, float]:
+    """The unit of a difference, and its factor: a share has points, which are hundredths of it."""
+    return (", points", 100.0) if abs(score["value"]) <= 1 else ("", 1.0)
+
+
+def _losses(records: Sequence[Manifest]) -> list[float]:
+    """How much worse the metric is after each pass; one that promises the same answers changes nothing."""
+    found, loss = [], 0.0
     for record in records:
-        before = record["score"]["value"] if record["score"] else before
-        found.append(before)
+        loss = record["drop"]["value"] if record["drop"] else loss
+        found.append(loss)
     return found
+
+
+def lost(losses: Sequence[float]) -> dict[str, list[float | None]]:
+    """What was lost before each step, what that step lost or won back, and what is better than at first."""
+    steps = [(0.0, losses[0]), *itertools.pairwise(losses)]
+    series: dict[str, list[float | None]] = {
+        "lost before": [max(0.0, min(step)) or None for step in steps],
+        "lost here": [
+            max(0.0, after) - max(0.0, before) if after > before else None for before, after in steps
+        ],
+        "won back": [
+            max(0.0, before) - max(0.0, after) if after < before else None for before, after in steps
+        ],
+        "better than at first": [min(0.0, after) or None for _, after in steps],
+    }
+    # A step whose answers are the same has no bar, and a series without any has no place in the legend.
+    return {name: values for name, values in series.items() if any(values) or name == "lost here"}
 
 
 def depth_chart(charts: Charts, manifest: Manifest) -> list[Markup]:

@@ -18,7 +18,7 @@ from graphcompress.artifact.folder import read_manifest
 from graphcompress.build.result import Build
 from graphcompress.data.samples import Samples
 from graphcompress.reporting.charts import Charts
-from graphcompress.reporting.document import common_ms, layer_rows, next_steps
+from graphcompress.reporting.document import common_ms, layer_rows, lost, next_steps
 from graphcompress.reporting.page import comparison
 from graphcompress.reporting.page import page as rendered
 
@@ -132,7 +132,7 @@ def test_every_view_is_there(page: str) -> None:
     assert charts == [
         "size after each step, MB",
         "MACs after each step, millions",
-        "agreement with the original after each step",
+        "agreement with the original lost after each step, points",
         "SQNR against the original, dB",
         "error of each block&#39;s output, %",
         "attention heads left in each block",
@@ -269,6 +269,34 @@ def test_points_of_the_metric_are_told_by_step(build: Build, page: str) -> None:
     points = f'<td class="n">{100 * (metric.value - build.score.value):+.2f}</td>'
     row = page.partition("<tr><td>artifact for cpu")[2].partition("</tr>")[0]
     assert points in row
+
+
+@pytest.mark.parametrize(
+    ("losses", "series"),
+    [
+        ([0, 2, 2, 5], {"lost before": [0, 0, 2, 2], "lost here": [0, 2, 0, 3]}),
+        ([0, 3, 1], {"lost before": [0, 0, 1], "lost here": [0, 3, 0], "won back": [0, 0, 2]}),
+        ([0, 2, -1], {"lost here": [0, 2, 0], "won back": [0, 0, 2], "better than at first": [0, 0, -1]}),
+        ([0, -1, 2], {"lost here": [0, 0, 2], "better than at first": [0, -1, 0]}),
+        ([0, 0], {"lost here": [0, 0]}),
+    ],
+)
+def test_what_was_lost_and_won_is_stacked_to_the_loss_after_each_step(
+    losses: list[float], series: dict[str, list[float]]
+) -> None:
+    found = {name: [value or 0 for value in values] for name, values in lost(losses).items()}
+    assert found == series
+
+
+def test_points_are_a_waterfall_and_a_metric_that_is_no_share_has_none(build: Build, page: str) -> None:
+    label = "agreement with the original lost after each step"
+    assert f'aria-label="{label}, points"' in page
+    manifest = read_manifest(build.output)
+    metric = manifest["verification"]["metric"]
+    metric["before"]["value"] = 37.3
+    bleu = rendered("title", [], manifest, "")
+    assert f'aria-label="{label}"' in bleu
+    assert ">change</th>" in bleu
 
 
 def test_latency_is_an_axis_of_the_comparison(build: Build) -> None:
