@@ -14,7 +14,7 @@ from graphcompress.coupling.extents import target_elements
 from graphcompress.coupling.relations.rules import Axes, Relations
 from graphcompress.cutting.remaining import Remaining
 from graphcompress.files.declared import Dim
-from graphcompress.graph.match import fixed_size, slice_ranges
+from graphcompress.graph.match import fixed_shape, fixed_size, producer, slice_ranges
 from graphcompress.graph.model import Model
 from graphcompress.graph.sizes import ONE, reshape_target
 from graphcompress.rewrite.rewriter import Rewriter
@@ -246,9 +246,38 @@ class _Cut:
             self.rw.set_input(node, 1, numbers)
             return
         name = f"{node.outputs[0].name}.target"
+        if joined := self._joined(node, sizes, factors, name):
+            self.rw.set_input(node, 1, joined)
+            return
         scaled = self._scaled(node, [factor or (1, 1) for factor in factors], target, name)
         mask = self.rw.constant(np.array([size is not None for size in sizes]), f"{name}.fixed")
         self.rw.set_input(node, 1, self.rw.at(node, name).op("Where", mask, numbers, scaled, name=""))
+
+    def _joined(
+        self,
+        node: ir.Node,
+        sizes: Sequence[int | None],
+        factors: Sequence[tuple[int, int] | None],
+        name: str,
+    ) -> ir.Value | None:
+        """A target that was joined from single sizes, with the fixed ones put in; None for another one.
+
+        It still tells shape inference which symbols the variable sizes are.
+        """
+        before = producer(node.inputs[1], "Concat")
+        if (
+            before is None
+            or len(before.inputs) != len(sizes)
+            or any(f not in (None, (1, 1)) for f in factors)
+        ):
+            return None
+        if any(fixed_shape(part) != (1,) for part in before.inputs):
+            return None
+        parts = [
+            part if size is None else self._numbers([size], node)
+            for part, size in zip(before.inputs, sizes, strict=True)
+        ]
+        return self.rw.at(node, name).op("Concat", *parts, name="", axis=0)
 
     def _scaled(
         self, node: ir.Node, factors: Sequence[tuple[int, int]], target: ir.Value | None, name: str

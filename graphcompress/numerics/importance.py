@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+TINY = float(np.finfo(np.float64).tiny)
+"""Stands in for an energy of zero, so that a share of it is a number."""
 
 PORTIONS = 48
 """The units of a layer are eliminated in about this many updates of the whole inverse, since one update for
@@ -165,3 +169,64 @@ def _costs(inverse: np.ndarray, weight: np.ndarray, rows: np.ndarray) -> np.ndar
         return scalar
     costs: np.ndarray = np.sum(parts * np.linalg.solve(blocks, parts), axis=(1, 2))
     return costs
+
+
+def eliminate_together(
+    covariances: Sequence[np.ndarray], weights: Sequence[np.ndarray], count: int, ridge: float
+) -> np.ndarray:
+    """[count] features that go, in their order, of several linears that all lose the same ones.
+
+    As in :func:`eliminate`, with the cost of a feature summed over the linears, each as a share of the energy
+    that its output has. Features go in portions.
+
+    Args:
+        covariances: for each linear [features, features] of its inputs about their mean.
+        weights: for each linear [features, targets].
+        count: how many features to remove, at most all but one.
+        ridge: added to each diagonal, in units of its mean.
+    """
+    parts = [
+        _Losing.of(covariance, weight.astype(np.float64), ridge)
+        for covariance, weight in zip(covariances, weights, strict=True)
+        if np.trace(covariance) > 0
+    ]
+    alive = np.arange(len(weights[0]))
+    portion = max(1, len(alive) // PORTIONS)
+    order: list[int] = []
+    while len(order) < count:
+        take = min(portion, count - len(order))
+        costs = sum((part.costs for part in parts), np.zeros(len(alive)))
+        gone = np.argsort(costs, kind="stable")[:take]
+        order.extend(alive[gone].tolist())
+        alive = np.delete(alive, gone)
+        for part in parts:
+            part.remove(gone)
+    return np.array(order, np.int64)
+
+
+class _Losing:
+    """One of several linears that lose the same features."""
+
+    def __init__(self, inverse: np.ndarray, weight: np.ndarray, free: np.ndarray, energy: float) -> None:
+        self._inverse, self._weight, self._free, self._energy = inverse, weight, free, energy
+
+    @classmethod
+    def of(cls, covariance: np.ndarray, weight: np.ndarray, ridge: float) -> _Losing:
+        """Before anything went."""
+        held = ridge * float(np.trace(covariance)) / len(covariance)
+        inverse = np.linalg.inv(covariance + held * np.eye(len(covariance)))
+        energy = float(np.sum(weight * (covariance @ weight)))
+        return cls(inverse, weight, held * np.sum(weight**2, axis=1), max(energy, TINY))
+
+    @property
+    def costs(self) -> np.ndarray:
+        """[features left] what the loss of each costs, as a share of the energy of the output."""
+        rows = np.arange(len(self._weight))[:, None]
+        costs: np.ndarray = (_costs(self._inverse, self._weight, rows) - self._free) / self._energy
+        return costs
+
+    def remove(self, gone: np.ndarray) -> None:
+        """Take features away, and refit the others."""
+        rows = np.arange(len(self._weight))[:, None]
+        self._inverse, self._weight, _ = _without(self._inverse, self._weight, rows, gone)
+        self._free = np.delete(self._free, gone)

@@ -64,6 +64,13 @@ class JointMoments:
         part.xx, part.xy = self.xx[np.ix_(index, index)], self.xy[index]
         return part
 
+    def mapped(self, change: np.ndarray) -> JointMoments:
+        """The moments of rows x⁺·``change`` [features + 1, features + 1], with the same targets."""
+        part = JointMoments(len(self.xx) - 1, 0)
+        part.count, part.yy = self.count, self.yy
+        part.xx, part.xy = change.T @ self.xx @ change, change.T @ self.xy
+        return part
+
     def aimed_at(self, weight: np.ndarray, bias: np.ndarray) -> JointMoments:
         """The same features, aimed at x·weight + bias: what a linear gives before its inputs are cut."""
         full = np.concatenate([weight, bias[None]]).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Gives linears another bias."""
+"""Gives linears another bias, and what a refit found."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.linears import Linear
+from graphcompress.numerics.least_squares import LinearMap
 from graphcompress.rewrite.rewriter import Rewriter
 
 
@@ -23,6 +24,13 @@ def write_bias(rw: Rewriter, readers: Sequence[Linear], bias: np.ndarray) -> Non
     new = rw.constant(bias.astype(dtype.numpy()), f"{first.name}.bias", dtype)
     for linear in readers:
         _set_bias(rw, linear, new)
+
+
+def write_fit(rw: Rewriter, readers: Sequence[Linear], fit: LinearMap) -> None:
+    """Store another weight [in, out] and bias for linears that share both; the weight is an initializer."""
+    first = readers[0]
+    rw.overwrite(first.weight, fit.weight.T if first.transposed else fit.weight)
+    write_bias(rw, readers, fit.bias)
 
 
 def _set_bias(rw: Rewriter, linear: Linear, new: ir.Value) -> None:

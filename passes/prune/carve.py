@@ -9,9 +9,8 @@ import numpy as np
 from graphcompress.cutting.cut import cut
 from graphcompress.numerics.least_squares import LinearMap
 from graphcompress.passes.prune.blocks import Block, bias_of
-from graphcompress.passes.prune.refit import write_fit
 from graphcompress.passes.prune.removal import Removal
-from graphcompress.rewrite.bias import write_bias
+from graphcompress.rewrite.bias import write_bias, write_fit
 from graphcompress.rewrite.rewriter import Rewriter
 
 

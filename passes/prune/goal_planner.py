@@ -11,11 +11,11 @@ from graphcompress.coupling.couplings import FFN
 from graphcompress.data.load import Samples
 from graphcompress.graph.model import Model
 from graphcompress.measure.verify import Run
+from graphcompress.numerics.knapsack import cheapest
 from graphcompress.numerics.least_squares import LinearMap
 from graphcompress.passes.prune.blocks import Block, Witness, split
 from graphcompress.passes.prune.carve import vanishes
 from graphcompress.passes.prune.fisher import fisher_information
-from graphcompress.passes.prune.knapsack import cheapest
 from graphcompress.passes.prune.ranking import rank
 from graphcompress.passes.prune.removal import Ranking, Removal
 from graphcompress.passes.prune.sequential import refitted

@@ -17,6 +17,7 @@ from graphcompress.passes.prune.blocks import Block, blocks_of
 from graphcompress.passes.prune.carve import carve
 from graphcompress.passes.prune.goal_planner import GoalPlanner
 from graphcompress.passes.prune.goals import BYTES, PARAMETERS, Reached, faster, keeping, smaller
+from graphcompress.passes.prune.hidden import MEASURES, narrow_streams
 from graphcompress.passes.prune.planner import LARGEST_ERROR, Goal, Planner
 from graphcompress.passes.prune.removal import KINDS, Removal
 from graphcompress.passes.prune.told import (
@@ -38,12 +39,12 @@ from graphcompress.plugin.record import Record
 from graphcompress.plugin.sizes import parse_size
 from graphcompress.rewrite.rewriter import Rewriter
 
-_RATIOS = ("ffn", "heads", "layers")
+_RATIOS = ("ffn", "heads", "layers", "hidden")
 
 
 @dataclass(frozen=True)
 class Prune(Pass):
-    """Remove heads, FFN nodes and, on request, whole layers, and refit what remains.
+    """Remove heads, FFN nodes and, on request, whole layers and hidden width, and refit what remains.
 
     The weights become smaller matrices: every runtime gains, no sparse kernels are needed. Without options,
     as many FFN nodes and heads go as keep the output of each block within ``max_error``, measured on held-out
@@ -71,6 +72,13 @@ class Prune(Pass):
             where the samples have them (Kwon et al., arXiv:2204.09656). It orders units and weighs blocks
             against each other, in place of what the outputs lose when a block is cut.
         auto: obs with samples (activation when nothing is refitted), magnitude without.
+
+    ``hidden`` makes the model itself narrower: the residual stream, embeddings, normalisations and all that
+    reads it or writes into it. Where the normalisations stand in front of the blocks, the stream is first
+    turned to its principal axes on the samples (SliceGPT, arXiv:2401.15024), which by itself changes nothing.
+    Elsewhere (BERT; models whose parts hand the stream on) the features go that cost least by ``importance``.
+    Then norms and readers are refitted one after the other, on what the narrower model gives them. A
+    LayerNorm of fewer features has another mean; the error of the outputs is told.
 
     An encoder that runs several times on the same weights (two towers, shared layers) is cut alike in all its
     runs, and fitted on the tokens of all.
@@ -101,6 +109,10 @@ class Prune(Pass):
     ffn: float | None = option(None, "share of FFN nodes to remove", minimum=0.0, maximum=1.0)
     heads: float | None = option(None, "share of attention heads to remove", minimum=0.0, maximum=1.0)
     layers: int = option(0, "whole layers to remove, those that change least", minimum=0)
+    hidden: float | None = option(
+        None, "share of the width of the residual stream to remove", minimum=0.0, maximum=1.0
+    )
+    rotate: bool = option(True, "turn the stream to its principal axes first, where its norms allow that")
     speedup: float | None = option(
         None, "times as fast at ``shapes`` as the file that came in, to reach", minimum=1.0
     )
@@ -117,7 +129,9 @@ class Prune(Pass):
         "auto", "what ranks units", choices=("auto", "magnitude", "activation", "obs", "xmax", "fisher")
     )
     scope: str = option("layer", "a ratio holds in every layer or over all", choices=("layer", "global"))
-    round_to: int = option(8, "FFN nodes that stay in a layer are a multiple of it", unit="nodes", minimum=1)
+    round_to: int = option(
+        8, "FFN nodes of a layer, and features of the stream, that stay are a multiple of it", minimum=1
+    )
     refit: bool = option(True, "refit what remains by least squares; needs samples")
     max_error: float = option(
         0.05,
@@ -145,12 +159,26 @@ class Prune(Pass):
             raise UsageError(f"{self}: importance=xmax is a rule for FFN nodes; leave out heads")
         if self.asks:
             self.refuse_idle("max_error", "a ratio says how many go; leave out one of the two")
+        self._check_hidden()
         if not self.ffn and not self.heads:
             self.refuse_idle("scope", "there is no ratio to share out; give ffn or heads")
-        if self.asks and not self.ffn:
-            self.refuse_idle("round_to", "it counts FFN nodes; give ffn")
-        if self.asks and not self.ffn and not self.heads:
+        if self.asks and not self.ffn and not self.hidden:
+            self.refuse_idle("round_to", "it counts FFN nodes and features; give ffn or hidden")
+        if self.asks and not self.ffn and not self.heads and not self.hidden:
             self.refuse_idle("importance refit", "no heads or FFN nodes are removed; give ffn or heads")
+
+    def _check_hidden(self) -> None:
+        """Refuse what does not go with a narrower stream, or changes nothing without one."""
+        if not self.hidden:
+            self.refuse_idle("rotate", "the residual stream keeps its width; give hidden")
+            return
+        if self.importance not in MEASURES:
+            raise UsageError(
+                f"{self}: importance {self.importance} does not rank features of the residual stream; "
+                f"with hidden give one of {', '.join(MEASURES)}"
+            )
+        if not self.ffn and not self.heads and not self.layers:
+            self.refuse_idle("only", "the residual stream runs through all weights")
 
     def _check_goal(self) -> None:
         """Refuse what contradicts a goal, or would change nothing beside it."""
@@ -163,7 +191,9 @@ class Prune(Pass):
             raise UsageError(
                 f"{self}: importance {self.importance} does not say what the outputs lose; leave it out"
             )
-        self.refuse_idle("scope max_error z", f"{first} chooses over all layers by what the outputs lose")
+        self.refuse_idle(
+            "scope max_error z rotate", f"{first} chooses over all layers by what the outputs lose"
+        )
         if first in ("size", "keep"):
             self.refuse_idle("shapes profile", f"{first} is no time")
         if self.size is not None:
@@ -209,6 +239,9 @@ class Prune(Pass):
                 return rw.record
             if self.layers:
                 remove_layers(rw, self.layers, self.only)
+            if self.hidden:
+                given = self.hidden, self.round_to, self.importance
+                narrow_streams(rw, *given, turn=self.rotate, refit=self.refit)
             groups = couplings(model)
             blocks = [block for block in blocks_of(rw, groups, self.only) if self._wants(rw, block)]
             if self.heads or not self.asks:
@@ -301,7 +334,7 @@ class Prune(Pass):
     @property
     def asks(self) -> bool:
         """Whether anything particular was asked for."""
-        return self.ffn is not None or self.heads is not None or self.layers > 0
+        return self.ffn is not None or self.heads is not None or self.layers > 0 or self.hidden is not None
 
     def _goal(self, ctx: Context) -> Goal:
         by_samples = "obs" if self.refit else "activation"

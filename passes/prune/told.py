@@ -60,6 +60,7 @@ def name_the_rest(
     ``unasked`` gives the reason of a group of which nothing was asked for.
     """
     cut_ones = {linear.name for removal in chosen for linear in removal.block.linears}
+    cut_ones |= {item.name for item in rw.touched}
     said = {item.name: item.reason for item in rw.skipped}
     reasons = dict(said)
     for group in groups:

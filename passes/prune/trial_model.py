@@ -29,7 +29,7 @@ class TrialModel:
     """
 
     def __init__(self, model: Model, blocks: Sequence[Block], samples: Samples) -> None:
-        self.feeds = _feeds(model, samples)
+        self.feeds = feeds_of(model, samples)
         self.twin = model.clone()
         self.readers: dict[Block, list[Linear]] = {}
         """The readers of every block in the copy, as they were before: what they read is theirs."""
@@ -76,7 +76,7 @@ class Effect:
         self.trial = trial
         self._runner = Runner(trial.twin)
         self._before = [self._runner({**feed, **trial.given({})}) for feed in trial.feeds]
-        self._energy = _energies(self._before)
+        self._energy = output_energies(self._before)
 
     def __call__(self, fits: Mapping[Block, LinearMap]) -> float:
         """Squared error of the outputs, as a share of their spread, summed over the outputs."""
@@ -101,7 +101,8 @@ def whole(block: Block, rows: np.ndarray, fit: LinearMap) -> LinearMap:
     return LinearMap(weight, fit.bias)
 
 
-def _feeds(model: Model, samples: Samples) -> list[Feed]:
+def feeds_of(model: Model, samples: Samples) -> list[Feed]:
+    """Batches of samples of equal length, for statistics."""
     chosen = for_statistics(samples, model)
     return [chosen.batch(indices) for indices in equal_batches(chosen)]
 
@@ -114,7 +115,7 @@ def _input(rw: Rewriter, name: str, like: Linear, shape: Sequence[int]) -> ir.Va
     return value
 
 
-def _energies(outputs: Sequence[Feed]) -> dict[str, float]:
+def output_energies(outputs: Sequence[Feed]) -> dict[str, float]:
     """Sum of squares about the mean of every feature, of all float outputs that vary."""
     found: dict[str, list[np.ndarray]] = defaultdict(list)
     for each in outputs:

@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphcompress.numerics.importance import contribution, eliminate, rarely_active, rows_of, unit_norms
+from graphcompress.numerics.importance import (
+    contribution,
+    eliminate,
+    eliminate_together,
+    rarely_active,
+    rows_of,
+    unit_norms,
+)
 
 
 def problem(seed=0, features=8, targets=3, tokens=300):
@@ -109,3 +116,25 @@ def test_rarely_active_units_are_below_the_share_of_the_spread():
     for z, unit in itertools.product((0.0, 0.005, 0.1, 1.0), range(5)):
         assert rarely_active(peaks, z)[unit] == (peaks[unit] < z * spread)
     assert rarely_active(peaks, 0.1).tolist() == [True, True, False, False, False]
+
+
+def test_several_linears_lose_the_features_that_cost_their_sum_least():
+    """Brute force over all pairs, of inputs that nothing ties together: costs add up."""
+    rng = np.random.default_rng(1)
+    spreads = rng.uniform(0.5, 2.0, (2, 6))
+    weights = [rng.standard_normal((6, 4)), rng.standard_normal((6, 3))]
+    costs = np.zeros(6)
+    for spread, weight in zip(spreads, weights, strict=True):
+        alone = spread * np.sum(weight**2, axis=1)
+        costs += alone / alone.sum()
+    gone = eliminate_together([np.diag(spread) for spread in spreads], weights, 2, 1e-9)
+    assert gone.tolist() == np.argsort(costs)[:2].tolist()
+
+
+def test_a_feature_that_others_replace_in_every_linear_goes_first():
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((400, 5))
+    x = np.concatenate([x, x[:, :1] + x[:, 1:2]], axis=1)
+    weights = [rng.standard_normal((6, 4)) for _ in range(2)]
+    (first,) = eliminate_together([np.cov(x.T)] * 2, weights, 1, 1e-6)
+    assert first in (0, 1, 5)

@@ -111,3 +111,17 @@ def test_the_strength_that_is_chosen_is_best_on_unseen_rows():
     chosen = best_ridge(fit_on, unseen, prior)
     errors = {s: mean_squared_error(ridge(fit_on, prior, s), unseen) for s in RIDGES}
     assert errors[chosen] == min(errors.values()) < max(errors.values())
+
+
+def test_mapped_moments_are_those_of_mapped_rows():
+    rng = np.random.default_rng(0)
+    x, y, factor, shift = (rng.standard_normal(shape) for shape in ((50, 3), (50, 2), 3, 3))
+    one, other = JointMoments(3, 2), JointMoments(3, 2)
+    one.update(x, y)
+    other.update(x * factor + shift, y)
+    change = np.diag(np.append(factor, 1.0))
+    change[-1, :-1] = shift
+    mapped = one.mapped(change)
+    np.testing.assert_allclose(mapped.xx, other.xx, atol=1e-10)
+    np.testing.assert_allclose(mapped.xy, other.xy, atol=1e-10)
+    assert (mapped.count, mapped.yy) == (other.count, other.yy)

@@ -440,6 +440,8 @@ ELSEWHERE = {
     "distill.beams": "test_what_is_learned_is_what_the_teacher_writes",
     "distill.checkpointing": "test_checkpointing_keeps_fewer_values_for_the_gradient",
     "distill.instruments": "test_it_has_parameters_a_term_a_schedule_and_a_finish",
+    "prune.hidden": "test_heads_and_nodes_go_from_the_narrower_model",
+    "prune.rotate": "test_a_rotation_and_a_refit_lose_less_than_either_alone",
     "prune.max_drop": "test_a_drop_of_the_metric_is_used_and_kept",
     "prune.profile": "test_a_profile_of_another_machine_decides_instead_of_this_one",
     "prune.shapes": "test_a_speed_holds_at_every_shape_that_is_named",

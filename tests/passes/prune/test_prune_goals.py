@@ -22,13 +22,13 @@ from graphcompress.latency import table
 from graphcompress.measure.cache import MeasurementCache
 from graphcompress.measure.profile import Recorder, write_profile
 from graphcompress.measure.timing import Measurement, Ratio
+from graphcompress.numerics.knapsack import cheapest
 from graphcompress.numerics.least_squares import LinearMap
 from graphcompress.passes.kron.kron import Kron
 from graphcompress.passes.prune.blocks import blocks_of
 from graphcompress.passes.prune.fisher import fisher_information
 from graphcompress.passes.prune.goal_planner import GoalPlanner
 from graphcompress.passes.prune.goals import linear_parameters
-from graphcompress.passes.prune.knapsack import cheapest
 from graphcompress.passes.prune.prune import Prune
 from graphcompress.passes.prune.removal import Removal
 from graphcompress.passes.prune.trial_model import TrialModel
