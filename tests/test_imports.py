@@ -107,6 +107,7 @@ PLAN: dict[str, str] = {
     "rules": "errors numerics files graph ranges plugin analysis rewrite",
     "generation": "errors files graph plugin analysis data",
     "measure": "errors numerics files graph plugin analysis data generation",
+    "narrowing": "errors numerics files graph plugin analysis coupling cutting rewrite data measure",
     "latency": "errors files graph plugin analysis coupling cutting rewrite data measure",
     "fx": "errors numerics files graph plugin analysis rewrite rules",
     "capturing": "errors files graph plugin data generation measure",

@@ -138,6 +138,13 @@ def _is_matrix(value: ir.Value) -> bool:
     return value.shape is not None and len(value.shape) >= 2 and is_weight(value)
 
 
+def bias_of(linear: Linear) -> np.ndarray:
+    """[out], zeros where the linear has none."""
+    if linear.bias is None:
+        return np.zeros(linear.out_features)
+    return evaluate(linear.bias).astype(np.float64)
+
+
 def stored_parameters(weight: ir.Value) -> int:
     """Number of parameters stored for a weight: its own, or those of the leaves of its expression."""
     return sum(number_of_parameters(leaf) for leaf in leaves(weight))

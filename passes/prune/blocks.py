@@ -17,7 +17,7 @@ from graphcompress.analysis.linears import Linear
 from graphcompress.coupling.couplings import Group
 from graphcompress.coupling.ends import is_zeroing, shown
 from graphcompress.data.load import Samples
-from graphcompress.graph.expressions import evaluate, leaves
+from graphcompress.graph.expressions import leaves
 from graphcompress.graph.model import Model
 from graphcompress.measure.calibrate import observe
 from graphcompress.numerics.importance import rows_of, unit_norms
@@ -232,13 +232,6 @@ def split(samples: Samples) -> tuple[Samples, Samples]:
     rest = sorted(set(range(len(samples))) - set(held))
     fit_on = _choose(samples, rest)
     return fit_on, _choose(samples, held) if held else fit_on
-
-
-def bias_of(linear: Linear) -> np.ndarray:
-    """[out], zeros where the linear has none."""
-    if linear.bias is None:
-        return np.zeros(linear.out_features)
-    return evaluate(linear.bias).astype(np.float64)
 
 
 def _obstacle(group: Group) -> str | None:

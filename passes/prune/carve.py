@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from graphcompress.analysis.linears import bias_of
 from graphcompress.cutting.cut import cut
 from graphcompress.numerics.least_squares import LinearMap
-from graphcompress.passes.prune.blocks import Block, bias_of
+from graphcompress.passes.prune.blocks import Block
 from graphcompress.passes.prune.removal import Removal
 from graphcompress.rewrite.bias import write_bias, write_fit
 from graphcompress.rewrite.rewriter import Rewriter

@@ -16,11 +16,11 @@ from graphcompress.data.load import Samples
 from graphcompress.files.runtime import Feed
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
+from graphcompress.narrowing.features import features_to_keep, narrow
+from graphcompress.narrowing.refit import Before, refit_stream
+from graphcompress.narrowing.rotation import directions, rotate
 from graphcompress.numerics.rotation import basis
 from graphcompress.passes.prune.blocks import split
-from graphcompress.passes.prune.features import features_to_keep, narrow
-from graphcompress.passes.prune.rotation import directions, rotate
-from graphcompress.passes.prune.stream_refit import Before, refit_stream
 from graphcompress.passes.prune.trial_model import feeds_of, output_energies
 from graphcompress.rewrite.rewriter import Rewriter
 

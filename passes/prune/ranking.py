@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from graphcompress.numerics.importance import contribution, eliminate, rarely_active
-from graphcompress.passes.prune.blocks import Block, Evidence, bias_of
+from graphcompress.analysis.linears import bias_of
+from graphcompress.numerics.importance import TINY, contribution, eliminate, rarely_active
+from graphcompress.passes.prune.blocks import Block, Evidence
 from graphcompress.passes.prune.removal import Ranking
 
 RIDGE = 0.3
 """Strength of the ridge while units are being chosen, in units of the mean variance of the features; the fit
 that is written takes the strength that held-out tokens like best."""
-
-TINY = float(np.finfo(np.float64).tiny)
-"""Stands in for a spread of zero, so that a share of it is a number."""
 
 
 def rank(block: Block, evidence: Evidence | None, measure: str, *, deepest: int, z: float = 0.0) -> Ranking:

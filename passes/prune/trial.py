@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from graphcompress.analysis.linears import bias_of
+from graphcompress.numerics.importance import TINY
 from graphcompress.numerics.least_squares import (
     JointMoments,
     LinearMap,
@@ -11,8 +13,8 @@ from graphcompress.numerics.least_squares import (
     mean_squared_error,
     ridge,
 )
-from graphcompress.passes.prune.blocks import Block, Evidence, bias_of
-from graphcompress.passes.prune.ranking import RIDGE, TINY
+from graphcompress.passes.prune.blocks import Block, Evidence
+from graphcompress.passes.prune.ranking import RIDGE
 from graphcompress.passes.prune.removal import Removal
 
 

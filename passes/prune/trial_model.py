@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.linears import Linear, linears
+from graphcompress.analysis.linears import Linear, bias_of, linears
 from graphcompress.data.load import Samples
 from graphcompress.files.runtime import Feed
 from graphcompress.graph.model import Model
@@ -16,7 +16,7 @@ from graphcompress.graph.runner import Runner
 from graphcompress.measure.calibrate import equal_batches
 from graphcompress.measure.memory import for_statistics
 from graphcompress.numerics.least_squares import LinearMap
-from graphcompress.passes.prune.blocks import Block, bias_of
+from graphcompress.passes.prune.blocks import Block
 from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 

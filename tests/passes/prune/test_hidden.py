@@ -11,10 +11,10 @@ from graphcompress.coupling.couplings import HIDDEN, couplings
 from graphcompress.data.made_up import varied_samples
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
+from graphcompress.narrowing.features import narrow
+from graphcompress.narrowing.rotation import directions, rotate
 from graphcompress.numerics.rotation import basis
-from graphcompress.passes.prune.features import narrow
 from graphcompress.passes.prune.prune import Prune
-from graphcompress.passes.prune.rotation import directions, rotate
 from graphcompress.passes.simplify.simplify import Simplify
 from graphcompress.plugin.context import Context, no_progress
 from graphcompress.rewrite.rewriter import Rewriter

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from pruned_models import FFN_IN, FFN_OUT, distance, edit, outputs, pruned, sizes, stored, weight
 
-from graphcompress.analysis.linears import linears
+from graphcompress.analysis.linears import bias_of, linears
 from graphcompress.coupling.couplings import couplings
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.numerics.least_squares import RIDGES
-from graphcompress.passes.prune.blocks import Witness, bias_of, blocks_of
+from graphcompress.passes.prune.blocks import Witness, blocks_of
 from graphcompress.passes.prune.told import NO_UNITS
 from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter

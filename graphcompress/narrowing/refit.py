@@ -15,10 +15,10 @@ from graphcompress.files.runtime import Feed
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.measure.calibrate import real_tokens
+from graphcompress.narrowing.rotation import evaluated
+from graphcompress.numerics.importance import TINY
 from graphcompress.numerics.least_squares import GatheredRows, JointMoments, best_ridge, ridge
 from graphcompress.numerics.moments import finite_rows
-from graphcompress.passes.prune.ranking import TINY
-from graphcompress.passes.prune.rotation import evaluated
 from graphcompress.plugin.context import Progress
 from graphcompress.rewrite.bias import write_fit
 from graphcompress.rewrite.rewriter import Rewriter

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.analysis.linears import Linear
+from graphcompress.analysis.linears import Linear, bias_of
 from graphcompress.coupling.stream import Norm, Place, Stream, is_tied
 from graphcompress.cutting.cut import cut
 from graphcompress.data.load import Samples
@@ -20,7 +20,6 @@ from graphcompress.graph.expressions import evaluate
 from graphcompress.graph.model import Model
 from graphcompress.measure.calibrate import observe
 from graphcompress.numerics.moments import SecondMoment
-from graphcompress.passes.prune.blocks import bias_of
 from graphcompress.plugin.context import Progress
 from graphcompress.rewrite.bias import write_bias
 from graphcompress.rewrite.rewriter import Rewriter

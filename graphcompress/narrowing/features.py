@@ -14,12 +14,14 @@ from graphcompress.data.load import Samples
 from graphcompress.graph.expressions import evaluate, leaves
 from graphcompress.graph.model import Model
 from graphcompress.measure.calibrate import observe
-from graphcompress.numerics.importance import contribution, eliminate_together
+from graphcompress.narrowing.rotation import evaluated, scale_epsilon
+from graphcompress.numerics.importance import TINY, contribution, eliminate_together
 from graphcompress.numerics.least_squares import GatheredRows, JointMoments
-from graphcompress.passes.prune.ranking import RIDGE, TINY
-from graphcompress.passes.prune.rotation import evaluated, scale_epsilon
 from graphcompress.plugin.context import Progress
 from graphcompress.rewrite.rewriter import Rewriter
+
+RIDGE = 0.3
+"""Strength of the ridge while features are chosen, in units of their mean variance."""
 
 
 def features_to_keep(
