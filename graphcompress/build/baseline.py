@@ -45,5 +45,6 @@ class Baseline:
             self.invariance = batch_invariance(runner, self.samples)
             self.score = scoring.original(generator or runner) if scoring else None
             self.parts = Parts(model)
-            self.depth = Depth(model, self.samples)
             self.size = ModelSize(model.parameters, model_bytes(model) or runner.bytes_on_disk, macs(model))
+        # After the session above is closed: each of the two holds all weights.
+        self.depth = Depth(model, self.samples)

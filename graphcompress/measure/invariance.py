@@ -38,21 +38,20 @@ def batch_invariance(run: Run, samples: Samples, *, batch: int = 8, tolerance: f
 
     Outputs that have no entry per sample are not looked at; with no other, no sample was compared.
     """
-    alone: list[Mapping[str, np.ndarray]] = [run(samples.batch([index])) for index in range(len(samples))]
-    peak = max((_peak(array) for answer in alone for array in answer.values()), default=0.0) or 1.0
-    worst, low, changed, batch, compared = 0.0, 1.0, 0, samples.batch_size(batch), 0
+    batch, peak = samples.batch_size(batch), 0.0
+    distances: list[tuple[float, float]] = []
     for indices in samples.indices(batch):
         together = run(samples.batch(indices))
         rows = samples.filled(1), samples.filled(len(indices))
         for row, index in enumerate(indices):
-            distance = _answer_distance(alone[index], together, row, rows, samples.fronts(index, indices))
-            if distance is None:
-                continue
-            error, angle = distance
-            compared += 1
-            worst, low = max(worst, error / peak), min(low, angle)
-            changed += error / peak > tolerance
-    return Invariance(compared, worst, low, changed, tolerance, samples.synthetic)
+            alone = run(samples.batch([index]))
+            peak = max([peak, *map(_peak, alone.values())])
+            distance = _answer_distance(alone, together, row, rows, samples.fronts(index, indices))
+            distances += [] if distance is None else [distance]
+    errors = [error / (peak or 1.0) for error, _ in distances]
+    worst, low = max(errors, default=0.0), min((angle for _, angle in distances), default=1.0)
+    changed = sum(error > tolerance for error in errors)
+    return Invariance(len(distances), worst, min(1.0, low), changed, tolerance, samples.synthetic)
 
 
 def _answer_distance(

@@ -41,7 +41,11 @@ def row_sqnr_db(reference: np.ndarray, actual: np.ndarray) -> float:
     """
     exact = np.asarray(reference, np.float64).reshape(-1, np.shape(reference)[-1])
     noise = np.mean(np.square(np.asarray(actual, np.float64).reshape(exact.shape) - exact), axis=1)
-    signal = np.mean(np.square(exact), axis=1)
+    return row_ratio_db(np.mean(np.square(exact), axis=1), noise)
+
+
+def row_ratio_db(signal: np.ndarray, noise: np.ndarray) -> float:
+    """As :func:`row_sqnr_db`, of the energy of signal and noise of each row."""
     if signal.size == 0 or not signal.any():
         return ratio_db(float(np.sum(signal)), float(np.sum(noise)))
     return ratio_db(1.0, float(np.mean(noise / np.maximum(signal, 1e-4 * np.mean(signal)))))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+
+BLOCK = 4_000_000
+"""So many numbers of a weight are looked at together."""
 
 WeightRange = Literal["8bit", "7bit", "pairs"]
 """Which int8 values a weight uses.
@@ -100,8 +104,19 @@ def weight_scale(weight: np.ndarray, kind: WeightRange = "8bit") -> np.ndarray:
 
 def quantise_weight(weight: np.ndarray, kind: WeightRange = "8bit") -> QuantisedArray:
     """Quantise a weight [in, out] per output channel, symmetrically: values [in, out], scale [out]."""
-    scale = weight_scale(weight, kind)
-    return QuantisedArray(quantise_symmetric(weight, scale), scale)
+    values, scale = np.zeros(weight.shape, np.int8), np.zeros(weight.shape[-1], np.float32)
+    # Every channel is rounded by itself: whole copies of the head of a language model are most of the memory.
+    for columns in column_blocks(weight):
+        scale[columns] = weight_scale(weight[..., columns], kind)
+        values[..., columns] = quantise_symmetric(weight[..., columns], scale[columns])
+    return QuantisedArray(values, scale)
+
+
+def column_blocks(weight: np.ndarray) -> Iterator[slice]:
+    """Slices of the last axis of a weight, each of at most ``BLOCK`` numbers."""
+    width = weight.shape[-1]
+    step = max(1, BLOCK * width // max(1, weight.size))
+    yield from (slice(start, start + step) for start in range(0, width, step))
 
 
 def quantise_rows(table: np.ndarray) -> QuantisedArray:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphcompress.analysis.experts import Experts, all_experts
 from graphcompress.analysis.linears import Embedding, Linear, embeddings, linears
 from graphcompress.graph.model import Model
-from graphcompress.numerics.metrics import error_at, row_sqnr_db, sqnr_db
+from graphcompress.numerics.metrics import error_at, ratio_db, row_ratio_db, row_sqnr_db, sqnr_db
 from graphcompress.numerics.observers import Activation, Calibration, quantisation
 from graphcompress.numerics.quantise import (
     Affine,
@@ -19,6 +19,7 @@ from graphcompress.numerics.quantise import (
     QuantisedArray,
     WeightRange,
     affine,
+    column_blocks,
     quantise_weight,
 )
 from graphcompress.passes.quantize.lowbit import (
@@ -206,7 +207,8 @@ def _forms(
     if activation is None or activation.histogram.total == 0:
         return [_weight_only(linear, rounding) for linear in readers]
     # Readers share one quantised activation, so its range is judged by all their products together.
-    weights = np.concatenate([linear.dense() for linear in readers], axis=1)
+    first, *others = readers
+    weights = first.dense() if not others else np.concatenate([each.dense() for each in readers], axis=1)
     if factors is not None:
         activation, weights = activation.divided(factors), weights * factors[:, None]
     range_ = _range(activation, weights, rounding)
@@ -227,12 +229,25 @@ def _form(
     rounding: Rounding,
 ) -> LinearForm:
     weight = low_bit_linear(linear, rounding.weights, factors)
-    rows = activation.sample.rows
     dense = linear.dense() if factors is None else linear.dense() * factors[:, None]
-    exact, actual = rows @ dense, range_.fake_quantise(rows) @ weight.quantised.dequantise()
+    error, row_error = _errors(activation.sample.rows, dense, range_, weight.quantised)
     given = range_ if rounding.static or isinstance(range_, PerToken) else None
-    error, row_error = (error_at(measure(exact, actual)) for measure in (sqnr_db, row_sqnr_db))
     return LinearForm(linear, weight, given, error, row_error)
+
+
+def _errors(
+    rows: np.ndarray, dense: np.ndarray, range_: Affine | PerToken, quantised: QuantisedArray
+) -> tuple[float, float]:
+    """Error of the product of ``rows`` and a weight in 8 bits, of all entries and of all rows alike."""
+    rounded = range_.fake_quantise(rows)
+    signal, noise = np.zeros(dense.shape[:-2] + rows.shape[:1]), np.zeros(dense.shape[:-2] + rows.shape[:1])
+    for columns in column_blocks(dense):
+        exact = (rows @ dense[..., columns]).astype(np.float64)
+        part = QuantisedArray(quantised.values[..., columns], quantised.scale[..., columns])
+        signal += np.sum(np.square(exact), axis=-1)
+        noise += np.sum(np.square(rounded @ part.dequantise() - exact), axis=-1)
+    db = ratio_db(float(signal.sum()), float(noise.sum()))
+    return error_at(db), error_at(row_ratio_db(signal, noise))
 
 
 def _range(activation: Activation, weights: np.ndarray, rounding: Rounding) -> Affine:
@@ -247,7 +262,11 @@ def _range(activation: Activation, weights: np.ndarray, rounding: Rounding) -> A
     if len(found) == 1:
         return found[0]
     rows = activation.sample.rows
-    errors = [float(np.sum(((range_.fake_quantise(rows) - rows) @ weights) ** 2)) for range_ in found]
+    errors = []
+    for range_ in found:
+        lost = range_.fake_quantise(rows) - rows
+        parts = (weights[..., columns] for columns in column_blocks(weights))
+        errors.append(sum(float(np.sum((lost @ part) ** 2)) for part in parts))
     return found[int(np.argmin(errors))]
 
 
