@@ -16,8 +16,9 @@ from graphcompress.files.temporary import Temporary
 from graphcompress.plugin.legible import legible
 from graphcompress.reporting.loading import usage
 from graphcompress.reporting.page import comparison, figures, page
-from graphcompress.reporting.summary import WIDTH, result_lines, title
+from graphcompress.reporting.summary import result_lines, title
 from graphcompress.reporting.text import markdown
+from graphcompress.reporting.wrapping import WIDTH
 
 if TYPE_CHECKING:
     from graphcompress.build.result import Build

@@ -14,10 +14,10 @@ from graphcompress.cli.terminal import (
     Seed,
     Tokenizer,
     origin,
-    out,
     print_json,
     progress_bars,
     samples_for,
+    tell,
 )
 
 if TYPE_CHECKING:
@@ -102,17 +102,16 @@ def bench(
         print_json(document)
         _refuse_incomplete(incomplete)
         return
-    console = out()
     for shape, text in bench_lines(results):
-        console.print(f"{shape}: {text}")
+        tell(f"{shape}: {text}")
     if untimed:
-        console.print(f"{_not_measured(untimed)}; {_INSTEAD}")
+        tell(f"{_not_measured(untimed)}; {_INSTEAD}")
     left_out = [name for name in timed if roofline and name not in found]
     if left_out:
-        console.print(f"no roofline: {', '.join(left_out)}, {_NO_ROOFLINE}")
+        tell(f"no roofline: {', '.join(left_out)}, {_NO_ROOFLINE}")
     for name, item in found.items():
-        console.print(f"roofline, {roofline_line(name, results[-1].shape, item)}")
-    console.print(
+        tell(f"roofline, {roofline_line(name, results[-1].shape, item)}")
+    tell(
         f"lengths from {origin(made_up=samples.synthetic)}; "
         f"brackets: 10th to 90th percentile of {rounds} rounds"
     )
@@ -148,9 +147,9 @@ def _writing(
         print_json({"models": {name: str(path) for name, path in names.items()}, "generate": plain(results)})
         return
     for shape, text in writing_lines(results):
-        out().print(f"{shape}: {text}")
+        tell(f"{shape}: {text}")
     told = "made-up prompts (give real ones with --data)" if data is None else "a prompt of the data file"
-    out().print(f"{told}; brackets: 10th to 90th percentile of {rounds} rounds")
+    tell(f"{told}; brackets: 10th to 90th percentile of {rounds} rounds")
 
 
 def _refuse_incomplete(names: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graphcompress.cli.terminal import Json, out, print_json, progress_bars
+from graphcompress.cli.terminal import Json, print_json, progress_bars, tell
 
 if TYPE_CHECKING:
     from graphcompress.graph.model import Model
@@ -78,12 +78,12 @@ def export(
         return
     for file, model in models.items():
         told = _described(model)
-        out().print(
+        tell(
             f"written to {file}: opset {model.opset}, {count(model.parameters)} parameters, "
             f"{size(model.weight_bytes)} of weights\n"
             f"  in  {'; '.join(told['inputs'])}\n  out {'; '.join(told['outputs'])}"
         )
-    out().print("outputs as PyTorch's at several sizes")
+    tell("outputs as PyTorch's at several sizes")
 
 
 def _described(model: Model) -> dict[str, Any]:

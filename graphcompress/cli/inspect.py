@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from graphcompress.cli.terminal import Data, Json, Seed, Tokenizer, out, print_json, progress_bars
+from graphcompress.cli.terminal import Data, Json, Seed, Tokenizer, out, print_json, progress_bars, tell
 
 if TYPE_CHECKING:
     from graphcompress.pipeline.inspection import Inspection
+
+
+LONGEST_NAME = 52
+"""A name of at most so many characters is not broken in a table of 100 columns."""
 
 
 def inspect(
@@ -43,24 +49,23 @@ def inspect(
         return
     _print(model, found)
     if found.opportunities and data is None:
-        out().print("tried without samples; passes that calibrate do more with --data")
+        tell("tried without samples; passes that calibrate do more with --data")
 
 
 def _print(path: Path, found: Inspection) -> None:
     from graphcompress.reporting.text import count, size
 
-    console = out()
-    console.print(
+    tell(
         f"{path}: opset {found.opset}, {count(found.parameters)} parameters, "
         f"{size(found.weight_bytes)} of weights, {count(found.macs)} MACs for {found.counted_on}"
     )
     for title, values in (("in", found.inputs), ("out", found.outputs)):
-        console.print(f"  {title:<4}{'; '.join(values)}")
+        tell(f"  {title:<4}{'; '.join(values)}")
     nodes = ", ".join(f"{number} {name}" for name, number in found.operators.items())
-    console.print(f"  nodes {sum(found.operators.values())}: {nodes}")
+    tell(f"  nodes {sum(found.operators.values())}: {nodes}")
     _table(
         "weights",
-        ("kind", "name", "in/rows", "out/width", "parameters", "MACs"),
+        ("kind", "name", "in", "out", "parameters", "MACs"),
         [
             (w.kind, w.name, f"{w.rows:,}", f"{w.columns:,}", count(w.parameters), count(w.macs))
             for w in found.weights
@@ -73,11 +78,10 @@ def _print(path: Path, found: Inspection) -> None:
     )
     _table(
         "attentions",
-        ("from", "to", "heads", "key/value heads", "head size", "MACs"),
+        ("name", "from", "to", "heads", "KV heads", "size", "MACs"),
         [
             (
-                " ".join(a.producers) or a.node,
-                " ".join(a.consumers) or "unknown",
+                *_places(a.producers, a.consumers, a.node),
                 str(a.num_heads),
                 str(a.kv_heads),
                 str(a.head_dim or "dynamic"),
@@ -109,6 +113,17 @@ def _print(path: Path, found: Inspection) -> None:
     _print_opportunities(found)
 
 
+def _places(producers: Sequence[str], consumers: Sequence[str], node: str) -> tuple[str, str, str]:
+    """What the linears around an attention have in common in their names, and the rest of each of them."""
+    names = [*producers, *consumers]
+    stem = os.path.commonprefix(names).rpartition(".")[0] if len(names) > 1 else ""  # noqa: RUF071 - no paths
+    rest = [
+        " ".join(name.removeprefix(f"{stem}.").removesuffix(".weight") for name in side)
+        for side in (producers, consumers)
+    ]
+    return stem or node, rest[0] or "unknown", rest[1] or "unknown"
+
+
 def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     from rich.table import Table
 
@@ -116,9 +131,11 @@ def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) ->
     console.print(f"\n{title}: {len(rows)}")
     if not rows:
         return
-    table = Table(box=None, padding=(0, 1))
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        # Names are what globs go by: they give way last.
+        longest = max(len(row[columns.index(column)]) for row in rows) if column == "name" else 0
+        table.add_column(column, overflow="fold", min_width=min(longest, LONGEST_NAME))
     for row in rows:
         table.add_row(*row)
     console.print(table, soft_wrap=False)
@@ -127,14 +144,13 @@ def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) ->
 def _print_opportunities(found: Inspection) -> None:
     from graphcompress.reporting.text import count, example, grouped, size, touched_text
 
-    console = out()
-    console.print(f"\nwhat each pass could do, alone: {len(found.opportunities)}")
+    out().print(f"\nwhat each pass could do, alone: {len(found.opportunities)}")
     for item in found.opportunities:
-        console.print(
+        tell(
             f"{item.text}: {touched_text(item.touched, item.skipped)} → {count(item.parameters)} parameters, "
             f"{count(item.macs)} MACs, {size(item.weight_bytes)} of weights"
         )
         for reason, items in grouped(item.skipped):
-            console.print(f"    {len(items)} × {reason} ({example(items)})")
+            tell(f"    {len(items)} × {reason} ({example(items)})")
         for note in item.notes:
-            console.print(f"    {note}")
+            tell(f"    {note}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from graphcompress.cli.terminal import Json, out, print_json
+from graphcompress.cli.terminal import Json, out, print_json, tell
 from graphcompress.plugin.registry import INSTRUMENTS, METRICS, PASSES, TARGETS, TASKS, Kind
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ def _print(entry: Entry, *, whole: bool) -> None:
     from rich.table import Table
 
     console = out()
-    console.print(f"{entry.name}: {entry.text if whole else entry.summary}")
+    tell(f"{entry.name}: {entry.text if whole else entry.summary}")
     for line in entry.lines():
-        console.print(f"  {line}")
+        tell(f"  {line}")
     if whole and entry.usage:
         console.print("  without this package, in the folder of an artifact:")
         for line in entry.usage:

@@ -18,15 +18,12 @@ from rich.text import Text
 
 from graphcompress.build.request import MODEL, OUTPUT, Request, deciding, kind
 from graphcompress.cli.terminal import Json, as_option, err, field_of, out, print_json, progress_bars
+from graphcompress.reporting.wrapping import WIDTH, wrapped
 
 if TYPE_CHECKING:
     from graphcompress.build.result import Artifact, Build
     from graphcompress.measure.bench import ShapeResult
     from graphcompress.pipeline.pipeline import PassRecord
-
-
-WIDTH = 100
-"""What is printed of a run has lines of at most this many characters."""
 
 
 def _with_request(command: Callable[..., None]) -> Callable[..., None]:
@@ -269,7 +266,7 @@ def _print_box(build: Build, artifact: Artifact, benched: list[ShapeResult]) -> 
     from rich.rule import Rule
 
     from graphcompress.reporting.loading import loading_lines
-    from graphcompress.reporting.summary import result_lines, title, wrapped
+    from graphcompress.reporting.summary import result_lines, title
 
     console = out()
     width = min(console.width, WIDTH)
@@ -282,8 +279,6 @@ def _print_box(build: Build, artifact: Artifact, benched: list[ShapeResult]) -> 
 
 
 def _print_wrapped(text: str, indent: str = "    ") -> None:
-    from graphcompress.reporting.summary import wrapped
-
     console = out()
     console.print(wrapped(text, min(console.width, WIDTH), indent))
 

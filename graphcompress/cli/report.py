@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from graphcompress.cli.terminal import out
+from graphcompress.cli.terminal import tell
 
 
 def report(
@@ -25,4 +25,4 @@ def report(
 
     check_report_path(output, overwrite=overwrite)
     names = write_comparison(output, artifacts)
-    out().print(f"{len(names)} artifacts side by side in {output}: {', '.join(names)}")
+    tell(f"{len(names)} artifacts side by side in {output}: {', '.join(names)}")

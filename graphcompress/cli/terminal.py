@@ -17,6 +17,7 @@ from rich.text import Text
 from graphcompress.build.request import OUTPUT, Request
 from graphcompress.cli.progress import shown_on
 from graphcompress.plugin.legible import legible
+from graphcompress.reporting.wrapping import WIDTH, wrapped
 from graphcompress.training.processes import rank
 
 if TYPE_CHECKING:
@@ -65,6 +66,18 @@ def out() -> Console:
     if not console.is_terminal:
         console.width = FILE_WIDTH
     return console
+
+
+def tell(text: str) -> None:
+    """Print results on standard output: to a terminal in lines that fit, to a file each in one.
+
+    A line that goes on is set in by four columns more than it begins.
+    """
+    console = out()
+    for line in text.splitlines():
+        indent = " " * (len(line) - len(line.lstrip()) + 4)
+        fits = wrapped(line, min(console.width, WIDTH), indent) if console.is_terminal else line
+        console.print(fits)
 
 
 def err() -> Console:

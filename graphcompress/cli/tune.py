@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from graphcompress.cli.terminal import Data, Json, Seed, Tokenizer, out, print_json, progress_bars
+from graphcompress.cli.terminal import Data, Json, Seed, Tokenizer, print_json, progress_bars, tell
 
 SIMPLIFY = "simplify"
 
@@ -67,7 +67,7 @@ def tune(
     if json:
         print_json({"profile": str(output), "sites": len(times), "shapes": at, "machine": facts})
         return
-    out().print(
+    tell(
         f"{len(times)} kinds of sites measured at {at} on {facts['processor'] or facts['architecture']} "
         f"({facts['cores']} cores, ONNX Runtime {facts['onnxruntime']}), written to {output}\n"
         f"build for this machine elsewhere with: graphcompress optimize MODEL --profile {output}"

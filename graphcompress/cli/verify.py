@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from graphcompress.cli.terminal import Data, Json, Seed, Tokenizer, origin, out, print_json, progress_bars
+from graphcompress.cli.terminal import Data, Json, Seed, Tokenizer, origin, print_json, progress_bars, tell
 
 
 def verify(
@@ -50,13 +50,12 @@ def verify(
         }
         print_json(document)
     else:
-        console = out()
-        console.print(f"{b} against {a}: {difference_line(difference)}")
+        tell(f"{b} against {a}: {difference_line(difference)}")
         for line in output_lines(difference, most=len(difference.outputs)):
-            console.print(f"    {line}", markup=False)
+            tell(f"    {line}")
         for name, path in (("a", a), ("b", b)):
-            console.print(f"{path}: {invariance_line(invariances[name])}")
-        console.print(f"on {origin(made_up=difference.made_up)}")
+            tell(f"{path}: {invariance_line(invariances[name])}")
+        tell(f"on {origin(made_up=difference.made_up)}")
     allowed = error_at(min_sqnr_db) if max_error is None and min_sqnr_db is not None else max_error
     error = error_at(difference.sqnr_db)
     if allowed is not None and error > allowed:

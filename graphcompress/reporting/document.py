@@ -176,12 +176,8 @@ def lost(losses: Sequence[float]) -> dict[str, list[float | None]]:
     steps = [(0.0, losses[0]), *itertools.pairwise(losses)]
     series: dict[str, list[float | None]] = {
         "lost before": [max(0.0, min(step)) or None for step in steps],
-        "lost here": [
-            max(0.0, after) - max(0.0, before) if after > before else None for before, after in steps
-        ],
-        "won back": [
-            max(0.0, before) - max(0.0, after) if after < before else None for before, after in steps
-        ],
+        "lost here": [max(0.0, max(0.0, after) - max(0.0, before)) or None for before, after in steps],
+        "won back": [max(0.0, max(0.0, before) - max(0.0, after)) or None for before, after in steps],
         "better than at first": [min(0.0, after) or None for _, after in steps],
     }
     # A step whose answers are the same has no bar, and a series without any has no place in the legend.

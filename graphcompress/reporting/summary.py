@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +13,6 @@ if TYPE_CHECKING:
     from graphcompress.measure.bench import ShapeResult
     from graphcompress.pipeline.contract_check import ModelSize
     from graphcompress.pipeline.pipeline import PassRecord
-
-WIDTH = 100
-"""Lines of a result are at most this many characters long, so that they fit a terminal of a usual size."""
 
 NOT_TIMED = "not measured: this machine is not what runs it"
 
@@ -80,13 +76,6 @@ def _cost(record: PassRecord) -> str:
         return f"{broken}outputs at {decibels(record.total.sqnr_db)}{made_up}"
     value = record.score.value
     return f"{broken}{record.score.label} {value:.4f} ({value - record.drop.before:+.4f})"
-
-
-def wrapped(text: str, width: int = WIDTH, indent: str = "    ") -> str:
-    """``text`` in lines of at most ``width`` characters; a word that is longer stays whole."""
-    return textwrap.fill(
-        text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
 
 
 # ---- the parts

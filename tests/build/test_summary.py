@@ -23,9 +23,9 @@ from graphcompress.reporting.summary import (
     result_lines,
     title,
     verdict,
-    wrapped,
 )
 from graphcompress.reporting.text import drop_text
+from graphcompress.reporting.wrapping import wrapped
 
 DIFFERENCE = Difference(16, 0.25, 0.031, 0.98, 17.64, 0.9)
 BEFORE, AFTER = (
