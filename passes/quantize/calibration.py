@@ -16,18 +16,24 @@ from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 
 JUDGING_SHARE = 8
-"""One sample in so many is kept from calibration, to judge the outcome by."""
+"""One row in so many is kept from calibration, to judge the outcome by."""
 
 JUDGING_SAMPLES = 16
 """The outcome is judged by at most this many samples, since the model runs on all of them for every plan."""
 
 
 def split(samples: Samples) -> tuple[Samples, Samples]:
-    """Samples to calibrate with, and others to judge by; a handful serves for both."""
+    """Samples to calibrate with, and others to judge by; a handful serves for both.
+
+    What belongs to one row (a first pass and the step after it) stays together.
+    """
+    per_row = samples.per_row
+    rows = len(samples) // per_row
     # So few samples leave one or none to judge by; to judge by all of them says more.
-    if len(samples) < 2 * JUDGING_SHARE:
+    if rows < 2 * JUDGING_SHARE:
         return samples, samples
-    judging = range(0, len(samples), JUDGING_SHARE)[:JUDGING_SAMPLES]
+    judged = range(0, rows, JUDGING_SHARE)[: max(1, JUDGING_SAMPLES // per_row)]
+    judging = [row * per_row + index for row in judged for index in range(per_row)]
     rest = [index for index in range(len(samples)) if index not in judging]
     return _only(samples, rest), _only(samples, judging)
 
