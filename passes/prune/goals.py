@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from graphcompress.analysis.linears import linears
+from graphcompress.analysis.linears import bias_of, linears
 from graphcompress.coupling.couplings import FFN, HEAD, WeightSlice, couplings
 from graphcompress.errors import UsageError
 from graphcompress.graph.expressions import leaves
@@ -16,6 +16,7 @@ from graphcompress.graph.model import Model
 from graphcompress.latency.table import LatencyTable, gained, latency_table
 from graphcompress.measure.cache import Measurements
 from graphcompress.measure.timing import Ratio
+from graphcompress.numerics.least_squares import LinearMap
 from graphcompress.passes.prune.blocks import Block, blocks_of
 from graphcompress.passes.prune.carve import carve
 from graphcompress.passes.prune.goal_planner import GoalPlanner
@@ -165,8 +166,10 @@ def smaller(planner: GoalPlanner, wanted: float, measure: Measure, only: str) ->
         left = measure.of(_without(planner.model, removals, only))
         if left <= wanted:
             break
-        # New constants, such as sizes and biases of their own, are no part of any unit.
-        budget -= left - wanted
+        # New constants, such as sizes and biases of their own, are no part of any unit. What the budget left
+        # unspent is taken off as well, or the same choice would come again.
+        spent = sum((each.block.size - len(each.removed)) * measure.unit(each.block) for each in removals)
+        budget = min(budget, spent) - (left - wanted)
     loss = planner.fitted(removals)
     note = (
         f"{left:,.0f} of {total:,.0f} {measure.noun} are left ({left / total:.1%}), {wanted:,.0f} asked for"
@@ -256,13 +259,20 @@ def _left(table: LatencyTable, removals: Sequence[Removal]) -> float:
 
 
 def _without(model: Model, removals: Sequence[Removal], only: str) -> Model:
-    """A copy of ``model`` that is cut as ``removals`` say, for its time alone."""
+    """A copy of ``model`` that is cut as ``removals`` say, for its time and its size alone."""
     twin = model.clone()
     gone = {removal.block.name: removal.removed for removal in removals if len(removal.removed)}
     with Rewriter(twin, Context()) as rw:
         blocks = [block for block in blocks_of(rw, couplings(twin), only) if block.name in gone]
-        carve(rw, [Removal(block, gone[block.name]) for block in blocks])
+        carve(rw, [_unfitted(block, gone[block.name]) for block in blocks])
     return twin
+
+
+def _unfitted(block: Block, removed: np.ndarray) -> Removal:
+    """A removal with the weights that stay as they are: a refit gives a reader a bias, which has a size."""
+    removal = Removal(block, removed)
+    removal.fit = LinearMap(block.reader.dense()[removal.rows], bias_of(block.reader))
+    return removal
 
 
 def _told(loss: float) -> str:

@@ -1,0 +1,55 @@
+"""Goals on models that write: a size is met over all files, and cut models answer as masked ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from bert import Bert
+from conftest import random_samples
+
+from graphcompress.coupling.couplings import couplings
+from graphcompress.data.made_up import varied_samples
+from graphcompress.graph.model import Model
+from graphcompress.graph.runner import Runner
+from graphcompress.passes.prune.blocks import blocks_of
+from graphcompress.passes.prune.carve import carve
+from graphcompress.passes.prune.goal_planner import GoalPlanner
+from graphcompress.passes.prune.goals import BYTES, PARAMETERS, smaller
+from graphcompress.passes.simplify.simplify import Simplify
+from graphcompress.plugin.context import Context
+from graphcompress.rewrite.rewriter import Rewriter
+
+
+def planned(model: Model, samples) -> GoalPlanner:
+    with Rewriter(model, Context()) as rw:
+        blocks = [block for block in blocks_of(rw, couplings(model), "*") if block.plain]
+    return GoalPlanner(model, blocks, Context(samples=samples), "obs", 1, refit=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "measure"),
+    [("bert", BYTES), ("t5", BYTES), ("gpt2", PARAMETERS), ("llama", BYTES)],
+)
+def test_a_size_is_met_in_all_files_and_the_cut_model_answers_as_the_masked_one(
+    name, measure, request
+) -> None:
+    if name == "bert":
+        model, samples = Model(ir.from_proto(Bert().model())), random_samples(10)
+    else:
+        model = Model.load(request.getfixturevalue("sequence_folders")[name])
+        Simplify().run(model, Context())
+        samples = varied_samples(model, seed=0)
+    wanted = 0.8 * measure.of(model)
+    planner = planned(model, samples)
+    reached = smaller(planner, wanted, measure, "*")
+    masked = planner.running(reached.removals)
+    expected = [masked(feed) for feed in planner.trial.feeds[:2]]
+    with Rewriter(model, Context()) as rw:
+        carve(rw, [removal for removal in reached.removals if len(removal.removed)])
+    assert 0.95 * wanted < measure.of(model) <= wanted
+    with Runner(model) as runner:
+        for feed, was in zip(planner.trial.feeds, expected, strict=False):
+            for output, array in runner(feed).items():
+                if array.shape == was[output].shape:
+                    np.testing.assert_allclose(array, was[output], atol=1e-5 * np.abs(was[output]).max())
