@@ -19,6 +19,10 @@ LONGEST_NAME = 52
 """A name of at most so many characters is not broken in a table of 100 columns."""
 
 
+LONGEST_FIGURE = 10
+"""What has at most so many characters is not broken either."""
+
+
 def inspect(
     model: Annotated[Path, typer.Argument(help="ONNX file, artifact or Hugging Face folder.")],
     passes: Annotated[
@@ -133,9 +137,10 @@ def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) ->
         return
     table = Table(box=None, padding=(0, 1), pad_edge=False)
     for column in columns:
-        # Names are what globs go by: they give way last.
-        longest = max(len(row[columns.index(column)]) for row in rows) if column == "name" else 0
-        table.add_column(column, overflow="fold", min_width=min(longest, LONGEST_NAME))
+        # Names are what globs go by, and a broken figure reads as another one: both give way last.
+        longest = max(len(row[columns.index(column)]) for row in rows)
+        whole = longest <= (LONGEST_NAME if column == "name" else LONGEST_FIGURE)
+        table.add_column(column, overflow="fold", no_wrap=whole)
     for row in rows:
         table.add_row(*row)
     console.print(table, soft_wrap=False)
