@@ -44,6 +44,7 @@ def manifest(build: Build, files: Mapping[str, str]) -> dict[str, Any]:
         "goals": plain(build.goals.get(lowered.name, ())),
         "verification": {
             "artifact": plain(lowered.difference),
+            "own_cache": plain(lowered.own_cache),
             "batch_invariance": plain(lowered.invariance),
             "batch_invariance_of_input": plain(build.reference_invariance),
             "metric": {

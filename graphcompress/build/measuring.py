@@ -10,18 +10,28 @@ from graphcompress.artifact.sequences import artifact_run, fitted_run, source_ru
 from graphcompress.build.result import Artifact, Build
 from graphcompress.data.made_up import synthetic_samples
 from graphcompress.data.samples import Samples
-from graphcompress.errors import UsageError
+from graphcompress.errors import DataError, UsageError
 from graphcompress.files.reading.hashes import sha256
 from graphcompress.files.runtime import Feed, runner_of, session_of
 from graphcompress.files.temporary import Temporary
+from graphcompress.generation.generator import Generator, Prompt
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.latency.table import signature
-from graphcompress.measure.bench import ShapeResult, bench, shaped_feed
+from graphcompress.measure.bench import WRITTEN, ShapeResult, bench, shaped_feed
 from graphcompress.measure.cache import MeasurementCache, machine_facts
 from graphcompress.measure.measured import Measured, Operators, StepTimes
 from graphcompress.measure.operators import operator_ms
-from graphcompress.measure.timing import BENCH_SECONDS, STEP_PROFILED_RUNS, STEP_ROUNDS, STEP_SECONDS, Ratio
+from graphcompress.measure.timing import (
+    BENCH_SECONDS,
+    STEP_PROFILED_RUNS,
+    STEP_ROUNDS,
+    STEP_SECONDS,
+    WRITING_ROUNDS,
+    WRITING_SECONDS,
+    Ratio,
+)
+from graphcompress.measure.writing_speed import bench_writing
 from graphcompress.plugin.base import Target
 from graphcompress.plugin.context import Context, Progress, no_progress
 from graphcompress.plugin.targeting import parse_target
@@ -29,6 +39,9 @@ from graphcompress.reporting.summary import contender
 
 MEASURING = "measure speed"
 """The step of a run that measures, by the text that progress is reported under."""
+
+WRITING_SHAPES = ("1x32", "8x32")
+"""Texts and new tokens of each at which a model that writes is timed: a line, alone and for several users."""
 
 _STEP_SHAPES = ("1x128", "1xnatural")
 """The shape at which passes are timed, and the one where a model does not run at it."""
@@ -117,9 +130,18 @@ def _why(result: ShapeResult) -> str:
 
 
 def measured(
-    build: Build, folders: Mapping[str, Path], steps: StepTimes, *, progress: Progress = no_progress
+    build: Build,
+    folders: Mapping[str, Path],
+    steps: StepTimes,
+    writers: Mapping[str, Generator],
+    *,
+    prompts: Sequence[Prompt] = (),
+    progress: Progress = no_progress,
 ) -> Measured:
-    """Times of the model that came in and of the artifacts in ``folders``, those that this machine runs."""
+    """Times of the model that came in and of the artifacts in ``folders``, those that this machine runs.
+
+    Those of ``writers`` are timed while they write, too, after ``prompts`` or after made-up ones.
+    """
     model, artifacts = build.model, [artifact for artifact in build.lowered if artifact.timed]
     if not artifacts or model is None or model.path is None:
         return Measured()
@@ -140,7 +162,28 @@ def measured(
             operators[result.shape] = _operators(files, model, feed, result)
     progress("profile operators", len(shapes), len(shapes))
     facts = {name: machine_facts()[name] for name in ("processor", "architecture", "cores", "onnxruntime")}
-    return Measured(facts, tuple(shapes), steps, operators)
+    return Measured(facts, (*shapes, *_written(writers, prompts, progress)), steps, operators)
+
+
+def _written(
+    writers: Mapping[str, Generator], prompts: Sequence[Prompt], progress: Progress
+) -> list[ShapeResult]:
+    """How fast ``writers`` write; nothing where there are none beside the model that came in."""
+    if len(writers) < 2:
+        return []
+    try:
+        found = bench_writing(
+            writers,
+            WRITING_SHAPES,
+            prompts=prompts,
+            rounds=WRITING_ROUNDS,
+            seconds=WRITING_SECONDS,
+            progress=progress,
+        )
+    except DataError as error:  # prompts and new tokens are more than the positions
+        shapes = (shape.replace("x", "×") for shape in WRITING_SHAPES)
+        return [ShapeResult(f"{shape}{WRITTEN}", "before", skipped=str(error)) for shape in shapes]
+    return [result.as_shape() for result in found]
 
 
 def timing_samples(model: Model, samples: Samples) -> Samples:

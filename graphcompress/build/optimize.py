@@ -36,7 +36,13 @@ from graphcompress.build.report_file import html
 from graphcompress.build.request import Request, explained
 from graphcompress.build.result import Artifact, Build
 from graphcompress.build.unsupported import refuse_unsupported
-from graphcompress.build.writing import artifact_generator, prompts, source_generator
+from graphcompress.build.writing import (
+    artifact_generator,
+    own_cache_of,
+    prompts,
+    source_generator,
+    timed_writers,
+)
 from graphcompress.capturing.loading import is_checkpoint
 from graphcompress.capturing.source import is_hub_name, open_model
 from graphcompress.data.inputs import shapes_in
@@ -133,7 +139,16 @@ def optimize(request: Request) -> Build:
             folders = artifact_folders(stage, request.targets)
             if request.timed:
                 request.progress(MEASURING, 0, 1)
-                times = measured(build, folders, build.measured.steps, progress=request.progress)
+                writers = timed_writers(request, build, folders)
+                asked = opened.scoring.samples.feeds if opened.generator and opened.scoring else ()
+                times = measured(
+                    build,
+                    folders,
+                    build.measured.steps,
+                    writers,
+                    prompts=asked,
+                    progress=request.progress,
+                )
                 build = replace(build, measured=times)
             build = judged(request, build)
             _write(build, folders)
@@ -365,6 +380,7 @@ def _artifact(request: Request, target: Target, stage: Path, opened: _Opened, ba
         changed=opened.scoring.changed(texts=not request.no_texts) if opened.scoring else (),
         timed=target.timed,
         inputs=shapes_in(baseline.samples.batch([0]), target.interface(stage) or model),
+        own_cache=own_cache_of(request, model, target, stage, baseline.samples),
     )
 
 

@@ -15,6 +15,7 @@ from graphcompress.measure.bench import ShapeResult
 from graphcompress.measure.invariance import Invariance
 from graphcompress.measure.measured import Measured
 from graphcompress.measure.metrics import Drop, Score
+from graphcompress.measure.own_cache import OwnCache
 from graphcompress.measure.verify import Difference
 from graphcompress.pipeline.anatomy import Anatomy, PlaceError
 from graphcompress.pipeline.contract_check import ModelSize
@@ -41,6 +42,7 @@ class Artifact:
         changed: answers that differ most from the original's.
         timed: whether times on this machine are those of the target's runtime.
         inputs: type and shape of every input in a sample, as its runtime takes it.
+        own_cache: of a model that writes, how far it is from the one that came in after steps of its own.
     """
 
     target: str
@@ -54,6 +56,7 @@ class Artifact:
     changed: tuple[ChangedAnswer, ...] = ()
     timed: bool = True
     inputs: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    own_cache: OwnCache | None = None
 
     @property
     def name(self) -> str:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from graphcompress.build.request import Request
+from graphcompress.build.result import Build
 from graphcompress.data.samples import Samples
-from graphcompress.errors import UsageError
+from graphcompress.data.teacher_forced import texts_of
+from graphcompress.errors import DataError, GraphCompressError, UsageError
+from graphcompress.files.parts import model_files
 from graphcompress.generation.generator import Generator, open_generator
 from graphcompress.generation.prompts import prompt_samples
 from graphcompress.graph.model import Model
+from graphcompress.graph.teacher_forced import writer_of
+from graphcompress.measure.own_cache import OwnCache, own_cache
 from graphcompress.measure.verify import Run
 from graphcompress.plugin.base import Target
+from graphcompress.plugin.targeting import parse_target
+from graphcompress.reporting.summary import contender
+
+_LOG = logging.getLogger(__name__)
 
 
 def source_generator(request: Request, model: Model) -> Generator:
@@ -40,6 +51,58 @@ def artifact_generator(request: Request, target: Target, folder: Path, model: Mo
         return target.named(file.name).session(file.parent) if model.joined else target.session(folder)
 
     return open_generator(folder, tokenizer=_tokenizer(request), run_of=run_of)
+
+
+def own_cache_of(
+    request: Request, model: Model, target: Target, folder: Path, samples: Samples
+) -> OwnCache | None:
+    """How far what ``target`` wrote into ``folder`` is from the model that came in, each with its own cache.
+
+    None where the model does not write, nothing says how it begins, or the samples begin with past.
+    """
+    before = _source_writer(model, request) if _writes(target, folder) else None
+    if before is None:
+        return None
+    try:
+        texts = texts_of(model, samples)
+    except DataError as error:
+        _LOG.warning("the error through its own cache is not measured: %s", error)
+        return None
+    return own_cache(before, artifact_generator(request, target, folder, model), texts)
+
+
+def _writes(target: Target, folder: Path) -> bool:
+    """Whether what ``target`` wrote into ``folder`` are ONNX files side by side, as generation reads them."""
+    return target.model_file.endswith(".onnx") and bool(model_files(folder))
+
+
+def _source_writer(model: Model | None, request: Request) -> Generator | None:
+    """The model as it came in, ready to write; None where it does not, or nothing says how it begins."""
+    if model is None or model.source is None or writer_of(model.parts) is None:
+        return None
+    try:
+        return open_generator(model.source, tokenizer=_tokenizer(request))
+    except GraphCompressError as error:  # what comes out is a model all the same
+        _LOG.warning("how it writes is not measured: %s", error)
+        return None
+
+
+def timed_writers(request: Request, build: Build, folders: Mapping[str, Path]) -> dict[str, Generator]:
+    """The model that came in and its artifacts in ``folders``, ready to write, by their names in timing.
+
+    Empty where the model does not write, or where nothing says how it begins.
+    """
+    model, timed = build.model, [artifact for artifact in build.lowered if artifact.timed]
+    before = _source_writer(model, request)
+    if model is None or before is None:
+        return {}
+    found = {"before": before}
+    for artifact in timed:
+        target = parse_target(artifact.target)
+        if _writes(target, folders[artifact.name]):
+            made = artifact_generator(request, target, folders[artifact.name], model)
+            found[contender(build, artifact)] = made
+    return found
 
 
 def prompts(request: Request, generator: Generator) -> Samples:

@@ -8,7 +8,7 @@ from pathlib import Path
 from graphcompress.capturing.checkpoint import export
 from graphcompress.capturing.loading import is_checkpoint
 from graphcompress.errors import InvalidModelError, UsageError
-from graphcompress.files.parts import model_files, read_parts
+from graphcompress.files.parts import STANDARD_NAMES, model_files, read_parts
 from graphcompress.files.temporary import Temporary
 from graphcompress.graph.model import Model
 from graphcompress.plugin.registry import PASSES, meant
@@ -19,8 +19,9 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 def open_model(source: str | Path, *, task: str | None = None) -> Model:
     """The Model of an ONNX file, of a folder of parts, of a Hugging Face folder, or of a name on its hub.
 
-    A checkpoint is exported as ``graphcompress export --no-past`` does, for ``task``, to a temporary
-    folder, which lives as long as the model; its tokenizer lies beside the file.
+    A checkpoint is exported as ``graphcompress export`` does, for ``task``, to a temporary folder, which
+    lives as long as the model: one that writes has its parts, with past keys and values where it has some.
+    Its tokenizer and configuration lie beside the files.
 
     Raises:
         UsageError: a ``task`` for an ONNX file.
@@ -35,7 +36,9 @@ def open_model(source: str | Path, *, task: str | None = None) -> Model:
         return Model.load(source)
     folder = Temporary()
     try:
-        model = Model.load(export(source, folder.path / "model.onnx", task=task, past=False))
+        made = export(source, folder.path / "model", task=task)
+        alone = made / STANDARD_NAMES[-1]
+        model = Model.load(alone if alone.is_file() else made)
     except BaseException:
         folder.remove()
         raise

@@ -22,6 +22,9 @@ from graphcompress.files.parts import Part
 from graphcompress.graph.model import Model
 from graphcompress.graph.teacher_forced import encoder_of
 
+_GOLDEN = (5**0.5 - 1) / 2
+"""Multiples of the golden ratio fall everywhere between 0 and 1, however many there are."""
+
 
 def samples_of_sequences(
     path: Path,
@@ -59,6 +62,7 @@ def samples_of_sequences(
             written = [Written(source, np.array(start), len(start)) for source in sources]
             return dataclasses.replace(forced_samples(model, written), columns=columns)
         written = _answered(model, sources, replies, start, max_length)
+        written = written if at_once else [_begun(each, row) for row, each in enumerate(written)]
     short = next((number for number, each in enumerate(written, 1) if len(each.tokens) < 2), None)
     if short is not None:
         raise DataError(f"{path}: row {short} has fewer than two tokens, so nothing comes after the first")
@@ -157,6 +161,17 @@ def _answered(
         tokens = reply if begun else [*start, *reply]
         found.append(Written(source, np.array(tokens[:max_length]), len(start)))
     return found
+
+
+def _begun(written: Written, row: int) -> Written:
+    """``written`` up to a token of its answer, another one in every row; the first row is whole.
+
+    A step reads the last token. That of a whole answer is its end each time, which no step of generation
+    reads: ranges that are calibrated on it alone fit no other token.
+    """
+    answered = len(written.tokens) - written.prompt
+    left_out = int(row * _GOLDEN % 1.0 * answered)
+    return dataclasses.replace(written, tokens=written.tokens[: len(written.tokens) - left_out])
 
 
 def _start(model: Model) -> tuple[int, ...]:

@@ -67,6 +67,16 @@ def unrolled(model: Model, samples: Samples) -> Samples:
     return dataclasses.replace(made, columns=samples.columns, names=samples.names)
 
 
+def texts_of(model: Model, samples: Samples) -> list[Written]:
+    """The texts behind ``samples``, with what is encoded for each.
+
+    Raises:
+        DataError: samples that begin with past, whose tokens nobody knows.
+    """
+    reader = _Reader(model)
+    return list(map(reader.unforced, samples.feeds) if is_forced(samples) else reader.written(samples))
+
+
 def is_forced(samples: Samples) -> bool:
     """Whether these are samples for teacher forcing."""
     return bool(samples.feeds) and any(name.endswith(NEXT) for name in samples.feeds[0])

@@ -28,6 +28,10 @@ SHAPES = ("1xnatural", "1x128", "8x128")
 _SHAPE = re.compile(r"(\d+)x(\d+|natural)")
 
 
+WRITTEN = " (written)"
+"""End of a shape at which models write: ``8×32 (written)`` is 8 texts of 32 new tokens."""
+
+
 @dataclass(frozen=True)
 class ShapeResult:
     """Times at one shape; ratios say how many times as fast each contender is as the first one.
@@ -49,6 +53,11 @@ class ShapeResult:
     skipped: str = ""
     failed: Mapping[str, str] = field(default_factory=dict)
     asked: str = ""
+
+    @property
+    def written(self) -> bool:
+        """Whether this is the time to write so many tokens, not that of one run of the model."""
+        return self.shape.endswith(WRITTEN)
 
     @property
     def size(self) -> tuple[int, int]:

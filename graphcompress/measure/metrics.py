@@ -196,6 +196,11 @@ class Scoring:
         self._last: object = None
         chosen.check(self._rows)
 
+    @property
+    def samples(self) -> Samples:
+        """What the models are given."""
+        return self._rows.samples
+
     def original(self, run: Run | Generator, text: str = "evaluate the original") -> Score:
         """The score of the model that came in; its answers are kept for those that follow."""
         given = self._given(run, text)

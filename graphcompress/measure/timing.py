@@ -56,6 +56,9 @@ BENCH_SECONDS = 10.0
 """After a build each shape is measured for that long at most, so that a report does not take longer than the
 passes."""
 
+WRITING_ROUNDS, WRITING_SECONDS = 8, 60.0
+"""To write takes dozens of runs of a decoder: it is given more time, and fewer rounds."""
+
 # ---- the passes of a build
 
 STEP_ROUNDS, STEP_SECONDS = 5, 3.0

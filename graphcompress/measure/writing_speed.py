@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,15 @@ import numpy as np
 from graphcompress.errors import UsageError
 from graphcompress.files.runtime import Feed
 from graphcompress.generation.generator import Generator, Prompt
-from graphcompress.measure.timing import BENCH_ROUNDS, Ratio, Timing, interleaved
+from graphcompress.measure.bench import WRITTEN, ShapeResult
+from graphcompress.measure.timing import (
+    BENCH_ROUNDS,
+    FEWEST_ROUNDS,
+    RUNS_PER_ROUND,
+    Ratio,
+    Timing,
+    interleaved,
+)
 from graphcompress.plugin.context import Progress, no_progress
 
 PROMPT_TOKENS = 16
@@ -49,12 +58,19 @@ class WritingResult:
         first: the contender that the others are compared with.
         speeds: per contender.
         ratios: per contender but the first.
+        skipped: why nothing was measured, or an empty text.
     """
 
     shape: str
     first: str
     speeds: Mapping[str, WritingSpeed]
     ratios: Mapping[str, Ratio]
+    skipped: str = ""
+
+    def as_shape(self) -> ShapeResult:
+        """The same as times of runs are told."""
+        timings = {name: speed.timing for name, speed in self.speeds.items()}
+        return ShapeResult(f"{self.shape}{WRITTEN}", self.first, timings, self.ratios, self.skipped)
 
 
 def bench_writing(
@@ -63,13 +79,15 @@ def bench_writing(
     *,
     prompts: Sequence[Prompt] = (),
     rounds: int = BENCH_ROUNDS,
+    seconds: float = math.inf,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> list[WritingResult]:
     """Time ``contenders`` in turns at ``shapes``: ``<batch>x<new tokens>``.
 
     All write so many tokens and never end before, with the beams of their settings. ``prompts`` are those of
-    the first contender; without any they are made up.
+    the first contender; without any they are made up. A shape is given fewer rounds where ``rounds`` would
+    take more than ``seconds``, and is skipped where three would.
 
     Raises:
         UsageError: a shape that does not read.
@@ -84,7 +102,13 @@ def bench_writing(
         clocks = {name: Stopwatch(generator, tokens) for name, generator in contenders.items()}
         runs = {name: functools.partial(clock.write, chosen) for name, clock in clocks.items()}
         label = f"{batch}×{tokens}"
-        measured = interleaved(runs, rounds=rounds, warmup=1, progress=progress, text=f"measure {label}")
+        took = sum(map(_seconds, runs.values())) if math.isfinite(seconds) else 0.0
+        possible = int(min(rounds, seconds / (RUNS_PER_ROUND * took))) if took else rounds
+        if possible < min(rounds, FEWEST_ROUNDS):
+            reason = f"to write takes {took:.2g} s; time it with graphcompress bench --generate"
+            results.append(WritingResult(label, first, {}, {}, reason))
+            continue
+        measured = interleaved(runs, rounds=possible, warmup=1, progress=progress, text=f"measure {label}")
         speeds = {name: clocks[name].speed(timing, batch) for name, timing in measured.timings.items()}
         ratios = {name: measured.ratio(name, first) for name in contenders if name != first}
         results.append(WritingResult(label, first, speeds, ratios))
@@ -132,6 +156,12 @@ class Stopwatch:
             return found
 
         return timed
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
 
 
 def _size(shape: str) -> tuple[int, int]:

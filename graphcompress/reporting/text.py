@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from graphcompress.measure.bench import ShapeResult
     from graphcompress.measure.invariance import Invariance
     from graphcompress.measure.metrics import Drop, Score
+    from graphcompress.measure.own_cache import OwnCache
     from graphcompress.measure.verify import Difference, OutputDifference
     from graphcompress.measure.writing_speed import WritingResult
     from graphcompress.pipeline.contract_check import ModelSize
@@ -120,6 +121,15 @@ def difference_line(difference: Difference) -> str:
     )
 
 
+def own_cache_line(found: OwnCache) -> str:
+    """How far what is said of tokens is apart after steps in which each model read its own cache."""
+    texts = "text" if found.texts == 1 else "texts"
+    return (
+        f"same next token in {found.agreement:.1%} of {found.steps:,} steps in {found.texts:,} {texts}, "
+        f"diverging by {found.divergence:.4f} nats at their ends; each model read the cache it made itself"
+    )
+
+
 _CLASSES = ("logit", "label", "class", "prob", "score")
 """Words in the names of outputs whose largest entry is an answer; that of an embedding means nothing."""
 
@@ -179,6 +189,8 @@ def summary_lines(build: Build, most: int = SHOWN_OUTPUTS) -> list[tuple[str, st
     lines += lowering_lines(lowered.lowering)
     lines.append(("artifact", f"{difference_line(lowered.difference)}, {proof(lowered)}"))
     lines += [("", line) for line in output_lines(lowered.difference, most)]
+    if lowered.own_cache is not None:
+        lines.append(("own cache", own_cache_line(lowered.own_cache)))
     lines += [("goal", f"{goal.text}: {goal.found or 'met'}") for goal in build.goals.get(lowered.name, ())]
     lines.append(("batches", invariance_line(lowered.invariance)))
     reason = why_it_varies(build.model, lowered.invariance, build.reference_invariance, lowered.difference)

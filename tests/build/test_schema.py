@@ -16,6 +16,7 @@ from graphcompress.data.samples import Samples
 from graphcompress.measure.answers import ChangedAnswer
 from graphcompress.measure.invariance import Invariance
 from graphcompress.measure.metrics import Drop, Score
+from graphcompress.measure.own_cache import OwnCache
 from graphcompress.measure.verify import Difference, OutputDifference
 from graphcompress.pipeline.anatomy import Anatomy, BlockSize, PlaceError, StoredWeight
 from graphcompress.pipeline.contract_check import ModelSize
@@ -34,6 +35,7 @@ CLASSES: dict[str, type[Any]] = {
     "goal": CheckedGoal,
     "invariance": Invariance,
     "output": OutputDifference,
+    "own_cache": OwnCache,
     "pass": PassRecord,
     "place": PlaceError,
     "score": Score,
