@@ -17,6 +17,9 @@ BINS = 4096
 
 _LEAST_WIDTH = float(np.finfo(np.float32).smallest_subnormal)
 
+SAMPLED_ROWS = 512
+"""Rows of an activation that are kept, on which the error of what reads it is judged."""
+
 MSE_STEPS = 40
 """So many clipping points are tried for each end of the range, between a fifth and all of it."""
 
@@ -105,7 +108,7 @@ class RowSample:
     Row i is kept when i is a multiple of the stride, which doubles whenever the room is full.
     """
 
-    def __init__(self, capacity: int = 512) -> None:
+    def __init__(self, capacity: int = SAMPLED_ROWS) -> None:
         self.capacity = capacity
         self._stride = 1
         self._seen = 0

@@ -95,10 +95,13 @@ class Planner:
         return [fitted.get(block, chosen[block]) for block in blocks]
 
     def scarcity(self, removals: Sequence[Removal]) -> str:
-        """A sentence about refits of too little data, or nothing."""
-        refitted = [removal.block for removal in removals if removal.fit is not None]
-        seen = [(block.reader.in_features, self._tokens.get(block, 0)) for block in refitted]
-        return too_few("the refit", seen) if self.ctx.samples and self.goal.refit else ""
+        """A sentence about refits, or about a ranking by obs, from too little data; or nothing."""
+        refits = self.goal.refit
+        if not self.ctx.samples or not (refits or self.goal.importance == "obs"):
+            return ""
+        used = [each.block for each in removals if len(each.removed) and (each.fit is not None or not refits)]
+        seen = [(block.reader.in_features, self._tokens[block]) for block in used if block in self._tokens]
+        return too_few("the refit" if refits else "the ranking by obs", seen)
 
     def shortfall(self, removals: Sequence[Removal]) -> str:
         """What ``xmax`` kept from going, and the z that would let it go; nothing where all went."""

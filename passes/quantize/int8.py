@@ -17,7 +17,7 @@ from graphcompress.errors import UsageError
 from graphcompress.graph.expressions import is_constant
 from graphcompress.graph.model import Model
 from graphcompress.numerics.metrics import error_at
-from graphcompress.numerics.observers import Activation, Calibration
+from graphcompress.numerics.observers import SAMPLED_ROWS, Activation, Calibration
 from graphcompress.numerics.quantise import WeightRange
 from graphcompress.passes.quantize.calibration import reached, see, split
 from graphcompress.passes.quantize.decide import (
@@ -208,6 +208,7 @@ class Int8(Pass):
             if samples:
                 seen = see(model, chosen, calibrating, ctx)
                 chosen = reached(rw, chosen, seen)
+                _note_scarcity(rw, chosen, seen)
                 chosen = self._smooth(rw, chosen, seen, calibrating, rounding)
             tables = self._tables(rw, chosen)
             forms = decide(chosen, seen, rounding)
@@ -391,3 +392,13 @@ class Int8(Pass):
                 "scales are computed from the whole batch: an answer changes a little with its batch mates "
                 "and with padding; with samples (--data) they are calibrated once, and it does not"
             )
+
+
+def _note_scarcity(rw: Rewriter, chosen: Sequence[Linear], seen: Mapping[ir.Value, Activation]) -> None:
+    """Say where fewer tokens were seen than the ranges and errors of activations are judged on."""
+    tokens = [seen[linear.input].histogram.total // linear.in_features for linear in chosen]
+    least = min(tokens, default=SAMPLED_ROWS)
+    if least < SAMPLED_ROWS:
+        rw.note(
+            f"too little data: ranges of activations come from {least:,} tokens; {SAMPLED_ROWS:,} would do"
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from pruned_models import FFN_IN, FFN_OUT, distance, edit, outputs, pruned, sizes, stored, weight
@@ -134,3 +136,17 @@ def test_a_second_run_with_a_ratio_takes_that_share_of_what_is_left(tiny_bert, t
     for expected in (32, 16):
         pruned(tiny_bert, tiny_samples, ffn=0.5)
         assert sizes(tiny_bert, "ffn") == [expected, expected]
+
+
+@pytest.mark.parametrize("refit", [True, False])
+def test_a_ranking_or_refit_of_few_tokens_is_told_with_the_count_that_would_do(
+    tiny_bert, tiny_samples, refit
+):
+    made = tiny_bert.clone()
+    few = replace(tiny_samples, feeds=tiny_samples.feeds[:3])
+    record = pruned(tiny_bert, few, ffn=0.5, importance="obs", refit=refit)
+    what = "the refit" if refit else "the ranking by obs"
+    told = next(note for note in record.notes if note.startswith("too little data"))
+    features = weight(made, FFN_OUT.format(0)).in_features
+    assert told.startswith(f"too little data: {what} of {features} features saw ")
+    assert told.endswith(f"tokens; {2 * features} would do")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from strategies import instances
 
 from graphcompress.analysis.linears import linears
 from graphcompress.data.load import Samples
-from graphcompress.data.made_up import synthetic_samples
+from graphcompress.data.made_up import synthetic_samples, varied_samples
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
@@ -477,3 +478,11 @@ def test_a_verdict_on_made_up_samples_says_so(tiny_bert_path, tiny_samples):
         judged = [item.reason for item in record.skipped if "max_model_error" in item.reason]
         assert judged
         assert all(("made-up samples" in reason) == made_up for reason in judged)
+
+
+@pytest.mark.parametrize(("count", "enough"), [(8, False), (64, True)])
+def test_ranges_of_few_tokens_are_told_with_the_count_that_would_do(tiny_bert, count, enough):
+    samples = replace(varied_samples(tiny_bert, count=count, seed=3), synthetic=False)
+    notes = " ".join(Int8().run(tiny_bert, Context(samples=samples)).notes)
+    assert ("too little data: ranges of activations come from " in notes) == (not enough)
+    assert ("tokens; 512 would do" in notes) == (not enough)
