@@ -32,6 +32,7 @@ test: $(VENV)/.installed-dev
 	rm -rf $(TYPED) && mkdir -p $(TYPED)
 	ln -s $(CURDIR)/graphcompress/* $(CURDIR)/passes $(CURDIR)/targets $(TYPED)
 	MYPYPATH=$(dir $(TYPED)) $(BIN)/mypy -p graphcompress
+	MYPYPATH=$(dir $(TYPED)) $(BIN)/mypy examples
 	$(BIN)/pytest -n 2
 
 writers: $(VENV)/.installed-dev

@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from graphcompress.artifact.opening import session
     from graphcompress.build.optimize import optimize
     from graphcompress.build.questions import Benchmark, Report, Verification, bench, inspect, report, verify
@@ -99,7 +101,7 @@ __all__ = [  # noqa: RUF022 - the two verbs first
 ]
 
 
-def load(path: str) -> Model:
+def load(path: str | Path) -> Model:
     """Read an ONNX file; see :meth:`graphcompress.graph.model.Model.load`."""
     from graphcompress.graph.model import Model
 

@@ -72,7 +72,7 @@ def fit(
         texts, labels = zip(*rows, strict=True)
         logits = model(**encoded(tokenizer, texts)).logits
         loss = cross_entropy(logits, torch.tensor(labels))
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()

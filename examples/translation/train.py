@@ -87,7 +87,7 @@ def step(
     model.train()
     loss = loss_of(model, batch, options.smoothing)
     optimiser.zero_grad()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimiser.step()
     return loss.item()
@@ -150,7 +150,7 @@ def resumed(
     model.load_state_dict(kept["model"])
     optimiser.load_state_dict(kept["optimiser"])
     schedule.load_state_dict(kept["schedule"])
-    return kept["epoch"]
+    return int(kept["epoch"])
 
 
 def keep(

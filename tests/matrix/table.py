@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import date
 from importlib import metadata
 
 from matrix.checks import CHECKS, Result
@@ -31,6 +32,9 @@ A model that is not listed is no different to the library, which knows operators
 `graphcompress inspect model.onnx` says what it finds. Every single cell is in
 [support-cells.md](support-cells.md); `make matrix` writes both pages.
 
+The results are of {date}, and of the checks and architectures that there were; `make test` runs a form of
+each kind of model on the sources of today.
+
 | architecture | forms | checks that hold | can be cut | int8 | what to know |
 |---|---|---|---|---|---|
 {rows}
@@ -54,9 +58,10 @@ when this page was written. [support.md](support.md) has a line for each archite
 BEFORE_SIMPLIFY = "before simplify: "
 """How a note begins that is about a model which nobody would train: one that simplify has not seen."""
 
-FRESH = "All of them ran on the sources as they were when this page was written.\n"
+FRESH = "All of them ran on the sources as they were when this page was written, on {date}.\n"
 STALE = """{stale} of them ran when a source file that their check can reach, or what it expects, read
-differently (a comment is enough); the others ran on the sources as they were when this page was written.
+differently (a comment is enough); the others ran on the sources as they were when this page was written, on
+{date}.
 """
 
 
@@ -79,7 +84,11 @@ def overview(results: Mapping[Row, Mapping[str, Result]]) -> str:
         f"something left alone and named, and {every['fails'] or 'none'} failed."
     )
     rows = "\n".join(_architecture(name, forms) for name, forms in by_name.items())
-    return OVERVIEW.format(checks=len(CHECKS), counts=counts, rows=rows)
+    return OVERVIEW.format(checks=len(CHECKS), counts=counts, date=_today(), rows=rows)
+
+
+def _today() -> str:
+    return f"{date.today():%d %B %Y}"
 
 
 def _architecture(name: str, forms: Sequence[Mapping[str, Result]]) -> str:
@@ -169,7 +178,7 @@ def _summary(results: Mapping[Row, Mapping[str, Result]], planned: int, absent: 
     return (
         f"{len(names)} architectures, {len(results)} of {planned - absent} files, {counts.total()} cells: "
         f"{counts['ok']} hold, {counts['left']} with something left alone, {counts['fails']} fail.\n"
-    ) + (STALE.format(stale=stale) if stale else FRESH)
+    ) + (STALE if stale else FRESH).format(stale=stale, date=_today())
 
 
 def _table(rows: Sequence[tuple[str, Mapping[str, Result]]], notes: dict[str, int]) -> str:
