@@ -30,7 +30,7 @@ from graphcompress.passes.quantize.lowbit import (
     low_bit_table,
     stays_expression,
 )
-from graphcompress.passes.quantize.outliers import capping
+from graphcompress.passes.quantize.outliers import balancing, capping
 from graphcompress.passes.quantize.quantisable import tied_table
 
 CAPPED_FEATURES = (1, 2, 4, 8, 16, 64)
@@ -39,6 +39,10 @@ CAPPED_FEATURES = (1, 2, 4, 8, 16, 64)
 CAPPING_GAIN_DB = 3.0
 """Dividing an activation, or a scale for each of its tokens, must raise the SQNR of its linears by this many
 dB (half a bit) to be worth operators of its own."""
+
+BALANCING_GAIN_DB = 1.0
+"""Where tokens have scales of their own, so many dB are worth one more product of each activation with the
+inverse of its factors."""
 
 JUDGED_ROWS = 256
 """Ways to divide an activation are compared on at most this many of its rows."""
@@ -175,13 +179,19 @@ def _tamed(readers: Sequence[Linear], activation: Activation, rounding: Rounding
     exact = rows @ weights
     standing = _figure(exact, rows, weights, _range(activation, weights, rounding), rounding)
     # A table that an embedding reads too cannot take factors: its rows would come out multiplied.
-    factors = None
-    if not any(map(tied_table, readers)):
+    factors, tied = None, any(map(tied_table, readers))
+    if not tied:
         factors, standing = _factors(activation, (exact, rows, weights), standing, rounding)
     if rounding.per_token and not any(isinstance(linear, Experts) for linear in readers):
-        each = PerToken()
-        if _figure(exact, rows, weights, each, rounding) >= standing + CAPPING_GAIN_DB:
-            return [_form(linear, activation, each, None, rounding) for linear in readers]
+        each, balance = PerToken(), None if tied else balancing(rows)
+        figure = _figure(exact, rows, weights, each, rounding)
+        if balance is not None:
+            balanced = _figure(exact, rows / balance, weights * balance[:, None], each, rounding)
+            balance = balance if balanced >= figure + BALANCING_GAIN_DB else None
+            figure = max(figure, balanced)
+        if figure >= standing + CAPPING_GAIN_DB:
+            given = activation if balance is None else activation.divided(balance)
+            return [_form(linear, given, each, balance, rounding) for linear in readers]
     return _forms(readers, activation, factors, rounding)
 
 

@@ -32,3 +32,13 @@ def capping(peaks: np.ndarray, count: int) -> np.ndarray:
     """
     limit = max(float(np.sort(peaks)[-1 - count]), SMALLEST)
     return np.maximum(peaks / np.float32(limit), 1.0).astype(np.float32)
+
+
+def balancing(rows: np.ndarray) -> np.ndarray:
+    """Factor per feature [features]: the root of its root mean square over ``rows`` [tokens, features].
+
+    Half of what features differ by moves into the weights, as with ``alpha`` 0.5 of :func:`smoothing`. Where
+    every token has a scale of its own, not the peak of a feature decides but what it mostly is.
+    """
+    power = np.sqrt(np.mean(np.square(rows, dtype=np.float64), axis=0))
+    return np.where(power > 0, np.maximum(np.sqrt(power), SMALLEST), 1.0).astype(np.float32)
