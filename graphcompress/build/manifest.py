@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from graphcompress.reporting.summary import contender
 if TYPE_CHECKING:
     from graphcompress.build.result import Artifact, Build
     from graphcompress.measure.bench import ShapeResult
+    from graphcompress.pipeline.pipeline import PassRecord
 
 TOOLS = ("graphcompress", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "scipy")
 """Packages whose versions may change the bytes of a result."""
@@ -35,7 +37,8 @@ def manifest(build: Build, files: Mapping[str, str]) -> dict[str, Any]:
         "files": dict(files),
         "before": plain(build.before),
         "after": plain(lowered.size),
-        "passes": plain(build.records),
+        # A plan is in the recipe, where a build from it is looked for.
+        "passes": [{k: v for k, v in plain(record).items() if k != "plan"} for record in build.records],
         "anatomy": {
             "before": plain(build.before_anatomy),
             "after": plain(build.anatomy),
@@ -67,6 +70,12 @@ def pinned(artifacts: Sequence[Artifact]) -> dict[str, str]:
         for artifact in artifacts
         if artifact.lowering.measured
     }
+
+
+def plans(records: Sequence[PassRecord]) -> dict[str, str]:
+    """Pass → its plan, of the passes that measurements decided about; none of one that runs twice."""
+    texts = Counter(record.text for record in records)
+    return {record.text: record.plan for record in records if record.plan and texts[record.text] == 1}
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 - any value

@@ -29,7 +29,7 @@ from graphcompress.artifact.sequences import artifact_run, fitted_run, lower_par
 from graphcompress.build.baseline import Baseline
 from graphcompress.build.goal_checks import judged
 from graphcompress.build.inputs import folder_bytes, input_hashes
-from graphcompress.build.manifest import manifest, pinned, times_json
+from graphcompress.build.manifest import manifest, pinned, plans, times_json
 from graphcompress.build.measuring import MEASURING, StepTimer, artifact_speed, measured, timing_samples
 from graphcompress.build.recipe import RECIPE, check_inputs, recipe_text
 from graphcompress.build.report_file import html
@@ -134,7 +134,7 @@ def optimize(request: Request) -> Build:
             *others, last = build.records
             # The pipeline scores all passes but the last: what that one made is scored as the artifact.
             last = replace(last, score=lowered[0].score, drop=lowered[0].drop)
-            recipe = {**build.recipe, "pinned": pinned(lowered)}
+            recipe = {**build.recipe, "pinned": {**plans(build.records), **pinned(lowered)}}
             build = replace(build, lowered=lowered, records=(*others, last), recipe=recipe)
             folders = artifact_folders(stage, request.targets)
             if request.timed:

@@ -161,7 +161,7 @@ class Request:
         typed=False,
     )
     sha256: Mapping[str, str] = asked({}, "Path → SHA-256 of a file that must not have changed.")
-    pinned: Mapping[str, str] = asked({}, "Target → what an earlier build measured and chose.")
+    pinned: Mapping[str, str] = asked({}, "Target or pass → what an earlier build measured and chose.")
     progress: Progress = asked(no_progress, "Called on long work.", decides=False)
     on_record: Callable[[PassRecord], None] = asked(
         lambda record: None, "Called after every pass.", decides=False

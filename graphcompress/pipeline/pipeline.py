@@ -31,7 +31,7 @@ class PassRecord:
 
     Attributes:
         text: the pass as a user would type it.
-        touched, skipped, notes, curves: as the pass reported them.
+        touched, skipped, notes, curves, plan: as the pass reported them.
         size: of the model after it.
         step: outputs against the model before this pass; of a pass that trains, against the model before the
             first lossy pass that awaits it.
@@ -56,6 +56,7 @@ class PassRecord:
     score: Score | None = None
     drop: Drop | None = None
     curves: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    plan: str = ""
 
 
 class Pipeline:
@@ -219,6 +220,7 @@ def _run_pass(
         broken=judge(judged, change, allow, rounding(model), ctx.training),
         exact=isinstance(step.contract, Exact),
         curves=done.curves,
+        plan=done.plan,
     )
 
 

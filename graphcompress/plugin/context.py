@@ -71,7 +71,8 @@ class Context:
         progress: called on long work.
         training: what a pass that trains learns from, or None.
         original: the model as it came in, kept (its weights on disk) where a later pass trains, else None.
-        pinned: target as the user would type it → the record of an earlier lowering that is to be made again.
+        pinned: target or pass as the user would type it → the record of an earlier lowering, or the plan of
+            an earlier run, that is to be made again.
         spent: share of the drop allowed to the task metric that a model takes which runs like this; above 1
             is too much; None where no drop is bounded.
         measurements: times kept from earlier, which are asked before anything is measured; None: those that

@@ -30,13 +30,16 @@ class Skipped:
 class Record:
     """What a pass did: the weights that it rewrote, the things that it left alone, and notes for the user.
 
-    ``curves`` hold what was evaluated while something was learned: its name → steps and values.
+    ``curves`` hold what was evaluated while something was learned: its name → steps and values. ``plan`` is
+    what measurements on this machine decided, as text, of which the pass makes the same again on any machine
+    (:attr:`Context.pinned`).
     """
 
     touched: tuple[Touched, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
     curves: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    plan: str = ""
 
 
 def parameters_of(items: Iterable[Touched | Skipped]) -> int:

@@ -35,6 +35,7 @@ class Rewriter:
         self.touched: list[Touched] = []
         self.skipped: list[Skipped] = []
         self.notes: list[str] = []
+        self.plan = ""
         self.curves: dict[str, tuple[tuple[int, float], ...]] = {}
         self._names: set[str | None] = set()  # all names in the model, once one has to be unlike them
 
@@ -68,7 +69,9 @@ class Rewriter:
     @property
     def record(self) -> Record:
         """All that was recorded so far; what a pass returns."""
-        return Record(tuple(self.touched), tuple(self.skipped), tuple(self.notes), dict(self.curves))
+        return Record(
+            tuple(self.touched), tuple(self.skipped), tuple(self.notes), dict(self.curves), self.plan
+        )
 
     # ---- making
 

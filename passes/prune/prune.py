@@ -18,6 +18,7 @@ from graphcompress.passes.prune.carve import carve
 from graphcompress.passes.prune.goal_planner import GoalPlanner
 from graphcompress.passes.prune.goals import BYTES, PARAMETERS, Reached, faster, keeping, smaller
 from graphcompress.passes.prune.hidden import MEASURES, narrow_streams
+from graphcompress.passes.prune.pinned_plan import as_planned, plan_text
 from graphcompress.passes.prune.planner import LARGEST_ERROR, Goal, Planner
 from graphcompress.passes.prune.removal import KINDS, Removal
 from graphcompress.passes.prune.told import (
@@ -300,7 +301,10 @@ class Prune(Pass):
             return
         measure = "obs" if self.importance == "auto" else self.importance
         planner = GoalPlanner(model, blocks, ctx, measure, self.round_to, refit=self.refit)
-        reached = self._reached(planner)
+        pinned = ctx.pinned.get(str(self))
+        reached = self._reached(planner) if pinned is None else as_planned(planner, pinned)
+        if self.speedup is not None or self.max_drop is not None:
+            rw.plan = plan_text(reached)
         chosen = [removal for removal in reached.removals if len(removal.removed)]
         for removal in reached.removals:
             if not len(removal.removed):

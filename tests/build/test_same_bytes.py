@@ -91,3 +91,15 @@ def test_an_interruption_changes_no_file(tmp_path):
     assert process.returncode == -signal.SIGKILL
     assert list((folder / "cut.training").glob("**/*.*"))
     assert built(folder, "cut", *wanted) == whole
+
+
+def test_a_recipe_holds_the_plan_of_a_speed_and_makes_the_same_model_of_it(tmp_path):
+    folder = prepared(tmp_path / "given")
+    given = ["model.onnx", "--passes", "prune{speedup=1.2 shapes=1x8}", "--data", "rows.jsonl"]
+    given += ["--target", "cpu{measure=false}", "--allow", "prune"]
+    first = built(folder, "one", *given, XDG_CACHE_HOME=str(tmp_path / "here"))
+    recipe = (folder / "one" / "recipe.toml").read_text()
+    assert "stays" in recipe
+    again = built(folder, "two", "--recipe", "one/recipe.toml", XDG_CACHE_HOME=str(tmp_path / "there"))
+    assert first["model.onnx"] == again["model.onnx"]
+    assert "stays" in (folder / "two" / "recipe.toml").read_text()

@@ -15,7 +15,7 @@ from pruned_models import FFN_OUT, distance, edit, outputs, pruned, sizes, store
 from graphcompress.analysis.linears import linears
 from graphcompress.build import tuning
 from graphcompress.coupling.couplings import couplings
-from graphcompress.errors import UsageError
+from graphcompress.errors import DataError, UsageError
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.latency import table
@@ -341,3 +341,36 @@ def test_the_same_goal_gives_the_same_bytes(tiny_bert, tiny_samples, tmp_path):
         pruned(twin, tiny_samples, speedup=1.4, shapes="1x8")
         files.append(twin.save(tmp_path / f"{name}.onnx").read_bytes())
     assert files[0] == files[1]
+
+
+def test_a_plan_that_is_pinned_is_made_again_where_other_times_are_measured(
+    tiny_bert, tiny_samples, tmp_path, monkeypatch
+):
+    prune = Prune(speedup=1.5, shapes="1x8", round_to=1)
+    models = first, again, free = [tiny_bert.clone() for _ in range(3)]
+    record = prune.run(first, Context(samples=tiny_samples))
+
+    def elsewhere(models, feeds, ctx, rounds):
+        """There FFNs are dear."""
+        return [Measurement({name: [_dear(model)] for name, model in models.items()}) for _ in feeds]
+
+    monkeypatch.setattr(table, "timed", elsewhere)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    told = prune.run(again, Context(samples=tiny_samples, pinned={str(prune): record.plan}))
+    prune.run(free, Context(samples=tiny_samples))
+    files = [model.save(tmp_path / f"{i}.onnx").read_bytes() for i, model in enumerate(models)]
+    assert files[0] == files[1] != files[2]
+    assert (told.notes, told.plan) == (record.notes, record.plan)
+
+
+def _dear(model):
+    return (
+        sum(each.parameters * (9.0 if "intermediate" in each.name else 1.0) for each in linears(model)) + 1.0
+    )
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "no", '{"notes": [], "stays": {"x": "ff"}}'])
+def test_a_plan_of_another_model_is_refused(tiny_bert, tiny_samples, text):
+    prune = Prune(speedup=1.5, shapes="1x8")
+    with pytest.raises(DataError, match=r"remove \[pinned\] from the recipe"):
+        prune.run(tiny_bert, Context(samples=tiny_samples, pinned={str(prune): text}))
