@@ -9,7 +9,7 @@ import numpy as np
 
 from graphcompress.data.load import Samples
 from graphcompress.measure.verify import Run
-from graphcompress.numerics.metrics import entry_errors, smallest_cosine
+from graphcompress.numerics.metrics import entry_errors, row_blocks, smallest_cosine
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,13 @@ def _answer_distance(
         if axis is None or not np.issubdtype(array.dtype, np.floating):
             continue
         found = True
-        a = array.take(0, axis).astype(np.float64)
-        b = together[name].take(row, axis).astype(np.float64)
+        a, b = array.take(0, axis), together[name].take(row, axis)
         if name in fronts:
             b = b[..., fronts[name] :, :]
         b = b[tuple(slice(size) for size in a.shape)]
-        error = max(error, float(np.max(entry_errors(a, b), initial=0.0)))
-        if a.ndim:
-            angle = min(angle, smallest_cosine(a, b))
+        for one, other in row_blocks(a, b):
+            error = max(error, float(np.max(entry_errors(one, other), initial=0.0)))
+            angle = min(angle, smallest_cosine(one, other)) if a.ndim else angle
     return (error, angle) if found else None
 
 

@@ -12,7 +12,7 @@ from graphcompress.data.samples import padding_mask
 from graphcompress.errors import ContractError, DataError
 from graphcompress.files.parts import is_cache, is_past
 from graphcompress.files.runtime import Feed
-from graphcompress.numerics.metrics import BLOCK, divergences, entry_errors, ratio_db, smallest_cosine
+from graphcompress.numerics.metrics import divergences, entry_errors, ratio_db, row_blocks, smallest_cosine
 
 Run = Callable[[Feed], Mapping[str, np.ndarray]]
 
@@ -106,15 +106,8 @@ class _Accumulator:
         if not np.issubdtype(a.dtype, np.floating):
             self._count(a, b)
             return
-        if not a.size:
-            return
-        # Scores over a vocabulary are the largest arrays of a language model: only some rows become doubles.
-        width = a.shape[-1] if a.ndim else 1
-        rows, others = a.reshape(-1, width), b.reshape(-1, width)
-        step = max(1, BLOCK // width)
-        for start in range(0, len(rows), step):
-            block = slice(start, start + step)
-            self._measure(rows[block].astype(np.float64), others[block].astype(np.float64))
+        for one, other in row_blocks(a, b):
+            self._measure(one, other)
 
     def add_scores(self, a: np.ndarray, b: np.ndarray, *, continues: bool) -> None:
         """Take in scores of tokens [..., classes]; ``continues`` says whether there are tokens before."""

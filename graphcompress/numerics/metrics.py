@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -90,6 +90,20 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     cosines: np.ndarray = np.sum(a * b, axis=-1) / np.maximum(norms, 1e-12)
     return cosines
+
+
+def row_blocks(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Some rows of two arrays of one shape at a time, in double precision: [rows, last axis]; none of none.
+
+    Scores over a vocabulary are the largest arrays of a language model.
+    """
+    if not a.size:
+        return
+    width = a.shape[-1] if a.ndim else 1
+    rows, others, step = a.reshape(-1, width), b.reshape(-1, width), max(1, BLOCK // width)
+    for start in range(0, len(rows), step):
+        block = slice(start, start + step)
+        yield rows[block].astype(np.float64), others[block].astype(np.float64)
 
 
 def entry_errors(a: np.ndarray, b: np.ndarray) -> np.ndarray:
