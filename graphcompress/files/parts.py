@@ -361,15 +361,40 @@ def _check_past(parts: Sequence[Part]) -> None:
     """Refuse past inputs that no part returns, and what is handed on in another size than it is read."""
     handed = links(parts)
     fed = {(link.target[0].path, link.target[1]) for link in handed}
+    first = any(part.role in ("decoder", "decoder_merged") for part in parts)
     for part in parts:
         for port in (*part.reads("past"), *part.reads("encoder_states")):
-            if (part.path, port.name) not in fed:
+            if (part.path, port.name) in fed:
+                continue
+            if is_cross(port.name) and port.kind == "past" and not first:
                 raise InvalidModelError(
-                    f"{part.path}: no part returns what its input {port.name!r} reads; "
-                    "export the model again, with its present keys and values as outputs"
+                    f"{part.path}: reads {port.name!r}, which only a first pass returns; put "
+                    "decoder_model.onnx or decoder_model_merged.onnx beside it"
                 )
+            raise InvalidModelError(
+                f"{part.path}: no part returns what its input {port.name!r} reads; "
+                "export the model again, with its present keys and values as outputs"
+            )
+    _check_vocabulary(parts)
     for link in handed:
         _check_sizes(link)
+
+
+def _check_vocabulary(parts: Sequence[Part]) -> None:
+    """All decoders score the same tokens."""
+    known = [
+        (part, value.shape[-1])
+        for part in parts
+        for value in part.returns("logits")
+        if value.shape and isinstance(value.shape[-1], int)
+    ]
+    for part, size in known:
+        first, rows = known[0]
+        if size != rows:
+            raise InvalidModelError(
+                f"{part.path}: scores {size:,} tokens, {first.path.name} beside it {rows:,}; "
+                "the files are parts of different models"
+            )
 
 
 def _check_sizes(link: Link) -> None:

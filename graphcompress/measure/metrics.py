@@ -16,6 +16,7 @@ from graphcompress.errors import GraphCompressError, UsageError
 from graphcompress.files.runtime import Feed
 from graphcompress.generation.generator import Generator
 from graphcompress.graph.model import Model
+from graphcompress.graph.teacher_forced import encoder_of, writer_of
 from graphcompress.measure.answers import ChangedAnswer, changed_answers, without_texts
 from graphcompress.measure.own_metric import Function, of_object, read
 from graphcompress.measure.verify import Run
@@ -104,6 +105,20 @@ def pair_for(chosen: Metric, model: Model) -> Pair:
         raise UsageError(
             f"metric {chosen} scores what a model writes, and {model.path or 'this model'} does not write; "
             "give a folder with the parts of a model that does, or another metric"
+        )
+    if chosen.tasks and not is_written(chosen) and writer_of(model.parts) is not None:
+        raise UsageError(
+            f"metric {chosen} is of {' or '.join(chosen.tasks)}, and {model.source or 'this model'} "
+            "writes texts; give a metric of what a model writes (graphcompress metrics)"
+        )
+    encoder = encoder_of(model.parts)
+    encoded = None if encoder is None else [value.name for value in encoder.inputs]
+    fitting = [task.fits(encoded) for task in _tasks(chosen) if isinstance(task, WritingTask)]
+    if is_written(chosen) and not any(fitting):
+        reads = "has no encoder" if encoded is None else f"encodes {', '.join(encoded)}"
+        raise UsageError(
+            f"metric {chosen} is of {' or '.join(chosen.tasks)}, and {model.source or 'this model'} {reads}; "
+            "give a metric of its task (graphcompress metrics)"
         )
     pairs = {task.pair for task in _tasks(chosen)}
     if len(pairs) == 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -72,6 +72,11 @@ class WritingTask(Task):
     def about(cls) -> Mapping[str, object]:
         """What the model is given."""
         return {"reads": f"a column {' or '.join(cls.prompts)}"}
+
+    @classmethod
+    def fits(cls, encoded: Collection[str] | None) -> bool:
+        """Whether a model may have this task whose encoder reads such inputs; None: a decoder alone."""
+        return True
 
     def suits(self, ranks: Mapping[str, int]) -> bool:
         """No single pass gives such answers."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
+from graphcompress.data.features import PICTURE_INPUT
 from graphcompress.data.rows import HEARD_COLUMNS, Rows
 from graphcompress.errors import DataError
 from graphcompress.numerics.metrics import share
@@ -25,6 +27,11 @@ class AutomaticSpeechRecognition(WritingTask):
 
     name: ClassVar[str] = "automatic-speech-recognition"
     prompts: ClassVar[tuple[str, ...]] = ("audio", "file", "path", "input_features")
+
+    @classmethod
+    def fits(cls, encoded: Collection[str] | None) -> bool:
+        """Of an encoder that reads neither tokens nor pictures."""
+        return encoded is not None and not {"input_ids", PICTURE_INPUT} & set(encoded)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,6 +27,11 @@ class TextGeneration(WritingTask):
 
     name: ClassVar[str] = "text-generation"
     prompts: ClassVar[tuple[str, ...]] = PROMPT_COLUMNS
+
+    @classmethod
+    def fits(cls, encoded: Collection[str] | None) -> bool:
+        """Of a decoder alone: one beside an encoder does not foresee a text by itself."""
+        return encoded is None
 
 
 @dataclass(frozen=True)

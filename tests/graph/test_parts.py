@@ -139,6 +139,7 @@ def test_keys_of_the_encoder_stay_from_step_to_step(tmp_path) -> None:
 # ---- files that are no model together
 
 OTHER_SIZE: Interface = (ENCODER[0], {"last_hidden_state": ("b", "s", 16)})
+OTHER_VOCABULARY: Interface = (STEP[0], {**STEP[1], "logits": ("b", 1, 11)})
 NOTHING_RETURNED: Interface = (STEP[0], {"logits": ("b", 1, 9)})
 
 WRONG = {
@@ -155,11 +156,16 @@ WRONG = {
         "encoder_model": ENCODER,
         "decoder_with_past_model": NOTHING_RETURNED,
     },
-    "no part returns what its input 'past_key_values.0.encoder.key' reads": {
+    "reads 'past_key_values.0.encoder.key', which only a first pass returns; put decoder_model.onnx": {
         "encoder_model": ENCODER,
         "decoder_with_past_model": STEP,
     },
     "the files are parts of different models": {"encoder_model": OTHER_SIZE, "decoder_model": DECODER},
+    "scores 11 tokens, decoder_model.onnx beside it 9; the files are parts of different models": {
+        "encoder_model": ENCODER,
+        "decoder_model": DECODER,
+        "decoder_with_past_model": OTHER_VOCABULARY,
+    },
     "the two are parts of different models": {"encoder_model": ENCODER, "decoder_model": CAUSAL},
 }
 
