@@ -81,6 +81,9 @@ class Prune(Pass):
     Then norms and readers are refitted one after the other, on what the narrower model gives them. A
     LayerNorm of fewer features has another mean; the error of the outputs is told.
 
+    ``layers`` of a model that writes go from all its files, those of the decoder first (it runs for every
+    token; NASH, arXiv:2310.10054), until one is left there. Caches keep their layout.
+
     An encoder that runs several times on the same weights (two towers, shared layers) is cut alike in all its
     runs, and fitted on the tokens of all.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Sequence
 
+import networkx
 import numpy as np
 import onnx_ir as ir
 
@@ -20,9 +21,17 @@ from graphcompress.rewrite.rewriter import Rewriter
 
 
 def remove_layers(rw: Rewriter, count: int, only: str) -> None:
-    """Let the residual stream pass by the layers that change it least, of those with a weight in ``only``."""
-    every = layers(rw.model)
-    found = [layer for layer in every if any(fnmatch.fnmatchcase(each.name, only) for each in layer.linears)]
+    """Let the residual stream pass by the layers that change it least, of those with a weight in ``only``.
+
+    A layer that several parts of a model run on the same weights goes from all of them. Where there is an
+    encoder, layers of the decoder go first: it runs once for every token (NASH, arXiv:2310.10054).
+    """
+    every = bundles(layers(rw.model))
+    found = [
+        several
+        for several in every
+        if any(fnmatch.fnmatchcase(each.name, only) for layer in several for each in layer.linears)
+    ]
     allowed = min(count, len(found), len(every) - 1)
     if allowed < count:
         matching = f", of which {len(found)} match only={only}," if len(found) < len(every) else ""
@@ -30,10 +39,12 @@ def remove_layers(rw: Rewriter, count: int, only: str) -> None:
     if allowed < 1:
         return
     samples = rw.ctx.samples or varied_samples(rw.model, seed=rw.ctx.seed)
-    changes = layer_changes(rw.model, found, samples)
+    singles = [layer for several in found for layer in several]
+    of_layer = dict(zip(singles, layer_changes(rw.model, singles, samples), strict=True))
+    changes = [float(np.mean([of_layer[layer] for layer in several])) for several in found]
+    chosen = sorted(_in_order(rw.model, found, changes)[:allowed])
     stands_for: dict[ir.Value, ir.Value] = {}
-    chosen = sorted(np.argsort(changes, kind="stable")[:allowed].tolist())
-    for layer in (found[index] for index in chosen):
+    for layer in (layer for index in chosen for layer in found[index]):
         for linear in layer.linears:
             rw.touch(linear, f"removed with layer {layer.name}")
         entry = stands_for.get(layer.entry, layer.entry)
@@ -42,9 +53,37 @@ def remove_layers(rw: Rewriter, count: int, only: str) -> None:
         rw.replace(layer.exit, entry)
         stands_for[layer.exit] = entry
     rw.clean()
-    figures = ", ".join(f"{layer.name} {change:.3f}" for layer, change in zip(found, changes, strict=True))
+    figures = ", ".join(
+        f"{several[0].name} {change:.3f}" for several, change in zip(found, changes, strict=True)
+    )
     origin = "on the samples" if rw.ctx.samples else "on made-up inputs (give --data to choose by yours)"
     rw.note(f"change of the residual stream by each layer {origin}, 1 - cosine: {figures}")
+    if any(part.past for part in rw.model.parts):
+        rw.note("caches keep their layout, so that keys and values of layers that went are still computed")
+
+
+def bundles(every: Sequence[Layer]) -> list[list[Layer]]:
+    """Layers that share a weight, which several parts of a model run; others are alone."""
+    graph: networkx.Graph[object] = networkx.Graph()
+    for layer in every:
+        graph.add_node(layer)
+        graph.add_edges_from((layer, linear.weight) for linear in layer.linears)
+    of = {item: number for number, part in enumerate(networkx.connected_components(graph)) for item in part}
+    found: dict[int, list[Layer]] = {}
+    for layer in every:
+        found.setdefault(of[layer], []).append(layer)
+    return list(found.values())
+
+
+def _in_order(model: Model, found: Sequence[Sequence[Layer]], changes: Sequence[float]) -> list[int]:
+    """Which of ``found`` goes first; a decoder keeps one layer as long as the encoder has others."""
+    prefixes = tuple(part.prefix for part in model.parts if part.role != "encoder" and part.prefix)
+    decoding = [bool(prefixes) and (each[0].exit.name or "").startswith(prefixes) for each in found]
+    order = [int(index) for index in np.argsort(changes, kind="stable")]
+    first = [index for index in order if decoding[index]]
+    if len(first) in (0, len(order)):
+        return order
+    return [*first[:-1], *(index for index in order if not decoding[index]), first[-1]]
 
 
 def layer_changes(model: Model, found: Sequence[Layer], samples: Samples) -> list[float]:
