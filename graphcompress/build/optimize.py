@@ -245,11 +245,11 @@ def _rows(
 
 def _scored(ctx: Context, scoring: Scoring, request: Request) -> Context:
     """``ctx``, whose passes may ask what a plan costs in the metric."""
-    ctx = replace(ctx, drop=lambda run: scoring.judged(run, "evaluate a plan")[1].value)
+    ctx = replace(ctx, drop=lambda run: scoring.judged(run, "evaluate a trial")[1].value)
     allowed = request.allowed_drop
     if allowed is None:
         return ctx
-    return replace(ctx, spent=lambda run: allowed.spent(scoring.judged(run, "evaluate a plan")[1]))
+    return replace(ctx, spent=lambda run: allowed.spent(scoring.judged(run, "evaluate a trial")[1]))
 
 
 def _timed(ctx: Context, request: Request, baseline: Baseline) -> Context:
