@@ -10,6 +10,7 @@ from graphcompress.build.request import Request
 from graphcompress.build.result import Artifact, Build
 from graphcompress.measure.bench import ShapeResult
 from graphcompress.reporting.summary import contender
+from graphcompress.training.checkpoint_folder import has_checkpoints
 
 
 def judged(request: Request, build: Build) -> Build:
@@ -19,8 +20,11 @@ def judged(request: Request, build: Build) -> Build:
         GoalError: one is not.
     """
     goals = {artifact.name: _goals(request, build, artifact, build.benched) for artifact in build.lowered}
+    kept = request.training_folder if request.pipeline.trains else None
+    kept = kept if kept is not None and has_checkpoints(kept) else None
     for artifact in build.lowered:
-        refuse_missed(artifact.name, goals[artifact.name], slowest(contender(build, artifact), build.benched))
+        speed = slowest(contender(build, artifact), build.benched)
+        refuse_missed(artifact.name, goals[artifact.name], speed, kept)
     return replace(build, goals=goals)
 
 

@@ -12,6 +12,8 @@ from graphcompress.errors import GoalError, UsageError
 from graphcompress.plugin.sizes import NUMBER, parse_size
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from graphcompress.build.result import Artifact
     from graphcompress.measure.bench import ShapeResult
     from graphcompress.measure.metrics import Drop
@@ -131,17 +133,18 @@ def _ratios(name: str, benched: Sequence[ShapeResult]) -> dict[str, float]:
     return {result.shape: result.ratios[name].median for result in decide if name in result.ratios}
 
 
-def refuse_missed(target: str, goals: Sequence[CheckedGoal], speed: str) -> None:
-    """Fail when one of ``goals`` is missed; ``speed`` tells what was timed.
+def refuse_missed(target: str, goals: Sequence[CheckedGoal], speed: str, kept: Path | None = None) -> None:
+    """Fail when one of ``goals`` is missed; ``speed`` tells what was timed, ``kept`` where a training lies.
 
     Raises:
         GoalError: one is, with the figure.
     """
     missed = [f"--{goal.text} is missed: {_seen(goal, speed)}" for goal in goals if not goal.met]
     if missed:
+        written = "nothing was written" if kept is None else f"nothing was written but the training in {kept}"
         raise GoalError(
-            f"{target}: {'; '.join(missed)}; nothing was written. Ask the passes for less, train with "
-            "distill, or allow more"
+            f"{target}: {'; '.join(missed)}; {written}. Ask the passes for less, train with distill, or "
+            "allow more"
         )
 
 

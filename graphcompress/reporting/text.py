@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from graphcompress.analysis.cost import counted_on
 from graphcompress.analysis.parameters import BESIDE_WEIGHTS
 from graphcompress.numerics.metrics import SQNR_CEILING_DB
 from graphcompress.plugin.base import Lowering
@@ -185,7 +186,8 @@ def summary_lines(build: Build, most: int = SHOWN_OUTPUTS) -> list[tuple[str, st
     if build.score and lowered.score:
         lines.insert(0, ("metric", score_text(build.score, lowered.score, lowered.drop)))
     lines.append(("parameters", f"{count(before.parameters)} → {count(after.parameters)}"))
-    lines.append(("MACs", f"{count(before.macs)} → {count(after.macs)} (one sample of 128 tokens)"))
+    counted = f" ({counted_on(build.model)})" if build.model is not None else ""
+    lines.append(("MACs", f"{count(before.macs)} → {count(after.macs)}{counted}"))
     lines += lowering_lines(lowered.lowering)
     lines.append(("artifact", f"{difference_line(lowered.difference)}, {proof(lowered)}"))
     lines += [("", line) for line in output_lines(lowered.difference, most)]

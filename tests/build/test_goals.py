@@ -195,3 +195,22 @@ def test_a_drop_that_no_int8_weight_is_to_blame_for_is_missed(
             max_drop="0.001",
             allow=["prune"],
         )
+
+
+def test_a_goal_that_is_missed_says_where_the_training_lies(
+    tiny_bert_path: Path, tiny_samples: Samples, tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    with pytest.raises(GoalError) as missed:
+        optimize(
+            tiny_bert_path,
+            "distill{steps=2 evaluations=1 batch=4}",
+            train=tiny_samples,
+            target="cpu{measure=false}",
+            output=tmp_path / "made",
+            max_size="10kB",
+            allow=["distill"],
+        )
+    kept = tmp_path / "made.training"
+    assert list(kept.iterdir())
+    assert f"nothing was written but the training in {kept}" in str(missed.value)
