@@ -379,7 +379,10 @@ def _artifact(request: Request, target: Target, stage: Path, opened: _Opened, ba
         drop=drop,
         changed=opened.scoring.changed(texts=not request.no_texts) if opened.scoring else (),
         timed=target.timed,
-        inputs=shapes_in(baseline.samples.batch([0]), target.interface(stage) or model),
+        # Of parts each has an interface of its own, in its own folder.
+        inputs=shapes_in(
+            baseline.samples.batch([0]), model if model.joined else target.interface(stage) or model
+        ),
         own_cache=own_cache_of(request, model, target, stage, baseline.samples),
     )
 

@@ -32,7 +32,7 @@ def usage(artifact: Artifact, width: int) -> list[str]:
 
 def _lines(artifact: Artifact, place: Path, width: int) -> list[str]:
     if PARTS in artifact.record:
-        return _of_parts(artifact, place)
+        return _of_parts(artifact, place, width)
     lines = [
         _QUOTED.sub(lambda match: _in_folder(artifact.folder, place, match[1]), line)
         for line in parse_target(artifact.target).loading
@@ -49,13 +49,21 @@ def _in_folder(folder: Path, place: Path, name: str) -> str:
     return f'"{(place / name).as_posix()}"' if (folder / name).is_file() else f'"{name}"'
 
 
-def _of_parts(artifact: Artifact, place: Path) -> list[str]:
-    """Parts of one model run as one with this package."""
+def _of_parts(artifact: Artifact, place: Path, width: int) -> list[str]:
+    """A session for each ONNX file; parts that are folders of their own run as one with this package."""
     folder = place.as_posix()
+    writes = f'# graphcompress generate {folder} --text "…" writes with them'
+    # Two parts of a merged decoder are one file.
+    files = list(dict.fromkeys(part["place"] for part in artifact.record[PARTS].values()))
+    if not all(file.endswith(".onnx") for file in files):
+        return ["import graphcompress", f'run = graphcompress.session("{folder}")', writes]
+    named = [f'"{file.removesuffix(".onnx")}"' for file in files]
     return [
-        "import graphcompress",
-        f'run = graphcompress.session("{folder}")  # inputs of all parts, by their prefix → outputs',
-        f'# graphcompress generate {folder} --text "…" writes with it',
+        "import onnxruntime",
+        *_filled("parts = [", named, "]", width),
+        f'files = {{part: f"{folder}/{{part}}.onnx" for part in parts}}',
+        "sessions = {part: onnxruntime.InferenceSession(file) for part, file in files.items()}",
+        writes,
     ]
 
 
