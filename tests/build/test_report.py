@@ -227,8 +227,14 @@ def test_numbers_are_legible():
     assert report.decibels(200.0) == "∞ dB"
 
 
+class Nodes(list):
+    """A graph of nodes that reads nothing."""
+
+    inputs = ()
+
+
 def kinds(*names):
-    return SimpleNamespace(graph=[SimpleNamespace(op_type=name) for name in names])
+    return SimpleNamespace(graph=Nodes(SimpleNamespace(op_type=name) for name in names))
 
 
 def test_the_report_says_why_answers_depend_on_batch_mates(build):
