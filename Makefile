@@ -60,7 +60,7 @@ fuzz: $(VENV)/.installed-dev
 	PYTHONPATH=tests $(BIN)/python -m fuzz $(FUZZ)
 
 attack: $(VENV)/.installed-dev
-	PYTHONPATH=tests $(BIN)/python -m attack $(ATTACK)
+	PYTHONPATH=$(CURDIR)/tests $(BIN)/python -m attack $(ATTACK)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("graphcompress needs Python 3.11 or newer; try: make PYTHON=python3.11")'
