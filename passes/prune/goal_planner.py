@@ -10,6 +10,7 @@ import numpy as np
 from graphcompress.coupling.couplings import FFN
 from graphcompress.data.load import Samples
 from graphcompress.graph.model import Model
+from graphcompress.measure.calibrate import too_few
 from graphcompress.measure.verify import Run
 from graphcompress.numerics.knapsack import cheapest
 from graphcompress.numerics.least_squares import LinearMap
@@ -26,6 +27,9 @@ from graphcompress.plugin.context import Context
 LEVELS = (0.25, 0.5, 0.75)
 """Shares of the units of a block that are removed to see it in the outputs; between them the loss follows
 the costs of the single units."""
+
+FISHER_SAMPLES = 200
+"""A mean of so many squared gradients is right to a tenth, where gradients are normal: √(2 / samples)."""
 
 JUDGED = 200
 """What removals do to the outputs is seen on at most so many samples."""
@@ -69,6 +73,7 @@ class GoalPlanner:
         self.refit = refit
         samples = ctx.samples or Samples([])
         fit_on, held_out = split(samples)
+        self._tokens: list[tuple[int, int]] = []
         self._witness = Witness(model, samples, ctx.progress)
         self._effect = Effect(TrialModel(model, blocks, held_out.spread(JUDGED)))
         self.trial = TrialModel(model, blocks, fit_on)
@@ -83,10 +88,24 @@ class GoalPlanner:
         found = []
         for number, (block, evidence) in enumerate(self._witness.stream(self.blocks)):
             self.ctx.progress("prune: what the outputs lose", number, len(self.blocks))
+            self._tokens.append((block.reader.in_features, evidence.fit.count))
             ranking = rank(block, evidence, self.importance, deepest=block.size - 1)
             trial = Trial(block, evidence, refit=self.refit)
             found.append(self._curve(block, ranking, trial))
         return found
+
+    @property
+    def scarcity(self) -> str:
+        """A sentence about a refit, a ranking or Fisher information from too little data, or nothing."""
+        samples = len(self.ctx.samples or ())
+        if self.importance == "fisher" and samples < FISHER_SAMPLES:
+            return (
+                f"too little data: Fisher information is a mean over {samples:,} samples; "
+                f"{FISHER_SAMPLES:,} would do"
+            )
+        if not self.refit and self.importance != "obs":
+            return ""
+        return too_few("the refit" if self.refit else "the ranking by obs", self._tokens)
 
     def _fisher_curves(self) -> list[Curve]:
         """Curves of what Fisher information says alone; nothing is tried."""

@@ -313,7 +313,7 @@ class Prune(Pass):
             if not len(removal.removed):
                 rw.skip(removal.block.name, "other blocks cost less")
         self._carry_out(rw, chosen, groups)
-        for note in reached.notes:
+        for note in filter(None, [*reached.notes, planner.scarcity]):
             rw.note(note)
 
     def _reached(self, planner: GoalPlanner) -> Reached:

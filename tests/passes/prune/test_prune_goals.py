@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -374,3 +375,13 @@ def test_a_plan_of_another_model_is_refused(tiny_bert, tiny_samples, text):
     prune = Prune(speedup=1.5, shapes="1x8")
     with pytest.raises(DataError, match=r"remove \[pinned\] from the recipe"):
         prune.run(tiny_bert, Context(samples=tiny_samples, pinned={str(prune): text}))
+
+
+@pytest.mark.parametrize("importance", ["auto", "fisher"])
+def test_a_goal_on_few_samples_tells_the_count_that_would_do(tiny_bert, importance):
+    if importance == "fisher":
+        pytest.importorskip("torch")
+    record = pruned(tiny_bert, random_samples(3), keep=0.8, importance=importance)
+    (told,) = [note for note in record.notes if note.startswith("too little data")]
+    enough = {"auto": r"the refit of 64 features saw \d+ tokens; 128 would do", "fisher": "200 would do"}
+    assert re.search(enough[importance], told)
