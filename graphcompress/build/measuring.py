@@ -95,11 +95,12 @@ def artifact_speed(
     kept, as all times are: the same build takes the same decisions again.
     """
     # What was pinned is of the artifact that was built, whose sizes are others.
-    alone, given = replace(ctx, pinned={}), sha256(file)
-    store = ctx.measurements or MeasurementCache()
+    alone = replace(ctx, pinned={})
 
     def ratios(model: Model, shapes: Sequence[str]) -> list[Ratio]:
-        key = f"times as fast {target} {' '.join(shapes)} {given} {signature(model)}"
+        # Most builds never ask: only now is the file hashed, and what was kept read.
+        store = ctx.measurements or MeasurementCache()
+        key = f"times as fast {target} {' '.join(shapes)} {sha256(file)} {signature(model)}"
         known = store.get(key)
         if known is None:
             found = _in_turns(file, model, target, timing_samples(model, samples), shapes, alone)
