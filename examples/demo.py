@@ -34,7 +34,7 @@ def main() -> None:
     shipped = ("--passes", "prune,int8", "--max-drop", "1%", "-o", str(SHIPPED), "--report", str(page))
     run("optimize", str(MODEL), *SAMPLES, *shipped, *sys.argv[1:])
     print(
-        "\nWith kron in front two more weights become factors: smaller by little, and not for free.",
+        "\nWith kron in front two weights become factors first, which here brings no smaller file.",
         flush=True,
     )
     run("optimize", str(MODEL), *SAMPLES, "--passes", "kron,prune,int8", "-o", str(FACTORED), "--no-bench")
