@@ -71,16 +71,20 @@ def input_names(path: str | Path) -> list[str]:
     Raises:
         UsageError: as :func:`described`, but for an artifact with a folder for each part.
     """
+    return sorted(prefix + name for prefix, part in described_parts(path).items() for name in inputs_of(part))
+
+
+def described_parts(path: str | Path) -> dict[str, Model]:
+    """Prefix → what stands in each folder of an artifact with one for each part; else :func:`described`."""
     path = Path(path)
     folders = _part_folders(path)
     if not folders:
-        return sorted(inputs_of(described(path)))
+        return {"": described(path)}
     target = target_of(path)
-    parts = {
+    return {
         prefix: target.interface(place) or Model.load(place / target.model_file)
         for prefix, place in folders.items()
     }
-    return sorted(prefix + name for prefix, part in parts.items() for name in inputs_of(part))
 
 
 def model_file(path: str | Path) -> Path:

@@ -40,7 +40,10 @@ class Baseline:
         self.by_token = token_values(model)
         # Packed weights are a second copy of them, which pays where a metric runs many rows.
         with Runner(file or model, prepack=scoring is not None) as runner:
-            self.outputs = [runner(feed) for feed in self.feeds]
+            asked = {value.name for value in model.graph.outputs}
+            self.outputs = [
+                {name: array for name, array in runner(feed).items() if name in asked} for feed in self.feeds
+            ]
             check_repeats(model, runner, self.feeds[0], self.outputs[0])
             self.invariance = batch_invariance(runner, self.samples)
             self.score = scoring.original(generator or runner) if scoring else None

@@ -45,13 +45,15 @@ from graphcompress.build.writing import (
 )
 from graphcompress.capturing.loading import is_checkpoint
 from graphcompress.capturing.source import is_hub_name, open_model
+from graphcompress.data.agreed_lengths import check_lengths
 from graphcompress.data.inputs import shapes_in
 from graphcompress.data.load import Samples, load_samples
 from graphcompress.data.teacher_forced import unrolled
-from graphcompress.data.tokenizer_files import copy_tokenizer
+from graphcompress.data.tokenizer_files import copy_tokenizer, write_longest
 from graphcompress.data.vocabulary import write_without
 from graphcompress.errors import DataError
 from graphcompress.generation.generator import Generator
+from graphcompress.graph.agreements import agreed_length
 from graphcompress.graph.model import Model
 from graphcompress.measure import metrics
 from graphcompress.measure.invariance import batch_invariance
@@ -199,6 +201,7 @@ def _open(request: Request) -> _Opened:
     read_by = [*request.pipeline.passes, *request.targets, *filter(None, [metric])]
     recipe = {**request.recipe, "sha256": input_hashes(request.recipe, model, teacher, read_by)}
     refuse_unsupported(model, request.pipeline.passes)
+    request.pipeline.agree(model)
     for target in request.targets:
         target.check_model(model)
     # Asked now: what is computed from NaN is NaN, and no comparison later says where it is from.
@@ -277,7 +280,7 @@ def _samples(
     at_once: bool = False,
 ) -> Samples | None:
     if not isinstance(given, (str, Path)):
-        return given
+        return None if given is None else check_lengths(given, model)
     pair = metrics.pair_for(metric, model) if metric else "joint"
     samples = load_samples(given, model, tokenizer=request.tokenizer, pair=pair, at_once=at_once)
     if at_once and model.parts:
@@ -360,6 +363,8 @@ def _artifact(request: Request, target: Target, stage: Path, opened: _Opened, ba
     copy_tokenizer(model.source, stage)
     if model.tokens is not None:
         write_without(stage, model.tokens)
+    if (longest := agreed_length(model)) is not None:
+        write_longest(stage, longest)
     said = dict.fromkeys((*lowering.notes, *write_configuration(model, stage)))
     lowering = replace(lowering, notes=tuple(said))
     run = fitted_run(model, artifact_run(target, stage, lowering.record))

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import onnx_ir as ir
 
 from graphcompress.files.declared import Dim
+from graphcompress.graph.agreements import agreed_length
 from graphcompress.graph.expressions import evaluate, is_constant
 from graphcompress.graph.match import (
     fixed_shape,
@@ -39,9 +40,12 @@ def longest_sample(model: Model) -> int | None:
 
     Positions are numbers that the graph makes itself, by Range or a slice of a stored list, perhaps with a
     constant added: rows of the table below the first position are not for tokens. A table read by anything
-    else, such as buckets of relative positions, sets no limit. Quantised tables count like others.
+    else, such as buckets of relative positions, sets no limit. Quantised tables count like others. Nor are
+    there more than were promised to be given.
     """
     limits = [limit for node in model.graph if (limit := _limit(node)) is not None]
+    agreed = agreed_length(model)
+    limits += [] if agreed is None else [agreed]
     return min(limits, default=None)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from graphcompress.data.agreed_lengths import check_lengths
 from graphcompress.data.features import features, file_columns
 from graphcompress.data.inputs import batch_axes, batch_first, fixed_sizes, inputs_of
 from graphcompress.data.lengths import longest_sample
@@ -63,7 +64,7 @@ def load_samples(
         read = inputs_of(teacher_forced(model))
         inputs = read if set(read) <= set(columns) else inputs
     if set(inputs) <= set(columns):
-        samples = _from_arrays(path, columns, inputs)
+        samples = check_lengths(_from_arrays(path, columns, inputs), model)
     else:
         found = find_tokenizer(tokenizer, _folder(model))
         sensed = [name for name, value in inputs.items() if value.dtype and value.dtype.is_floating_point()]

@@ -121,12 +121,14 @@ class Samples:
     def indices(self, size: int, *, by_length: bool = False) -> Iterator[list[int]]:
         """The samples of every batch of up to ``size``.
 
-        Where no mask tells past tokens from padding, those with past of one length run together.
+        First passes run apart from steps: the longest of one and of the other together may be more tokens
+        than there are positions. Where no mask tells past tokens from padding, those with past of one length
+        run together.
         """
         groups: dict[tuple[int, ...], list[int]] = {}
-        unmasked = [past for past in self.past if past.mask is None]
         for index in self.order(by_length=by_length):
-            key = tuple(past.length(self.feeds[index]) for past in unmasked)
+            lengths = ((past, past.length(self.feeds[index])) for past in self.past)
+            key = tuple(length if past.mask is None else min(length, 1) for past, length in lengths)
             groups.setdefault(key, []).append(index)
         size = self.batch_size(size)
         for order in groups.values():

@@ -145,7 +145,7 @@ def _branch(
         opset_imports=dict(whole.graph.opset_imports),
         name=branch.name,
     )
-    model = ir.Model(graph, ir_version=whole.ir_version)
+    model = ir.Model(graph, ir_version=whole.ir_version, metadata_props=dict(whole.metadata_props))
     return replace(part_of_model(part.path, model), whole=part), model
 
 

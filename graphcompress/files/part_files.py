@@ -174,7 +174,8 @@ def _merged(whole: Part, prefill: ir.Model, step: ir.Model) -> ir.Model:
         opset_imports={**prefill.graph.opset_imports, **step.graph.opset_imports},
         name="merged",
     )
-    return ir.Model(graph, ir_version=max(prefill.ir_version, step.ir_version))
+    about = {**prefill.metadata_props, **step.metadata_props}
+    return ir.Model(graph, ir_version=max(prefill.ir_version, step.ir_version), metadata_props=about)
 
 
 def _inputs(whole: Part, *branches: ir.Model) -> Iterator[ir.Value]:

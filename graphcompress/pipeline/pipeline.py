@@ -114,6 +114,7 @@ class Pipeline:
             raise UsageError(f"{self} trains; give samples to train on with --train")
         self.check_given(calibrated=ctx.samples is not None)
         self.check_target("in use", ctx.capabilities, calibrated=ctx.samples is not None)
+        self.agree(model)
         check = Checker(model, ctx, original)
         records = []
         # Passes edit the model in place; the copy shares the weights, which stay on disk.
@@ -162,6 +163,11 @@ class Pipeline:
                 raise UsageError(
                     f"--allow {name}: the pipeline {self} has no such pass; {nearest(name, known)}"
                 )
+
+    def agree(self, model: Model) -> None:
+        """What its passes are promised of inputs and outputs holds for ``model`` from now on."""
+        for step in self.passes:
+            step.agree(model)
 
     def check_given(self, *, calibrated: bool) -> None:
         """Fail before any work when a pass lacks samples or a package that its options need.

@@ -115,6 +115,12 @@ class Pass(Named, abc.ABC):
         Called before any file is read.
         """
 
+    def agree(self, model: Model) -> None:
+        """Take in what the user promises of inputs, or does not want of outputs; doing it twice is once.
+
+        Called before samples are read and anything is measured, so that all of it is about the same.
+        """
+
     def check_model(self, model: Model) -> None:
         """Refuse a model that this pass can do nothing with; called before any work."""
 

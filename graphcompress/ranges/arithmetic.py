@@ -141,7 +141,10 @@ def range_(node: ir.Node, operands: Operands) -> Interval | None:
         return None
     if delta.low > 0:
         # An empty Range has no elements, for which any interval is right.
-        return Interval(start.low, max(limit.high, start.low))
+        # Of integers the last one is at least 1 below the limit.
+        dtype = node.outputs[0].dtype
+        last = limit.high - 1 if dtype is not None and dtype.is_integer() else limit.high
+        return Interval(start.low, max(last, start.low))
     return Interval(min(limit.low, start.high), start.high) if delta.high < 0 else None
 
 

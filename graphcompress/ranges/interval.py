@@ -34,6 +34,10 @@ class Interval:
         """[-magnitude, magnitude]."""
         return cls(-magnitude, magnitude)
 
+    def below(self, high: float) -> Interval:
+        """The same elements, none of which is above ``high``, either."""
+        return Interval(min(self.low, high), min(self.high, high))
+
 
 UNIT = Interval(0.0, 1.0)
 TRUE = Interval(1.0, 1.0)

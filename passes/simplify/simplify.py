@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graphcompress.analysis.linears import inner_linears, keep_names, overridable_weights
+from graphcompress.graph.agreements import agree_on_length, agreed_length, leave_out, left_out
 from graphcompress.graph.match import is_standard, node_name
 from graphcompress.graph.model import Model, is_weight
 from graphcompress.passes.simplify.fused.operators import refuse_hidden, standardise
 from graphcompress.passes.simplify.needed.narrow import drop_unread, report_unread
+from graphcompress.passes.simplify.positions import drop_unreached
 from graphcompress.plugin.base import Pass
 from graphcompress.plugin.context import Context
 from graphcompress.plugin.contract import Contract, Exact
@@ -43,6 +45,10 @@ class Simplify(Pass):
     has queries, attention and feed-forward part for that token alone, and keys and values for all of them. So
     it is with a slice of positions, with the last token of each row, and with whatever indices pick.
 
+    With ``max_length`` positions beyond that are gone from tables of positions, masks of causality and lists
+    of positions: whatever a Gather or a Slice of a stored table cannot reach. With ``outputs`` all that only
+    others need is gone, too. The artifact says both in its metadata; texts are cut to ``max_length``.
+
     Left alone: weights that are smaller as an expression than folded (Kronecker factors), tied weights,
     guards that may act, hidden states that are an output, initializers that are also inputs, custom
     operators, subgraphs, GELU.
@@ -60,6 +66,22 @@ class Simplify(Pass):
     finite_inputs: bool = option(
         default=False, help="float inputs are finite and at most 1e6; drops guards that only act on others"
     )
+    max_length: int | None = option(
+        None,
+        "no input has more tokens, past ones included; positions beyond that are dropped",
+        unit="tokens",
+        minimum=2,
+    )
+    outputs: str = option(
+        "*", "outputs that stay, by name or glob, several with commas in quotes; what only others need goes"
+    )
+
+    def agree(self, model: Model) -> None:
+        """Take down the longest input, and take outputs away that nobody asks for."""
+        if self.max_length is not None:
+            agree_on_length(model, self.max_length)
+        if self.outputs != "*":
+            leave_out(model, self.outputs)
 
     def check_model(self, model: Model) -> None:
         """Refuse fused operators that no CPU runs, or whose weights would stay hidden."""
@@ -68,18 +90,23 @@ class Simplify(Pass):
     def run(self, model: Model, ctx: Context) -> Record:
         """Apply every rule until none matches; report what was removed and what stays."""
         before = len(model.graph)
+        self.agree(model)
         # Before nodes change: a weight is called after the node that reads it where it has no name of its
         # own.
         keep_names(model)
         with Rewriter(model, ctx) as rw:
             rewritten = standardise(rw)
             removed = self._simplify(rw)
-            while drop_unread(rw):
+            while drop_unread(rw) or drop_unreached(rw):
                 removed += self._simplify(rw)
         for kind, count in sorted(rewritten.items()):
             rw.note(f"{count} × {kind} written in standard operators")
         for kind, count in sorted(removed.items(), key=lambda item: (-item[1], item[0])):
             rw.note(f"{count} × {kind}")
+        if gone := left_out(model):
+            rw.note(f"outputs that nobody asks for are gone: {', '.join(gone)}")
+        if (longest := agreed_length(model)) is not None:
+            rw.note(f"an input of more than {longest:,} tokens fails, as max_length says")
         rw.note(f"{before} nodes became {len(model.graph)}" if rw.modified else "nothing to simplify")
         _report_what_stays(rw)
         report_unread(rw)

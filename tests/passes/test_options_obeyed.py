@@ -448,6 +448,8 @@ ELSEWHERE = {
     "prune.size": "test_a_size_is_met",
     "prune.speedup": "test_a_speed_is_met_and_told",
     "simplify.assume_visible": "test_assume_visible_drops_the_flag_too",
+    "simplify.max_length": "test_what_no_position_reaches_is_gone_and_the_rest_is_equal",
+    "simplify.outputs": "test_outputs_that_nobody_asks_for_go_with_what_only_they_need",
     "vocab.keep": "test_tokens_of_a_file_are_kept",
 }
 """Options that a test of their own shows: they need a larger graph, or change no number of the result."""
