@@ -27,7 +27,7 @@ from graphcompress.data.vocabulary import write_without
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.passes.simplify.simplify import Simplify
-from graphcompress.passes.vocab import Vocab
+from graphcompress.passes.vocab.vocab import Vocab
 from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.everything import simplify

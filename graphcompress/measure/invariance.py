@@ -9,7 +9,7 @@ import numpy as np
 
 from graphcompress.data.load import Samples
 from graphcompress.measure.verify import Run
-from graphcompress.numerics.metrics import entry_errors, row_blocks, smallest_cosine
+from graphcompress.numerics.metrics import NEVER, entry_errors, row_blocks, smallest_cosine
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _batch_axis(alone: tuple[int, ...], together: tuple[int, ...], rows: tuple[i
 
 
 def _peak(array: np.ndarray) -> float:
-    """Largest finite absolute value of a floating-point output; 0 for others."""
+    """Largest finite absolute value of a floating-point output, stand-ins aside; 0 for others."""
     if not np.issubdtype(array.dtype, np.floating):
         return 0.0
-    return float(np.max(np.abs(np.where(np.isfinite(array), array, 0.0)), initial=0.0))
+    return float(np.max(np.abs(np.where(np.isfinite(array) & (array > NEVER), array, 0.0)), initial=0.0))

@@ -12,7 +12,14 @@ from graphcompress.data.samples import padding_mask
 from graphcompress.errors import ContractError, DataError
 from graphcompress.files.parts import is_cache, is_past
 from graphcompress.files.runtime import Feed
-from graphcompress.numerics.metrics import divergences, entry_errors, ratio_db, row_blocks, smallest_cosine
+from graphcompress.numerics.metrics import (
+    NEVER,
+    divergences,
+    entry_errors,
+    ratio_db,
+    row_blocks,
+    smallest_cosine,
+)
 
 Run = Callable[[Feed], Mapping[str, np.ndarray]]
 
@@ -190,6 +197,8 @@ def compare(
             # What a model computes at padding is nobody's answer.
             keep = mask if by_token is None or name in by_token else None
             a, b = _real_rows(array, keep), _real_rows(actual[name], keep)
+            if _scores_tokens(name, array):
+                a, b = _scored(a, b)
             new = _new_part(a, b, [_real_rows(given, keep) for given in feed.values()])
             sums.setdefault(name, _Accumulator()).add(a[new], b[new])
             if array.size and _scores_tokens(name, array):
@@ -228,6 +237,15 @@ def _scores_tokens(name: str, array: np.ndarray) -> bool:
     """Whether an output [batch, length, classes] says how likely each class is, for every token."""
     scores = array.ndim == 3 and array.shape[-1] >= ARGMAX_CLASSES and "logits" in name.lower()
     return scores and bool(np.issubdtype(array.dtype, np.floating))
+
+
+def _scored(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of the tokens that both models may write; those of a dropped one are a stand-in in all rows."""
+    rows = (array.reshape(-1, array.shape[-1]) for array in (a, b))
+    first, second = ((row > NEVER).any(axis=0) for row in rows)
+    kept = first & second
+    # Where nothing is left, or nothing is dropped, all of it is compared.
+    return (a, b) if kept.all() or not kept.any() else (a[..., kept], b[..., kept])
 
 
 def _continues(feed: Feed) -> bool:

@@ -13,6 +13,10 @@ SQNR_CEILING_DB = 200.0
 BLOCK = 1 << 20
 """So many elements are held in double precision at once (8 MiB)."""
 
+NEVER = -65504.0
+"""Score of a class that a model has no row for any more: the lowest number of float16, which is never chosen
+and takes no part in a softmax."""
+
 
 def sqnr_db(reference: np.ndarray, actual: np.ndarray) -> float:
     """Signal-to-quantisation-noise ratio 10·log10(Σ reference² / Σ (reference - actual)²), at most 200 dB."""

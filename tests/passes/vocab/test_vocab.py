@@ -18,7 +18,7 @@ from graphcompress.errors import DataError, UsageError
 from graphcompress.files.reading.hashes import sha256
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
-from graphcompress.passes.vocab import Vocab
+from graphcompress.passes.vocab.vocab import Vocab
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.context import Context
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -14,8 +14,10 @@ from graphcompress.analysis.linears import Embedding, embeddings
 from graphcompress.data.samples import Samples
 from graphcompress.data.vocabulary import Vocabulary
 from graphcompress.errors import DataError, UsageError
+from graphcompress.files.generation_config import read_generation_config
 from graphcompress.graph.match import producer
 from graphcompress.graph.model import Model
+from graphcompress.passes.vocab.heads import Head, cut_head, heads_of
 from graphcompress.plugin.base import Pass
 from graphcompress.plugin.context import Context
 from graphcompress.plugin.contract import Contract, Lossy
@@ -37,15 +39,20 @@ _SAME = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
 class Vocab(Pass):
     """Drop the rows of the word embedding that the data never look up, and their tokens from the tokenizer.
 
+    Where the model writes, the rows of its head are dropped alike, whether it is tied to the embedding or has
+    a table of its own; so it is with the tables of all parts, which share one tokenizer.
+
     Ids stay what they were: a small table in the graph finds the row of each, so that samples, labels and
-    configurations go on as before. In ``tokenizer.json`` (WordPiece, BPE, Unigram) the dropped tokens are
-    gone, and text that had them falls into smaller pieces. Special tokens, bytes, the merges that build a
+    configurations go on as before. Logits keep their size, too: a dropped token has a score that never wins.
+    In ``tokenizer.json`` (WordPiece, BPE, Unigram) the dropped tokens are gone, and text that had them falls
+    into smaller pieces. Special tokens and those that the configuration names, bytes, the merges that build a
     kept token, and single characters are kept. An id that is dropped looks up the row of the unknown token.
 
-    Texts whose tokens are all kept get equal tokens and equal answers.
+    Texts whose tokens are all kept get equal tokens and equal answers, as far as those are made of kept
+    tokens, too.
 
-    Left alone: a table that a head is tied to, which has a row for every token it may write; ids that are
-    computed; tables that have lost rows already.
+    Left alone: tables that anything else reads, or that ids look up which are computed; tables that have lost
+    rows already.
     """
 
     name: ClassVar[str] = "vocab"
@@ -69,29 +76,38 @@ class Vocab(Pass):
             raise UsageError(f"{self}: there is no file {self.keep!r}; give keep=data, or a list of tokens")
 
     def run(self, model: Model, ctx: Context) -> Record:
-        """Cut one table after the other; they keep the same tokens."""
+        """Cut one table after the other, and the heads; they keep the same tokens."""
         with Rewriter(model, ctx) as rw:
-            found = [item for item in embeddings(model) if self._takes(rw, item, ctx)]
+            heads = heads_of(model)
+            taken = {item: self._takes(rw, item, heads, ctx) for item in embeddings(model)}
+            # A table that something looks up in by other ids stays whole for all.
+            whole = {item.weight for item, takes in taken.items() if not takes}
+            found = [item for item in taken if item.weight not in whole]
             vocabulary = None if model.source is None else Vocabulary.beside(_folder(model.source))
             if found and vocabulary is None:
                 rw.note("no tokenizer.json lies beside the model: dropped ids look up the first row")
+            kept = self._kept(found, vocabulary, ctx) | _named(model) if found else frozenset()
+            for item in found:
+                if kept.issuperset(range(item.rows)):
+                    rw.skip(item, f"all of its {item.rows:,} tokens occur")
+            found = [item for item in found if not kept.issuperset(range(item.rows))]
             if found:
-                kept = self._kept(found, vocabulary, ctx)
-                _cut(rw, found, kept, None if vocabulary is None else vocabulary.unknown)
+                _cut(rw, found, heads, kept, None if vocabulary is None else vocabulary.unknown)
                 model.tokens = kept
                 self._tell_unseen(rw, found, vocabulary, ctx)
         return rw.record
 
-    def _takes(self, rw: Rewriter, item: Embedding, ctx: Context) -> bool:
-        """Whether ``item`` looks up ids that are given, in a table that nothing else reads."""
+    def _takes(self, rw: Rewriter, item: Embedding, heads: Iterable[Head], ctx: Context) -> bool:
+        """Whether ``item`` looks up ids that are given, in a table that at most heads read besides."""
         source = _input_behind(item.indices)
+        tied = {node for head in heads for node in head.readers}
         if source is None or not (source.name or "").endswith("input_ids"):
             read = "computed indices" if source is None else source.name
             rw.skip(item, f"it is looked up by {read}, and tokens come in by input_ids")
         elif item.weight.const_value is None:
             rw.skip(item, "the table is an expression")
-        elif any(use.node.op_type != "Gather" for use in item.weight.uses()):
-            rw.skip(item, "a head is tied to it, which has a row for every token that it may write")
+        elif any(use.node.op_type != "Gather" and use.node not in tied for use in item.weight.uses()):
+            rw.skip(item, "something else than a head that writes tokens reads it, too")
         elif self.keep == "data" and not _given(ctx):
             rw.skip(item, "without samples nothing says which tokens occur; give them with --data")
         else:
@@ -178,8 +194,36 @@ def _input_behind(value: ir.Value | None) -> ir.Value | None:
     return value if value is not None and value.is_graph_input() else None
 
 
-def _cut(rw: Rewriter, found: Iterable[Embedding], kept: Collection[int], unknown: int | None) -> None:
-    """Keep the rows ``kept`` of every table, and look up where they are."""
+def _named(model: Model) -> frozenset[int]:
+    """Ids that the configuration beside the model gives a meaning: of begin and end, of languages."""
+    if model.source is None:
+        return frozenset()
+    found: set[int] = set()
+    for said in read_generation_config(_folder(model.source)):
+        for key, value in said.items():
+            if key.endswith(("token_id", "_to_id")) or key.startswith("forced"):
+                found.update(_integers(value))
+    return frozenset(found)
+
+
+def _integers(value: object) -> Iterator[int]:
+    """The whole numbers in a setting: one, a list of them, pairs of place and id, names of ids."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        yield from (number for item in value for number in _integers(item))
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield value
+
+
+def _cut(
+    rw: Rewriter,
+    found: Iterable[Embedding],
+    heads: Iterable[Head],
+    kept: Collection[int],
+    unknown: int | None,
+) -> None:
+    """Keep the rows ``kept`` of every table and head; look up where they are, and put scores back there."""
     tables: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
     for item in found:
         if item.weight not in tables:
@@ -195,3 +239,6 @@ def _cut(rw: Rewriter, found: Iterable[Embedding], kept: Collection[int], unknow
         looked_up = rw.at(item.node).op("Gather", places, item.indices, name="row", axis=0)
         rw.set_input(item.node, 1, looked_up)
         rw.set_weight(item, table)
+    for head in heads:
+        if head.table is None or head.table in tables:
+            cut_head(rw, head, kept, None if head.table is None else tables[head.table][0])
