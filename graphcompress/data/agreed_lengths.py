@@ -121,10 +121,14 @@ def _sum(size: Dim) -> tuple[int, dict[str, int]] | None:
     symbols = sorted(map(str, size.free_symbols()))
     zero = dict.fromkeys(symbols, 0)
     number = size.evaluate(zero)
-    ones = [size.evaluate({**zero, symbol: 1}) for symbol in symbols]
-    if not isinstance(number, int) or not all(isinstance(one, int) for one in ones):
+    counts: dict[str, int] = {}
+    for symbol in symbols:
+        one = size.evaluate({**zero, symbol: 1})
+        if not isinstance(one, int) or not isinstance(number, int):
+            return None
+        counts[symbol] = one - number
+    if not isinstance(number, int):
         return None
-    counts = {symbol: int(one) - number for symbol, one in zip(symbols, ones, strict=True)}
     far = {symbol: _FAR * (place + 1) for place, symbol in enumerate(symbols)}
     wanted = number + sum(counts[symbol] * far[symbol] for symbol in symbols)
     return (number, counts) if size.evaluate(far) == wanted else None

@@ -7,7 +7,16 @@ import onnx_ir as ir
 
 from graphcompress.data.agreed_lengths import AgreedLengths
 from graphcompress.files.declared import Dim
-from graphcompress.graph.match import axis_of, integers_of, is_standard, operand, producer, scalar, shape_of
+from graphcompress.graph.match import (
+    axis_of,
+    fixed_shape,
+    integers_of,
+    is_standard,
+    operand,
+    producer,
+    scalar,
+    shape_of,
+)
 from graphcompress.graph.model import Model, is_weight
 from graphcompress.passes.simplify.needed.axes import MixedError, Place, places_behind
 from graphcompress.ranges.bounds import Bounds
@@ -26,7 +35,7 @@ def drop_unreached(rw: Rewriter) -> int:
     """
     bounds, cut = PositionBounds(rw.model), 0
     for value in list(rw.model.graph.initializers.values()):
-        shape, tensor = shape_of(value), value.const_value
+        shape, tensor = fixed_shape(value), value.const_value
         if shape is None or tensor is None or value.is_graph_input() or value.is_graph_output():
             continue
         ends = {axis: end for axis in range(len(shape)) if (end := _end(value, axis, bounds)) < shape[axis]}
