@@ -6,7 +6,7 @@ from pathlib import Path
 
 from graphcompress.analysis.cost import macs
 from graphcompress.build.inputs import model_bytes
-from graphcompress.files.runtime import Feed
+from graphcompress.files.scratch import on_disk
 from graphcompress.generation.generator import Generator
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
@@ -36,14 +36,14 @@ class Baseline:
     ) -> None:
         self.file = file
         self.samples = check_samples(model, ctx)
-        self.feeds: list[Feed] = list(self.samples.batches(CHECK_BATCH))
+        self.feeds = on_disk(self.samples.batches(CHECK_BATCH))
         self.by_token = token_values(model)
         # Packed weights are a second copy of them, which pays where a metric runs many rows.
         with Runner(file or model, prepack=scoring is not None) as runner:
             asked = {value.name for value in model.graph.outputs}
-            self.outputs = [
+            self.outputs = on_disk(
                 {name: array for name, array in runner(feed).items() if name in asked} for feed in self.feeds
-            ]
+            )
             check_repeats(model, runner, self.feeds[0], self.outputs[0])
             self.invariance = batch_invariance(runner, self.samples)
             self.score = scoring.original(generator or runner) if scoring else None

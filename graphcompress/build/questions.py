@@ -23,6 +23,7 @@ from graphcompress.capturing.source import open_model
 from graphcompress.data.load import Samples, load_samples
 from graphcompress.data.made_up import synthetic_samples, varied_samples
 from graphcompress.errors import MissingExtraError, UsageError
+from graphcompress.files.scratch import on_disk
 from graphcompress.graph.agreements import agree_on_length, agreed_length, left_out
 from graphcompress.graph.model import Model
 from graphcompress.measure import bench as timing
@@ -212,9 +213,11 @@ def verify(
         varied_samples(model, count=MADE_UP, seed=seed) if data is None else _samples(data, model, tokenizer)
     )
     samples = given.first(limit)
-    feeds = list(samples.batches(VERIFY_BATCH))
+    feeds = on_disk(samples.batches(VERIFY_BATCH))
     runs = [session(path) for path in (a, b)]
-    reference = [{name: array for name, array in runs[0](feed).items() if name not in gone} for feed in feeds]
+    reference = on_disk(
+        {name: array for name, array in runs[0](feed).items() if name not in gone} for feed in feeds
+    )
     difference = compare(reference, runs[1], feeds, by_token, samples=samples)
     invariances = []
     for number, run in enumerate(runs, 1):

@@ -22,6 +22,7 @@ from graphcompress.data.tables import read_columns
 from graphcompress.data.teacher_forced import forced
 from graphcompress.data.texts import checked_tokenizer, find_tokenizer, samples_from_texts
 from graphcompress.errors import DataError
+from graphcompress.files.scratch import on_disk
 from graphcompress.graph.model import Model
 from graphcompress.graph.teacher_forced import teacher_forced
 from graphcompress.plugin.task import Pair
@@ -74,7 +75,7 @@ def load_samples(
             samples = samples_of_sequences(path, columns, model, known, longest, at_once=at_once)
         elif len(sensed) == len(inputs) == 1 and set(file_columns(sensed[0])) & set(columns):
             arrays = features(path, columns, sensed[0], _folder(model))
-            samples = Samples([{sensed[0]: array} for array in arrays], columns)
+            samples = Samples(on_disk({sensed[0]: array} for array in arrays), columns)
         else:
             samples = samples_from_texts(path, columns, model, inputs, found, pair, max_length)
     _refuse_empty(path, samples)
@@ -119,10 +120,10 @@ def _refuse_empty(path: Path, samples: Samples) -> None:
 
 
 def _from_arrays(path: Path, columns: dict[str, list[Any]], inputs: Mapping[str, ir.Value]) -> Samples:
-    feeds = [
+    feeds = on_disk(
         {name: _array(path, name, index, columns[name][index], value) for name, value in inputs.items()}
         for index in range(len(next(iter(columns.values()))))
-    ]
+    )
     return Samples(feeds, {name: values for name, values in columns.items() if name not in inputs})
 
 

@@ -13,12 +13,13 @@ import tokenizers
 from graphcompress.data.features import features
 from graphcompress.data.rows import HEARD_COLUMNS, REFERENCE_COLUMNS
 from graphcompress.data.samples import Sample, Samples
-from graphcompress.data.sequences import WRITTEN_TOKENS, Unroller, Written, on_disk, sequence_samples
+from graphcompress.data.sequences import WRITTEN_TOKENS, Unroller, Written, sequence_samples
 from graphcompress.data.teacher_forced import forced_samples
 from graphcompress.data.texts import PROMPT_COLUMNS
 from graphcompress.errors import DataError
 from graphcompress.files.generation_config import decoder_start, read_generation_config
 from graphcompress.files.parts import Part
+from graphcompress.files.scratch import on_disk
 from graphcompress.graph.model import Model
 from graphcompress.graph.teacher_forced import encoder_of
 
@@ -123,7 +124,7 @@ def _sources(
     (value,) = encoder.inputs
     given = columns.get(value.name)
     arrays = features(path, columns, value.name, model.source) if given is None else given
-    return [on_disk(model, {value.name: np.asarray(array, value.dtype)}) for array in arrays], answers
+    return on_disk({value.name: np.asarray(array, value.dtype)} for array in arrays), answers
 
 
 def _encoded(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:

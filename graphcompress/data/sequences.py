@@ -18,7 +18,7 @@ from graphcompress.data.samples import Past, Sample, Samples
 from graphcompress.files.generation_config import read_generation_config, token_ids
 from graphcompress.files.parts import Kind, Part, links
 from graphcompress.files.runtime import Feed
-from graphcompress.files.stored import IN_MEMORY_BYTES
+from graphcompress.files.scratch import on_disk
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 
@@ -49,10 +49,8 @@ def sequence_samples(model: Model, written: Sequence[Written], *, synthetic: boo
     Where one file reads the first tokens and takes the steps, there are two samples for each: a first pass
     with no past, and a step.
     """
-    feeds: list[Sample] = []
     with Unroller(model) as unroller:
-        for each in written:
-            feeds.extend(on_disk(model, feed) for feed in unroller.feeds(each))
+        feeds = on_disk(feed for each in written for feed in unroller.feeds(each))
     inputs = inputs_of(model)
     return Samples(
         feeds,
@@ -62,14 +60,6 @@ def sequence_samples(model: Model, written: Sequence[Written], *, synthetic: boo
         axes=batch_axes(inputs),
         past=pasts(model.parts),
     )
-
-
-def on_disk(model: Model, feed: Sample) -> Sample:
-    """``feed`` with its large arrays mapped from scratch: the past of many texts fits in no memory."""
-    return {
-        name: array if array.nbytes < IN_MEMORY_BYTES else model.store(array).numpy()
-        for name, array in feed.items()
-    }
 
 
 def pasts(parts: Sequence[Part]) -> tuple[Past, ...]:

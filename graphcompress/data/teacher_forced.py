@@ -15,6 +15,7 @@ from graphcompress.data.rows import UNLABELLED
 from graphcompress.data.samples import Sample, Samples
 from graphcompress.data.sequences import WRITTEN_TOKENS, Unroller, Written, ranges_of, sequence_samples
 from graphcompress.errors import DataError
+from graphcompress.files.scratch import Renamed, on_disk
 from graphcompress.graph.model import Model
 from graphcompress.graph.teacher_forced import encoder_of, teacher_forced, writer_of
 
@@ -31,7 +32,7 @@ def forced_samples(model: Model, written: Sequence[Written]) -> Samples:
     """
     reader = _Reader(model)
     inputs = inputs_of(teacher_forced(model))
-    feeds = [reader.forced(each) for each in written]
+    feeds = on_disk(map(reader.forced, written))
     pad = {name: UNLABELLED for name in feeds[0] if name.endswith(NEXT)} if feeds else {}
     return Samples(feeds, pad=pad, fixed=fixed_sizes(inputs), axes=batch_axes(inputs))
 
@@ -169,4 +170,4 @@ class _Reader:
         if self._encoder is None:
             return {}
         prefix = self._encoder.prefix
-        return {value.name: feed[prefix + value.name] for value in self._encoder.inputs}
+        return Renamed(feed, {value.name: prefix + value.name for value in self._encoder.inputs})

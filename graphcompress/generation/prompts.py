@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from graphcompress.data.samples import Samples
 from graphcompress.data.tables import Columns, read_columns
 from graphcompress.data.texts import PROMPT_COLUMNS
 from graphcompress.errors import DataError
+from graphcompress.files.scratch import on_disk
 from graphcompress.generation.generator import Generator, Prompt
 
 
@@ -24,17 +26,17 @@ def prompt_samples(path: Path, generator: Generator) -> Samples:
         DataError: no column that the model can be given, or texts that its tokenizer does not take.
     """
     columns = read_columns(path)
-    return Samples(_prompts(path, columns, generator), columns)
+    return Samples(on_disk(_prompts(path, columns, generator)), columns)
 
 
-def _prompts(path: Path, columns: Columns, generator: Generator) -> list[Prompt]:
+def _prompts(path: Path, columns: Columns, generator: Generator) -> Iterable[Prompt]:
     inputs = [port for port in generator.parts[0].inputs if port.kind in ("ids", "other")]
     if inputs and all(port.name in columns for port in inputs):
         rows = zip(*(columns[port.name] for port in inputs), strict=True)
-        return [
+        return (
             {port.name: np.asarray(value, port.dtype) for port, value in zip(inputs, row, strict=True)}
             for row in rows
-        ]
+        )
     if generator.parts[0].input("ids") is not None:
         return generator.prompts(_texts(path, columns))
     if len(inputs) != 1:
@@ -43,7 +45,7 @@ def _prompts(path: Path, columns: Columns, generator: Generator) -> list[Prompt]
             f"{[port.name for port in inputs]}; rename the columns"
         )
     name, folder = inputs[0].name, generator.parts[0].path.parent
-    return [{name: array} for array in features(path, columns, name, folder)]
+    return ({name: array} for array in features(path, columns, name, folder))
 
 
 def _texts(path: Path, columns: Columns) -> list[str]:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from graphcompress.data.load import Sample, Samples
 from graphcompress.data.samples import padding_mask
 from graphcompress.files.runtime import Feed
+from graphcompress.files.scratch import on_disk
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.measure.memory import MOST, bytes_of, for_statistics, sizes_of
@@ -92,6 +93,12 @@ def equal_batches(samples: Samples) -> Iterator[list[int]]:
         size = samples.batch_size(MOST)
         for start in range(0, len(indices), size):
             yield indices[start : start + size]
+
+
+def equal_feeds(model: Model, samples: Samples) -> list[Feed]:
+    """The batches for statistics, with large arrays on disk: of equal shapes, a long sample in windows."""
+    chosen = for_statistics(samples, model)
+    return on_disk(map(chosen.batch, equal_batches(chosen)))
 
 
 def real_tokens(array: np.ndarray, feed: Feed) -> np.ndarray:

@@ -12,6 +12,7 @@ from graphcompress.data.made_up import varied_samples
 from graphcompress.data.teacher_forced import unrolled
 from graphcompress.errors import ContractError
 from graphcompress.files.runtime import Feed
+from graphcompress.files.scratch import on_disk
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.measure.memory import bounded
@@ -61,7 +62,7 @@ class Checker:
 
     def __init__(self, model: Model, ctx: Context, original: Sequence[Outputs] | None) -> None:
         self.samples = check_samples(model, ctx)
-        self.feeds = list(self.samples.batches(CHECK_BATCH))
+        self.feeds = on_disk(self.samples.batches(CHECK_BATCH))
         self.interface = interface(model)
         self._by_token = token_values(model)
         # Else saturation of this machine's int8 products would be taken for what the pass did.
@@ -86,7 +87,7 @@ class Checker:
         """
         check_structure(model, self.interface)
         with Runner(model, optimize=self._fused) as runner:
-            now = [runner(feed) for feed in self.feeds]
+            now = on_disk(map(runner, self.feeds))
             bytes_on_disk = runner.bytes_on_disk
         before = self._before_awaiting if trained and self.awaiting else self.before
         step, total = self._compare(before, now), self._compare(self.original, now)
@@ -98,9 +99,9 @@ class Checker:
         return compare(before, lambda feed: next(recorded), self.feeds, self._by_token, samples=self.samples)
 
 
-def _outputs_of(model: Model, feeds: Sequence[Feed]) -> list[Outputs]:
+def _outputs_of(model: Model, feeds: Sequence[Feed]) -> list[Feed]:
     with Runner(model) as runner:
-        outputs: list[Outputs] = [runner(feed) for feed in feeds]
+        outputs = on_disk(map(runner, feeds))
         check_repeats(model, runner, feeds[0], outputs[0])
     return outputs
 

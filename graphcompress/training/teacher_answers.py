@@ -17,6 +17,7 @@ from graphcompress.data.sequences import Written
 from graphcompress.data.teacher_forced import forced, forced_samples, prompts_of
 from graphcompress.errors import UsageError
 from graphcompress.files.reading.hashes import sha256
+from graphcompress.files.scratch import Renamed
 from graphcompress.generation.generator import Generator, Prompt, open_generator
 from graphcompress.graph.model import Model
 from graphcompress.graph.teacher_forced import encoder_of, writer_of
@@ -80,7 +81,7 @@ def _prompt(begun: Written, generator: Generator) -> Prompt:
     """What ``generator`` is given; the mask of a batch it makes itself."""
     first = generator.parts[0]
     masks = {port.name for port in first.reads("mask")}
-    source = {name: array for name, array in begun.source.items() if name not in masks}
+    source = Renamed(begun.source, {name: name for name in begun.source if name not in masks})
     return source or {first.input("ids") or "": begun.tokens}
 
 

@@ -14,14 +14,16 @@ from graphcompress.coupling.couplings import HIDDEN, Group, couplings, relate
 from graphcompress.coupling.stream import Stream, stream_of
 from graphcompress.data.load import Samples
 from graphcompress.files.runtime import Feed
+from graphcompress.files.scratch import on_disk
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
+from graphcompress.measure.calibrate import equal_feeds
 from graphcompress.narrowing.features import features_to_keep, narrow
 from graphcompress.narrowing.refit import Before, refit_stream
 from graphcompress.narrowing.rotation import directions, rotate
 from graphcompress.numerics.rotation import basis
 from graphcompress.passes.prune.blocks import split
-from graphcompress.passes.prune.trial_model import feeds_of, output_energies
+from graphcompress.passes.prune.trial_model import output_energies
 from graphcompress.rewrite.rewriter import Rewriter
 
 MEASURES = ("auto", "obs", "activation", "magnitude")
@@ -73,7 +75,7 @@ def _narrow_one(
         rw.note(f"{detail}, rotated to its principal axes: {left:.1%} of its energy is left")
     if samples is None:
         return
-    fit_on, held_out = (feeds_of(before, part) for part in split(samples))
+    fit_on, held_out = (equal_feeds(before, part) for part in split(samples))
     if refit:
         aside = [False] * len(fit_on) + [True] * len(held_out)
         refit_stream(rw, stream, keep, Before(before, given, [*fit_on, *held_out], aside, progress))
@@ -110,8 +112,7 @@ def _why_fixed(model: Model) -> str:
 def _error(before: Model, after: Model, feeds: Sequence[Feed]) -> float | None:
     """Root of the mean squared error of the outputs over that of their spread; None where none varies."""
     with Runner(before) as one, Runner(after) as two:
-        was = [one(feed) for feed in feeds]
-        now = [two(feed) for feed in feeds]
+        was, now = on_disk(map(one, feeds)), on_disk(map(two, feeds))
     # What one part hands on to another is narrower now, and no answer.
     energies = output_energies(was)
     same = [name for name in energies if was[0][name].shape == now[0][name].shape]

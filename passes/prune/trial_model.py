@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -11,10 +11,10 @@ import onnx_ir as ir
 from graphcompress.analysis.linears import Linear, bias_of, linears
 from graphcompress.data.load import Samples
 from graphcompress.files.runtime import Feed
+from graphcompress.files.scratch import on_disk
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
-from graphcompress.measure.calibrate import equal_batches
-from graphcompress.measure.memory import for_statistics
+from graphcompress.measure.calibrate import equal_feeds
 from graphcompress.numerics.least_squares import LinearMap
 from graphcompress.passes.prune.blocks import Block
 from graphcompress.plugin.context import Context
@@ -29,7 +29,7 @@ class TrialModel:
     """
 
     def __init__(self, model: Model, blocks: Sequence[Block], samples: Samples) -> None:
-        self.feeds = feeds_of(model, samples)
+        self.feeds = equal_feeds(model, samples)
         self.twin = model.clone()
         self.readers: dict[Block, list[Linear]] = {}
         """The readers of every block in the copy, as they were before: what they read is theirs."""
@@ -75,7 +75,7 @@ class Effect:
     def __init__(self, trial: TrialModel) -> None:
         self.trial = trial
         self._runner = Runner(trial.twin)
-        self._before = [self._runner({**feed, **trial.given({})}) for feed in trial.feeds]
+        self._before = on_disk(self._runner({**feed, **trial.given({})}) for feed in trial.feeds)
         self._energy = output_energies(self._before)
 
     def __call__(self, fits: Mapping[Block, LinearMap]) -> float:
@@ -101,12 +101,6 @@ def whole(block: Block, rows: np.ndarray, fit: LinearMap) -> LinearMap:
     return LinearMap(weight, fit.bias)
 
 
-def feeds_of(model: Model, samples: Samples) -> list[Feed]:
-    """Batches of samples of equal length, for statistics."""
-    chosen = for_statistics(samples, model)
-    return [chosen.batch(indices) for indices in equal_batches(chosen)]
-
-
 def _input(rw: Rewriter, name: str, like: Linear, shape: Sequence[int]) -> ir.Value:
     value = ir.Value(
         name=name, shape=ir.Shape(shape), type=ir.TensorType(like.output.dtype or ir.DataType.FLOAT)
@@ -116,16 +110,22 @@ def _input(rw: Rewriter, name: str, like: Linear, shape: Sequence[int]) -> ir.Va
 
 
 def output_energies(outputs: Sequence[Feed]) -> dict[str, float]:
-    """Sum of squares about the mean of every feature, of all float outputs that vary."""
-    found: dict[str, list[np.ndarray]] = defaultdict(list)
+    """Sum of squares about the mean of every feature, of all float outputs that vary; one batch at a time."""
+    widths: dict[str, set[int]] = defaultdict(set)
     for each in outputs:
         for name, array in each.items():
             if np.issubdtype(array.dtype, np.floating) and array.ndim:
-                found[name].append(array.reshape(-1, array.shape[-1]).astype(np.float64))
-    energies = {}
-    for name, parts in found.items():
-        if len({part.shape[1] for part in parts}) > 1:
-            continue  # an axis that varies from sample to sample, such as that of scores, has no mean
-        rows = np.concatenate(parts)
-        energies[name] = float(np.sum(np.square(rows - rows.mean(axis=0))))
+                widths[name].add(array.shape[-1])
+    # An axis that varies from sample to sample, such as that of scores, has no mean.
+    energies = {name: _energy(outputs, name) for name, found in widths.items() if len(found) == 1}
     return {name: energy for name, energy in energies.items() if energy > 0.0}
+
+
+def _energy(outputs: Sequence[Feed], name: str) -> float:
+    def parts() -> Iterator[np.ndarray]:
+        for each in outputs:
+            array = each[name]
+            yield array.reshape(-1, array.shape[-1]).astype(np.float64)
+
+    mean = sum(part.sum(axis=0) for part in parts()) / sum(map(len, parts()))
+    return sum(float(np.sum(np.square(part - mean))) for part in parts())

@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Iterator
 
 from graphcompress.data.samples import Samples
+from graphcompress.files.scratch import on_disk
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
-from graphcompress.measure.calibrate import equal_batches
-from graphcompress.measure.memory import for_statistics
+from graphcompress.measure.calibrate import equal_feeds
 from graphcompress.measure.tokens import token_values
 from graphcompress.measure.verify import compare
 from graphcompress.numerics.metrics import error_at
@@ -33,11 +33,11 @@ class Judge:
         self._max_divergence = max_divergence
         self._model = model
         self._ctx = ctx
-        self._feeds = [samples.batch(indices) for indices in equal_batches(for_statistics(samples, model))]
+        self._feeds = equal_feeds(model, samples)
         self._measured = 0
         # The answers in float are computed now, before the model is edited.
         with Runner(model) as runner:
-            self._expected = [runner(feed) for feed in self._feeds]
+            self._expected = on_disk(map(runner, self._feeds))
 
     def error(self, plan: Plan) -> float:
         """How much of what the outputs may lose ``plan`` takes; above 1 it is too much."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graphcompress.files.scratch import Scratch
+from graphcompress.files.scratch import Renamed, Scratch, on_disk
 from graphcompress.files.stored import IN_MEMORY_BYTES
 from graphcompress.files.temporary import Temporary, sweep
 
@@ -96,3 +97,34 @@ def test_the_weights_of_a_model_lie_in_such_a_folder(tmp_path, monkeypatch) -> N
     assert folder.is_dir()
     del scratch
     assert list(tmp_path.iterdir()) == []
+
+
+def test_feeds_on_disk_are_what_they_were(tmp_path, monkeypatch) -> None:
+    """Each look-up maps a large array anew, small ones and texts stay; files go with the last feed."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    large = np.arange(IN_MEMORY_BYTES, dtype=np.float32).reshape(2, -1)
+    given = [{"large": large + number, "small": np.array(number)} for number in range(3)]
+    given.append({"texts": np.array(["a"] * IN_MEMORY_BYTES, object), "none": np.zeros((0, 3), np.int64)})
+    kept = on_disk(iter(given))
+    for before, after in zip(given, kept, strict=True):
+        assert list(after) == list(before)
+        assert all(np.array_equal(after[name], array) for name, array in before.items())
+        assert all(after[name].dtype == array.dtype for name, array in before.items())
+    assert kept[0]["large"] is not kept[0]["large"]
+    last = kept[0]
+    del kept, after
+    assert len(list(tmp_path.iterdir())) == 1
+    del last
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_many_feeds_on_disk_hold_no_files_open() -> None:
+    """A mapping holds its file open, and a process may open a thousand or so, fewer than samples."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        feeds = on_disk({"x": np.full(IN_MEMORY_BYTES, number, np.uint16)} for number in range(300))
+        renamed = [Renamed(feed, {"y": "x"}) for feed in feeds]
+        assert [int(feed["y"][-1]) for feed in renamed] == list(range(300))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
