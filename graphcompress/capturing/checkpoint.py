@@ -8,9 +8,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from graphcompress.capturing.comparison import check
+from graphcompress.capturing.comparison import Answers, answers_of, check
 from graphcompress.capturing.loading import (
     Loaded,
     load,
@@ -24,10 +24,14 @@ from graphcompress.data.tokenizer_files import TOKENIZER_FILES, copy_tokenizer
 from graphcompress.errors import InvalidModelError, UnsupportedModelError, UsageError
 from graphcompress.files.joining import part_of_model
 from graphcompress.files.part_files import merged_part, save_parts
+from graphcompress.files.parts import Part
 from graphcompress.files.temporary import Temporary
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.plugin.extras import needs_torch
+
+if TYPE_CHECKING:
+    from graphcompress.capturing.generating import Continuations
 
 logger = logging.getLogger(__name__)
 
@@ -87,10 +91,19 @@ def export(
         # Beside its place, on one file system with it: a file is moved there in one step.
         with Temporary(path.parent) as folder:
             named = dict(zip([path.name], parts.values(), strict=True)) if single else parts
-            _write(named, folder, opset, merged=merged)
+            known = _write(named, folder, opset, merged=merged)
             _copy_files(source, loaded, folder)
-            if not single:
-                _check_writing(loaded.module, parts, folder, str(source))
+            written = None if single else _written(loaded.module, parts, folder, str(source))
+            # What PyTorch answers is known: its weights go before ONNX Runtime maps those of the files.
+            del loaded, parts, named
+            gc.collect()  # what was traced refers to itself in circles
+            for part, answers, switch in known:
+                with Runner(Model.load(part.path)) as run:
+                    check(answers, part, run, switch=switch)
+            if written is not None:
+                from graphcompress.capturing.generating import check_generation
+
+                check_generation(written, folder, str(source))
             last = path.name if single else sorted(folder.glob("*.onnx"))[0].name
             _put(folder, path.parent if single else path, last=last, overwrite=overwrite)
     return path
@@ -107,8 +120,10 @@ def _refuse_taken(path: Path, *, overwrite: bool) -> None:
         raise UsageError(f"{path} exists; choose another name with -o, or replace it with --overwrite")
 
 
-def _write(parts: Mapping[str, Traceable], folder: Path, opset: int, *, merged: bool) -> None:
-    """Translate every part, write them together and check each."""
+def _write(
+    parts: Mapping[str, Traceable], folder: Path, opset: int, *, merged: bool
+) -> list[tuple[Part, Answers, bool]]:
+    """Translate every part and write them together; what each must answer, and what a switch is then."""
     from graphcompress.capturing.writing import DECODER, DECODER_MERGED, DECODER_WITH_PAST
 
     models = {name: _translated(part, opset) for name, part in parts.items()}
@@ -120,26 +135,25 @@ def _write(parts: Mapping[str, Traceable], folder: Path, opset: int, *, merged: 
             found[name] = replace(found[name], path=whole.path, whole=whole)
             files[name] = replace(whole, path=folder / whole.path)
     save_parts([(found[name], model) for name, model in models.items()], folder)
-    models.clear()
-    gc.collect()  # what was traced refers to itself in circles, and is large beside the weights
-    for name, part in parts.items():
-        # The weights are mapped from the file: ONNX Runtime would hold a copy of them beside PyTorch's.
-        with Runner(Model.load(files[name].path)) as run:
-            check(part, output_names(part), files[name], run, switch=name == DECODER_WITH_PAST)
+    return [
+        (files[name], answers_of(part, output_names(part)), name == DECODER_WITH_PAST)
+        for name, part in parts.items()
+    ]
 
 
-def _check_writing(module: Any, parts: Mapping[str, Traceable], folder: Path, name: str) -> None:  # noqa: ANN401
-    """Let the whole write, where it does."""
-    from graphcompress.capturing.generating import check_generation
+def _written(module: Any, parts: Mapping[str, Traceable], folder: Path, name: str) -> Continuations | None:  # noqa: ANN401
+    """What the module writes; None where it does not, or where the files here would write otherwise."""
+    from graphcompress.capturing.generating import written_by
     from graphcompress.capturing.writing import ENCODER, prompts_of, writes
 
     if not writes(module):
-        return
+        return None
     feed = parts[ENCODER].feed if ENCODER in parts else prompts_of(module)
     try:
-        check_generation(module, feed, folder, name)
+        return written_by(module, feed, folder)
     except UnsupportedModelError as error:
         logger.warning("%s: its parts are checked, but not what it writes as a whole: %s", name, error)
+        return None
 
 
 def _translated(what: Traceable, opset: int) -> Any:  # noqa: ANN401 - an onnx_ir model

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,12 +17,38 @@ from graphcompress.measure.verify import output_difference
 if TYPE_CHECKING:
     import torch
 
+Arrays = Mapping[str, np.ndarray]
+
 TOLERANCE = 1e-4
 """Largest difference to PyTorch, as a share of the largest entry of the output."""
 
 
-def check(what: Traceable, names: Sequence[str], part: Part, run: Runner, *, switch: bool = False) -> None:
-    """Run what was written and the module on the example and on feeds of other sizes, and compare.
+@dataclass(frozen=True)
+class Answers:
+    """What a module answers on the example and on feeds of other sizes; the module may be gone by then.
+
+    Attributes:
+        name: of the module, for messages.
+        pairs: each feed, and the outputs on it.
+    """
+
+    name: str
+    pairs: Sequence[tuple[Arrays, Arrays]]
+
+
+def answers_of(what: Traceable, names: Sequence[str]) -> Answers:
+    """The outputs ``names`` of ``what`` by PyTorch."""
+    return Answers(
+        what.name, [(_arrays(feed, feed), _arrays(what.run(feed), names)) for feed in other_sizes(what)]
+    )
+
+
+def _arrays(tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> Arrays:
+    return {name: tensors[name].numpy() for name in names}
+
+
+def check(known: Answers, part: Part, run: Runner, *, switch: bool = False) -> None:
+    """Compare what was written with what the module answers.
 
     ``part`` says what ``run`` reads. ``switch`` is what a merged decoder is told: whether to run the branch
     for steps.
@@ -29,16 +56,15 @@ def check(what: Traceable, names: Sequence[str], part: Part, run: Runner, *, swi
     Raises:
         ContractError: an output differs by more than ``TOLERANCE`` of its largest entry.
     """
-    for feed in other_sizes(what):
-        expected = what.run(feed)
+    for feed, expected in known.pairs:
         actual = run(_whole_feed(part, feed, switch=switch))
-        for name in names:
-            _compare(what.name, name, expected[name].numpy(), actual[name], feed)
+        for name, array in expected.items():
+            _compare(known.name, name, array, actual[name], feed)
 
 
-def _whole_feed(part: Part, feed: Mapping[str, torch.Tensor], *, switch: bool) -> dict[str, np.ndarray]:
+def _whole_feed(part: Part, feed: Arrays, *, switch: bool) -> Arrays:
     """What the file reads; of a merged decoder also what the other branch reads, which is empty."""
-    found = {value.name: feed[value.name].numpy() for value in part.inputs if value.name in feed}
+    found = {value.name: feed[value.name] for value in part.inputs if value.name in feed}
     for value in part.inputs:
         sizes = [size if isinstance(size, int) else 0 for size in value.shape]
         empty = np.full(sizes, switch) if value.kind == "switch" else np.zeros(sizes, value.dtype)
@@ -67,10 +93,8 @@ def other_sizes(what: Traceable) -> Iterator[dict[str, torch.Tensor]]:
         yield resized(what, {**sizes, BATCH_AXIS: 1, PAST_AXIS: 0})
 
 
-def _compare(
-    what: str, name: str, expected: np.ndarray, actual: np.ndarray, feed: Mapping[str, torch.Tensor]
-) -> None:
-    sizes = ", ".join(f"{key} {list(tensor.shape)}" for key, tensor in feed.items())
+def _compare(what: str, name: str, expected: np.ndarray, actual: np.ndarray, feed: Arrays) -> None:
+    sizes = ", ".join(f"{key} {list(array.shape)}" for key, array in feed.items())
     advice = "try another --opset or another version of torch, and report it"
     if actual.shape != expected.shape:
         raise ContractError(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from graphcompress.capturing.comparison import check
+from graphcompress.capturing.comparison import answers_of, check
 from graphcompress.capturing.traceable import Axes, Traceable, default_axes, terms
 from graphcompress.errors import UnsupportedModelError, UsageError
 from graphcompress.files.joining import part_of_model
@@ -88,10 +88,12 @@ def translate(what: Traceable, path: Path, opset: int = DEFAULT_OPSET) -> Model:
     """
     made = translated(what, opset)
     part = part_of_model(path, made)
+    known = answers_of(what, output_names(what))
     save_parts([(replace(part, path=Path(path.name)), made)], path.parent)
+    del made  # it holds what was traced, which is large beside the weights
     model = Model.load(path)
     with Runner(model) as run:
-        check(what, output_names(what), part, run)
+        check(known, part, run)
     return model
 
 
@@ -231,7 +233,8 @@ def _optimize(model: ir.Model) -> None:
         output_size_limit=FOLDED_OUTPUT_ELEMENTS,
         should_fold=lambda node: False if _turns_weight(node) else None,
     )
-    rewrite = RewritePass([_guarded(rule) for rule in _DEFAULT_REWRITE_RULES])
+    # Each rule keeps the last graph that it saw: the library's own would keep this one, weights and all.
+    rewrite = RewritePass([_guarded(rule) for rule in copy.deepcopy(_DEFAULT_REWRITE_RULES)])
     for _ in range(2):
         for step in (fold, rewrite, common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass()):
             step(model)
@@ -257,11 +260,11 @@ def _guarded(rule: Any) -> Any:  # noqa: ANN401 - a rule of onnxscript
     """
     if rule.name != "SlicesSplit":
         return rule
-    guarded = copy.copy(rule)
-    guarded.try_rewrite = lambda model, graph, node, **options: (
-        rule.try_rewrite(model, graph, node, **options) if node.op_type == "Slice" else None
+    rewrite = rule.try_rewrite
+    rule.try_rewrite = lambda model, graph, node, **options: (
+        rewrite(model, graph, node, **options) if node.op_type == "Slice" else None
     )
-    return guarded
+    return rule
 
 
 def _turns_weight(node: ir.Node) -> bool:

@@ -7,7 +7,6 @@ with a branch for each kind of step, is two parts of one file.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from graphcompress.errors import UnsupportedModelError
 from graphcompress.files.declared import Dim, is_legible
 from graphcompress.files.parts import Named, Part, alone, part_of, read_parts
 from graphcompress.files.reading.model_file import read_model
+from graphcompress.files.stored import digest_of
 
 PREFIXES: Mapping[str, str] = {"encoder": "encoder/", "decoder": "prefill/", "decoder_with_past": "step/"}
 """Role of a part → what its names begin with in the joined graph."""
@@ -240,10 +240,9 @@ def _key(value: ir.Value, prefix: str) -> tuple[object, ...]:
     if tensor is None:
         return (value.name,)
     shape = tuple(tensor.shape.numpy())
-    digest = hashlib.sha256(tensor.tobytes()).digest()
     # Equal zeros say nothing: biases of two linears that are not yet trained are one by their name alone.
     says_nothing = tensor.size == 0 or len(np.unique(tensor.numpy())) == 1
-    return (tensor.dtype, shape, digest, _told(value, prefix) if says_nothing else "")
+    return (tensor.dtype, shape, digest_of(tensor), _told(value, prefix) if says_nothing else "")
 
 
 def _told(value: ir.Value, prefix: str) -> object:

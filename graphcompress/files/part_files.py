@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.files.parts import SUBFOLDER, Part, PartValue
+from graphcompress.files.stored import digest_of, write_bytes
 from graphcompress.files.streaming import write_model
 
 SHARED_FILE = "shared.onnx_data"
@@ -103,10 +104,12 @@ def _files(parts: Sequence[tuple[Part, ir.Model]]) -> Iterator[tuple[Path, ir.Mo
 
 def _share(models: Sequence[ir.Model], data: IO[bytes], folder: Path) -> None:
     """Write the weights of several of ``models`` to ``data``, and let all refer to them there."""
-    found = [(value, _key(value)) for model in models for value in _weights(model)]
-    holders = Counter(key for model in models for key in {_key(value) for value in _weights(model)})
+    if len(models) == 1:
+        return
+    found = [[(value, _key(value)) for value in _weights(model)] for model in models]
+    holders = Counter(key for weights in found for key in {key for _, key in weights})
     written: dict[tuple[object, ...], ir.ExternalTensor] = {}
-    for value, key in found:
+    for value, key in itertools.chain.from_iterable(found):
         tensor = value.const_value
         if tensor is None or holders[key] == 1:
             continue
@@ -114,7 +117,7 @@ def _share(models: Sequence[ir.Model], data: IO[bytes], folder: Path) -> None:
             step = _PAGE_BYTES if tensor.nbytes >= _LARGE_BYTES else _ALIGNED_BYTES
             data.write(bytes(-data.tell() % step))
             start = data.tell()
-            data.write(tensor.tobytes())
+            write_bytes(tensor, data)
             written[key] = ir.ExternalTensor(
                 SHARED_FILE,
                 start,
@@ -139,7 +142,7 @@ def _key(value: ir.Value) -> tuple[object, ...]:
     tensor = value.const_value
     if tensor is None:
         return (value,)
-    return (tensor.dtype, tuple(tensor.shape.numpy()), hashlib.sha256(tensor.tobytes()).digest())
+    return (tensor.dtype, tuple(tensor.shape.numpy()), digest_of(tensor))
 
 
 # ---- a merged decoder

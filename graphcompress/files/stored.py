@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import onnx_ir as ir
 
 IN_MEMORY_BYTES = 1 << 16
@@ -62,3 +67,54 @@ def stored(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
     made = ir.tensor(array, dtype=tensor.dtype, name=tensor.name, doc_string=tensor.doc_string)
     made.metadata_props.update(tensor.metadata_props)
     return made
+
+
+class Sink(Protocol):
+    """What bytes can be written to: a file, or what stands for one."""
+
+    def write(self, data: Any, /) -> int:  # noqa: ANN401 - bytes, or an array of ctypes of any rank
+        """Take ``data``."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Through:
+    """A file of which only ``write`` is known."""
+
+    write: Callable[[Any], int]
+
+
+@runtime_checkable
+class _WritesItself(Protocol):
+    """What all tensors of onnx_ir can, which its protocol does not say."""
+
+    def tofile(self, file: Any, /) -> None:  # noqa: ANN401 - all that has write
+        """Write the bytes to ``file``."""
+
+
+def write_bytes(tensor: ir.TensorProtocol, file: Sink) -> None:
+    """Write the bytes of ``tensor`` to ``file``, from where they lie where that is known."""
+    if isinstance(tensor, _WritesItself):
+        # Without its descriptor: given that, numpy writes by itself and names no full disk.
+        tensor.tofile(_Through(file.write))
+    else:
+        file.write(tensor.tobytes())
+
+
+def digest_of(tensor: ir.TensorProtocol) -> bytes:
+    """SHA-256 of the bytes of ``tensor``, which are read where they lie: of a large one no copy is made."""
+    digest = _Digest()
+    write_bytes(tensor, digest)
+    return digest.sha256.digest()
+
+
+class _Digest:
+    """A file that only adds what is written to a digest."""
+
+    def __init__(self) -> None:
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: Any, /) -> int:  # noqa: ANN401 - as the protocol has it
+        view = np.frombuffer(data, np.uint8).data
+        self.sha256.update(view)
+        return view.nbytes

@@ -8,6 +8,8 @@ from typing import IO
 import onnx
 import onnx_ir as ir
 
+from graphcompress.files.stored import write_bytes
+
 _LEAST_BYTES = 1 << 16
 """Weights of fewer bytes are written with the graph."""
 
@@ -73,7 +75,7 @@ def _head(name: str, tensor: ir.TensorProtocol) -> bytes:
 def _write_weight(head: bytes, tensor: ir.TensorProtocol, file: IO[bytes]) -> None:
     file.write(_begin(_GRAPH_INITIALIZER, len(head) + tensor.nbytes))
     file.write(head)
-    file.write(tensor.tobytes())
+    write_bytes(tensor, file)
 
 
 def _begin(field: int, length: int) -> bytes:

@@ -239,7 +239,7 @@ def open_generator(
         _check_vocabulary(found, parts)
     run_of = run_of or (lambda path: runner_of(session_of(path)))
     settings = read_settings(beside)
-    _check_start(folder, parts, settings)
+    check_start(folder, settings, encodes=parts[0].role == "encoder")
     limits = _positions(parts)
     return Generator(parts, {part.role: run_of(part.path) for part in parts}, settings, found, limits)
 
@@ -295,8 +295,13 @@ def _check_vocabulary(tokenizer: tokenizers.Tokenizer, parts: Sequence[Part]) ->
                 )
 
 
-def _check_start(folder: Path, parts: Sequence[Part], settings: GenerationSettings) -> None:
-    if parts[0].role == "encoder" and not settings.start:
+def check_start(folder: Path, settings: GenerationSettings, *, encodes: bool) -> None:
+    """Hold that a decoder beside an encoder is told where to begin.
+
+    Raises:
+        UnsupportedModelError: the files of ``folder`` do not say so.
+    """
+    if encodes and not settings.start:
         raise UnsupportedModelError(
             f"{folder}: nothing says with which token its decoder begins; put generation_config.json with a "
             "decoder_start_token_id there"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from graphcompress.files.stored import digest_of
 from graphcompress.graph.match import fixed_shape, tensor_of
 from graphcompress.graph.model import is_weight, number_of_parameters
 from graphcompress.rewrite.rewriter import Rewriter
@@ -112,7 +112,7 @@ def _fingerprints(rw: Rewriter) -> Iterator[tuple[tuple[object, ...], ir.Value]]
             for value, tensor in alike:
                 # The digest and not the bytes: keys live until all tensors are read, and would be a second
                 # copy of the model.
-                yield (*group, hashlib.sha256(tensor.tobytes()).digest()), value
+                yield (*group, digest_of(tensor)), value
 
 
 def _alike(values: Sequence[_Stored]) -> Iterator[list[_Stored]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +15,10 @@ transformers = pytest.importorskip("transformers")
 
 from capturing.writers import WRITERS, checkpoint, model  # noqa: E402
 
+from graphcompress.capturing import checkpoint as checkpoints  # noqa: E402
 from graphcompress.capturing.checkpoint import export  # noqa: E402
 from graphcompress.capturing.examples import example, example_axes, extractor_of  # noqa: E402
-from graphcompress.capturing.generating import check_generation  # noqa: E402
+from graphcompress.capturing.generating import check_generation, written_by  # noqa: E402
 from graphcompress.capturing.traceable import Traceable  # noqa: E402
 from graphcompress.capturing.writing import (  # noqa: E402
     DECODER,
@@ -28,6 +30,8 @@ from graphcompress.capturing.writing import (  # noqa: E402
 )
 from graphcompress.errors import ContractError  # noqa: E402
 from graphcompress.generation.generator import open_generator  # noqa: E402
+from graphcompress.graph.model import Model  # noqa: E402
+from graphcompress.graph.runner import Runner  # noqa: E402
 
 SWEEP = "GRAPHCOMPRESS_WRITERS"
 """Variable that asks for the export of every architecture, which takes minutes (``make writers``)."""
@@ -82,11 +86,27 @@ def test_a_weight_that_is_tied_is_stored_once_under_its_name(gpt2_files: Path) -
 
 def test_files_that_write_otherwise_are_an_error(gpt2: Path, gpt2_files: Path) -> None:
     module = transformers.AutoModelForCausalLM.from_pretrained(gpt2).eval()
-    check_generation(module, prompts_of(module), gpt2_files, "the model")
+    check_generation(written_by(module, prompts_of(module), gpt2_files), gpt2_files, "the model")
     with torch.no_grad():
         module.lm_head.weight.neg_()
     with pytest.raises(ContractError, match=r"beam\(s\) the files write \[.*\] after row \d .*PyTorch \["):
-        check_generation(module, prompts_of(module), gpt2_files, "the model")
+        check_generation(written_by(module, prompts_of(module), gpt2_files), gpt2_files, "the model")
+
+
+def test_pytorchs_weights_are_gone_when_the_files_are_run(
+    gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = []
+
+    def runner(model: Model) -> Runner:
+        left.append(sum(type(found) is torch.nn.Parameter for found in gc.get_objects()))
+        return Runner(model)
+
+    gc.collect()
+    others = sum(type(found) is torch.nn.Parameter for found in gc.get_objects())
+    monkeypatch.setattr(checkpoints, "Runner", runner)
+    export(gpt2, tmp_path / "out")
+    assert left == [others]
 
 
 def test_without_past_a_decoder_is_for_whole_texts(gpt2: Path, tmp_path: Path) -> None:

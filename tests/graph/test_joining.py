@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from sequence_models import LAYERS, NAMES, SEQ2SEQ, saved, text
 
 from graphcompress.errors import UnsupportedModelError
+from graphcompress.files.stored import digest_of
 from graphcompress.graph.model import Model
 
 
@@ -114,3 +117,9 @@ def test_parts_of_different_opsets_are_refused(sequence_folders, tmp_path) -> No
         UnsupportedModelError, match=r"opset 17, encoder_model.onnx in 16; export all parts in one"
     ):
         Model.load(folder)
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (3, 4)])
+def test_a_digest_is_that_of_the_bytes_however_they_lie(shape: tuple[int, ...]) -> None:
+    tensor = ir.tensor(np.arange(np.prod(shape, dtype=int), dtype=np.float32).reshape(shape).T)
+    assert digest_of(tensor) == hashlib.sha256(tensor.tobytes()).digest()
