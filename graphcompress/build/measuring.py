@@ -95,7 +95,7 @@ def artifact_speed(
     kept, as all times are: the same build takes the same decisions again.
     """
     # What was pinned is of the artifact that was built, whose sizes are others.
-    alone = replace(ctx, pinned={})
+    alone = replace(ctx, pinned={}, on_trial=True)
 
     def ratios(model: Model, shapes: Sequence[str]) -> list[Ratio]:
         # Most builds never ask: only now is the file hashed, and what was kept read.

@@ -18,12 +18,14 @@ from graphcompress.coupling.couplings import Group
 from graphcompress.cutting.cut import cut
 from graphcompress.cutting.excerpt import excerpt, twin_group
 from graphcompress.data.made_up import varied_samples
+from graphcompress.data.samples import Samples
+from graphcompress.data.sequences import Written, sequence_samples
 from graphcompress.errors import UsageError
 from graphcompress.files.runtime import Feed
 from graphcompress.graph.match import integers_of
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
-from graphcompress.measure.bench import shaped_feed
+from graphcompress.measure.bench import read_shape, shaped_feed, stretched
 from graphcompress.measure.cache import Measurements, Times
 from graphcompress.measure.timing import SPIN_US, Measurement, Ratio, interleaved
 from graphcompress.plugin.context import Context
@@ -149,7 +151,32 @@ def check_shapes(model: Model, shapes: Sequence[str], ctx: Context) -> None:
 
 def _feeds(model: Model, shapes: Sequence[str], ctx: Context) -> list[tuple[Feed, str]]:
     samples = ctx.samples or varied_samples(model, seed=ctx.seed)
-    return [shaped_feed(samples, shape) for shape in shapes]
+    if not model.parts:
+        return [shaped_feed(samples, shape) for shape in shapes]
+    return [_written_feed(model, samples, *read_shape(shape)) for shape in shapes]
+
+
+def _written_feed(model: Model, samples: Samples, batch: int, length: int | None) -> tuple[Feed, str]:
+    """What the parts of a model that writes read of a text of ``length`` tokens, and its label.
+
+    Source and text are of that length: the encoder reads one, the decoder reads the other and takes its last
+    step. Where one file does both, the text is read in one go.
+    """
+    order = samples.order(by_length=True)
+    sample = samples.feeds[order[len(order) // 2]]
+    roles = {part.role: part for part in model.parts}
+    first = roles.get("decoder") or roles["decoder_with_past"]
+    tokens = sample[f"{first.prefix}{first.input('ids')}"]
+    length = max(2, length or len(tokens))
+    read = [] if "encoder" not in roles else [value.name for value in roles["encoder"].inputs]
+    given = {name: sample[roles["encoder"].prefix + name] for name in read}
+    # Features of sound and pixels have sizes of their own.
+    source = {
+        name: stretched(array, len(array), length) if array.dtype.kind in "iu" else array
+        for name, array in given.items()
+    }
+    made = sequence_samples(model, [Written(source, stretched(tokens, len(tokens), length))]).feeds[0]
+    return {name: np.stack([array] * batch) for name, array in made.items()}, f"{batch}×{length}"
 
 
 def _block_times(

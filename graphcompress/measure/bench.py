@@ -115,24 +115,32 @@ def shaped_feed(samples: Samples, shape: str) -> tuple[dict[str, np.ndarray], st
     Raises:
         UsageError: the shape is not ``<batch>x<length>`` or ``<batch>xnatural``.
     """
+    batch, asked = read_shape(shape)
+    order = samples.order(by_length=True)
+    sample = samples.feeds[order[len(order) // 2]]
+    if not has_length(samples):
+        largest = max(sample.values(), key=lambda array: array.size)
+        label = "×".join(map(str, (batch, *largest.shape)))
+        return {name: np.stack([array] * batch) for name, array in sample.items()}, label
+    own = max((array.shape[0] for array in sample.values() if array.ndim), default=0)
+    length = own if asked is None else asked
+    label = f"{batch}×{length}" + (" (natural)" if asked is None else "")
+    feed = {name: np.stack([stretched(array, own, length)] * batch) for name, array in sample.items()}
+    return feed, label
+
+
+def read_shape(shape: str) -> tuple[int, int | None]:
+    """Batch and length of ``8x128``; the length of ``1xnatural`` is None, that of the samples.
+
+    Raises:
+        UsageError: it is neither.
+    """
     match = _SHAPE.fullmatch(shape)
     if match is None or int(match[1]) < 1 or match[2] == "0":
         raise UsageError(
             f"cannot read shape {shape!r}: expected <batch>x<length>, such as 8x128 or 1xnatural"
         )
-    order = samples.order(by_length=True)
-    sample = samples.feeds[order[len(order) // 2]]
-    if not has_length(samples):
-        largest = max(sample.values(), key=lambda array: array.size)
-        label = "×".join(map(str, (int(match[1]), *largest.shape)))
-        return {name: np.stack([array] * int(match[1])) for name, array in sample.items()}, label
-    own = max((array.shape[0] for array in sample.values() if array.ndim), default=0)
-    length = own if match[2] == "natural" else int(match[2])
-    label = f"{match[1]}×{length}" + (" (natural)" if match[2] == "natural" else "")
-    feed = {
-        name: np.stack([_stretched(array, own, length)] * int(match[1])) for name, array in sample.items()
-    }
-    return feed, label
+    return int(match[1]), None if match[2] == "natural" else int(match[2])
 
 
 def has_length(samples: Samples) -> bool:
@@ -143,7 +151,8 @@ def has_length(samples: Samples) -> bool:
     )
 
 
-def _stretched(array: np.ndarray, own: int, length: int) -> np.ndarray:
+def stretched(array: np.ndarray, own: int, length: int) -> np.ndarray:
+    """``array``, repeated along its first axis up to ``length`` where that axis has the length ``own``."""
     if not array.ndim or array.shape[0] != own or own == length:
         return array
     repeats = -(-length // own)

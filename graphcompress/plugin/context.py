@@ -80,6 +80,8 @@ class Context:
         drop: how much worse the task metric of a model is that runs like this; None without a metric.
         speed: how many times as fast as the file that came in the artifact of a model is, at each of some
             shapes such as ``8x128``, measured here; None where there is no file, or it runs elsewhere.
+        on_trial: what is lowered is measured and thrown away, so that a target does not refuse it for being
+            slow: a pass asks where to begin.
     """
 
     samples: Samples | None = None
@@ -93,3 +95,4 @@ class Context:
     drop: Callable[[Run], float] | None = None
     speed: Callable[[Model, Sequence[str]], list[Ratio]] | None = None
     measurements: Measurements | None = None
+    on_trial: bool = False

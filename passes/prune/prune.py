@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graphcompress.coupling.couplings import FFN, HEAD, Group, couplings
-from graphcompress.errors import UsageError
+from graphcompress.errors import GraphCompressError, UsageError
 from graphcompress.graph.model import Model
 from graphcompress.latency.table import check_shapes
 from graphcompress.measure.cache import MeasurementCache, Measurements
@@ -39,6 +39,7 @@ from graphcompress.plugin.options import option
 from graphcompress.plugin.record import Record
 from graphcompress.plugin.sizes import parse_size
 from graphcompress.rewrite.rewriter import Rewriter
+from graphcompress.training.processes import processes
 
 _RATIOS = ("ffn", "heads", "layers", "hidden")
 
@@ -304,9 +305,12 @@ class Prune(Pass):
             return
         measure = "obs" if self.importance == "auto" else self.importance
         planner = GoalPlanner(model, blocks, ctx, measure, self.round_to, refit=self.refit)
+        timed = self.speedup is not None or self.max_drop is not None
         pinned = ctx.pinned.get(str(self))
+        if pinned is None and timed and processes() > 1:
+            pinned = self._of_first_process(planner)
         reached = self._reached(planner) if pinned is None else as_planned(planner, pinned)
-        if self.speedup is not None or self.max_drop is not None:
+        if timed:
             rw.plan = plan_text(reached)
         chosen = [removal for removal in reached.removals if len(removal.removed)]
         for removal in reached.removals:
@@ -315,6 +319,24 @@ class Prune(Pass):
         self._carry_out(rw, chosen, groups)
         for note in filter(None, [*reached.notes, planner.scarcity]):
             rw.note(note)
+
+    def _of_first_process(self, planner: GoalPlanner) -> str:
+        """The plan of the first process: each would measure other times, and train another model then.
+
+        Raises:
+            GraphCompressError: the first process found none; all say why.
+        """
+        from graphcompress.training.group import ProcessGroup
+
+        group, mine, refused = ProcessGroup(), "", None
+        try:
+            mine = plan_text(self._reached(planner)) if group.rank == 0 else ""
+        except GraphCompressError as error:
+            refused = error
+        plan, why = group.from_first((mine, refused))
+        if why is not None:
+            raise why
+        return plan
 
     def _reached(self, planner: GoalPlanner) -> Reached:
         model, shapes = planner.model, self.shapes.split(",")

@@ -26,6 +26,7 @@ from graphcompress.measure.timing import Measurement, Ratio
 from graphcompress.numerics.knapsack import cheapest
 from graphcompress.numerics.least_squares import LinearMap
 from graphcompress.passes.kron.kron import Kron
+from graphcompress.passes.prune import prune as prune_module
 from graphcompress.passes.prune.blocks import blocks_of
 from graphcompress.passes.prune.fisher import fisher_information
 from graphcompress.passes.prune.goal_planner import GoalPlanner
@@ -385,3 +386,37 @@ def test_a_goal_on_few_samples_tells_the_count_that_would_do(tiny_bert, importan
     (told,) = [note for note in record.notes if note.startswith("too little data")]
     enough = {"auto": r"the refit of 64 features saw \d+ tokens; 128 would do", "fisher": "200 would do"}
     assert re.search(enough[importance], told)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_first_process_decides_for_all(tiny_bert, tiny_samples, tmp_path, monkeypatch, fails):
+    """Others measure other times, or have none; a refusal of the first is one of all."""
+    prune = Prune(speedup=3.0 if fails else 1.5, shapes="1x8", round_to=1, only="*layer.0*" if fails else "*")
+    sent = []
+
+    class Group:
+        def __init__(self):
+            self.rank = len(sent)
+
+        def from_first(self, value):
+            sent.append(value)
+            return sent[0]
+
+    monkeypatch.setattr(prune_module, "processes", lambda: 2)
+    monkeypatch.setattr("graphcompress.training.group.ProcessGroup", Group)
+    files = []
+    for number in range(2):
+        model = tiny_bert.clone()
+        if fails:
+            with pytest.raises(UsageError, match="times as fast at most"):
+                prune.run(model, Context(samples=tiny_samples))
+        else:
+            prune.run(model, Context(samples=tiny_samples))
+        files.append(model.save(tmp_path / f"{number}.onnx").read_bytes())
+
+        def never(*given):
+            raise AssertionError("measured by another process than the first")
+
+        monkeypatch.setattr(table, "timed", never)
+    assert files[0] == files[1]
+    assert sent[1] == ("", None)
