@@ -18,15 +18,17 @@ from sst2 import build, chosen, table
 
 DENSITY, LOW = 0.26, 0.1
 """Shares of the parameters of attentions and FFNs."""
+RATE = 2e-4
+"""Highest learning rate of the weights, in all rows."""
 
 
 def rows(epochs: float) -> dict[str, str]:
     """Name of a row → its passes."""
     before = f"{epochs / 1.5:g}"
-    learned = f"density={DENSITY} epochs={epochs:g}"
-    filled = f"preset=hybrid-filled density={DENSITY} epochs={before} fill=0.5"
+    learned = f"density={DENSITY} epochs={epochs:g} lr={RATE}"
+    filled = f"preset=hybrid-filled density={DENSITY} epochs={before} fill=0.5 lr={RATE}"
     return {
-        "once": f"prune{{ffn=0.75 heads=0.7}},distill{{epochs={epochs:g}}}",
+        "once": f"prune{{ffn=0.75 heads=0.7}},distill{{epochs={epochs:g} lr={RATE}}}",
         "block": f"blockprune{{preset=block {learned}}}",
         "struct": f"blockprune{{preset=struct {learned}}}",
         "hybrid": f"blockprune{{{learned}}}",

@@ -45,7 +45,7 @@ def shuffled(work, seed: int = 0, kept: float = 0.5) -> None:
             values = 3 * values - 2
         each.values.data = torch.from_numpy(values).float()
         if each.selection != "l0":
-            each.get_buffer("cut").fill_(float(np.quantile(values, 1 - kept)))
+            each.cut = float(np.quantile(values, 1 - kept))
 
 
 def computed(work, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

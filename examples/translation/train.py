@@ -4,7 +4,8 @@
 
 DATA/multi30k holds train, val and test_2016_flickr as .en.gz and .de.gz, one sentence a line. A joint
 byte-pair encoding is learned first, by `tokenizers`. After every epoch the state is kept in OUTPUT/state.pt;
-the same command goes on from there, and one seed gives one model. One CPU core needs about an hour.
+the same command goes on from there, and one seed gives one model. One CPU core needs about an hour; a GPU is
+used where there is one, and wants a larger --batch.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     texts = read(options.data, "train")
     tokenizer = learned_tokenizer([*texts[0], *texts[1]], options.vocabulary)
-    model = untrained(tokenizer, options)
+    model = untrained(tokenizer, options).to("cuda" if torch.cuda.is_available() else "cpu")
     parameters = sum(value.numel() for value in model.parameters())
     print(f"{len(texts[0])} pairs, {len(tokenizer)} tokens, {parameters / 1e6:.2f} M parameters", flush=True)
     fit(model, encoded(tokenizer, texts), encoded(tokenizer, read(options.data, "val")), options)
@@ -96,8 +97,8 @@ def step(
 def loss_of(model: MarianMTModel, batch: Batch, smoothing: float) -> torch.Tensor:
     """Mean cross-entropy of the target's tokens, with the true answers as the decoder's inputs."""
     padding = model.config.pad_token_id
-    source = padded([source for source, _ in batch], padding)
-    labels = padded([target for _, target in batch], IGNORED)
+    source = padded([source for source, _ in batch], padding).to(model.device)
+    labels = padded([target for _, target in batch], IGNORED).to(model.device)
     logits = model(input_ids=source, attention_mask=(source != padding).long(), labels=labels).logits
     return cross_entropy(
         logits.flatten(0, 1), labels.flatten(), label_smoothing=smoothing, ignore_index=IGNORED

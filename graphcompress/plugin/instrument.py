@@ -60,7 +60,7 @@ class Attached:
         return ()
 
     def shielded(self) -> Sequence[torch.nn.Parameter]:
-        """Its parameters that the losses inside the graph (hidden states, scores) do not train."""
+        """Its parameters that losses inside the graph (hidden states, scores) do not train in this step."""
         return ()
 
     def before_step(self, step: Step) -> None:

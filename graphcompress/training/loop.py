@@ -30,6 +30,8 @@ _LOG = logging.getLogger(__name__)
 SMOOTHING = 0.9
 """The loss terms that are shown keep this share of their former value at every step,
 which makes them about a mean of ten steps."""
+TOLD_SECONDS = 0.2
+"""Progress is told at most once in this many seconds."""
 CPU_FULL = "DefaultCPUAllocator"
 """What PyTorch's RuntimeError names when the memory of the CPU is at an end."""
 
@@ -80,7 +82,6 @@ class Trainer:
         self.steps = settings.steps_for(len(given.samples))
         self.instruments = given.instruments
         rates = [group for attached in self.instruments.values() for group in attached.rates()]
-        self.shielded = [p for attached in self.instruments.values() for p in attached.shielded()]
         self.optimizer = optimizer(self.parameters, rates, settings)
         self.step = 0
         self.since_best = 0
@@ -104,7 +105,8 @@ class Trainer:
         while self.step < self.steps and not self._is_out_of_patience:
             self._advance()
             clock.count(self.given, self.batches(self.step - 1))
-            self._report(clock)
+            if clock.is_due:
+                self._report(clock)
             if self.settings.is_evaluated(self.step, self.steps):
                 self._evaluate()
             if self.group.from_first(self.checkpoints.is_due):
@@ -190,13 +192,14 @@ class Trainer:
 
     def _backward(self, terms: Mapping[str, torch.Tensor]) -> None:
         """Add the gradients of ``terms``; those inside the graph do not reach what is shielded from them."""
-        kinds = {place.kind for place in self.given.losses.places} if self.shielded else set()
+        shielded = [p for attached in self.instruments.values() for p in attached.shielded()]
+        kinds = {place.kind for place in self.given.losses.places} if shielded else set()
         inside = [value for name, value in terms.items() if name in kinds]
         others = [value for name, value in terms.items() if name not in kinds]
         if inside:
-            before = [None if p.grad is None else p.grad.clone() for p in self.shielded]
+            before = [None if p.grad is None else p.grad.clone() for p in shielded]
             self._sum(inside).backward(retain_graph=bool(others))  # type: ignore[no-untyped-call]
-            for parameter, gradient in zip(self.shielded, before, strict=True):
+            for parameter, gradient in zip(shielded, before, strict=True):
                 parameter.grad = gradient
         if others:
             self._sum(others).backward()  # type: ignore[no-untyped-call]
@@ -338,11 +341,20 @@ class _Clock:
 
     def __init__(self) -> None:
         self._began = time.monotonic()
+        self._told = -math.inf
         self._tokens = 0
 
     def count(self, given: Prepared, indices: list[int]) -> None:
         """Another global batch is done."""
         self._tokens += Counts.of([given.samples.feeds[index] for index in indices]).tokens
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to tell; what is told costs more than a small step."""
+        now = time.monotonic()
+        due = now - self._told >= TOLD_SECONDS
+        self._told = now if due else self._told
+        return due
 
     @property
     def tokens_per_second(self) -> float:

@@ -90,6 +90,11 @@ class BlockPrune(Pass):
     flat: float = option(0.05, "share of the steps before anything goes", minimum=0.0, maximum=1.0)
     cooldown: float = option(0.4, "share of the steps after the last goes", minimum=0.0, maximum=1.0)
     score_lr: float = option(0.01, "highest learning rate of the scores", minimum=0.0)
+    spread: float = option(
+        1.0,
+        "distance from the mean at which scores begin, by their Fisher information; 0: all alike",
+        minimum=0.0,
+    )
     ema: float = option(
         0.0, "rank by a moving mean of importance that keeps this share", minimum=0.0, maximum=0.9999
     )
@@ -125,7 +130,17 @@ class BlockPrune(Pass):
         from graphcompress.instruments.score_masks.score_masks import ScoreMasks
 
         given = PRESETS[self.preset]
-        names = ("penalty", "ffn_penalty", "selection", "threshold", "flat", "cooldown", "score_lr", "ema")
+        names = (
+            "penalty",
+            "ffn_penalty",
+            "selection",
+            "threshold",
+            "flat",
+            "cooldown",
+            "score_lr",
+            "spread",
+            "ema",
+        )
         return ScoreMasks(
             attention=given["attention"] if self.attention == BY_PRESET else self.attention,
             ffn=given["ffn"] if self.ffn == BY_PRESET else self.ffn,

@@ -47,7 +47,7 @@ def halved(work) -> None:
     generator = torch.Generator().manual_seed(0)
     for each in work.scores:
         each.values.data = torch.randn(each.values.shape, generator=generator)
-        each.get_buffer("cut").fill_(0.0)
+        each.cut = 0.0
 
 
 def mask_and_gradient(work, part: str) -> tuple[torch.Tensor, torch.Tensor, object]:
@@ -168,7 +168,7 @@ def test_noise_is_that_of_the_step(tiny_bert: Model) -> None:
 
 
 def test_the_cut_for_an_amount_is_the_highest_that_leaves_it() -> None:
-    scores = [torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 5.0])]
+    scores = [np.array([1.0, 2.0, 3.0]), np.array([4.0, 5.0])]
 
     def amount(cut: float) -> float:
         return sum(float((each > cut).sum()) for each in scores) / 5
@@ -300,3 +300,27 @@ def test_stacks_of_experts_are_left_alone_and_said_so() -> None:
     kept = layout(mixture(DENSE), ScoreMasks(**pattern).grains, "*")
     assert set(kept.skipped.values()) == {"its weight is a stack of experts, and scores are of one matrix"}
     assert len(kept.skipped) == 4
+
+
+def test_scores_begin_where_their_fisher_information_by_parameter_puts_them(tiny_bert: Model) -> None:
+    masks = ScoreMasks(attention="heads", ffn="dims", flat=0.2, spread=2.0, score_lr=0.0)
+    work = attached(tiny_bert, masks)
+    summed = [torch.zeros_like(each.values) for each in work.scores]
+    for number in range(2):  # of ten steps two are flat
+        work.before_step(Step(number, 10))
+        work.student.zero_grad()
+        gradients(work)
+        for total, each in zip(summed, work.scores, strict=True):
+            total += each.values.grad.square()
+        work.after_step(Step(number + 1, 10))
+        assert all(not each.values.any() for each in work.scores)
+    work.before_step(Step(3, 10))
+    places = torch.cat([each.values.flatten() for each in work.scores]).double()
+    counts = torch.cat([each.counts.flatten() for each in work.scores]).double()
+    information = torch.cat([total.flatten() for total in summed]) / counts
+    for place, own in zip(places, information, strict=True):
+        less, same = counts[information < own].sum(), counts[information == own].sum()
+        assert 2.0 * (2 * less / counts.sum() - 1) <= place <= 2.0 * (2 * (less + same) / counts.sum() - 1)
+    before = places.clone()
+    work.before_step(Step(4, 10))
+    assert torch.equal(torch.cat([each.values.flatten() for each in work.scores]).double(), before)

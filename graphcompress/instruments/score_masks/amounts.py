@@ -6,16 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
-import torch
-from torch import Tensor
 
 from graphcompress.coupling.couplings import FFN, Group
 from graphcompress.cutting.silence import some_of_units
 from graphcompress.instruments.score_masks.layout import ATTENTION, ScoreLayout
 from graphcompress.instruments.score_masks.selection import Mask
 
-Masks = Sequence[Tensor]
-"""The mask of every tensor of scores."""
+Masks = Sequence[np.ndarray]
+"""The mask of every tensor of scores; not tensors, for a GPU would have to be waited for at every one."""
 
 
 class Amounts:
@@ -87,14 +85,14 @@ class Amounts:
 
 
 def cut_for(
-    scores: Sequence[Tensor], amount: Callable[[float], float], wanted: float, *, nearest: bool = False
+    scores: Sequence[np.ndarray], amount: Callable[[float], float], wanted: float, *, nearest: bool = False
 ) -> float:
     """The highest cut at which ``amount``, which falls as the cut rises, is at least ``wanted``.
 
     With ``nearest``, the next cut is taken where its amount is nearer.
     """
     # Between two neighbouring scores all cuts are the same one.
-    candidates = torch.unique(torch.cat([each.detach().flatten().cpu() for each in scores])).tolist()
+    candidates = np.unique(np.concatenate([each.ravel() for each in scores])).tolist()
     low, high = -1, len(candidates) - 1
     while low < high:
         middle = (low + high + 1) // 2

@@ -64,6 +64,7 @@ class AttachedMasks(Attached):
                 self.scores[pattern.scores].counts += counts
         self._write()
         self._pull = 0.0
+        self._has_begun = False
 
     def _reasons(self) -> str:
         told = [f"{name}: {reason}" for name, reason in self.layout.skipped.items()]
@@ -106,9 +107,16 @@ class AttachedMasks(Attached):
         """Whether scores are measured rather than learned."""
         return self.given.selection == "magnitude" or self.given.ema > 0
 
+    @property
+    def _spreads(self) -> bool:
+        return self.given.spread > 0 and not self._ranks
+
     def shielded(self) -> Sequence[torch.nn.Parameter]:
-        """The scores, where hidden states are to train weights alone (GRAIN)."""
-        return [each.values for each in self.scores] if self.given.apart else []
+        """The scores, where hidden states are to train weights alone (GRAIN); none once nothing trains them.
+
+        What is shielded costs a backward pass of its own.
+        """
+        return [each.values for each in self.scores] if self.given.apart and not self._is_settled else []
 
     def before_step(self, step: Step) -> None:
         """Move the cut; draw the noise of this step."""
@@ -121,6 +129,8 @@ class AttachedMasks(Attached):
         if self.given.selection == "magnitude":
             self._measure()
         progress = self.given.progress(step)
+        if progress > 0 and not self._has_begun:
+            self._begin()
         asked = -math.inf if self.given.selection == "l0" else self.given.cut_at(progress)
         if self.given.density is None:
             self._cut(asked)
@@ -133,6 +143,31 @@ class AttachedMasks(Attached):
         # The threshold may let no more go at once than the schedule asks for: scores that started together
         # would all fall below it within a few steps.
         self._cut(min(asked, self._cut_for(wanted)))
+
+    def _begin(self) -> None:
+        """Spread the scores by what was seen of their masks, so that what goes first is not left to chance.
+
+        A student that is its teacher's copy has next to no gradient, and AdamW makes steps of the same size
+        of any: all scores would drift apart at random.
+        """
+        self._has_begun = True
+        if not self._spreads:
+            return
+        counts = np.concatenate([each.counts.numpy().ravel() for each in self.scores])
+        squares = np.concatenate([each.get_buffer("squares").cpu().numpy().ravel() for each in self.scores])
+        if not squares.any():
+            return
+        # By parameter, for what is to be reached is a share of them; and a score lies where the share of the
+        # parameters does that matter less.
+        order = np.argsort(squares / np.maximum(counts, 1), kind="stable")
+        below = np.empty(len(order))
+        below[order] = np.cumsum(counts[order]) - counts[order] / 2
+        places = self.given.spread * (2 * below / counts.sum() - 1)
+        with torch.no_grad():
+            for each in self.scores:
+                own, places = np.split(places, [each.values.numel()])
+                moved = torch.from_numpy(own.reshape(each.values.shape)).to(each.values)
+                each.values.add_(moved)
 
     def _draw(self, step: Step) -> None:
         # By the step alone: the same noise in every process, and after an interruption.
@@ -158,17 +193,17 @@ class AttachedMasks(Attached):
 
     def _cut(self, cut: float) -> None:
         for each in self.scores:
-            each.get_buffer("cut").fill_(cut)
+            each.cut = cut
 
-    def _now(self) -> list[torch.Tensor]:
-        return [each.mask() for each in self.scores]
+    def _now(self) -> list[np.ndarray]:
+        return [each.mask().cpu().numpy() for each in self.scores]
 
     @property
     def density(self) -> float:
         """Share of the parameters that stay with the masks as they are."""
         return self._amount(self._now())
 
-    def _amount(self, at: Sequence[torch.Tensor]) -> float:
+    def _amount(self, at: Sequence[np.ndarray]) -> float:
         return (
             self.amounts.compact_density(at, self.given.attention_weight)
             if self.given.compact
@@ -176,16 +211,17 @@ class AttachedMasks(Attached):
         )
 
     def _cut_for(self, wanted: float, *, nearest: bool = False) -> float:
+        values = [each.values.detach().cpu().numpy() for each in self.scores]
         return cut_for(
-            [each.values for each in self.scores],
-            lambda cut: self._amount([each.mask(cut) for each in self.scores]),
+            values,
+            lambda cut: self._amount([each > cut for each in values]),
             wanted,
             nearest=nearest,
         )
 
     @property
     def _is_settled(self) -> bool:
-        return bool(self.scores[0].get_buffer("is_settled"))
+        return self.scores[0].is_settled
 
     def _settle(self) -> None:
         """Let what stays be what was asked for, once and for all."""
@@ -218,6 +254,10 @@ class AttachedMasks(Attached):
             return
         if self.given.ema:
             self._average()
+        if self._spreads and not self._has_begun:
+            for each in self.scores:
+                if each.values.grad is not None:
+                    each.get_buffer("squares").add_(each.values.grad.square())
         # After a step, not before the next: without a cool-down the last step has none.
         if self.given.density is not None and self.given.cooling(step):
             self._settle()
@@ -247,12 +287,21 @@ class AttachedMasks(Attached):
         return " ".join(f"{kind} {share:.1%}" for kind, share in self.amounts.by_kind(self._now()).items())
 
     def state(self) -> Mapping[str, Any]:
-        """The multiplier; all else lies in the student."""
-        return {"pull": self._pull}
+        """The multiplier, whether things go, and the cut with whether it is the last one."""
+        return {
+            "pull": self._pull,
+            "has_begun": self._has_begun,
+            "cut": self.scores[0].cut,
+            "is_settled": self._is_settled,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take the multiplier back."""
-        self._pull = state["pull"]
+        """Take them back."""
+        self._pull, self._has_begun = state["pull"], state["has_begun"]
+        for each in self.scores:
+            each.cut, each.is_settled = state["cut"], state["is_settled"]
+        for mask in self.masks:
+            mask.fixed = None
 
     # ---- the deployed graph
 
@@ -261,7 +310,7 @@ class AttachedMasks(Attached):
         at = self._now()
         for mask in self.masks:
             site = mask.site
-            over = mask.over([at[pattern.scores] for pattern in site.patterns]).cpu().numpy()
+            over = mask.over([part.mask() for part in mask.parts]).cpu().numpy()
             # The best weights were written back without masks, which only the student's graph has.
             rw.overwrite(site.weight, evaluate(site.weight) * over)
             units = np.any(over != 0, axis=1 - site.axis)

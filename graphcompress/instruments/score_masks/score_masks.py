@@ -47,6 +47,10 @@ class ScoreMasks(Instrument):
     mean magnitude of a block. ``l0``: hard concrete gates (arXiv:1712.01312). With ``ema`` a moving mean of
     importance takes the place of the learned score: the size of gradient · weight, by parameter (GRAIN).
 
+    Scores begin ``spread`` apart: by the squared gradients of their masks, by parameter, summed while nothing
+    goes yet (Fisher information, arXiv:2204.09656). The paper begins with equal scores, ``spread=0``, which a
+    student that starts as its teacher's copy moves by chance at first.
+
     With ``density`` a multiplier grows with what is too much and draws the scores down (a Lagrangian, as in
     CoFi, arXiv:2204.00408), the cut lets no more go than the schedule asks for, and masks settle at what was
     asked when the cool-down begins. With ``penalty`` the regulariser has that weight, and the density comes
@@ -68,6 +72,11 @@ class ScoreMasks(Instrument):
     flat: float = option(0.05, "share of the steps before anything goes", minimum=0.0, maximum=1.0)
     cooldown: float = option(0.4, "share of the steps after the last goes", minimum=0.0, maximum=1.0)
     score_lr: float = option(0.01, "highest learning rate of the scores", minimum=0.0)
+    spread: float = option(
+        1.0,
+        "distance from the mean at which scores begin, by their Fisher information; 0: all alike",
+        minimum=0.0,
+    )
     ema: float = option(0.0, "share of its former value that importance keeps", minimum=0.0, maximum=0.9999)
     apart: bool = option(True, "losses inside the graph train weights alone, no scores")
     only: str = option("*", "glob over the names of the weights that are masked")
@@ -86,6 +95,8 @@ class ScoreMasks(Instrument):
             raise UsageError(f"{self}: {self.selection} keeps a share; give a density")
         if self.ema and self.selection != "topk":
             raise UsageError(f"{self}: ema ranks by importance; give selection=topk")
+        if self.selection == "magnitude" or self.ema:
+            self.refuse_idle("spread", "scores are measured from the start")
         if self.selection not in ("sigmoid", "threshold"):
             self.refuse_idle("threshold", f"{self.selection} compares with none")
         if self.flat + self.cooldown >= 1:

@@ -21,7 +21,7 @@ class _Above(torch.autograd.Function):
     """1 where a score is above the cut; the gradient of the mask is that of the score (straight through)."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, cut: Tensor) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, scores: Tensor, cut: float) -> Tensor:  # noqa: ANN401
         return (scores > cut).to(scores.dtype)
 
     @staticmethod
@@ -29,7 +29,7 @@ class _Above(torch.autograd.Function):
         return gradient, None
 
 
-def above(scores: Tensor, cut: Tensor) -> Tensor:
+def above(scores: Tensor, cut: float) -> Tensor:
     """Mask of the scores above ``cut``; dL/dS is that of the mask: Σ dL/dW' · W over what it masks."""
     mask: Tensor = _Above.apply(scores, cut)  # type: ignore[no-untyped-call]
     return mask
@@ -51,9 +51,11 @@ class Scores(nn.Module):
 
     Attributes:
         values: the scores.
-        cut: what is above stays.
-        settled: the mask once it no longer changes.
+        cut: what is above stays. A plain number, for a tensor on a GPU would have to be waited for.
+        is_settled: whether the mask no longer changes.
+        settled: the mask then.
         counts: parameters that each score decides about.
+        squares: sum of the squared gradients of the mask before anything goes: its Fisher information.
         noise: of this step, where gates are sampled.
     """
 
@@ -62,19 +64,20 @@ class Scores(nn.Module):
         self.kind = scored.kind
         self.selection = selection
         self.values = nn.Parameter(torch.full(scored.shape, first))
-        self.register_buffer("cut", torch.tensor(-math.inf))
+        self.cut = -math.inf
+        self.is_settled = False
         self.register_buffer("settled", torch.ones(scored.shape))
-        self.register_buffer("is_settled", torch.tensor(False))
         self.counts = torch.zeros(scored.shape)
+        self.register_buffer("squares", torch.zeros(scored.shape))
         self.noise: Tensor | None = None
 
     def forward(self) -> Tensor:
         """The mask now."""
-        if bool(self.get_buffer("is_settled")):
+        if self.is_settled:
             return self.get_buffer("settled")
-        if self.selection == HARD_CONCRETE and bool(torch.isinf(self.get_buffer("cut"))):
+        if self.selection == HARD_CONCRETE and math.isinf(self.cut):
             return gate(self.values, self.noise)
-        return above(self.values, self.get_buffer("cut"))
+        return above(self.values, self.cut)
 
     @torch.no_grad()
     def mask(self, cut: float | None = None) -> Tensor:
@@ -90,13 +93,16 @@ class Scores(nn.Module):
     def settle(self, cut: float) -> None:
         """Let the mask at ``cut`` stay from now on."""
         self.get_buffer("settled").copy_(self.mask(cut))
-        self.get_buffer("is_settled").fill_(True)
+        self.is_settled = True
 
 
 class Mask(nn.Module):
     """The mask of one stored weight.
 
     Its forward gives the masked weight, and [inner axis] 1 where anything of an index is left.
+
+    Attributes:
+        fixed: the mask and what is left of every index, once all scores are settled.
     """
 
     def __init__(self, site: MaskedWeight, scores: Sequence[Scores]) -> None:
@@ -104,14 +110,21 @@ class Mask(nn.Module):
         self.site = site
         # In a tuple, so that scores that several weights share are registered once, where they are made.
         self.parts = tuple(scores[pattern.scores] for pattern in site.patterns)
+        self.fixed: tuple[Tensor, Tensor] | None = None
         for number, pattern in enumerate(site.patterns):
             if isinstance(pattern, Vector):
                 self.register_buffer(f"units{number}", torch.from_numpy(pattern.units), persistent=False)
 
     def forward(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Weight [as stored] → the masked one, and the mask of the biases."""
+        if self.fixed is not None:
+            mask, units = self.fixed
+            return weight * mask, units
         mask = self.over([part() for part in self.parts])
-        return weight * mask, (mask.detach() != 0).any(1 - self.site.axis).to(weight.dtype)
+        units = (mask.detach() != 0).any(1 - self.site.axis).to(weight.dtype)
+        if all(part.is_settled for part in self.parts):
+            self.fixed = mask, units
+        return weight * mask, units
 
     def sums(self, array: Tensor) -> list[Tensor]:
         """For each pattern the sums of ``array`` [as the weight] over what each score decides about."""
@@ -125,12 +138,12 @@ class Mask(nn.Module):
             found.append(torch.autograd.grad(spread, ones, array)[0])
         return found
 
-    def left(self, masks: Sequence[Tensor]) -> np.ndarray:
+    def left(self, masks: Sequence[np.ndarray]) -> np.ndarray:
         """[inner axis] how many parameters are left at every index; ``masks`` are those of all scores."""
         inner, outer = self.site.shape[self.site.axis], self.site.shape[1 - self.site.axis]
         share = np.ones(inner)
         for pattern in self.site.patterns:
-            kept = (masks[pattern.scores] != 0).cpu().numpy()
+            kept = masks[pattern.scores] != 0
             if isinstance(pattern, Blocks):
                 widths = np.minimum(pattern.outer, outer - pattern.outer * np.arange(kept.shape[1]))
                 share *= np.repeat(kept @ widths / outer, pattern.inner)[:inner]

@@ -65,7 +65,7 @@ def test_masked_is_stored_is_cut(tiny_bert: Model, name: str) -> None:
 def test_the_density_that_is_counted_is_that_of_what_is_cut(tiny_bert: Model, name: str) -> None:
     work = attached(tiny_bert, PRESETS[name])
     shuffled(work, kept=0.3)
-    at = [each.mask() for each in work.scores]
+    at = [each.mask().numpy() for each in work.scores]
     with Rewriter(tiny_bert, Context()) as rw:
         work.finish(rw)
     names = {site.weight.name for site in work.layout.sites}
