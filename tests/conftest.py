@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -34,11 +35,17 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(scope="session")
-def sequence_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Name → folder of a tiny model that writes sequences, see ``sequence_models.NAMES``."""
-    from sequence_models import folders
+def sequence_folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """Name → folder of a tiny model that writes sequences, of ``sequence_models.NAMES``; do not change it."""
+    from sequence_models import Folders
 
-    return folders(tmp_path_factory.mktemp("sequences"))
+    return Folders(shared_by_workers(tmp_path_factory) / "sequences")
+
+
+def shared_by_workers(factory: pytest.TempPathFactory) -> Path:
+    """A folder of this test run, the same in all of its processes."""
+    base = factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 settings.register_profile(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +57,43 @@ TOKENS = 12
 """Tokens that a text of a test has."""
 
 
-def folders(root: Path) -> dict[str, Path]:
-    """Write all of ``NAMES`` below ``root``; the merged ones in the layout of transformers.js."""
-    for name in (*SEQ2SEQ, *CAUSAL):
-        written(name, root / name)
-    for name in ("t5", "whisper"):
-        files = root / f"{name}, merged" / "onnx"
-        shutil.copytree(root / name, files)
+class Folders(Mapping[str, Path]):
+    """Each of ``NAMES`` → its folder below ``root``, written when it is first asked for.
+
+    Processes share them; merged ones have the layout of transformers.js.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        root.mkdir(exist_ok=True)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(NAMES)
+
+    def __len__(self) -> int:
+        return len(NAMES)
+
+    def __getitem__(self, name: str) -> Path:
+        if name not in NAMES:
+            raise KeyError(name)
+        folder = self._root / name
+        if not folder.is_dir():
+            with tempfile.TemporaryDirectory(dir=self._root) as made, torch.random.fork_rng():
+                self._write(name, Path(made) / name)
+                with contextlib.suppress(OSError):  # another process was faster
+                    (Path(made) / name).rename(folder)
+        return folder
+
+    def _write(self, name: str, folder: Path) -> None:
+        alone = name.partition(",")[0]
+        if alone == name:
+            written(name, folder)
+            return
+        files = folder / "onnx"
+        shutil.copytree(self[alone], files)
         merge(files)
         for file in files.glob("*.json"):
             file.replace(files.parent / file.name)
-    return {name: root / name for name in NAMES}
 
 
 def text(name: str, folder: Path) -> np.ndarray:

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import bigram
@@ -35,7 +36,7 @@ def artifact_of(source: Path, output: Path) -> Path:
 @pytest.mark.skipif(not ENVIRONMENT, reason="OPTIMUM_ENVIRONMENT names no environment with optimum-onnx")
 @pytest.mark.parametrize("name", ["bart", "gpt2"])
 def test_optimum_writes_the_same_from_an_artifact(
-    name: str, sequence_folders: dict[str, Path], tmp_path: Path
+    name: str, sequence_folders: Mapping[str, Path], tmp_path: Path
 ) -> None:
     artifact = artifact_of(sequence_folders[name], tmp_path / "out")
     given = ["--environment", ENVIRONMENT, "--text", "word5 word6 word7"]

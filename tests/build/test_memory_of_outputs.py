@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def samples_of(model: Model, count: int) -> Samples:
     ],
 )
 def test_no_more_outputs_are_in_memory_with_more_samples(
-    name: str, passes: str, sequence_folders: dict[str, Path], tiny_bert_path: Path, most_alive: list[int]
+    name: str, passes: str, sequence_folders: Mapping[str, Path], tiny_bert_path: Path, most_alive: list[int]
 ) -> None:
     seen = []
     for count in (FEW, MANY):

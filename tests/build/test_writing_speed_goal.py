@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def _few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_checkpoint_is_compressed_with_its_past_and_timed_while_it_writes(
-    tmp_path: Path, sequence_folders: dict[str, Path]
+    tmp_path: Path, sequence_folders: Mapping[str, Path]
 ) -> None:
     checkpoint = tmp_path / "marian"
     made("marian").save_pretrained(checkpoint)
@@ -55,7 +56,7 @@ def test_a_checkpoint_is_compressed_with_its_past_and_timed_while_it_writes(
 
 
 def test_a_speed_that_writing_does_not_reach_is_refused(
-    tmp_path: Path, sequence_folders: dict[str, Path]
+    tmp_path: Path, sequence_folders: Mapping[str, Path]
 ) -> None:
     folder = sequence_folders["marian"]
     with pytest.raises(GoalError, match=r"min-speedup 1000 is missed: the artifact is .* \(written\)"):
@@ -63,7 +64,7 @@ def test_a_speed_that_writing_does_not_reach_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_drop_of_what_is_written_is_refused(tmp_path: Path, sequence_folders: dict[str, Path]) -> None:
+def test_a_drop_of_what_is_written_is_refused(tmp_path: Path, sequence_folders: Mapping[str, Path]) -> None:
     """The references are what the model itself writes, so that it scores 100."""
     pytest.importorskip("sacrebleu")
     folder = shutil.copytree(sequence_folders["marian"], tmp_path / "marian-onnx")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import bigram
@@ -73,7 +73,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], int, str]] = {
 
 
 @pytest.fixture
-def marian(sequence_folders: dict[str, Path], tmp_path: Path) -> Path:
+def marian(sequence_folders: Mapping[str, Path], tmp_path: Path) -> Path:
     folder = shutil.copytree(sequence_folders["marian"], tmp_path / "marian")
     bigram.tokenizer(WORDS).save(str(folder / "tokenizer.json"))
     (tmp_path / "d.jsonl").write_text(json.dumps({"source": "word5 word6", "target": "word7"}))

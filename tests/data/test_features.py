@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import wave
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ RATE, START, END = 16_000, 2, 3
 
 
 @pytest.fixture
-def whisper(sequence_folders: dict[str, Path], tmp_path: Path) -> Path:
+def whisper(sequence_folders: Mapping[str, Path], tmp_path: Path) -> Path:
     """A speech model of one second, its feature extractor, a tokenizer that puts the start in front."""
     folder = tmp_path / "whisper"
     shutil.copytree(sequence_folders["whisper"], folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def at_once(module: torch.fx.GraphModule, name: str) -> torch.Tensor:
 @pytest.mark.parametrize("passes", ["none", "simplify,prune{ffn=0.25 heads=0.25}", "simplify,kron{rank=2}"])
 @pytest.mark.parametrize("name", NAMES)
 def test_all_tokens_at_once_are_steps_with_a_cache(
-    name: str, passes: str, sequence_folders: dict[str, Path], tmp_path: Path
+    name: str, passes: str, sequence_folders: Mapping[str, Path], tmp_path: Path
 ) -> None:
     model, folder = Model.load(sequence_folders[name]), sequence_folders[name]
     if passes != "none":
@@ -71,7 +72,7 @@ def test_all_tokens_at_once_are_steps_with_a_cache(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_trained_is_in_all_parts(
-    name: str, sequence_folders: dict[str, Path], tmp_path: Path
+    name: str, sequence_folders: Mapping[str, Path], tmp_path: Path
 ) -> None:
     model = Model.load(sequence_folders[name])
     module = to_fx(teacher_forced(model))
@@ -87,7 +88,7 @@ def test_what_is_trained_is_in_all_parts(
     assert np.abs(again - trained).max() <= 1e-4 * np.abs(trained).max()
 
 
-def test_the_parts_of_several_files_are_one_module(sequence_folders: dict[str, Path]) -> None:
+def test_the_parts_of_several_files_are_one_module(sequence_folders: Mapping[str, Path]) -> None:
     module = to_fx(Model.load(sequence_folders["bart"]))
     assert list(module.meta["inputs"].values()) == [
         "encoder/input_ids",
@@ -101,7 +102,7 @@ def test_an_ordinary_model_is_as_it_was(tiny_bert: Model) -> None:
     assert teacher_forced(tiny_bert) is tiny_bert
 
 
-def test_steps_with_weights_of_their_own_are_refused(sequence_folders: dict[str, Path]) -> None:
+def test_steps_with_weights_of_their_own_are_refused(sequence_folders: Mapping[str, Path]) -> None:
     model = Model.load(sequence_folders["marian"])
     with Rewriter(model, Context()) as rw:
         node = next(
@@ -114,7 +115,7 @@ def test_steps_with_weights_of_their_own_are_refused(sequence_folders: dict[str,
         teacher_forced(model)
 
 
-def test_a_decoder_of_single_tokens_is_refused(sequence_folders: dict[str, Path]) -> None:
+def test_a_decoder_of_single_tokens_is_refused(sequence_folders: Mapping[str, Path]) -> None:
     model = Model.load(sequence_folders[CAUSAL[0]])
     model.fix_sizes({"sequence_length": 1})
     with pytest.raises(UnsupportedModelError, match="reads one token at a time"):

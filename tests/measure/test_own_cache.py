@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ def texts(name: str, folder: Path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_model_is_no_way_from_itself(name: str, sequence_folders: dict[str, Path]) -> None:
+def test_a_model_is_no_way_from_itself(name: str, sequence_folders: Mapping[str, Path]) -> None:
     model = open_generator(sequence_folders[name])
     model = dataclasses.replace(model, settings=dataclasses.replace(model.settings, eos_token_id=()))
     found = own_cache(model, model, texts(name, sequence_folders[name]))
@@ -51,7 +52,7 @@ def test_a_model_is_no_way_from_itself(name: str, sequence_folders: dict[str, Pa
 
 @pytest.mark.parametrize(("name", "role"), [("marian", "decoder_with_past"), ("llama", "decoder_with_past")])
 def test_noise_in_a_cache_of_its_own_is_seen_in_what_follows(
-    name: str, role: str, sequence_folders: dict[str, Path]
+    name: str, role: str, sequence_folders: Mapping[str, Path]
 ) -> None:
     """The logits of each step are exact given its past: only a cache of its own shows the noise."""
     model = open_generator(sequence_folders[name])
@@ -64,7 +65,7 @@ def test_noise_in_a_cache_of_its_own_is_seen_in_what_follows(
     assert large.agreement < small.agreement <= 1.0
 
 
-def test_texts_that_end_at_once_have_no_step(sequence_folders: dict[str, Path]) -> None:
+def test_texts_that_end_at_once_have_no_step(sequence_folders: Mapping[str, Path]) -> None:
     model = open_generator(sequence_folders["marian"])
     every = tuple(range(VOCABULARY))
     ended = dataclasses.replace(model, settings=dataclasses.replace(model.settings, eos_token_id=every))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ def trained(model: Model, passes: str, training: Training, **context: object) ->
 
 @pytest.mark.parametrize("name", ["marian", "whisper, merged", "gpt2"])
 def test_steps_with_a_cache_answer_as_what_was_trained(
-    name: str, sequence_folders: dict[str, Path], tmp_path: Path
+    name: str, sequence_folders: Mapping[str, Path], tmp_path: Path
 ) -> None:
     model = Model.load(sequence_folders[name])
     samples = samples_of(model, name)
@@ -77,7 +78,7 @@ def test_steps_with_a_cache_answer_as_what_was_trained(
 
 
 @pytest.mark.parametrize("name", ["bart", "whisper", "llama"])
-def test_padding_does_not_count_and_parts_add_up(name: str, sequence_folders: dict[str, Path]) -> None:
+def test_padding_does_not_count_and_parts_add_up(name: str, sequence_folders: Mapping[str, Path]) -> None:
     model = Model.load(sequence_folders[name])
     samples = samples_of(model, name, 6)
     Pipeline.parse("simplify").run(model, Context())
@@ -101,7 +102,7 @@ def test_padding_does_not_count_and_parts_add_up(name: str, sequence_folders: di
         assert value == pytest.approx(sum(single[key] for single in singles), rel=1e-4), key
 
 
-def test_the_labels_are_the_tokens_that_come_next(sequence_folders: dict[str, Path]) -> None:
+def test_the_labels_are_the_tokens_that_come_next(sequence_folders: Mapping[str, Path]) -> None:
     model = Model.load(sequence_folders["bart"])
     samples, texts = samples_of(model, "bart", 3), random_texts("bart", 3)
     settings = Distill(hidden=0).settings()
@@ -117,7 +118,7 @@ def test_the_labels_are_the_tokens_that_come_next(sequence_folders: dict[str, Pa
     assert float(found["outputs"]) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_a_prompt_is_read_and_not_learned(sequence_folders: dict[str, Path]) -> None:
+def test_a_prompt_is_read_and_not_learned(sequence_folders: Mapping[str, Path]) -> None:
     model = Model.load(sequence_folders["gpt2"])
     samples = forced_samples(model, [Written({}, np.array([7, 8, 9, 10]), prompt=2)])
     assert samples.feeds[0]["input_ids"].tolist() == [7, 8, 9]
@@ -125,7 +126,7 @@ def test_a_prompt_is_read_and_not_learned(sequence_folders: dict[str, Path]) -> 
 
 
 @pytest.mark.parametrize("name", ["t5", "t5, merged", "llama"])
-def test_samples_of_steps_are_the_same_texts(name: str, sequence_folders: dict[str, Path]) -> None:
+def test_samples_of_steps_are_the_same_texts(name: str, sequence_folders: Mapping[str, Path]) -> None:
     model = Model.load(sequence_folders[name])
     samples = samples_of(model, name, 3)
     again = forced(model, unrolled(model, samples))
@@ -136,7 +137,7 @@ def test_samples_of_steps_are_the_same_texts(name: str, sequence_folders: dict[s
 
 
 def test_two_processes_reach_the_weights_of_one(
-    sequence_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sequence_folders: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     texts = "forced_samples(model, random_texts('bart', 24))"
@@ -145,7 +146,7 @@ def test_two_processes_reach_the_weights_of_one(
 
 
 def test_an_interrupted_run_goes_on_to_the_same_result(
-    sequence_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sequence_folders: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoints, "SECONDS", 0.0)
     model = Model.load(sequence_folders["marian"])
@@ -167,7 +168,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
 
 @pytest.mark.parametrize("name", ["bart", "gpt2"])
 def test_block_pruning_cuts_all_parts_alike(
-    name: str, sequence_folders: dict[str, Path], tmp_path: Path
+    name: str, sequence_folders: Mapping[str, Path], tmp_path: Path
 ) -> None:
     model = Model.load(sequence_folders[name])
     samples = samples_of(model, name)
@@ -179,7 +180,7 @@ def test_block_pruning_cuts_all_parts_alike(
     assert read_parts(saved(model, tmp_path / "small"))
 
 
-def test_what_cannot_be_learned_is_refused_before_the_work(sequence_folders: dict[str, Path]) -> None:
+def test_what_cannot_be_learned_is_refused_before_the_work(sequence_folders: Mapping[str, Path]) -> None:
     model = Model.load(sequence_folders["bart"])
     start = CONFIGURATIONS["bart"][2]["decoder_start_token_id"]
     bare = [Written(text.source, np.array([start])) for text in random_texts("bart", 4)]
@@ -195,7 +196,7 @@ def test_what_cannot_be_learned_is_refused_before_the_work(sequence_folders: dic
 
 
 def test_texts_are_read_for_training_without_running_anything(
-    sequence_folders: dict[str, Path], tmp_path: Path
+    sequence_folders: Mapping[str, Path], tmp_path: Path
 ) -> None:
     words = {f"w{number}": number for number in range(VOCABULARY)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "w3"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def learned(feed: dict[str, np.ndarray]) -> list[int]:
 
 @pytest.mark.parametrize(("name", "beams"), [("marian", 1), ("marian", 3), ("whisper", 3), ("gpt2", 3)])
 def test_what_is_learned_is_what_the_teacher_writes(
-    name: str, beams: int, sequence_folders: dict[str, Path]
+    name: str, beams: int, sequence_folders: Mapping[str, Path]
 ) -> None:
     model = Model.load(sequence_folders[name])
     samples = prompted(model, name)
@@ -60,7 +61,7 @@ def test_what_is_learned_is_what_the_teacher_writes(
 
 
 def test_answers_are_written_once_and_a_part_of_them_goes_on(
-    sequence_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sequence_folders: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Model.load(sequence_folders["marian"])
     samples, asked = prompted(model, "marian"), []
@@ -86,7 +87,7 @@ def test_answers_are_written_once_and_a_part_of_them_goes_on(
     assert asked == [6, 4]
 
 
-def test_a_student_learns_the_answers_of_its_teacher(sequence_folders: dict[str, Path]) -> None:
+def test_a_student_learns_the_answers_of_its_teacher(sequence_folders: Mapping[str, Path]) -> None:
     """Without a loss between the logits, only the answers can tell it anything."""
     model = Model.load(sequence_folders["marian"])
     samples = prompted(model, "marian", 16)
@@ -102,7 +103,7 @@ def test_a_student_learns_the_answers_of_its_teacher(sequence_folders: dict[str,
 
 
 def test_what_cannot_write_is_refused_before_the_work(
-    sequence_folders: dict[str, Path], tiny_bert: Model, tiny_samples: Samples
+    sequence_folders: Mapping[str, Path], tiny_bert: Model, tiny_samples: Samples
 ) -> None:
     with pytest.raises(UsageError, match="for models that write"):
         Distill(answers="teacher").check(tiny_bert, Context(training=Training(tiny_samples)))
