@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -14,7 +15,8 @@ from graphcompress.data.lengths import largest_bound, longest_sample, mask_lengt
 from graphcompress.data.samples import Sample, Samples
 from graphcompress.data.sequences import Written, sequence_samples
 from graphcompress.errors import DataError
-from graphcompress.files.parts import Part
+from graphcompress.files.joining import part_of_model
+from graphcompress.files.parts import Part, is_cross
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 
@@ -44,7 +46,8 @@ def synthetic_samples(model: Model, *, count: int = 8, length: int = 24, seed: i
     """Made-up samples of similar sizes, for timing: random token ids, masks of ones, normal floats.
 
     The longest has ``length`` tokens, or as many as the model has positions when that is less. A model that
-    reads past keys and values gets as many past tokens as new ones, and a mask over both.
+    reads past keys and values gets as many past tokens as new ones, and a mask over both; a decoder beside an
+    encoder gets one token, as it does whenever it writes, after a source and a past of ``length``.
     """
     if model.parts:
         return _sequences(
@@ -56,7 +59,8 @@ def synthetic_samples(model: Model, *, count: int = 8, length: int = 24, seed: i
     maker = _Maker(model, seed)
     length = maker.timed_length(length)
     sizes = [max(2, length - 2 * (index % 8)) for index in range(count)]
-    return maker.samples([dict.fromkeys(maker.symbols, size) for size in sizes], padded=False)
+    one = dict.fromkeys(maker.written, 1)
+    return maker.samples([dict.fromkeys(maker.symbols, size) | one for size in sizes], padded=False)
 
 
 def varied_samples(model: Model, *, count: int = 8, seed: int = 0) -> Samples:
@@ -155,10 +159,17 @@ class _Maker:
         self.symbols = list(
             dict.fromkeys(name for axes in self._axes.values() for axis in axes for name in axis.symbols)
         )
+        part = part_of_model(Path(), model.ir)
+        beside_encoder = bool(part.reads("encoder_states")) or any(
+            map(is_cross, (p.name for p in part.reads("past")))
+        )
+        ids = part.input("ids") if beside_encoder else None
+        self.written = self._axes[ids][0].symbols if ids in self._axes else ()
+        """Symbols of the length of the tokens of a decoder beside an encoder."""
 
     def timed_length(self, length: int) -> int:
         """``length``, or what the model has positions for; half of it where past and new tokens add up."""
-        length = max(1, length // 2) if self._joins else length
+        length = max(1, length // 2) if self._joins and not self.written else length
         return min(length, self._longest or length)
 
     def plans(self, count: int) -> Iterator[Sequence[Sizes]]:
