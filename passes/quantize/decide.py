@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
+from networkx.utils import UnionFind
 
 from graphcompress.analysis.experts import Experts, all_experts
 from graphcompress.analysis.linears import Embedding, Linear, embeddings, linears
@@ -162,37 +163,108 @@ def tame_outliers(
     it brings the linears ``CAPPING_GAIN_DB``.
     """
     forms = {form.linear.node: form for form in plain}
-    for readers in _by_activation([form.linear for form in plain]):
-        activation = seen.get(readers[0].input)
-        if activation is None or activation.histogram.total == 0:
-            continue
-        for form in _tamed(readers, activation, rounding):
+    for group in _sharing([form.linear for form in plain]):
+        uses = [
+            _Use.of(readers, seen[readers[0].input])
+            for readers in _by_activation(group)
+            if readers[0].input in seen and seen[readers[0].input].histogram.total
+        ]
+        for form in _tamed(uses, rounding) if uses else ():
             forms[form.linear.node] = form
     return list(forms.values())
 
 
-def _tamed(readers: Sequence[Linear], activation: Activation, rounding: Rounding) -> Sequence[LinearForm]:
-    """The forms of linears that read one activation, in the way of rounding it that pays."""
-    weights = np.concatenate([_some(linear.dense().T, JUDGED_COLUMNS).T for linear in readers], axis=1)
-    # A sample may have none of the few tokens that are far larger than the others.
-    rows = np.concatenate([_some(activation.sample.rows, JUDGED_ROWS), activation.largest.rows])
-    exact = rows @ weights
-    standing = _figure(exact, rows, weights, _range(activation, weights, rounding), rounding)
-    # A table that an embedding reads too cannot take factors: its rows would come out multiplied.
-    factors, tied = None, any(map(tied_table, readers))
+@dataclass(frozen=True, eq=False)
+class _Use:
+    """An activation, the linears that read it, and what ways to round it are compared on.
+
+    Attributes:
+        activation: its statistics.
+        readers: the linears.
+        rows: some of its rows [rows, in], the largest among them.
+        weights: some columns of the weights of all readers [in, out].
+        exact: the products of both.
+    """
+
+    activation: Activation
+    readers: Sequence[Linear]
+    rows: np.ndarray
+    weights: np.ndarray
+    exact: np.ndarray
+
+    @classmethod
+    def of(cls, readers: Sequence[Linear], activation: Activation) -> _Use:
+        weights = np.concatenate([_some(linear.dense().T, JUDGED_COLUMNS).T for linear in readers], axis=1)
+        # A sample may have none of the few tokens that are far larger than the others.
+        rows = np.concatenate([_some(activation.sample.rows, JUDGED_ROWS), activation.largest.rows])
+        return cls(activation, readers, rows, weights, rows @ weights)
+
+    def rounded(
+        self, range_: Affine | PerToken, factors: np.ndarray | None, rounding: Rounding
+    ) -> np.ndarray:
+        """The products in 8 bits, the activation divided by ``factors`` before."""
+        rows, weights = self.rows, self.weights
+        if factors is not None:
+            rows, weights = rows / factors, weights * factors[:, None]
+        return range_.fake_quantise(rows) @ quantise_weight(weights, rounding.weights).dequantise()
+
+    def capped(self, factors: np.ndarray, rounding: Rounding) -> np.ndarray:
+        """The products in 8 bits in one range for all rows after the division by ``factors``."""
+        rows = self.rows / factors
+        low, high = float(rows.min(initial=0.0)), float(rows.max(initial=0.0))
+        return self.rounded(affine(low, high, signed=rounding.signed), factors, rounding)
+
+    def by_row_db(self, rounded: np.ndarray) -> float:
+        """SQNR of products, all rows counting alike."""
+        return row_sqnr_db(self.exact, rounded)
+
+    def balance_db(self, rounded: np.ndarray) -> float:
+        """The mean of SQNRs, of all rows alike and of all entries alike.
+
+        A few massive tokens decide about the one and are nothing in the other, and both cost the outputs.
+        """
+        return (row_sqnr_db(self.exact, rounded) + sqnr_db(self.exact, rounded)) / 2
+
+
+def _tamed(uses: Sequence[_Use], rounding: Rounding) -> Iterator[LinearForm]:
+    """The forms of linears whose activations share weights, in the way of rounding them that pays.
+
+    Activations that share a weight are divided by the same factors, so that the weight is stored once.
+    """
+    linears = [linear for use in uses for linear in use.readers]
+    ranges = [_range(use.activation, use.weights, rounding) for use in uses]
+    standing = _mean(
+        use.by_row_db(use.rounded(range_, None, rounding)) for use, range_ in zip(uses, ranges, strict=True)
+    )
+    # The rows of a table that an embedding reads, too, would lose what one large factor takes.
+    factors, tied = None, any(map(tied_table, linears))
     if not tied:
-        factors, standing = _factors(activation, (exact, rows, weights), standing, rounding)
-    if rounding.per_token and not any(isinstance(linear, Experts) for linear in readers):
-        each, balance = PerToken(), None if tied else balancing(rows)
-        figure = _figure(exact, rows, weights, each, rounding)
-        if balance is not None:
-            balanced = _figure(exact, rows / balance, weights * balance[:, None], each, rounding)
-            balance = balance if balanced >= figure + BALANCING_GAIN_DB else None
-            figure = max(figure, balanced)
+        factors, standing = _factors(uses, standing, rounding)
+    if rounding.per_token and not any(isinstance(linear, Experts) for linear in linears):
+        figure, balance = _balance(uses, rounding)
         if figure >= standing + CAPPING_GAIN_DB:
-            given = activation if balance is None else activation.divided(balance)
-            return [_form(linear, given, each, balance, rounding) for linear in readers]
-    return _forms(readers, activation, factors, rounding)
+            for use in uses:
+                given = use.activation if balance is None else use.activation.divided(balance)
+                yield from (_form(linear, given, PerToken(), balance, rounding) for linear in use.readers)
+            return
+    for use in uses:
+        yield from _forms(use.readers, use.activation, factors, rounding)
+
+
+def _balance(uses: Sequence[_Use], rounding: Rounding) -> tuple[float, np.ndarray | None]:
+    """SQNR, every row alike, with a scale for each token; and factors per feature where they are worth it."""
+    rows = np.concatenate([use.rows for use in uses])
+    balance = balancing(rows, np.concatenate([use.weights for use in uses], axis=1))
+    plain = [use.rounded(PerToken(), None, rounding) for use in uses]
+    balanced = [use.rounded(PerToken(), balance, rounding) for use in uses]
+
+    def mean(figure: Callable[[_Use, np.ndarray], float], found: Sequence[np.ndarray]) -> float:
+        return _mean(figure(use, rounded) for use, rounded in zip(uses, found, strict=True))
+
+    figure = mean(_Use.by_row_db, plain)
+    if mean(_Use.balance_db, balanced) < mean(_Use.balance_db, plain) + BALANCING_GAIN_DB:
+        return figure, None
+    return max(figure, mean(_Use.by_row_db, balanced)), balance
 
 
 def decide_table(table: Embedding) -> TableForm:
@@ -208,6 +280,17 @@ def _by_activation(chosen: Sequence[Linear]) -> list[list[Linear]]:
     groups: dict[ir.Value, list[Linear]] = {}
     for linear in chosen:
         groups.setdefault(linear.input, []).append(linear)
+    return list(groups.values())
+
+
+def _sharing(chosen: Sequence[Linear]) -> list[list[Linear]]:
+    """Linears whose activations share weights, together: the parts of a model that writes share many."""
+    links: UnionFind[ir.Value] = UnionFind()
+    for linear in chosen:
+        links.union(linear.input, tied_table(linear) or linear.weight)
+    groups: dict[ir.Value, list[Linear]] = {}
+    for linear in chosen:
+        groups.setdefault(links[linear.input], []).append(linear)
     return list(groups.values())
 
 
@@ -280,43 +363,22 @@ def _range(activation: Activation, weights: np.ndarray, rounding: Rounding) -> A
     return found[int(np.argmin(errors))]
 
 
-def _factors(
-    activation: Activation,
-    judged: tuple[np.ndarray, np.ndarray, np.ndarray],
-    plain: float,
-    rounding: Rounding,
-) -> tuple[np.ndarray | None, float]:
+def _factors(uses: Sequence[_Use], plain: float, rounding: Rounding) -> tuple[np.ndarray | None, float]:
     """Factors [features] that bring the outlier features down to the others, or None where not worth it.
 
-    ``judged`` are products, rows and weights of which ``plain`` is the SQNR without factors; with it comes
-    that of what is returned.
+    ``plain`` is the SQNR without factors; with them comes that of what is returned.
     """
-    counts = [count for count in CAPPED_FEATURES if count < len(activation.peaks)]
-    tried = [capping(activation.peaks, count) for count in counts]
-    figures = [_capped_figure(*judged, factors, rounding) for factors in tried]
+    peaks = np.max([use.activation.peaks for use in uses], axis=0)
+    tried = [capping(peaks, count) for count in CAPPED_FEATURES if count < len(peaks)]
+    figures = [_mean(use.by_row_db(use.capped(factors, rounding)) for use in uses) for factors in tried]
     # The first of equal figures wins, and with it the smallest number of features that are touched.
     best = int(np.argmax(figures)) if figures else 0
     worth = figures and figures[best] >= plain + CAPPING_GAIN_DB
     return (tried[best], figures[best]) if worth else (None, plain)
 
 
-def _capped_figure(
-    exact: np.ndarray, rows: np.ndarray, weights: np.ndarray, factors: np.ndarray, rounding: Rounding
-) -> float:
-    rows, weights = rows / factors, weights * factors[:, None]
-    range_ = affine(float(rows.min(initial=0.0)), float(rows.max(initial=0.0)), signed=rounding.signed)
-    return _figure(exact, rows, weights, range_, rounding)
-
-
-def _figure(
-    exact: np.ndarray,
-    rows: np.ndarray,
-    weights: np.ndarray,
-    range_: Affine | PerToken,
-    rounding: Rounding,
-) -> float:
-    low = quantise_weight(weights, rounding.weights).dequantise()
-    return row_sqnr_db(exact, range_.fake_quantise(rows) @ low)
+def _mean(figures: Iterable[float]) -> float:
+    return float(np.mean(list(figures)))
 
 
 def _some(rows: np.ndarray, count: int) -> np.ndarray:

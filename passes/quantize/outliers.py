@@ -34,11 +34,17 @@ def capping(peaks: np.ndarray, count: int) -> np.ndarray:
     return np.maximum(peaks / np.float32(limit), 1.0).astype(np.float32)
 
 
-def balancing(rows: np.ndarray) -> np.ndarray:
-    """Factor per feature [features]: the root of its root mean square over ``rows`` [tokens, features].
+def balancing(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Factor per feature [features]: the root of how large it mostly is over how large its weights are.
 
-    Half of what features differ by moves into the weights, as with ``alpha`` 0.5 of :func:`smoothing`. Where
-    every token has a scale of its own, not the peak of a feature decides but what it mostly is.
+    That is :func:`smoothing` with ``alpha`` 0.5, of root mean squares instead of peaks. Where every token of
+    ``rows`` [tokens, features] has a scale of its own, and every column of ``weights`` [features, out], not
+    the peak of a feature decides but what it mostly is.
     """
-    power = np.sqrt(np.mean(np.square(rows, dtype=np.float64), axis=0))
-    return np.where(power > 0, np.maximum(np.sqrt(power), SMALLEST), 1.0).astype(np.float32)
+    powers = [
+        np.mean(np.square(array, dtype=np.float64), axis=axis) for array, axis in ((rows, 0), (weights, 1))
+    ]
+    activation, weight = (np.sqrt(power) for power in powers)
+    used = (activation > 0) & (weight > 0)
+    factors = np.sqrt(np.divide(activation, weight, out=np.ones_like(activation), where=used))
+    return np.maximum(factors, SMALLEST).astype(np.float32)

@@ -25,15 +25,16 @@ class QdqWriter:
     """Edits one graph through a rewriter; what consumers can share is written once.
 
     Attributes:
-        tables: int8 values and scales of the tables that were written, which others read, too.
+        tables: int8 values and scales of the tables that were written, which others read, too; and what their
+            columns have to be multiplied by, if anything.
     """
 
     def __init__(self, rewriter: Rewriter) -> None:
         self.rw = rewriter
         self._activations: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
-        self._weights: dict[tuple[ir.Value | None, ...], tuple[ir.Value, ir.Value, ir.Value]] = {}
+        self._weights: dict[tuple[ir.Value, ir.Value | None, bytes], tuple[ir.Value, ir.Value, ir.Value]] = {}
         self._stacks: dict[tuple[ir.Value | None, ...], tuple[ir.Value, ir.Value]] = {}
-        self.tables: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
+        self.tables: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value | None]] = {}
 
     # ---- linears
 
@@ -185,8 +186,9 @@ class QdqWriter:
     def _weight(self, linear: Linear, weight: LowBitWeight) -> tuple[ir.Value, ir.Value, ir.Value]:
         """int8 values [in, out], scale [out], zero point [out]; written once for a weight used twice."""
         layout = linear.weight if linear.transposed else None
-        # Factors belong to an activation, so a weight behind two different ones is written twice.
-        key = (linear.weight, layout, linear.input if weight.factors is not None else None)
+        # A weight behind two activations of different factors is written twice.
+        factors = b"" if weight.factors is None else weight.factors.tobytes()
+        key = (tied_table(linear) or linear.weight, layout, factors)
         if key not in self._weights:
             scale = self.rw.constant(weight.quantised.scale, f"{linear.name}.scale")
             zeros = np.zeros(weight.quantised.scale.shape, np.int8)
@@ -217,7 +219,10 @@ class QdqWriter:
         """The int8 table that an embedding shares, stored once [out, in]; its Transpose is folded at load."""
         values = self.rw.constant(np.ascontiguousarray(weight.quantised.values.T), f"{linear.name}.quantised")
         scale = self.rw.constant(weight.quantised.scale[:, None], f"{linear.name}.row_scale")
-        self.tables[table] = (values, scale)
+        inverse = None
+        if weight.factors is not None:
+            inverse = self.rw.constant(_inverse(weight.factors), f"{linear.name}.inverse_factors")
+        self.tables[table] = (values, scale, inverse)
         return self.rw.at(linear.node, linear.name).op("Transpose", values, name="transposed", perm=[1, 0])
 
     def _as_matmul(self, linear: Linear, weight: ir.Value) -> ir.Node:
@@ -254,11 +259,13 @@ class QdqWriter:
         """Gather from the int8 table and multiply by its scales: per column [width], or per row [rows, 1]."""
         values = self.rw.constant(table.values, f"{embedding.name}.quantised")
         scale = self.rw.constant(table.scale, f"{embedding.name}.scale")
-        self.tables[embedding.weight] = (values, scale)
-        self.embedding_from(embedding, values, scale)
+        self.tables[embedding.weight] = (values, scale, None)
+        self.embedding_from(embedding, values, scale, None)
 
-    def embedding_from(self, embedding: Embedding, values: ir.Value, scale: ir.Value) -> None:
-        """As :meth:`embedding`, from a stored table and its scales."""
+    def embedding_from(
+        self, embedding: Embedding, values: ir.Value, scale: ir.Value, inverse: ir.Value | None
+    ) -> None:
+        """As :meth:`embedding`, from a stored table and its scales, times ``inverse`` [width] if given."""
         b = self.rw.at(embedding.node, embedding.output.name)
         # Gathering before dequantising touches only the rows of the tokens, and the whole table never
         # becomes float.
@@ -273,6 +280,8 @@ class QdqWriter:
             steps = b.op("Gather", scale, embedding.indices, name="scale", axis=0)
             floats = b.op("Cast", rows, name="float", to=ir.DataType.FLOAT)
             out = b.op("Mul", floats, steps, name="dequantised")
+        if inverse is not None:
+            out = b.op("Mul", out, inverse, name="restored")
         self.rw.replace(embedding.output, out)
 
 
@@ -281,5 +290,8 @@ def _divided(b: Builder, x: ir.Value, weight: LowBitWeight) -> ir.Value:
     if weight.factors is None:
         return x
     # A product with the inverse is cheaper than a division, and rounds about as well.
-    inverse = b.constant((1.0 / weight.factors).astype(np.float32), "inverse_factors")
-    return b.op("Mul", x, inverse, name="divided")
+    return b.op("Mul", x, b.constant(_inverse(weight.factors), "inverse_factors"), name="divided")
+
+
+def _inverse(factors: np.ndarray) -> np.ndarray:
+    return (1.0 / factors).astype(np.float32)

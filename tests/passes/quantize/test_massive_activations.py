@@ -96,15 +96,16 @@ def test_balanced_features_lose_less_where_tokens_have_scales_of_their_own():
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((200, 64)) * np.exp(rng.normal(0, 1.5, 64))
     weights = rng.standard_normal((64, 32)).astype(np.float32)
-    factors = balancing(rows)
-    np.testing.assert_allclose(factors, np.sqrt(np.sqrt(np.mean(rows**2, axis=0))), rtol=1e-6)
+    factors = balancing(rows, weights)
+    powers = np.mean(rows**2, axis=0) / np.mean(weights.astype(float) ** 2, axis=1)
+    np.testing.assert_allclose(factors, powers**0.25, rtol=1e-5)
 
     def error(factors):
         low = quantise_weight(weights * factors[:, None]).dequantise()
         return np.linalg.norm(PerToken().fake_quantise(rows / factors) @ low - rows @ weights)
 
     assert error(factors) < 0.7 * error(np.ones(64, np.float32))
-    assert (balancing(np.zeros((3, 2))) == 1.0).all()
+    assert (balancing(np.zeros((3, 2)), np.ones((2, 1))) == 1.0).all()
 
 
 def test_rows_are_rounded_each_by_its_own_scale():
