@@ -336,10 +336,11 @@ class Int8(Pass):
         """``choice``, or as much of it as the task metric allows; what goes back to float is skipped."""
         if judge.spent(choice.plan) <= 1.0:
             return choice
-        if judge.spent(Plan([], [])) > 1.0:
+        base = judge.spent(Plan([], []))
+        if base > 1.0:
             rw.note("the metric has dropped by more than it may before int8: nothing here can make it good")
             return choice
-        fewer = fewest_in_float(choice.plan, 1.0, judge.spent)
+        fewer = fewest_in_float(choice.plan, 1.0, judge.spent, base)
         reason = "with it in int8 the metric drops by more than it may"
         for form in fewer.left:
             rw.skip(form.linear, reason, error=form.row_error)
