@@ -26,6 +26,9 @@ Run = Callable[[Feed], Mapping[str, np.ndarray]]
 ARGMAX_CLASSES = 2
 """An output whose last axis has at least this many entries is also compared by its largest entry."""
 
+STANDARD_ERRORS = 2.0
+"""First passes, or steps, diverge more than all tokens together where their mean does by so many errors."""
+
 READ_LAST = ("past", "present", "hidden_states", "attentions", "cache")
 """Words in the names of outputs that are for another run or for looking inside."""
 
@@ -43,7 +46,7 @@ class OutputDifference:
         sqnr_db: power of the output over that of the difference; of labels, those that differ are the noise.
         argmax_agreement: share of rows whose largest entry is the same; None for rows of one entry.
         divergence: of scores of tokens the mean KL divergence of what they say of a token, in nats; that of
-            first passes or of steps with past, whichever is larger. None for other outputs.
+            first passes or of steps with past where one is surely larger. None for other outputs.
     """
 
     name: str
@@ -144,7 +147,6 @@ class _Accumulator:
 
     def difference(self, name: str) -> OutputDifference:
         """The figures of the output ``name``."""
-        means = [float(np.concatenate(found).mean()) for found in self.divergences.values() if found]
         return OutputDifference(
             name=name,
             entries=self.entries,
@@ -153,8 +155,22 @@ class _Accumulator:
             min_cosine=self.min_cosine,
             sqnr_db=ratio_db(self.signal, self.noise) if self.signal or self.noise else ratio_db(1.0, 0.0),
             argmax_agreement=self.agreed / self.rows if self.rows else None,
-            divergence=max(means, default=None),
+            divergence=self._divergence(),
         )
+
+    def _divergence(self) -> float | None:
+        """The mean over all tokens, or what that of first passes or of steps surely is where that is more."""
+        kinds = [np.concatenate(found) for found in self.divergences.values() if found]
+        if not kinds:
+            return None
+        every = np.concatenate(kinds)
+        # A mean of few tokens is uncertain: a handful of steps would decide by the luck of their places. So
+        # few may also be alike by luck, so that they are taken to differ as much as all tokens do.
+        surely = [
+            kind.mean() - STANDARD_ERRORS * max(kind.std(), every.std()) / np.sqrt(len(kind))
+            for kind in kinds
+        ]
+        return float(max(every.mean(), *surely))
 
 
 def output_difference(name: str, a: np.ndarray, b: np.ndarray) -> OutputDifference:

@@ -70,14 +70,15 @@ class Int8(Pass):
 
     The result is judged by the model's own outputs, on samples kept from calibration. Where they err by
     more than ``max_model_error``, or where what they say of tokens diverges by more than ``max_divergence``
-    (first passes and steps with past apart), outliers are tamed: the few features of an activation that are
-    far larger than the others are divided down in front of its quantisation, and the rows of the weights
-    multiplied: exact anywhere, for one elementwise product. An activation of which a few tokens are far
-    larger than all others, as language models have them at the start of a text, gets a scale for each token,
-    computed at run time. If that is not enough, as few linears as possible stay in float, found by running
-    the model without the worst of them, and are listed with the figure. With ``--max-drop`` the metric of the
-    task judges in the same way after that. Errors are relative, ‖exact - int8‖ /
-    ‖exact‖: 0.1 is an SQNR of 20 dB.
+    (over all tokens, or of first passes or of steps with past where one is surely worse), outliers are tamed:
+    the few features of an activation that are far larger than the others are divided down in front of its
+    quantisation, and the rows of the weights multiplied: exact anywhere, for one elementwise product. An
+    activation of which a few tokens are far larger than all others, as language models have them at the
+    start of a text, gets a scale for each token, computed at run time. The table of an embedding that the
+    head multiplies, too, takes such factors as well, and looks them up divided. If that is not enough, as few
+    parameters as possible stay in float: those that cost the outputs most, found by running the model with
+    parts of it in 8 bits; they are listed with the figure. With ``--max-drop`` the metric of the task judges
+    in the same way after that. Errors are relative, ‖exact - int8‖ / ‖exact‖: 0.1 is an SQNR of 20 dB.
     """
 
     name: ClassVar[str] = "int8"

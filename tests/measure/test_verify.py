@@ -303,15 +303,24 @@ def test_first_passes_and_steps_are_judged_apart():
     past = np.zeros((2, 1, 0, 4), np.float32)
     feeds = [
         {"input_ids": np.ones((2, 50)), "past_key_values.0.key": past},
-        {"input_ids": np.ones((2, 1)), "past_key_values.0.key": rng.random((2, 1, 3, 4))},
+        {"input_ids": np.ones((8, 1)), "past_key_values.0.key": rng.random((8, 1, 3, 4))},
     ]
-    expected = [{"logits": rng.standard_normal((2, length, 9))} for length in (50, 1)]
-    # The steps alone are wrong: two rows of a hundred.
-    actual = [expected[0], {"logits": -expected[1]["logits"]}]
-    answers = iter(actual)
-    found = compare(expected, lambda feed: next(answers), feeds)
-    wrong = divergences(expected[1]["logits"].reshape(2, 9), actual[1]["logits"].reshape(2, 9)).mean()
-    assert found.divergence == pytest.approx(wrong)
+    expected = [{"logits": rng.standard_normal((rows, length, 9))} for rows, length in ((2, 50), (8, 1))]
+
+    def divergence(steps: np.ndarray) -> float | None:
+        answers = iter([expected[0], {"logits": steps}])
+        return compare(expected, lambda feed: next(answers), feeds).divergence
+
+    # The steps alone are wrong: eight rows of 108.
+    rows = divergences(expected[1]["logits"].reshape(8, 9), -expected[1]["logits"].reshape(8, 9))
+    every = np.concatenate([rows, np.zeros(100)])
+    assert divergence(-expected[1]["logits"]) == pytest.approx(
+        rows.mean() - 2 * max(rows.std(), every.std()) / 8**0.5
+    )
+    # One unlucky step of eight says nothing of steps.
+    one = expected[1]["logits"].copy()
+    one[0] *= -1
+    assert divergence(one) == pytest.approx(rows[0] / 108)
 
 
 def test_labels_of_a_whole_text_are_no_scores_of_tokens():
