@@ -47,6 +47,7 @@ class OutputDifference:
         argmax_agreement: share of rows whose largest entry is the same; None for rows of one entry.
         divergence: of scores of tokens the mean KL divergence of what they say of a token, in nats; that of
             first passes or of steps with past where one is surely larger. None for other outputs.
+        divergence_error: standard error of that mean, in nats.
     """
 
     name: str
@@ -57,6 +58,7 @@ class OutputDifference:
     sqnr_db: float
     argmax_agreement: float | None
     divergence: float | None = None
+    divergence_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,16 @@ class Difference:
     def divergence(self) -> float | None:
         """The largest divergence of an output, in nats; None where no output scores tokens."""
         found = [output.divergence for output in self.outputs if output.divergence is not None]
+        return max(found, default=None)
+
+    @property
+    def sure_divergence(self) -> float | None:
+        """The divergence less two standard errors, in nats: no chance of which tokens were seen."""
+        found = [
+            output.divergence - STANDARD_ERRORS * (output.divergence_error or 0.0)
+            for output in self.outputs
+            if output.divergence is not None
+        ]
         return max(found, default=None)
 
     @property
@@ -147,6 +159,7 @@ class _Accumulator:
 
     def difference(self, name: str) -> OutputDifference:
         """The figures of the output ``name``."""
+        divergence, divergence_error = self._divergence()
         return OutputDifference(
             name=name,
             entries=self.entries,
@@ -155,22 +168,24 @@ class _Accumulator:
             min_cosine=self.min_cosine,
             sqnr_db=ratio_db(self.signal, self.noise) if self.signal or self.noise else ratio_db(1.0, 0.0),
             argmax_agreement=self.agreed / self.rows if self.rows else None,
-            divergence=self._divergence(),
+            divergence=divergence,
+            divergence_error=divergence_error,
         )
 
-    def _divergence(self) -> float | None:
-        """The mean over all tokens, or what that of first passes or of steps surely is where that is more."""
+    def _divergence(self) -> tuple[float | None, float | None]:
+        """The mean of all tokens, or of first passes or steps where it is surely more; its standard error."""
         kinds = [np.concatenate(found) for found in self.divergences.values() if found]
         if not kinds:
-            return None
+            return None, None
         every = np.concatenate(kinds)
         # A mean of few tokens is uncertain: a handful of steps would decide by the luck of their places. So
         # few may also be alike by luck, so that they are taken to differ as much as all tokens do.
-        surely = [
-            kind.mean() - STANDARD_ERRORS * max(kind.std(), every.std()) / np.sqrt(len(kind))
-            for kind in kinds
-        ]
-        return float(max(every.mean(), *surely))
+        errors = [float(max(kind.std(), every.std()) / np.sqrt(len(kind))) for kind in (every, *kinds)]
+        means = [float(kind.mean()) for kind in (every, *kinds)]
+        surely = [mean - STANDARD_ERRORS * error for mean, error in zip(means, errors, strict=True)]
+        surely[0] = means[0]
+        worst = int(np.argmax(surely))
+        return means[worst], errors[worst]
 
 
 def output_difference(name: str, a: np.ndarray, b: np.ndarray) -> OutputDifference:

@@ -45,7 +45,8 @@ class Lossy:
     """Outputs keep at least this signal-to-quantisation-noise ratio.
 
     What is said of tokens diverges by at most ``max_divergence`` nats, where that is promised: a perplexity
-    grows by about as large a share.
+    grows by about as large a share. It is broken by more than the chance of which tokens were seen: two
+    standard errors.
     """
 
     min_sqnr_db: float
@@ -56,8 +57,8 @@ class Lossy:
         if difference.sqnr_db < self.min_sqnr_db:
             worst = _worst(difference.outputs, lambda output: output.sqnr_db)
             return f"SQNR {difference.sqnr_db:.1f} dB{worst}, promised at least {self.min_sqnr_db:.0f} dB"
-        found = difference.divergence
-        if self.max_divergence is None or found is None or found <= self.max_divergence:
+        found, sure = difference.divergence, difference.sure_divergence
+        if self.max_divergence is None or found is None or sure is None or sure <= self.max_divergence:
             return None
         worst = _worst(difference.outputs, lambda output: -(output.divergence or 0.0))
         return (

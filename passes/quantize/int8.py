@@ -136,7 +136,7 @@ class Int8(Pass):
         aliases={"keep_db": lambda db: error_at(db) if db > 0 else None},
     )
     max_divergence: float | None = option(
-        0.015,
+        0.02,
         "the same where what the outputs say of tokens diverges by more, in nats: a perplexity grows by "
         "about that share; none: do not look",
         unit="nats",

@@ -314,9 +314,8 @@ def test_first_passes_and_steps_are_judged_apart():
     # The steps alone are wrong: eight rows of 108.
     rows = divergences(expected[1]["logits"].reshape(8, 9), -expected[1]["logits"].reshape(8, 9))
     every = np.concatenate([rows, np.zeros(100)])
-    assert divergence(-expected[1]["logits"]) == pytest.approx(
-        rows.mean() - 2 * max(rows.std(), every.std()) / 8**0.5
-    )
+    assert rows.mean() - 2 * max(rows.std(), every.std()) / 8**0.5 > every.mean()
+    assert divergence(-expected[1]["logits"]) == pytest.approx(rows.mean())
     # One unlucky step of eight says nothing of steps.
     one = expected[1]["logits"].copy()
     one[0] *= -1
@@ -332,8 +331,20 @@ def test_labels_of_a_whole_text_are_no_scores_of_tokens():
 def test_a_contract_may_bound_the_divergence():
     one = {"logits": np.zeros((1, 1, 2))}
     found = compare([one], lambda feed: {"logits": np.array([[[0.0, 0.6]]])}, [FEED])
+    assert found.sure_divergence == found.divergence
     reason = Lossy(-300.0, max_divergence=0.02).broken_by(found)
     assert reason is not None
     assert "next tokens diverge by 0.044 nats" in reason
     assert Lossy(-300.0, max_divergence=0.05).broken_by(found) is None
     assert Lossy(-300.0).broken_by(found) is None
+
+
+def test_a_divergence_by_chance_breaks_no_contract():
+    expected, rng = np.zeros((1, 50, 2)), np.random.default_rng(0)
+    actual = np.zeros((1, 50, 2))
+    actual[..., 1] = np.abs(rng.standard_normal(50))
+    found = compare([{"logits": expected}], lambda feed: {"logits": actual}, [FEED])
+    rows = divergences(expected[0], actual[0])
+    sure = rows.mean() - 2 * rows.std() / 50**0.5
+    assert Lossy(-300.0, max_divergence=1.001 * sure).broken_by(found) is None
+    assert Lossy(-300.0, max_divergence=0.999 * sure).broken_by(found) is not None
