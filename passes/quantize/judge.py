@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+
+import numpy as np
 
 from graphcompress.data.samples import Samples
+from graphcompress.files.parts import links
+from graphcompress.files.runtime import Feed
 from graphcompress.files.scratch import on_disk
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.measure.calibrate import equal_feeds
 from graphcompress.measure.tokens import token_values
-from graphcompress.measure.verify import compare
+from graphcompress.measure.verify import Run, compare
 from graphcompress.numerics.metrics import error_at
 from graphcompress.passes.quantize.decide import Plan
 from graphcompress.passes.quantize.write import write
@@ -23,7 +27,7 @@ class Judge:
     """Carries plans out on a copy of a model and runs it.
 
     The outputs may have the relative error ``max_error``, and what they say of tokens may diverge by
-    ``max_divergence`` nats.
+    ``max_divergence`` nats. Decoders read what the encoder answers in 8 bits, as when the model writes.
     """
 
     def __init__(
@@ -35,6 +39,14 @@ class Judge:
         self._ctx = ctx
         self._feeds = equal_feeds(model, samples)
         self._measured = 0
+        # A decoder's input of encoded states → the encoder's output.
+        self._encoded = {
+            target.prefix + name: source.prefix + output
+            for (source, output), (target, name) in (
+                (link.source, link.target) for link in links(model.parts)
+            )
+            if source.role == "encoder"
+        }
         # The answers in float are computed now, before the model is edited.
         with Runner(model) as runner:
             self._expected = on_disk(map(runner, self._feeds))
@@ -42,7 +54,8 @@ class Judge:
     def error(self, plan: Plan) -> float:
         """How much of what the outputs may lose ``plan`` takes; above 1 it is too much."""
         with self._running(plan) as (twin, runner):
-            found = compare(self._expected, runner, self._feeds, token_values(twin))
+            run = self._linked(runner)
+            found = compare(self._expected, run, self._feeds, token_values(twin))
         return max(
             error_at(found.sqnr_db) / self._max_error, (found.divergence or 0.0) / self._max_divergence
         )
@@ -53,6 +66,17 @@ class Judge:
             return 0.0
         with self._running(plan) as (_, runner):
             return self._ctx.spent(runner)
+
+    def _linked(self, runner: Runner) -> Run:
+        """Runs the parts on what the encoder among them answers."""
+
+        def run(feed: Feed) -> Mapping[str, np.ndarray]:
+            found = runner(feed)
+            if not self._encoded:
+                return found
+            return runner({**feed, **{name: found[output] for name, output in self._encoded.items()}})
+
+        return run
 
     @contextlib.contextmanager
     def _running(self, plan: Plan) -> Iterator[tuple[Model, Runner]]:

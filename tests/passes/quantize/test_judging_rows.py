@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from sequence_models import random_texts
 from texts import model_of
 
+from graphcompress.analysis.linears import linears
 from graphcompress.data.samples import Samples
+from graphcompress.data.sequences import sequence_samples
+from graphcompress.files.parts import handed_on
+from graphcompress.graph.model import Model
+from graphcompress.graph.runner import Runner
 from graphcompress.measure import memory
+from graphcompress.numerics.metrics import divergences
+from graphcompress.numerics.quantise import PerToken
 from graphcompress.passes.quantize.calibration import JUDGING_SAMPLES, split
-from graphcompress.passes.quantize.decide import Plan
+from graphcompress.passes.quantize.decide import LinearForm, Plan
 from graphcompress.passes.quantize.judge import Judge
+from graphcompress.passes.quantize.lowbit import low_bit_linear
+from graphcompress.passes.quantize.write import write
 from graphcompress.plugin.context import Context
+from graphcompress.rewrite.rewriter import Rewriter
 
 
 @pytest.mark.parametrize(("rows", "per_row"), [(16, 2), (40, 1), (300, 2), (300, 1)])
@@ -49,3 +62,28 @@ def test_a_long_sample_is_judged_in_windows(monkeypatch: pytest.MonkeyPatch) -> 
     rng = np.random.default_rng(0)
     samples = Samples([{"x": rng.standard_normal((length, 4)).astype(np.float32)} for length in (30, 300)])
     assert Judge(model, samples, Context(), 0.1, 0.1).error(Plan([], [])) < 1e-8
+
+
+def test_an_encoder_is_judged_by_what_decoders_say_of_its_states(sequence_folders: dict[str, Path]) -> None:
+    model = Model.load(sequence_folders["bart"])
+    samples = sequence_samples(model, random_texts("bart", 3))
+    parts = {part.role: part for part in model.parts}
+    prefix = parts["encoder"].prefix
+    encoder = [linear for linear in linears(model) if (linear.node.outputs[0].name or "").startswith(prefix)]
+    plan = Plan([LinearForm(one, low_bit_linear(one, "8bit"), PerToken(), 0.0, 0.0) for one in encoder], [])
+    found = Judge(model, samples, Context(), np.inf, 1.0).error(plan)
+    twin = model.clone()
+    with Rewriter(twin, Context()) as rw:
+        write(rw, plan.on(twin))
+    links = handed_on(model.parts)
+    states = prefix + (parts["encoder"].output("states") or "")
+    lost: dict[str, list[np.ndarray]] = {}
+    with Runner(model) as exact, Runner(twin) as rounded:
+        for feed in samples.batches(1):
+            answered = rounded(feed)[states]
+            handed = {name: answered for output, name in links if output == states}
+            scores = [exact(feed), exact({**feed, **handed})]
+            for name in (name for name in scores[0] if name.endswith("logits")):
+                lost.setdefault(name, []).append(divergences(*(each[name][0] for each in scores)))
+    assert found == pytest.approx(max(np.concatenate(rows).mean() for rows in lost.values()), rel=1e-3)
+    assert found > 1e-6
