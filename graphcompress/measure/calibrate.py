@@ -72,7 +72,8 @@ def observe(
     batches = list(equal_batches(samples))
     total = len(runs) * len(batches)
     for number, values in enumerate(runs):
-        with Runner(model, values, optimize=optimize, prepack=True, lent=True) as runner:
+        # Packed weights would be a second copy of all of them, and batches of many tokens gain little by it.
+        with Runner(model, values, optimize=optimize, lent=True) as runner:
             for step, indices in enumerate(batches):
                 progress(text, number * len(batches) + step, total)
                 feed = samples.batch(indices)
