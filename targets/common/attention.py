@@ -81,12 +81,12 @@ def _site(attention: Attention) -> AttentionSite | None:
     if (q.order, k.order, v.order) != (_SPLIT, _TRANSPOSED, _SPLIT) or v.scale != 1.0:
         return None
     masks = tuple(mask for step in added if (mask := operand_beside(step.node, step.operand)) is not None)
-    if not all(is_standard(step.node, "Add") for step in added) or not all(map(_broadcasts, masks)):
+    if not all(is_standard(step.node, "Add") for step in added) or not all(map(broadcasts, masks)):
         return None
     # MultiHeadAttention knows no keys that several query heads share.
     if not q.heads == k.heads == v.heads or q.size != k.size:
         return None
-    if not _is_one_batch((q.source, k.source, v.source), masks):
+    if not is_one_batch((q.source, k.source, v.source), masks):
         return None
     product, context = attention.products
     inner = (step.node for step in steps)
@@ -95,12 +95,12 @@ def _site(attention: Attention) -> AttentionSite | None:
     return AttentionSite(tuple(nodes), q.source, k.source, v.source, masks, q.heads, scale)
 
 
-def _broadcasts(mask: ir.Value) -> bool:
+def broadcasts(mask: ir.Value) -> bool:
     """Whether the operator can take the mask: [batch or 1, heads or 1, queries or 1, keys]."""
     return rank_of(mask) == 4 and fixed_size(mask, 3) != 1
 
 
-def _is_one_batch(operands: tuple[ir.Value, ...], masks: tuple[ir.Value, ...]) -> bool:
+def is_one_batch(operands: tuple[ir.Value, ...], masks: tuple[ir.Value, ...]) -> bool:
     """Whether nothing with a batch of one (queries that are weights) is repeated, which operators do not."""
     single = [fixed_size(value, 0) == 1 for value in operands]
     return not any(single) or (all(single) and all(fixed_size(mask, 0) == 1 for mask in masks))

@@ -18,19 +18,22 @@ def one_mask(
     before: ir.Node,
     *,
     above_lowest: bool = False,
+    tokens: int = 1,
 ) -> ir.Value | None:
     """All of ``masks`` in one, or None where there is none; attentions that have the same ones share it.
 
     ``above_lowest`` puts the next number in place of the lowest one. A query that the mask hides all keys
     from has the mean of the values: Softmax of equal scores. The operator Attention of ONNX Runtime takes a
-    row of the lowest number for one of -inf, and gives zeros.
+    row of the lowest number for one of -inf, and gives zeros. ``tokens`` is the axis of ``queries`` that
+    counts them.
     """
     if not masks:
         return None
     mask, *others = masks
     for other in others:
         mask = _sum(rw, mask, other, before)
-    return _with_rows(rw, _above_lowest(rw, mask, before) if above_lowest else mask, queries, before)
+    mask = _above_lowest(rw, mask, before) if above_lowest else mask
+    return _with_rows(rw, mask, queries, before, tokens)
 
 
 def _sum(rw: Rewriter, one: ir.Value, other: ir.Value, before: ir.Node) -> ir.Value:
@@ -56,17 +59,18 @@ def _above_lowest(rw: Rewriter, mask: ir.Value, before: ir.Node) -> ir.Value:
     return value
 
 
-def _with_rows(rw: Rewriter, mask: ir.Value, queries: ir.Value, before: ir.Node) -> ir.Value:
+def _with_rows(rw: Rewriter, mask: ir.Value, queries: ir.Value, before: ir.Node, tokens: int) -> ir.Value:
     """The mask with a row for every query, which the operators want; attentions of one length share it."""
     if fixed_size(mask, 2) != 1:
         return mask
     made = _made_of(mask, "Expand", f"{mask.name}.rows")
-    if made is not None and _has_rows_for(queries, made):
+    if made is not None and _has_rows_for(queries, made, tokens):
         return made.outputs[0]
     place = rw.at(before, mask.name)
     sizes = place.op("Shape", queries, name="sizes")
     one = place.constant([1], "one")
-    rows = place.op("Gather", sizes, one, name="queries")  # opset 13 slices no Shape
+    axis = place.constant([tokens], "tokens")
+    rows = place.op("Gather", sizes, axis, name="queries")  # opset 13 slices no Shape
     target = place.op("Concat", one, one, rows, one, name="target", axis=0)
     return place.op("Expand", mask, target, name="rows")
 
@@ -77,10 +81,12 @@ def _made_of(mask: ir.Value, op_type: str, name: str) -> ir.Node | None:
     return next((reader for reader in readers if reader.outputs[0].name == name), None)
 
 
-def _has_rows_for(queries: ir.Value, expand: ir.Node) -> bool:
+def _has_rows_for(queries: ir.Value, expand: ir.Node, tokens: int) -> bool:
     """Whether an Expand written by :func:`_with_rows` gives as many rows as there are ``queries``."""
     target = producer(operand(expand, 1))
     rows = producer(operand(target, 2))
     sizes = producer(operand(rows, 0))
     other = shape_of(operand(sizes, 0))
-    return other is not None and queries.shape is not None and other[1] == queries.shape[1]
+    if other is None or queries.shape is None:
+        return False
+    return other[2 if len(other) == 4 else 1] == queries.shape[tokens]

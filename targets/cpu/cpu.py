@@ -30,6 +30,7 @@ from graphcompress.targets.common.form_choice import take_forms
 from graphcompress.targets.common.gelu import Gelu
 from graphcompress.targets.common.integer_linear import IntegerLinear
 from graphcompress.targets.common.unsigned_activations import unsigned_activations
+from graphcompress.targets.cpu.cached_attention import CachedAttention
 from graphcompress.targets.cpu.formed_model import (
     ARTIFACT,
     INPUT,
@@ -281,7 +282,7 @@ class Cpu(Target):
             lowered.model.save(artifact)
             times, reason = against_input()
         slower = bool(times) and is_slower(times, ARTIFACT, INPUT)
-        if not (self.allow_slower or ctx.on_trial):
+        if not self.allow_slower:
             refuse_slower(times, shapes, "--target 'cpu{allow_slower=true}'")
         asked = f"speed not compared with the input: {reason}" if reason else ""
         asked = "slower than the input, which allow_slower=true accepts" if slower else asked
@@ -317,6 +318,7 @@ def families(*, attention_operator: bool = False) -> tuple[Family[Any], ...]:
         Packed(),
         Residual(),
         Gelu(),
+        *((CachedAttention(),) if attention_operator else ()),
         FusedAttention(operator=attention_operator),
     )
 
@@ -327,7 +329,11 @@ def _lowering(lowered: FormedModel, provider: ProviderChoice, asked: str) -> Low
         lowered = FormedModel(lowered.model, ())
     choices = lowered.choices
     operator = any(choice.form == OPERATOR for choice in choices)
-    notes = [*provider.notes, *notes_on(lowered, families(), asked), *([_NEWER_RUNTIME] if operator else [])]
+    notes = [
+        *provider.notes,
+        *notes_on(lowered, families(attention_operator=True), asked),
+        *([_NEWER_RUNTIME] if operator else []),
+    ]
     details = {
         "forms": [each.record for each in choices],
         "taken_back": list(lowered.taken_back),

@@ -57,6 +57,16 @@ def test_one_file_gets_first_passes_with_no_past_and_steps(name: str, sequence_f
     assert shapes == 2 * [((5,), (HEADS, 0, WIDTH)), ((1,), (HEADS, 5, WIDTH))]
 
 
+@pytest.mark.parametrize("name", ["bart", "whisper"])
+def test_a_decoder_beside_an_encoder_is_timed_at_one_token(name: str, sequence_folders) -> None:
+    for part, one in Model.load(sequence_folders[name]).separate():
+        sample = synthetic_samples(one, count=1, length=5).feeds[0]
+        if part.role != "encoder":
+            assert sample[part.input("ids") or ""].shape == (1,)
+        if part.role == "decoder_with_past":
+            assert sample[part.past[0][0]].shape[1] == 5
+
+
 def test_past_is_what_the_model_makes_of_the_tokens(sequence_folders) -> None:
     """The oracle is PyTorch: what it scores after all tokens at once is what the step scores."""
     import torch
