@@ -95,10 +95,12 @@ class Family(abc.ABC, Generic[S]):
     Attributes:
         name: what the lowering record calls it.
         default: the form that is taken when nothing is measured, and when others are not clearly faster.
+        came_later: whether there are records from before it: one without any of its sites leaves them alone.
     """
 
     name: ClassVar[str]
     default: ClassVar[str]
+    came_later: ClassVar[bool] = False
 
     @abc.abstractmethod
     def sites(self, model: Model) -> list[S]:

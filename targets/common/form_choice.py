@@ -122,10 +122,12 @@ def take_forms(
     Raises:
         DataError: it has none for a site, or one that is unknown.
     """
+    recorded = {name for name, _ in forms}
     for family in families:
         chosen: list[tuple[Site, str]] = []
+        missing = UNCHANGED if family.came_later and family.name not in recorded else ""
         for signature, sites in _by_signature(model, family).items():
-            form = forms.get((family.name, signature), "")
+            form = forms.get((family.name, signature), missing)
             if form not in {UNCHANGED, *family.forms}:
                 raise DataError(
                     f"the recipe has no form for {sites[0].name} ({family.name}): [pinned] is of another "

@@ -63,6 +63,7 @@ class CachedAttention(Family[CachedSite]):
 
     name: ClassVar[str] = "attention with a cache"
     default: ClassVar[str] = OPERATOR
+    came_later: ClassVar[bool] = True
 
     @property
     def forms(self) -> Mapping[str, Form[CachedSite]]:

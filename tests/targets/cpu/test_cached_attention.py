@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from operator_forms import applied, check_forms, model_of, ops, random
 
+from graphcompress.errors import DataError
+from graphcompress.plugin.context import Context
 from graphcompress.targets.common.attention import OPERATOR
+from graphcompress.targets.common.form_choice import take_forms
 from graphcompress.targets.cpu.cached_attention import CachedAttention
 
 FAMILY = CachedAttention()
@@ -70,6 +73,15 @@ def test_the_lowest_number_is_not_infinite():
 
 def test_without_a_guard_a_cache_is_one_all_the_same():
     check_forms(split_model(**NONE), FAMILY, 1, **split_feed(blind=False))
+
+
+def test_a_record_from_before_leaves_a_cache_alone_and_another_is_refused():
+    model = split_model()
+    before = ops(model)
+    take_forms(model, [FAMILY], {}, Context())
+    assert ops(model) == before
+    with pytest.raises(DataError, match="the recipe has no form for"):
+        take_forms(model, [FAMILY], {(FAMILY.name, "another"): OPERATOR}, Context())
 
 
 @pytest.mark.parametrize("rows", ["1", "s"])
