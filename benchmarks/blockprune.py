@@ -38,6 +38,7 @@ def rows(epochs: float) -> dict[str, str]:
         "ablation: no hidden states": f"blockprune{{{filled} hidden=0}}",
         "ablation: hidden states train scores": f"blockprune{{{filled} apart=false}}",
         "ablation: importance as a moving mean": f"blockprune{{{filled} selection=topk ema=0.9}}",
+        "ablation: scores begin alike": f"blockprune{{{filled} spread=0}}",
         "ablation: magnitude": f"blockprune{{{filled} selection=magnitude}}",
         "ablation: gates": f"blockprune{{{filled} selection=l0}}",
         "ablation: joint blocks": f"blockprune{{{filled} attention=joint-32x32}}",
