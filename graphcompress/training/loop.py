@@ -31,7 +31,7 @@ SMOOTHING = 0.9
 """The loss terms that are shown keep this share of their former value at every step,
 which makes them about a mean of ten steps."""
 TOLD_SECONDS = 0.2
-"""Progress is told at most once in this many seconds."""
+"""The details of progress are told anew at most once in this many seconds."""
 CPU_FULL = "DefaultCPUAllocator"
 """What PyTorch's RuntimeError names when the memory of the CPU is at an end."""
 
@@ -89,6 +89,7 @@ class Trainer:
         self.start = math.nan
         self.terms: dict[str, float] = {}
         self.history: list[tuple[int, float]] = []
+        self._detail = ""
 
     def run(self) -> Outcome:
         """Train; the student then has the best weights that were evaluated.
@@ -105,8 +106,7 @@ class Trainer:
         while self.step < self.steps and not self._is_out_of_patience:
             self._advance()
             clock.count(self.given, self.batches(self.step - 1))
-            if clock.is_due:
-                self._report(clock)
+            self._report(clock)
             if self.settings.is_evaluated(self.step, self.steps):
                 self._evaluate()
             if self.group.from_first(self.checkpoints.is_due):
@@ -326,13 +326,16 @@ class Trainer:
         return " ".join(f"{name} {value:.4f}" for name, value in self.terms.items())
 
     def _report(self, clock: _Clock, *, done: bool = False) -> None:
+        if done or clock.is_due:
+            self._detail = self._shown(clock)
+        at = self.steps if done else min(self.step, self.steps - 1)
+        self.progress(self.settings.name, at, self.steps, self._detail)
+
+    def _shown(self, clock: _Clock) -> str:
         shown = [self._shown_terms(), *filter(None, (each.shown() for each in self.instruments.values()))]
-        detail = (
+        return (
             f"{' · '.join(shown)} · {self.label} {self.best['score']:.4f} at step {self.best['step']} · "
             f"{clock.tokens_per_second:,.0f} tokens/s"
-        )
-        self.progress(
-            self.settings.name, self.steps if done else min(self.step, self.steps - 1), self.steps, detail
         )
 
 

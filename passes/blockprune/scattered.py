@@ -74,7 +74,11 @@ def _write(rw: Rewriter, linear: Linear, blocks: np.ndarray, table: np.ndarray) 
 
 
 def fill(rw: Rewriter, names: Iterable[str], seed: int) -> int:
-    """Give the zeros of the weights ``names`` the mean of the weight and some noise; how many there were."""
+    """Give the zeros of the weights ``names`` the mean of the weight and some noise; how many there were.
+
+    A weight of zeros alone gets the noise of weights that begin at random: queries and keys that are both
+    zero would have no gradient.
+    """
     rng = np.random.default_rng(seed)
     filled = 0
     for name in names:
@@ -82,6 +86,7 @@ def fill(rw: Rewriter, names: Iterable[str], seed: int) -> int:
         array = evaluate(value).astype(np.float32)
         zeros = array == 0
         filled += int(zeros.sum())
-        array[zeros] = array.mean() + NOISE * array.std() * rng.standard_normal(int(zeros.sum()))
+        spread = float(array.std()) or max(array.shape) ** -0.5
+        array[zeros] = array.mean() + NOISE * spread * rng.standard_normal(int(zeros.sum()))
         rw.overwrite(value, array)
     return filled

@@ -57,7 +57,7 @@ def fewest_in_float(plan: Plan, limit: float, measure: Measure, base: float = 0.
     shortest run of the worst that suffices is found by doubling and bisection, and then those that were not
     to blame are put back. ``base`` is what is lost with nothing in 8 bits.
     """
-    search = _Search(plan, limit, measure, base)
+    search = _FloatSearch(plan, limit, measure, base)
     ranked = search.ranked(sorted(_units(plan), key=lambda unit: -unit.error))
     few, many = 0, 1
     while many < len(ranked) and not search.enough(ranked[:many]):
@@ -74,7 +74,7 @@ def fewest_in_float(plan: Plan, limit: float, measure: Measure, base: float = 0.
     )
 
 
-class _Search:
+class _FloatSearch:
     """Plans of one search, by what they leave out."""
 
     def __init__(self, plan: Plan, limit: float, measure: Measure, base: float) -> None:

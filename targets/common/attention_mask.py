@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from graphcompress.graph.match import dtype_of, fixed_size, is_standard, operand, producer, shape_of
+from graphcompress.graph.match import dtype_of, fixed_size, is_standard, operand, producer, scalar, shape_of
 from graphcompress.rewrite.rewriter import Rewriter
 
 
@@ -52,9 +52,13 @@ def _above_lowest(rw: Rewriter, mask: ir.Value, before: ir.Node) -> ir.Value:
     made = _made_of(mask, "Mul", f"{mask.name}.above")
     if made is not None:
         return made.outputs[0]
-    place, kind = rw.at(before, mask.name), dtype_of(mask).numpy().type
-    below_one = place.constant(np.nextafter(kind(1), kind(0)), "below_one", like=mask)
-    value = place.op("Mul", mask, below_one, name="above")
+    kind = dtype_of(mask).numpy().type
+    below = np.nextafter(kind(1), kind(0))
+    product = producer(mask, "Mul")
+    if product is not None and scalar(operand(product, 1)) == below:  # an earlier build did so
+        return mask
+    place = rw.at(before, mask.name)
+    value = place.op("Mul", mask, place.constant(below, "below_one", like=mask), name="above")
     value.type, value.shape = mask.type, None if mask.shape is None else mask.shape.copy()
     return value
 

@@ -427,6 +427,7 @@ ELSEWHERE = {
     "blockprune.hidden": "test_hidden_states_do_not_train_scores_where_they_are_kept_apart",
     "blockprune.instruments": "test_operators_become_plain_while_masks_are_learned",
     "blockprune.labels": "test_the_options_of_a_training_arrive_in_its_settings",
+    "blockprune.spread": "test_scores_begin_where_their_fisher_information_by_parameter_puts_them",
     "blockprune.outputs": "test_hidden_states_do_not_train_scores_where_they_are_kept_apart",
     "blockprune.penalty": "test_a_penalty_prunes_the_more_the_larger_it_is",
     "blockprune.shape": "test_a_speed_is_reached_by_what_heads_and_nodes_cost",

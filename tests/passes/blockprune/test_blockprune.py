@@ -95,9 +95,10 @@ def test_the_size_that_was_asked_for_is_reached() -> None:
     pruned(model, f"blockprune{{attention=8x8 size=0.5 {SHORT}}}")
     compact = sum(weight.size for weight in masked(model))
     others = bert().parameters - sum(weight.size for weight in masked(bert()))
+    head = 4 * 64 * 16  # what goes at once
     # Biases of what was cut go too, which the size does not count on.
-    assert compact + others == pytest.approx(0.5 * bert().parameters, rel=0.02)
-    assert model.parameters <= 0.51 * bert().parameters
+    assert compact + others == pytest.approx(0.5 * bert().parameters, abs=head / 2)
+    assert model.parameters <= 0.5 * bert().parameters + head / 2
 
 
 def test_a_size_below_what_is_not_masked_is_refused_before_the_first_step() -> None:
