@@ -206,7 +206,10 @@ class _Use:
         rows, weights = self.rows, self.weights
         if factors is not None:
             rows, weights = rows / factors, weights * factors[:, None]
-        return range_.fake_quantise(rows) @ quantise_weight(weights, rounding.weights).dequantise()
+        found: np.ndarray = (
+            range_.fake_quantise(rows) @ quantise_weight(weights, rounding.weights).dequantise()
+        )
+        return found
 
     def capped(self, factors: np.ndarray, rounding: Rounding) -> np.ndarray:
         """The products in 8 bits in one range for all rows after the division by ``factors``."""

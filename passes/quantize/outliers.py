@@ -47,4 +47,5 @@ def balancing(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
     activation, weight = (np.sqrt(power) for power in powers)
     used = (activation > 0) & (weight > 0)
     factors = np.sqrt(np.divide(activation, weight, out=np.ones_like(activation), where=used))
-    return np.maximum(factors, SMALLEST).astype(np.float32)
+    found: np.ndarray = np.maximum(factors, SMALLEST).astype(np.float32)
+    return found
