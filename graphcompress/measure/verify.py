@@ -274,7 +274,7 @@ def _scores_tokens(name: str, array: np.ndarray) -> bool:
 def _scored(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Scores of the tokens that both models may write; those of a dropped one are a stand-in in all rows."""
     rows = (array.reshape(-1, array.shape[-1]) for array in (a, b))
-    first, second = ((row > NEVER).any(axis=0) for row in rows)
+    first, second = ((row != NEVER).any(axis=0) for row in rows)  # NaN and what lies below are answers
     kept = first & second
     # Where nothing is left, or nothing is dropped, all of it is compared.
     return (a, b) if kept.all() or not kept.any() else (a[..., kept], b[..., kept])

@@ -348,3 +348,13 @@ def test_a_divergence_by_chance_breaks_no_contract():
     sure = rows.mean() - 2 * rows.std() / 50**0.5
     assert Lossy(-300.0, max_divergence=1.001 * sure).broken_by(found) is None
     assert Lossy(-300.0, max_divergence=0.999 * sure).broken_by(found) is not None
+
+
+@pytest.mark.parametrize("broken", [np.nan, -np.inf, -1e30])
+def test_a_column_of_scores_that_is_broken_is_no_dropped_token(broken: float) -> None:
+    scores = np.random.default_rng(0).standard_normal((1, 4, 8)).astype(np.float32)
+    other = scores.copy()
+    other[..., 3] = broken
+    with np.errstate(all="ignore"):
+        found = compare([{"logits": scores}], lambda feed: {"logits": other}, [{"x": scores}])
+    assert not found.sqnr_db > 0
