@@ -233,8 +233,7 @@ def _optimize(model: ir.Model) -> None:
         output_size_limit=FOLDED_OUTPUT_ELEMENTS,
         should_fold=lambda node: False if _turns_weight(node) else None,
     )
-    # Each rule keeps the last graph that it saw: the library's own would keep this one, weights and all.
-    rewrite = RewritePass([_guarded(rule) for rule in copy.deepcopy(_DEFAULT_REWRITE_RULES)])
+    rewrite = RewritePass([_guarded(_own(rule)) for rule in _DEFAULT_REWRITE_RULES])
     for _ in range(2):
         for step in (fold, rewrite, common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass()):
             step(model)
@@ -251,6 +250,17 @@ def _optimize(model: ir.Model) -> None:
 
 FOLDED_INPUT_ELEMENTS, FOLDED_OUTPUT_ELEMENTS = 8192, 512 * 512
 """Most elements of what constant folding reads and makes; onnxscript's own bounds."""
+
+
+def _own(rule: Any) -> Any:  # noqa: ANN401 - a rule of onnxscript
+    """A copy of ``rule`` with a matcher of its own.
+
+    A matcher keeps the last graph that it saw: the library's would keep this one, weights and all, and may
+    hold one of another caller.
+    """
+    own = copy.copy(rule)
+    own._matcher = copy.copy(rule._matcher)  # noqa: SLF001
+    return own
 
 
 def _guarded(rule: Any) -> Any:  # noqa: ANN401 - a rule of onnxscript

@@ -202,6 +202,16 @@ def test_a_module_is_a_model_and_stays_in_training_mode() -> None:
         assert np.allclose(found["b"], module(x)["b"].numpy(), atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PyTorch's own
+def test_an_export_by_pytorch_before_changes_nothing(tmp_path: Path) -> None:
+    """PyTorch's exporter leaves its last graph in the rewrite rules that both take from onnxscript."""
+    module, x = TwoOutputs().eval(), torch.randn(1, 5, 8)
+    before = graphcompress.capture(module, [x]).save(tmp_path / "before.onnx")
+    torch.onnx.export(module.first, (x,), dynamo=True, verbose=False)
+    after = graphcompress.capture(module, [x]).save(tmp_path / "after.onnx")
+    assert after.read_bytes() == before.read_bytes()
+
+
 def test_a_graph_module_and_fixed_axes() -> None:
     graph_module = torch.fx.symbolic_trace(torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Tanh()))
     model = graphcompress.capture(graph_module, (torch.randn(2, 8),), dynamic_axes={})
