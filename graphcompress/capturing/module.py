@@ -55,7 +55,8 @@ def capture(
 
     Raises:
         MissingExtraError: torch is not installed.
-        UsageError: example inputs that the module does not take, or an unknown output.
+        UsageError: example inputs that the module does not take, an unknown output, or axes of an input that
+            there is not.
         UnsupportedModelError: torch cannot trace the module or translate it.
         ContractError: the ONNX model answers other than the module, also at other batch sizes and lengths.
     """
@@ -64,6 +65,11 @@ def capture(
 
     what = traceable(module, example_inputs)
     axes = default_axes(what.feed) if dynamic_axes is None else dynamic_axes
+    unknown = next((name for name in axes if name not in what.feed), None)
+    if unknown is not None:
+        raise UsageError(
+            f"dynamic_axes names {unknown!r}, which is no input; the inputs are {', '.join(what.feed)}"
+        )
     # The model maps its weights from this folder, which lives as long as the model.
     folder = Temporary()
     try:

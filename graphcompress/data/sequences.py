@@ -16,7 +16,7 @@ import numpy as np
 from graphcompress.data.inputs import batch_axes, fixed_sizes, inputs_of
 from graphcompress.data.samples import Past, Sample, Samples
 from graphcompress.files.generation_config import read_generation_config, token_ids
-from graphcompress.files.parts import Kind, Part, links
+from graphcompress.files.parts import Kind, Part, PartValue, links
 from graphcompress.files.runtime import Feed
 from graphcompress.files.scratch import on_disk
 from graphcompress.graph.model import Model
@@ -63,14 +63,23 @@ def sequence_samples(model: Model, written: Sequence[Written], *, synthetic: boo
 
 
 def pasts(parts: Sequence[Part]) -> tuple[Past, ...]:
-    """How the past of every part that has one is padded: in front, where the mask over it says."""
+    """How the past of every part that has one is padded: in front, where the mask over it says.
+
+    A state of one size, as recurrent layers have, is no past of several tokens, and has no padding.
+    """
     found = []
     for part in parts:
-        own = {part.prefix + name: part.prefix + output for name, output in part.past}
+        grows = {port.name for port in part.reads("past") if _grows(port)}
+        own = {part.prefix + name: part.prefix + output for name, output in part.past if name in grows}
         mask = part.input("mask")
         if own:
             found.append(Past(own, None if mask is None else part.prefix + mask))
     return tuple(found)
+
+
+def _grows(past: PartValue) -> bool:
+    """Whether ``past`` has an axis for earlier tokens: [batch, heads, length, size], or of unknown sizes."""
+    return not past.shape or (len(past.shape) > 2 and not isinstance(past.shape[-2], int))
 
 
 class Unroller:

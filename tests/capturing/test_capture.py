@@ -235,6 +235,11 @@ class SeesItsMode(torch.nn.Module):
         return x * (2.0 if torch.compiler.is_compiling() else 3.0)
 
 
+def test_axes_of_an_input_that_is_none_are_named() -> None:
+    with pytest.raises(UsageError, match="dynamic_axes names 'y', which is no input; the inputs are x"):
+        graphcompress.capture(TwoOutputs(), {"x": torch.randn(1, 5, 8)}, dynamic_axes={"y": {0: "batch"}})
+
+
 def test_an_answer_that_is_not_pytorchs_is_an_error() -> None:
     with pytest.raises(ContractError, match=r"output 'output' differs from PyTorch's by .* of its range"):
         graphcompress.capture(SeesItsMode(), [torch.ones(2, 4)])
