@@ -52,12 +52,12 @@ def sizes_of(model: Model, shape: str, option: str = "shape") -> dict[str, int]:
         for name in wanted:
             if name not in known:
                 raise UsageError(f"{option}={shape!r}: no input has a size {name!r}: {nearest(name, known)}")
-        return wanted if not known else _complete(wanted, known, shape, option)
+        return wanted if not known else complete_sizes(wanted, known, shape, option)
     batch, length = wanted
     sizes = dict.fromkeys(first, batch)
     rest = [name for name in others if name not in sizes]
     if length is None:
-        return _complete(sizes, known, shape, option)
+        return complete_sizes(sizes, known, shape, option)
     if len(rest) != 1:
         have = f"the variable sizes are {', '.join(known)}" if known else "all its sizes are fixed already"
         raise UsageError(
@@ -81,7 +81,12 @@ def is_fixed(model: Model) -> bool:
     return not any(variable_sizes(model))
 
 
-def _complete(sizes: dict[str, int], known: list[str], shape: str, option: str) -> dict[str, int]:
+def complete_sizes(sizes: dict[str, int], known: list[str], shape: str, option: str) -> dict[str, int]:
+    """``sizes``, which ``shape``, given as ``option``, gives to all that are ``known``.
+
+    Raises:
+        UsageError: one of them is left without a number.
+    """
     missing = [name for name in known if name not in sizes]
     if missing:
         raise UsageError(
@@ -92,11 +97,16 @@ def _complete(sizes: dict[str, int], known: list[str], shape: str, option: str) 
 
 
 def variable_sizes(model: Model) -> tuple[list[str], list[str]]:
-    """Names of the variable sizes of the inputs: those of first axes, and all others."""
+    """Names of the variable sizes of the inputs: those of first axes, and all others.
+
+    The one axis of a list, such as positions, is a length where the length of another input has its name.
+    """
     first: list[str] = []
+    lists: list[str] = []
     others: list[str] = []
     for value in model.graph.inputs:
         for axis, dim in enumerate(value.shape or ()):
             if isinstance(dim, ir.SymbolicDim):
-                (others if axis else first).append(str(dim.value))
+                (others if axis else lists if len(value.shape or ()) == 1 else first).append(str(dim.value))
+    first += [name for name in lists if name not in others]
     return list(dict.fromkeys(first)), [name for name in dict.fromkeys(others) if name not in first]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
-from graphcompress.errors import UsageError
+from graphcompress.errors import DataError, UsageError
 from graphcompress.files.runtime import provider_session, runner_of, session_of
 from graphcompress.graph.match import is_standard
 from graphcompress.graph.model import Model
@@ -25,12 +26,21 @@ from graphcompress.rules.opsets.lowering import legalise
 from graphcompress.rules.opsets.raising import raise_opset
 from graphcompress.targets.common.attention import FusedAttention
 from graphcompress.targets.common.form_choice import choose_forms
-from graphcompress.targets.nvidia.engine_profile import check_profile, profile_shapes
+from graphcompress.targets.nvidia.engine_profile import (
+    Profile,
+    check_profile,
+    fitting,
+    graphs_of,
+    profiles,
+)
 from graphcompress.targets.nvidia.engines.provider_options import checked_options, parse_options
 from graphcompress.targets.nvidia.float16 import clip_constants, to_half
 from graphcompress.targets.nvidia.float16_range import wide_values
 from graphcompress.targets.nvidia.refusals import products_stored_in_int8
 from graphcompress.targets.nvidia.strongly_typed import OLDEST_OPSET, strongly_typed
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 MODEL_FILE, SESSION_FILE = "model.onnx", "session.json"
 
@@ -54,6 +64,10 @@ class Gpu(Target):
     to them; what the provider does not take is refused before the work. For ``cuda`` attention is
     MultiHeadAttention of com.microsoft, which its kernels fuse; the providers of TensorRT take standard
     operators alone, so for them the graph is that of the target tensorrt.
+
+    Of a model that reads its own past, engines of ``nv_tensorrt_rtx`` have two profiles, for the first tokens
+    and for steps of one token; ``session.json`` has the shapes of both, and the option by which a run has to
+    name its profile. ONNX Runtime runs the first profile of ``tensorrt`` alone, so one covers both there.
 
     Where the provider is in the installed ONNX Runtime it runs the artifact; elsewhere the CPU provider does,
     which loads the same file.
@@ -82,7 +96,10 @@ class Gpu(Target):
         Raises:
             UsageError: names the option.
         """
-        self._recipe(model)
+        if self.provider == "cuda":
+            return
+        for graph in graphs_of(model, self.opt, self.largest):
+            self._recipe(graph)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -136,11 +153,15 @@ class Gpu(Target):
                 recipe = json.loads((folder / SESSION_FILE).read_text(encoding="utf-8"))
                 level = recipe["session_options"]["graph_optimization_level"]
                 providers = [(str(name), dict(given)) for name, given in recipe["providers"]]
+                phases = [
+                    (dict(one["shapes"]), dict(one["run_options"])) for one in recipe.get("profiles", ())
+                ]
             except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
                 raise UsageError(
                     f"{folder / SESSION_FILE}: not readable ({error}); build the artifact again"
                 ) from error
-            return runner_of(provider_session(folder / MODEL_FILE, providers, level))
+            session = provider_session(folder / MODEL_FILE, providers, level)
+            return _phased(session, phases) if phases else runner_of(session)
         # Unfused: the int8 products of a CPU may saturate, those of a GPU do not.
         return runner_of(session_of(folder / MODEL_FILE, optimize=False))
 
@@ -151,16 +172,23 @@ class Gpu(Target):
             # By default the provider times all algorithms of a convolution at every new shape, and computes
             # float32 products in TF32, with the 10 digits of float16.
             options, level = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}, "ORT_ENABLE_ALL"
+            shapes: dict[str, Profile] = {}
         else:
             # As it is: ONNX Runtime would put further pairs of QuantizeLinear and DequantizeLinear into the
             # regions that TensorRT fuses.
-            options, level = _profile(model, self.provider, self.opt, self.largest), "ORT_DISABLE_ALL"
+            shapes = profiles(model, self.opt, self.largest, apart=self.provider == "nv_tensorrt_rtx")
+            options, level = _engine_options(self.provider, list(shapes.values())), "ORT_DISABLE_ALL"
         options = checked_options({**options, **parse_options(self.options, name)}, name)
-        return {
+        recipe = {
             "model": MODEL_FILE,
             "providers": [[name, options], *([beside, {}] for beside in BESIDE[self.provider])],
             "session_options": {"graph_optimization_level": level},
         }
+        phases = [
+            {"for": phase, "shapes": profile, "run_options": {"nv_profile_index": str(number)}}
+            for number, (phase, profile) in enumerate(shapes.items())
+        ]
+        return recipe | ({"profiles": phases} if len(phases) > 1 else {})
 
 
 def _for_cuda(model: Model, ctx: Context) -> tuple[Model, tuple[str, ...], Mapping[str, Any]]:
@@ -212,17 +240,46 @@ def _is_guarded(softmax: ir.Node) -> bool:
     return any(is_standard(reader, "IsNaN") for reader in softmax.outputs[0].consumers())
 
 
-def _profile(model: Model, provider: str, opt: str, largest: str) -> dict[str, str]:
-    """Options of a TensorRT provider: shapes, and a cache so that engines are built once."""
+def _engine_options(provider: str, shapes: Sequence[Profile]) -> dict[str, str]:
+    """Options of a TensorRT provider: shapes, and a cache so that engines are built once.
+
+    A name that comes again belongs to the next profile (``ParseProfileShapes`` of both providers).
+    """
     prefix = "trt" if provider == "tensorrt" else "nv"
-    cache = (
+    options = (
         {"trt_engine_cache_enable": "1", "trt_engine_cache_path": "engines", "trt_fp16_enable": "1"}
         | {"trt_int8_enable": "1"}
         if provider == "tensorrt"
         else {"nv_runtime_cache_path": "engines"}
     )
-    shapes = profile_shapes(model, opt, largest)
     for number, kind in enumerate(("min", "opt", "max")):
-        texts = [f"{name}:{'x'.join(map(str, bounds[number]))}" for name, bounds in shapes.items()]
-        cache |= {f"{prefix}_profile_{kind}_shapes": ",".join(texts)} if texts else {}
-    return cache
+        texts = [
+            f"{name}:{'x'.join(map(str, bounds[number]))}"
+            for profile in shapes
+            for name, bounds in profile.items()
+        ]
+        options |= {f"{prefix}_profile_{kind}_shapes": ",".join(texts)} if texts else {}
+    return options | ({"nv_multi_profile_enable": "1"} if len(shapes) > 1 else {})
+
+
+def _phased(
+    session: onnxruntime.InferenceSession, phases: Sequence[tuple[Profile, Mapping[str, str]]]
+) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """A function from a feed to outputs: each run says which profile it is of."""
+    import onnxruntime
+
+    names = [output.name for output in session.get_outputs()]
+
+    def run(feed: Mapping[str, Any]) -> dict[str, Any]:
+        shapes = {name: list(np.shape(array)) for name, array in feed.items()}
+        number = fitting([profile for profile, _ in phases], shapes)
+        if number is None:
+            raise DataError(
+                f"inputs of shapes {shapes} are in no profile of the engine; build for larger ones"
+            )
+        options = onnxruntime.RunOptions()
+        for name, value in phases[number][1].items():
+            options.add_run_config_entry(name, value)
+        return dict(zip(names, session.run(names, dict(feed), options), strict=True))
+
+    return run

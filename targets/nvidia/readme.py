@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-Profile = Mapping[str, Sequence[Sequence[int]]]
-"""Input name → its smallest, most frequent and largest shape."""
+from graphcompress.targets.nvidia.engine_profile import Profile
 
 _PAGE = """\
 # For NVIDIA's TensorRT
@@ -26,7 +25,7 @@ trtexec --onnx=model.onnx --stronglyTyped --saveEngine=model.engine{shapes}
 ## Time it
 
 ```sh
-trtexec --loadEngine=model.engine{timed}
+{timed}
 ```
 
 ## Run it from Python
@@ -39,16 +38,17 @@ engine = runtime.deserialize_cuda_engine(pathlib.Path("model.engine").read_bytes
 context = engine.create_execution_context()
 names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
 inputs = [name for name in names if engine.get_tensor_mode(name) == tensorrt.TensorIOMode.INPUT]
+nothing = torch.empty(1, device="cuda")  # where an empty past lies
 
-def run(feed):  # input name → numpy array
-    tensors = {{name: torch.as_tensor(feed[name]).cuda().contiguous() for name in inputs}}
+def run(feed{phase}):  # input name → numpy array
+{choice}    tensors = {{name: torch.as_tensor(feed[name]).cuda().contiguous() for name in inputs}}
     for name in inputs:
         context.set_input_shape(name, tuple(tensors[name].shape))
     for name in set(names) - set(inputs):
         dtype = torch.from_numpy(numpy.empty(0, tensorrt.nptype(engine.get_tensor_dtype(name)))).dtype
         tensors[name] = torch.empty(tuple(context.get_tensor_shape(name)), dtype=dtype, device="cuda")
     for name, tensor in tensors.items():
-        context.set_tensor_address(name, tensor.data_ptr())
+        context.set_tensor_address(name, tensor.data_ptr() or nothing.data_ptr())
     context.execute_async_v3(torch.cuda.current_stream().cuda_stream)
     torch.cuda.synchronize()
     return {{name: tensors[name].cpu().numpy() for name in names if name not in inputs}}
@@ -58,18 +58,38 @@ An engine of TensorRT for RTX is loaded by `tensorrt_rtx` in place of `tensorrt`
 """
 
 
-def readme(profile: Profile, inputs: Sequence[str], precision: str, engines: Sequence[str]) -> str:
-    """The page for a graph with these ``inputs``, whose variable ones have a ``profile``."""
+_CHOICE = """\
+    # {profiles}
+    context.set_optimization_profile_async(profile, torch.cuda.current_stream().cuda_stream)
+"""
+
+
+def readme(
+    profiles: Mapping[str, Profile], inputs: Sequence[str], precision: str, engines: Sequence[str]
+) -> str:
+    """The page for a graph with these ``inputs``; ``profiles`` of variable ones, by what each is for."""
     none = "\nNo engine was compiled here: the first command below compiles one.\n"
+    several = len(profiles) > 1
+    numbered = ", ".join(f"profile {number}: {phase}" for number, phase in enumerate(profiles))
     return _PAGE.format(
         precision=precision,
         engines="" if engines else none,
         shapes="".join(
-            f" \\\n  --{name}Shapes={_shapes(profile, index)}"
-            for index, name in enumerate(("min", "opt", "max"))
-            if profile
+            (f" \\\n  --profile={number}" if several else "")
+            + "".join(
+                f" \\\n  --{name}Shapes={_shapes(profile, index)}"
+                for index, name in enumerate(("min", "opt", "max"))
+            )
+            for number, profile in enumerate(profiles.values())
         ),
-        timed=f" --shapes={_shapes(profile, 1)}" if profile else "",
+        timed="\n".join(
+            f"trtexec --loadEngine=model.engine --shapes={_shapes(profile, 1)}"
+            + (f" --useProfile={number}" if several else "")
+            for number, profile in enumerate(profiles.values())
+        )
+        or "trtexec --loadEngine=model.engine",
+        phase=", profile" if several else "",
+        choice=_CHOICE.format(profiles=numbered) if several else "",
         inputs=", ".join(inputs),
     )
 

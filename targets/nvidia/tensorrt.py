@@ -17,13 +17,12 @@ from graphcompress.plugin.capabilities import Capabilities
 from graphcompress.plugin.context import Context
 from graphcompress.plugin.options import option
 from graphcompress.plugin.schemes import INT8, integer_products
-from graphcompress.targets.nvidia.engine_profile import check_profile, profile_shapes
+from graphcompress.targets.nvidia.engine_profile import Profile, check_profile, graphs_of, profiles
 from graphcompress.targets.nvidia.engines.builder import (
     FULL,
     INSTALL,
     RTX,
     Engine,
-    Shapes,
     build_engine,
     is_installed,
     needs_rtx,
@@ -55,7 +54,8 @@ class TensorRT(Target):
 
     Engines take batches and lengths from 1 to ``largest``, or to as many positions as the model has; every
     length of the inputs counts for itself. Sizes of other kinds are given by name:
-    ``opt="batch=1,height=224,width=224"``.
+    ``opt="batch=1,height=224,width=224"``. An engine of a model that reads its own past has two profiles: for
+    the first tokens, without past, and for steps, where past and the one new token are up to ``largest``.
 
     Kronecker weights are multiplied as two int8 products where those save operations; a factor with a side
     below 16, too small for a tensor core, is multiplied for several rows at once. The others are stored
@@ -110,7 +110,8 @@ class TensorRT(Target):
         Raises:
             UsageError: names the option.
         """
-        profile_shapes(model, self.opt, self.largest)
+        for graph in graphs_of(model, self.opt, self.largest):
+            profiles(graph, self.opt, self.largest)
 
     @property
     def capabilities_wanted(self) -> list[str]:
@@ -144,7 +145,7 @@ class TensorRT(Target):
         Raises:
             UnsupportedModelError: TensorRT refuses something, or builds an engine with fewer int8 products.
         """
-        shapes = profile_shapes(model, self.opt, self.largest)
+        shapes = profiles(model, self.opt, self.largest)
         typed = strongly_typed(model, ctx, half=self.precision == "fp16")
         graph = typed.model.save(folder / MODEL_FILE)
         engines = self._engines(typed, graph, shapes, ctx)
@@ -157,7 +158,7 @@ class TensorRT(Target):
         details = {
             **typed.record,
             "precision": self.precision,
-            "profile": shapes,
+            "profiles": shapes,
             "int8_products_expected": len(typed.int8_products),
             "engines": [
                 {
@@ -188,7 +189,9 @@ class TensorRT(Target):
         # Unfused: the int8 products of a CPU may saturate, those of a GPU do not.
         return runner_of(session_of(folder / MODEL_FILE, optimize=False))
 
-    def _engines(self, typed: Typed, graph: Path, shapes: Shapes, ctx: Context) -> list[Engine]:
+    def _engines(
+        self, typed: Typed, graph: Path, shapes: Mapping[str, Profile], ctx: Context
+    ) -> list[Engine]:
         self.check()
         here = _runs_here()
         if self.build == "never" or (here is None and not is_installed(RTX)):
@@ -206,7 +209,7 @@ class TensorRT(Target):
                     graph.with_name(_engine_file(compute)),
                     compute=compute,
                     expected=typed.int8_products,
-                    shapes=shapes,
+                    profiles=list(shapes.values()),
                     timeout_s=self.timeout,
                     module=module,
                 )

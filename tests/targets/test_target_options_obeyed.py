@@ -111,13 +111,13 @@ SHOWN = {
     "tensorrt.opt": Shown(
         "tensorrt{{build=never {}}}",
         ("opt=1x16", "opt=2x8"),
-        lambda s: s.lowering.record["profile"]["input_ids"][1],
+        lambda s: s.lowering.record["profiles"]["all"]["input_ids"][1],
         lambda a, b: (a, b) == ([1, 16], [2, 8]),
     ),
     "tensorrt.largest": Shown(
         "tensorrt{{build=never opt=1x8 {}}}",
         ("largest=2x16", "largest=4x32"),
-        lambda s: s.lowering.record["profile"]["input_ids"][2],
+        lambda s: s.lowering.record["profiles"]["all"]["input_ids"][2],
         lambda a, b: (a, b) == ([2, 16], [4, 32]),
     ),
     "tensorrt.precision": Shown(

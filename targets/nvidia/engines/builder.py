@@ -7,12 +7,13 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from graphcompress.errors import MissingExtraError, UnsupportedModelError
 from graphcompress.files.temporary import Temporary
+from graphcompress.targets.nvidia.engine_profile import Profile
 from graphcompress.targets.nvidia.engines.log import EngineLayer, int8_products, layers_in
 
 FULL, RTX = "tensorrt", "tensorrt_rtx"
@@ -24,9 +25,6 @@ _SHOWN = 5
 """At most this many lines or names are shown of what a builder says."""
 _WINDOWS_CRASH = 0x80000000
 """Exit codes from here on are those of crashes on Windows; elsewhere a signal's are negative."""
-
-Shapes = Mapping[str, Sequence[Sequence[int]]]
-"""Input name → its smallest, most frequent and largest shape."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def build_engine(
     *,
     compute: str,
     expected: Collection[str],
-    shapes: Shapes,
+    profiles: Sequence[Profile],
     timeout_s: float,
     module: str = RTX,
 ) -> Engine:
@@ -96,7 +94,10 @@ def build_engine(
             "model": str(model),
             "engine": str(engine),
             "compute": compute if module == RTX else None,
-            "shapes": {name: [list(shape) for shape in bounds] for name, bounds in shapes.items()},
+            "profiles": [
+                {name: [list(shape) for shape in bounds] for name, bounds in profile.items()}
+                for profile in profiles
+            ],
             "log": str(log),
             "result": str(result),
         }

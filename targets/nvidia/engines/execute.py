@@ -11,6 +11,7 @@ import numpy as np
 
 from graphcompress.errors import DataError, UnsupportedModelError
 from graphcompress.plugin.extras import needs_torch
+from graphcompress.targets.nvidia.engine_profile import Profile, fitting
 
 
 class Device(Protocol):
@@ -27,7 +28,7 @@ class Device(Protocol):
         """Memory for an array."""
 
     def address(self, memory: Any) -> int:  # noqa: ANN401
-        """Where ``memory`` lies."""
+        """Where ``memory`` lies, also when it holds nothing."""
 
     def download(self, memory: Any) -> np.ndarray:  # noqa: ANN401
         """The numbers in ``memory``, when all that was started is done."""
@@ -40,6 +41,7 @@ class TorchDevice:
         needs_torch("running an engine on this GPU")
         self._torch = importlib.import_module("torch")
         self.stream = int(self._torch.cuda.current_stream().cuda_stream)
+        self._nothing = self._torch.empty(1, device="cuda")
 
     def upload(self, array: np.ndarray) -> Any:  # noqa: ANN401
         """A tensor on the device."""
@@ -50,8 +52,8 @@ class TorchDevice:
         return self._torch.from_numpy(np.empty(shape, dtype)).cuda()
 
     def address(self, memory: Any) -> int:  # noqa: ANN401
-        """Its data pointer."""
-        return int(memory.data_ptr())
+        """Its data pointer; TensorRT takes no null pointer for an array without numbers either."""
+        return int(memory.data_ptr() or self._nothing.data_ptr())
 
     def download(self, memory: Any) -> np.ndarray:  # noqa: ANN401
         """As an array, after the stream has been waited for."""
@@ -79,15 +81,29 @@ def engine_runner(
     names = [loaded.get_tensor_name(index) for index in range(loaded.num_io_tensors)]
     inputs = [name for name in names if loaded.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
     outputs = [name for name in names if name not in inputs]
+    profiles: list[Profile] = [
+        {name: [list(shape) for shape in loaded.get_tensor_profile_shape(name, number)] for name in inputs}
+        for number in range(loaded.num_optimization_profiles)
+    ]
+    active = 0
 
     def run(feed: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        nonlocal active
+        shapes = {name: list(np.shape(feed[name])) for name in inputs}
+        wanted = fitting(profiles, shapes)
+        if wanted is None:
+            raise DataError(
+                f"inputs of shapes {shapes} are outside what the engine was built for: {profiles}"
+            )
+        if wanted != active and not context.set_optimization_profile_async(wanted, memory.stream):
+            raise UnsupportedModelError(f"{engine}: its profile {wanted} could not be used on this GPU")
+        active = wanted
         # The engine is told addresses alone: without these references the memory would be free before it is
         # read.
         held = []
         for name in inputs:
             array = np.asarray(feed[name])
-            if not context.set_input_shape(name, array.shape):
-                raise DataError(f"{name}: shape {list(array.shape)} is outside what the engine was built for")
+            context.set_input_shape(name, array.shape)
             held.append(memory.upload(array))
             context.set_tensor_address(name, memory.address(held[-1]))
         results = {}

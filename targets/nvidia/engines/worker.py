@@ -38,9 +38,9 @@ def _build(asked: dict[str, Any], log: Any) -> dict[str, Any]:  # noqa: ANN401 (
     if asked["compute"]:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, asked["compute"]), 0)
-    if asked["shapes"]:
+    for shapes in asked["profiles"]:
         profile = builder.create_optimization_profile()
-        for name, bounds in asked["shapes"].items():
+        for name, bounds in shapes.items():
             profile.set_shape(name, *(tuple(shape) for shape in bounds))
         config.add_optimization_profile(profile)
     engine = builder.build_serialized_network(network, config)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from graphs_int8 import HIDDEN, WIDTH, kronecker, network
@@ -17,7 +18,7 @@ from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.opsets.raising import raise_opset
 from graphcompress.targets.nvidia import tensorrt
 from graphcompress.targets.nvidia.dequantised_tables import dequantise_before_lookup
-from graphcompress.targets.nvidia.engine_profile import profile_shapes
+from graphcompress.targets.nvidia.engine_profile import profiles
 from graphcompress.targets.nvidia.engines import builder, worker
 from graphcompress.targets.nvidia.engines.builder import build_engine, is_installed
 from graphcompress.targets.nvidia.engines.log import int8_products, layers_in
@@ -93,13 +94,13 @@ def answers(module, result, log=LOG, code=0, stderr=b""):
     return run
 
 
-def built(tmp_path, expected, **options):
+def built(tmp_path, expected, profiles=(), **options):
     return build_engine(
         tmp_path / "m.onnx",
         tmp_path / "m.engine",
         compute="SM86",
         expected=expected,
-        shapes={},
+        profiles=profiles,
         timeout_s=9,
         **options,
     )
@@ -112,10 +113,16 @@ def test_every_int8_product_is_required(tmp_path, monkeypatch):
         built(tmp_path, ["n_a", "n_b", "n_c"])
 
 
+class FakeProfile(dict):
+    def set_shape(self, name, *bounds):
+        self[name] = bounds
+
+
 class FakeCompiler:
     """As much of the whole of TensorRT as a build takes; its log is silent, its inspector is not."""
 
     __version__ = "10.0"
+    profiles: ClassVar[list[FakeProfile]] = []
     layers = "Layers:\nName: n, LayerType: fusion, Inputs: [ { Format/Datatype: Int8 }], Outputs: [], "
     layers += f"TacticName: {KERNEL.format('i8i8_i8i32_f32')}, StreamId: 0, Metadata: [ONNX Layer: n_a]"
 
@@ -139,7 +146,11 @@ class FakeCompiler:
             assert flags == 2
             return "network"
 
-        create_builder_config = create_optimization_profile = SimpleNamespace
+        def create_builder_config(self):
+            return SimpleNamespace(add_optimization_profile=FakeCompiler.profiles.append)
+
+        def create_optimization_profile(self):
+            return FakeProfile()
 
         def build_serialized_network(self, network, config):
             assert config.profiling_verbosity == 2
@@ -174,7 +185,10 @@ def test_the_whole_of_tensorrt_is_asked_for_the_layers_of_its_engine(tmp_path, m
 
     monkeypatch.setattr(builder.subprocess, "run", run)
     monkeypatch.setattr(worker.importlib, "import_module", lambda name: FakeCompiler)
-    engine = built(tmp_path, ["n_a"], module=builder.FULL)
+    monkeypatch.setattr(FakeCompiler, "profiles", [])
+    both = [{"x": [[1, 1], [1, 8], [2, 9]]}, {"x": [[1, 1], [1, 1], [2, 1]]}]
+    engine = built(tmp_path, ["n_a"], module=builder.FULL, profiles=both)
+    assert FakeCompiler.profiles == [{"x": ((1, 1), (1, 8), (2, 9))}, {"x": ((1, 1), (1, 1), (2, 1))}]
     assert engine.int8 == ("n_a",)
     assert [layer.kind for layer in engine.layers] == ["fusion"]
     assert engine.file.read_bytes() == b"engine"
@@ -309,7 +323,7 @@ def test_options():
 
 def test_shapes_of_the_profile(tmp_path):
     model = network(tmp_path)
-    shapes = profile_shapes(model, "2x8", "4x16")
+    shapes = profiles(model, "2x8", "4x16")["all"]
     assert shapes == {"ids": [[1, 1], [2, 8], [4, 16]]}
 
 
@@ -354,6 +368,6 @@ def test_a_scale_on_the_wrong_axis_is_built_without_int8_and_found(tmp_path):
             tmp_path / "m.engine",
             compute="SM86",
             expected=["n_wide.product", "n_narrow.product"],
-            shapes={"ids": [[1, 1], [1, 8], [2, 16]]},
+            profiles=[{"ids": [[1, 1], [1, 8], [2, 16]]}],
             timeout_s=120,
         )

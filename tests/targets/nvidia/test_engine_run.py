@@ -33,7 +33,7 @@ class FakeRuntime:
     """As much of a TensorRT module as running takes; its engine doubles ``x`` [., 2]."""
 
     __version__ = "0"
-    memory = None
+    memory = engine = None
 
     class Logger:
         ERROR = 1
@@ -51,11 +51,23 @@ class FakeRuntime:
             pass
 
         def deserialize_cuda_engine(self, data):
-            return FakeEngine() if data else None
+            FakeRuntime.engine = FakeEngine() if data else None
+            return FakeRuntime.engine
 
 
 class FakeEngine:
     num_io_tensors = 2
+    num_optimization_profiles = 2
+
+    def __init__(self):
+        self.chosen = []
+
+    def get_tensor_profile_shape(self, name, number):
+        return [((1, 2), (1, 2), (1, 2)), ((2, 2), (3, 2), (4, 2))][number]
+
+    def set_optimization_profile_async(self, number, stream):
+        self.chosen.append((number, stream))
+        return True
 
     def get_tensor_name(self, index):
         return ("x", "y")[index]
@@ -71,7 +83,6 @@ class FakeEngine:
 
     def set_input_shape(self, name, shape):
         self.shape = shape
-        return shape[0] < 5
 
     def get_tensor_shape(self, name):
         return self.shape
@@ -91,7 +102,9 @@ def test_an_engine_is_run_on_what_the_device_holds(tmp_path, monkeypatch):
     path = tmp_path / "m.engine"
     path.write_bytes(b"engine")
     run = execute.engine_runner("tensorrt", path, FakeRuntime.memory)
-    assert np.array_equal(run({"x": np.ones((2, 2), np.float32)})["y"], np.full((2, 2), 2.0))
+    for rows in (1, 2, 3, 1):
+        assert np.array_equal(run({"x": np.ones((rows, 2), np.float32)})["y"], np.full((rows, 2), 2.0))
+    assert FakeRuntime.engine.chosen == [(1, 7), (0, 7)]
     with pytest.raises(ValueError, match="outside what the engine was built for"):
         run({"x": np.ones((6, 2), np.float32)})
     path.write_bytes(b"")

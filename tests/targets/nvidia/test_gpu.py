@@ -3,11 +3,13 @@ import json
 import numpy as np
 import onnx
 import pytest
+import texts
 from graphs_int8 import Maker, floats, kronecker, network, saved, tensor
+from graphs_past import WITH_PAST
 from onnx import TensorProto
 
 from graphcompress.data.load import Samples
-from graphcompress.errors import UnsupportedModelError, UsageError
+from graphcompress.errors import DataError, UnsupportedModelError, UsageError
 from graphcompress.files import runtime
 from graphcompress.files.runtime import provider_session
 from graphcompress.graph.model import Model
@@ -17,6 +19,7 @@ from graphcompress.plugin.context import Context
 from graphcompress.plugin.targeting import parse_target
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.rules.opsets.raising import raise_opset
+from graphcompress.targets.nvidia import gpu
 from graphcompress.targets.nvidia.float16 import clip_constants, to_half
 from graphcompress.targets.nvidia.float16_range import wide_values
 
@@ -213,6 +216,51 @@ def test_the_providers_of_tensorrt_get_standard_operators_and_shapes(tmp_path, p
     options = recipe["providers"][0][1]
     shapes = {key.split("_profile_")[1]: value for key, value in options.items() if "_profile_" in key}
     assert shapes == {"min_shapes": "ids:1x1", "opt_shapes": "ids:2x8", "max_shapes": "ids:4x16"}
+
+
+def _decoder(tmp_path, provider):
+    target = parse_target(f"gpu{{provider={provider} opt=1x8 largest=2x16}}")
+    target.lower(texts.model_of(WITH_PAST), tmp_path, Context())
+    recipe = json.loads((tmp_path / "session.json").read_text())
+    return target, recipe, recipe["providers"][0][1]
+
+
+def test_one_profile_of_tensorrt_covers_the_first_tokens_and_steps(tmp_path):
+    """ONNX Runtime's provider builds engines with several, and runs the first of them alone."""
+    _, recipe, options = _decoder(tmp_path, "tensorrt")
+    assert "profiles" not in recipe
+    assert {kind: options[f"trt_profile_{kind}_shapes"] for kind in ("min", "opt", "max")} == {
+        "min": "past_keys:1x2x0x8,new:1x2x1x8,attention_mask:1x1",
+        "opt": "past_keys:1x2x7x8,new:1x2x1x8,attention_mask:1x8",
+        "max": "past_keys:2x2x8x8,new:2x2x8x8,attention_mask:2x16",
+    }
+
+
+def test_a_run_of_tensorrt_for_rtx_says_which_profile_it_is_of(tmp_path, monkeypatch):
+    target, recipe, options = _decoder(tmp_path, "nv_tensorrt_rtx")
+    assert options["nv_multi_profile_enable"] == "1"
+    assert options["nv_profile_max_shapes"] == (
+        "past_keys:2x2x0x8,new:2x2x16x8,attention_mask:2x16,past_keys:2x2x15x8,new:2x2x1x8,attention_mask:2x16"
+    )
+    assert [one["for"] for one in recipe["profiles"]] == ["prefill", "steps"]
+    said = []
+
+    class Session:
+        def get_outputs(self):
+            return []
+
+        def run(self, names, feed, run_options):
+            said.append(run_options.get_run_config_entry("nv_profile_index"))
+            return []
+
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["NvTensorRTRTXExecutionProvider"])
+    monkeypatch.setattr(gpu, "provider_session", lambda *given: Session())
+    run = target.session(tmp_path)
+    for one in recipe["profiles"]:
+        run({name: np.zeros(bounds[1]) for name, bounds in one["shapes"].items()})
+    assert said == ["0", "1"]
+    with pytest.raises(DataError, match="in no profile of the engine"):
+        run({name: np.zeros([9, *bounds[1][1:]]) for name, bounds in recipe["profiles"][0]["shapes"].items()})
 
 
 def test_tensorrt_gets_the_graph_as_it_is_and_its_flags_as_words(tmp_path):

@@ -11,9 +11,26 @@ from graphcompress.data.samples import Samples
 from graphcompress.reporting.loading import usage
 from graphcompress.targets.nvidia.readme import readme
 
+PHASES = {
+    "prefill": {"ids": [[1, 1], [1, 128], [8, 512]], "past": [[1, 0], [1, 0], [8, 0]]},
+    "steps": {"ids": [[1, 1], [1, 1], [8, 1]], "past": [[1, 1], [1, 127], [8, 511]]},
+}
+
+
+def test_the_page_has_a_profile_for_each_phase() -> None:
+    page = readme(PHASES, [], "fp16", [])
+    assert (
+        " \\\n  --profile=0 \\\n  --minShapes=ids:1x1,past:1x0 \\\n  --optShapes=ids:1x128,past:1x0"
+        " \\\n  --maxShapes=ids:8x512,past:8x0 \\\n  --profile=1 \\\n  --minShapes=ids:1x1,past:1x1"
+        " \\\n  --optShapes=ids:1x1,past:1x127 \\\n  --maxShapes=ids:8x1,past:8x511\n"
+    ) in page
+    assert "--loadEngine=model.engine --shapes=ids:1x1,past:1x127 --useProfile=1\n" in page
+    assert "def run(feed, profile):" in page
+    assert "    # profile 0: prefill, profile 1: steps\n" in page
+
 
 def test_the_page_has_the_shapes_of_the_profile() -> None:
-    page = readme({"ids": [[1, 1], [1, 128], [8, 512]]}, ["ids INT64 [batch,length]"], "fp16", [])
+    page = readme({"all": {"ids": [[1, 1], [1, 128], [8, 512]]}}, ["ids INT64 [batch,length]"], "fp16", [])
     assert "--minShapes=ids:1x1 \\\n  --optShapes=ids:1x128 \\\n  --maxShapes=ids:8x512\n" in page
     assert "--loadEngine=model.engine --shapes=ids:1x128\n" in page
     assert "No engine was compiled here" in page
@@ -24,7 +41,8 @@ def test_the_page_has_the_shapes_of_the_profile() -> None:
 
 
 def test_the_lines_of_python_read() -> None:
-    for code in re.findall(r"```python\n(.*?)```", readme({}, [], "fp16", []), re.DOTALL):
+    pages = readme({}, [], "fp16", []) + readme(PHASES, [], "fp16", [])
+    for code in re.findall(r"```python\n(.*?)```", pages, re.DOTALL):
         assert isinstance(ast.parse(code), ast.Module)
         assert "{{" not in code
 
