@@ -110,7 +110,7 @@ def _why_fixed(model: Model) -> str:
 
 
 def _error(before: Model, after: Model, feeds: Sequence[Feed]) -> float | None:
-    """Root of the mean squared error of the outputs over that of their spread; None where none varies."""
+    """Root of the mean squared error of the outputs over that of their spread; None where there is none."""
     with Runner(before) as one, Runner(after) as two:
         was, now = on_disk(map(one, feeds)), on_disk(map(two, feeds))
     # What one part hands on to another is narrower now, and no answer.

@@ -110,7 +110,11 @@ def _input(rw: Rewriter, name: str, like: Linear, shape: Sequence[int]) -> ir.Va
 
 
 def output_energies(outputs: Sequence[Feed]) -> dict[str, float]:
-    """Sum of squares about the mean of every feature, of all float outputs that vary; one batch at a time."""
+    """Sum of squares about the mean of every feature, of all float outputs; one batch at a time.
+
+    Of an output that these samples show in a single row, or in equal ones, it is the sum of its squares: it
+    has no spread, and what happens to it counts all the same.
+    """
     widths: dict[str, set[int]] = defaultdict(set)
     for each in outputs:
         for name, array in each.items():
@@ -128,4 +132,5 @@ def _energy(outputs: Sequence[Feed], name: str) -> float:
             yield array.reshape(-1, array.shape[-1]).astype(np.float64)
 
     mean = sum(part.sum(axis=0) for part in parts()) / sum(map(len, parts()))
-    return sum(float(np.sum(np.square(part - mean))) for part in parts())
+    spread = sum(float(np.sum(np.square(part - mean))) for part in parts())
+    return spread or sum(float(np.sum(np.square(part))) for part in parts())

@@ -33,6 +33,7 @@ from graphcompress.rewrite.kronecker import write_expression
 from graphcompress.rewrite.rewriter import Rewriter
 from graphcompress.targets.cpu.cpu import Cpu
 from matrix import tools
+from matrix.goals import goals_are_reached
 from matrix.subject import EXACT, NotHeldError, Subject, largest_error, run
 from matrix.training import blocks_are_cut, fx_is_runtime
 
@@ -358,6 +359,7 @@ CHECKS: dict[str, Callable[[Subject], Answer]] = {
     "every group": every_group_is_exact,
     "dead units": dead_units_go,
     "25 % pruned": pruned_runs,
+    "goals": goals_are_reached,
     "blocks = cut": blocks_are_cut,
     "kron = dense": kron_is_dense,
     "int8": int8_is_close,

@@ -17,7 +17,7 @@ from graphcompress.passes.prune.goals import BYTES, linear_parameters
 from graphcompress.passes.prune.prune import Prune
 from graphcompress.plugin.context import Context
 from graphcompress.plugin.record import Record
-from matrix.subject import NotHeldError
+from matrix.subject import NotHeldError, Subject
 
 KEEP, SIZE, SPEEDUP, DROP = 0.85, 0.9, 1.1, 0.1
 """Mild goals: these models are small, and much of them is no block."""
@@ -49,6 +49,16 @@ def time_is_parameters(
     return [
         Measurement({name: [linear_parameters(model) + 1.0] for name, model in models.items()}) for _ in feeds
     ]
+
+
+def goals_are_reached(subject: Subject) -> tuple[str, list[str]]:
+    """A share of the weights, a size, a speed and a drop that ``prune`` is asked for are reached, or it says why not."""
+    told = {name: reached(name, subject.simplified()) for name in GOALS}
+    missed = [note for note in told.values() if "asked for" not in note and "allowed" not in note]
+    return f"{len(GOALS) - len(missed)} of {len(GOALS)}", list(dict.fromkeys(missed))
+
+
+GOALS = ("keep", "size", "speedup", "max_drop")
 
 
 def reached(name: str, model: Model) -> str:

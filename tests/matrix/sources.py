@@ -28,6 +28,7 @@ ROOTS: dict[str, tuple[str, ...]] = {
     "every group": (COUPLINGS, CUT),
     "dead units": (PRUNE,),
     "25 % pruned": (PRUNE,),
+    "goals": (PRUNE, "graphcompress.measure.verify"),
     "blocks = cut": ("graphcompress.passes.blockprune.compact", MASKS, "graphcompress.fx"),
     "kron = dense": ("graphcompress.rewrite.kronecker", "graphcompress.numerics.kronecker"),
     "int8": (INT8, "graphcompress.measure.verify"),

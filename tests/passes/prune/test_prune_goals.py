@@ -199,6 +199,18 @@ def test_a_drop_of_the_metric_is_used_and_kept(tiny_bert, tiny_samples):
     assert lefts[0.5] < lefts[0.05]
 
 
+def test_an_answer_that_is_seen_once_counts(tiny_bert):
+    """Of five samples one is held out; what a sentence's answer of one row loses has no spread to be held against."""
+    (states,) = tiny_bert.graph.outputs
+    with Rewriter(tiny_bert, Context()) as rw:
+        first = rw.at(None, "first").op("Gather", states, rw.constant(np.array(0), "zero"), axis=1)
+        first.shape, first.type, first.name = ir.Shape(["batch", 32]), states.type, "answer"
+        tiny_bert.graph.outputs[:] = [first]
+        blocks = blocks_of(rw, couplings(tiny_bert), "*")
+    planner = GoalPlanner(tiny_bert, blocks, Context(samples=random_samples(5)), "obs", 1, refit=True)
+    assert all(0.0 < curve.losses[1] < curve.losses[-1] for curve in planner.curves())
+
+
 def _runs(model, samples):
     return [{"last_hidden_state": array} for array in outputs(model, samples)]
 
