@@ -52,7 +52,7 @@ def time_is_parameters(
 
 
 def goals_are_reached(subject: Subject) -> tuple[str, list[str]]:
-    """A share of the weights, a size, a speed and a drop that ``prune`` is asked for are reached, or it says why not."""
+    """``prune`` reaches a share of the weights, a size, a speed and a drop, or says why not."""
     told = {name: reached(name, subject.simplified()) for name in GOALS}
     missed = [note for note in told.values() if "asked for" not in note and "allowed" not in note]
     return f"{len(GOALS) - len(missed)} of {len(GOALS)}", list(dict.fromkeys(missed))

@@ -200,7 +200,7 @@ def test_a_drop_of_the_metric_is_used_and_kept(tiny_bert, tiny_samples):
 
 
 def test_an_answer_that_is_seen_once_counts(tiny_bert):
-    """Of five samples one is held out; what a sentence's answer of one row loses has no spread to be held against."""
+    """Of five samples one is held out, so that an answer of one row for each has no spread."""
     (states,) = tiny_bert.graph.outputs
     with Rewriter(tiny_bert, Context()) as rw:
         first = rw.at(None, "first").op("Gather", states, rw.constant(np.array(0), "zero"), axis=1)
