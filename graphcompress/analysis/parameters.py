@@ -83,7 +83,7 @@ def _reason(model: Model, value: ir.Value) -> str:
 def _reader_reason(node: ir.Node, index: int) -> str:
     """What a stored tensor, its input ``index``, is to a node that reads it other than as a weight."""
     if is_standard(node, "Conv", "ConvTranspose"):
-        return "a convolution; no pass compresses it"
+        return "a convolution; int8 alone compresses it, over a few positions of a sequence"
     if is_standard(node, *_NORMALISATIONS):
         return NORMALISATION
     if is_standard(node, *_ELEMENTWISE) or (is_standard(node, "Gemm") and index == BIAS):

@@ -42,6 +42,7 @@ from graphcompress.plugin.options import option
 from graphcompress.plugin.record import Record
 from graphcompress.plugin.schemes import INT8, PER_CHANNEL, TOKENS, UINT8, Numbers, Scheme
 from graphcompress.rewrite.rewriter import Rewriter
+from graphcompress.rules.convolutions import unfold
 
 WEIGHTS = Numbers(per=PER_CHANNEL)
 """Weights that use all 8 bits."""
@@ -58,6 +59,8 @@ class Int8(Pass):
     with scales that the runtime computes from the whole batch (dynamic: an answer changes a little with its
     batch mates and padding). A weight that is a constant expression (after ``kron``) stays one: its leaves
     are stored in 8 or 16 bits, and the runtime quantises the result when the session is made.
+
+    A convolution over a few positions of a sequence becomes a linear over what its window holds, first.
 
     The weights of experts, a stack [experts, in, out], have a scale for each expert and channel. A target
     without an integer product of such a stack gets it stored in 8 bits and multiplies floats.
@@ -199,6 +202,7 @@ class Int8(Pass):
         rounding = self._rounding(ctx, static=samples is not None)
         calibrating, judging = split(samples or ctx.samples or varied_samples(model, seed=ctx.seed))
         with Rewriter(model, ctx) as rw:
+            unfold(rw, self.only)
             chosen = self._admissible(rw)
             limits = [
                 math.inf if limit is None else limit for limit in (self.max_model_error, self.max_divergence)

@@ -122,7 +122,8 @@ def _report_what_stays(rw: Rewriter) -> None:
     for node in rw.model.graph:
         if is_standard(node, "Conv") and node.inputs[1]:
             reason = convolutions.why_not(node) or "its neighbours are in channel order"
-            rw.skip(node.inputs[1].name or "", f"a convolution: {reason}; no pass compresses it")
+            compressed = "no pass" if convolutions.why_no_window(node) else "int8 alone"
+            rw.skip(node.inputs[1].name or "", f"a convolution: {reason}; {compressed} compresses it")
     for value in overridable_weights(rw.model):
         rw.skip(value.name or "", "it is an input, too: a caller may override it")
     for node, inner in inner_linears(rw.model):
