@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,6 +94,13 @@ class Checker:
         self.before = now
         return step, total, bytes_on_disk
 
+    def undefined(self) -> str | None:
+        """Name of an output in which the model that came in returns NaN on the samples, if there is one."""
+        outputs = ((name, array) for found in self.original for name, array in found.items())
+        return next(
+            (name for name, array in outputs if array.dtype.kind == "f" and np.isnan(array).any()), None
+        )
+
     def _compare(self, before: Sequence[Outputs], now: Sequence[Outputs]) -> Difference:
         recorded = iter(now)
         return compare(before, lambda feed: next(recorded), self.feeds, self._by_token, samples=self.samples)
@@ -112,8 +119,11 @@ def judge(
     allow: Collection[str],
     epsilon: float,
     training: Training | None,
+    undefined: Callable[[], str | None],
 ) -> str | None:
     """How contracts were broken where that is allowed; the last of ``judged`` is the pass that ran.
+
+    ``undefined`` names an output of the model that came in which is NaN, if there is one.
 
     Raises:
         ContractError: contracts are broken and not allowed to be; all are named.
@@ -134,6 +144,12 @@ def judge(
             f" (what was learned is in {training.folder}, and is not learned again)"
             if training.folder
             else ""
+        )
+    nowhere = undefined()
+    if nowhere is not None:
+        advice = (
+            f"The model that came in returns NaN in {nowhere!r} there itself, with which nothing can be "
+            f"compared; look for what divides by zero or subtracts infinities, or accept it with {options}"
         )
     raise ContractError(f"{text}, on {change.samples_text}{after}. {advice}")
 

@@ -223,7 +223,7 @@ def _run_pass(
         step=change,
         total=total,
         coverage=account.coverage(model, done),
-        broken=judge(judged, change, allow, rounding(model), ctx.training),
+        broken=judge(judged, change, allow, rounding(model), ctx.training, check.undefined),
         exact=isinstance(step.contract, Exact),
         curves=done.curves,
         plan=done.plan,

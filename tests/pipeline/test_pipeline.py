@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from texts import model_of
 
 from graphcompress.analysis.linears import linears
 from graphcompress.analysis.parameters import NORMALISATION, VECTOR
@@ -167,3 +168,11 @@ def test_where_weights_use_8_bits_outputs_are_judged_unfused(monkeypatch, tiny_b
         Context(capabilities=Capabilities(integer_products(UINT8, weight_bits=bits))),
     )
     assert seen[-1] is fused
+
+
+def test_a_model_that_returns_nan_itself_is_told_apart_from_a_loss() -> None:
+    text = """g (float[batch, sequence, 16] x) => (float[batch, sequence, 16] y) <float[16, 16] weight>
+    { product = MatMul(x, weight)  floor = Relu(product)  log = Log(floor)  y = Sub(log, log) }"""
+    match = "The model that came in returns NaN in 'y' there itself"
+    with pytest.raises(ContractError, match=match):
+        Pipeline.parse("int8{max_model_error=none max_divergence=none}").run(model_of(text), Context())
