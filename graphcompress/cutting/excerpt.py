@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import onnx_ir as ir
 
@@ -38,6 +38,58 @@ def excerpt(model: Model, group: Group, exits: Sequence[ir.Value]) -> tuple[list
             found.update(dict.fromkeys(value for value in outer if not constant(value)))
     graph = ir.convenience.extract(model.graph, list(found), list(exits))
     return list(found), Model(ir.Model(graph, ir_version=model.ir.ir_version))
+
+
+def between(
+    model: Model, known: Collection[ir.Value], wanted: Sequence[ir.Value]
+) -> tuple[list[ir.Value], Model]:
+    """What computes ``wanted`` from values that are ``known`` and the inputs of ``model``.
+
+    Returns those of them that are needed, and the nodes as a model of their own; stored tensors are shared.
+    """
+    needed = needed_for(wanted, known)
+    graph = ir.convenience.extract(model.graph, needed, list(wanted))
+    return needed, Model(ir.Model(graph, ir_version=model.ir.ir_version))
+
+
+def needed_for(wanted: Sequence[ir.Value], known: Collection[ir.Value]) -> list[ir.Value]:
+    """The inputs of the graph, and those of ``known``, from which ``wanted`` follow."""
+    found: dict[ir.Value, None] = {}
+    seen: set[ir.Value] = set()
+    pending = list(reversed(wanted))
+    while pending:
+        value = pending.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        source = value.producer()
+        if value in known or (source is None and value.is_graph_input()):
+            found[value] = None
+        elif source is not None:
+            pending.extend(reversed(read_by(source)))
+    return list(found)
+
+
+def behind(model: Model, values: Collection[ir.Value]) -> set[ir.Value]:
+    """``values``, and all that is computed from them."""
+    found = set(values)
+    for node in model.graph:
+        if not found.isdisjoint(read_by(node)):
+            found.update(node.outputs)
+    return found
+
+
+def read_by(node: ir.Node) -> list[ir.Value]:
+    """The values that a node reads, and those of its graph that its subgraphs read."""
+    captured = [
+        value
+        for attribute in node.attributes.values()
+        if attribute.type == ir.AttributeType.GRAPH
+        for inner in ir.traversal.RecursiveGraphIterator(attribute.as_graph())
+        for value in inner.inputs
+        if value is not None and value.graph is node.graph
+    ]
+    return [value for value in (*node.inputs, *captured) if value is not None]
 
 
 def _computes_sizes(node: ir.Node) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,12 +86,13 @@ class GoalPlanner:
         if self.importance == "fisher":
             return self._fisher_curves()
         found = []
+        effects = self._effect.one_by_one(self.blocks)
         for number, (block, evidence) in enumerate(self._witness.stream(self.blocks)):
             self.ctx.progress("prune: what the outputs lose", number, len(self.blocks))
             self._tokens.append((block.reader.in_features, evidence.fit.count))
             ranking = rank(block, evidence, self.importance, deepest=block.size - 1)
             trial = Trial(block, evidence, refit=self.refit)
-            found.append(self._curve(block, ranking, trial))
+            found.append(self._curve(block, ranking, trial, next(effects)))
         return found
 
     @property
@@ -120,20 +121,22 @@ class GoalPlanner:
             curves.append(Curve(block, order, gone, lost[gone]))
         return curves
 
-    def _curve(self, block: Block, ranking: Ranking, trial: Trial) -> Curve:
+    def _curve(
+        self, block: Block, ranking: Ranking, trial: Trial, effect: Callable[[LinearMap], float]
+    ) -> Curve:
         last = np.setdiff1d(np.arange(block.size), ranking.order)
         order = np.concatenate([ranking.order, last])
         gone = self.options(block)
         shape = np.concatenate([[0.0], np.cumsum(ranking.costs)])
         tried = sorted({max(1, round(block.size * level)) for level in LEVELS})
         tried = [count for count in tried if count < block.size]
-        seen = np.array([self._effect({block: trial.without(order[:count])}) for count in tried])
+        seen = np.array([effect(trial.without(order[:count])) for count in tried])
         # Between two numbers that were tried the loss follows the costs of the single units.
         scale = seen / np.maximum(shape[tried], np.finfo(np.float64).tiny)
         inner = gone[gone < block.size]
         losses = shape[inner] * np.interp(inner, tried, scale)
         if gone[-1] == block.size:
-            losses = np.append(losses, self._effect({block: trial.without(order)}))
+            losses = np.append(losses, effect(trial.without(order)))
         return Curve(block, order, gone, np.maximum.accumulate(losses))
 
     def options(self, block: Block) -> np.ndarray:

@@ -6,7 +6,7 @@ block sees those, and its target makes up for them: K-prune (arXiv:2308.03449).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,6 @@ import onnx_ir as ir
 from graphcompress.analysis.residual import branches
 from graphcompress.files.runtime import Feed
 from graphcompress.graph.model import Model
-from graphcompress.graph.runner import Runner
 from graphcompress.measure.calibrate import real_tokens
 from graphcompress.numerics.least_squares import (
     GatheredRows,
@@ -26,6 +25,7 @@ from graphcompress.numerics.least_squares import (
 )
 from graphcompress.numerics.moments import finite_rows
 from graphcompress.passes.prune.blocks import Block
+from graphcompress.passes.prune.stages import Stages
 from graphcompress.passes.prune.trial_model import TrialModel, whole
 from graphcompress.plugin.context import Progress
 
@@ -48,19 +48,19 @@ def refitted(
     """
     fits: dict[Block, LinearMap] = {}
     places = {block: _places(model, trial, block) for block in keeps}
-    every = [place for several in places.values() for place in several]
-    after = list(dict.fromkeys(value for place in every for value in place.after))
-    before = list(dict.fromkeys(value for place in every for value in place.before))
-    # One session of each serves all blocks: what lies behind the values that are asked for is not computed.
-    with Runner(trial.twin, after, lent=True) as pruned, Runner(model, before, lent=True) as original:
-        for number, (block, keep) in enumerate(keeps.items()):
-            progress("prune: refit", number, len(keeps))
-            parts = _moments(trial, held_out, block, fits, places[block], pruned, original)
-            rows = block.kept_rows(keep)
-            prior = trial.fits[block].weight[rows]
-            fit_on, rest = (part.of(rows) for part in parts)
-            strength = best_ridge(fit_on, rest, prior) if block.can_refit and len(rows) else np.inf
-            fits[block] = whole(block, rows, ridge(fit_on + rest, prior, strength))
+    after = [[value for place in several for value in place.after] for several in places.values()]
+    before = [[value for place in several for value in place.before] for several in places.values()]
+    pruned, original = Stages(trial.twin, trial.feeds, after), Stages(model, trial.feeds, before)
+    for number, (block, keep) in enumerate(keeps.items()):
+        progress("prune: refit", number, len(keeps))
+        found = zip(pruned.next(trial.given(fits)), original.next({}), strict=True)
+        parts = _moments(trial, held_out, block, places[block], found)
+        rows = block.kept_rows(keep)
+        prior = trial.fits[block].weight[rows]
+        fit_on, rest = (part.of(rows) for part in parts)
+        strength = best_ridge(fit_on, rest, prior) if block.can_refit and len(rows) else np.inf
+        fits[block] = whole(block, rows, ridge(fit_on + rest, prior, strength))
+        pruned.changed(trial.inputs(block))
     progress("prune: refit", len(keeps), len(keeps))
     return fits
 
@@ -105,21 +105,19 @@ def _moments(
     trial: TrialModel,
     held_out: Sequence[bool],
     block: Block,
-    fits: Mapping[Block, LinearMap],
     places: Sequence[_Place],
-    pruned: Runner,
-    original: Runner,
+    found: Iterable[tuple[Feed, Feed]],
 ) -> tuple[JointMoments, JointMoments]:
-    """Of what the reader is given now, aimed at what it gave, for what is fitted on and for the rest."""
+    """Of what the reader is given now, aimed at what it gave, for what is fitted on and for the rest.
+
+    ``found`` are for each feed the values of the trial model and those of the model as it was.
+    """
     size = block.reader.in_features, block.reader.out_features
     gathered = GatheredRows(JointMoments(*size)), GatheredRows(JointMoments(*size))
-    given = trial.given(fits)
-    for place in places:
-        pruned.outputs = [value.name or "" for value in place.after]
-        original.outputs = [value.name or "" for value in place.before]
-        for feed, aside in zip(trial.feeds, held_out, strict=True):
-            x, *passed = _tokens(pruned({**feed, **given}), place.after, feed)
-            y, *stream = _tokens(original(feed), place.before, feed)
+    for feed, aside, (now, was) in zip(trial.feeds, held_out, found, strict=True):
+        for place in places:
+            x, *passed = _tokens(now, place.after, feed)
+            y, *stream = _tokens(was, place.before, feed)
             # What the stream itself has lost so far is added here: after the addition nothing can.
             target = y + stream[0] - passed[0] if stream else y
             both = finite_rows(np.concatenate([x, target], axis=1))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.linears import Linear, bias_of, linears
+from graphcompress.cutting.excerpt import behind, between, needed_for
 from graphcompress.data.load import Samples
 from graphcompress.files.runtime import Feed
 from graphcompress.files.scratch import on_disk
@@ -17,6 +18,7 @@ from graphcompress.graph.runner import Runner
 from graphcompress.measure.calibrate import equal_feeds
 from graphcompress.numerics.least_squares import LinearMap
 from graphcompress.passes.prune.blocks import Block
+from graphcompress.passes.prune.stages import Stages
 from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 
@@ -58,6 +60,11 @@ class TrialModel:
         """The input that is the weight of a block's reader."""
         return f"{self._names[block]}.weight"
 
+    def inputs(self, block: Block) -> list[ir.Value]:
+        """Those that are weight and bias of a block's reader."""
+        names = {f"{self._names[block]}.weight", f"{self._names[block]}.bias"}
+        return [value for value in self.twin.graph.inputs if value.name in names]
+
     def given(self, fits: Mapping[Block, LinearMap]) -> Feed:
         """The inputs that stand for ``fits``; blocks without one are as they were."""
         found: dict[str, np.ndarray] = {}
@@ -83,11 +90,51 @@ class Effect:
         given = self.trial.given(fits)
         total = 0.0
         for feed, before in zip(self.trial.feeds, self._before, strict=True):
-            for name, after in self._runner({**feed, **given}).items():
-                if name in self._energy:
-                    difference = after.astype(np.float64) - before[name]
-                    total += float(np.sum(np.square(difference))) / self._energy[name]
+            total += self._distance(self._runner({**feed, **given}), before)
         return total
+
+    def _distance(self, after: Feed, before: Feed) -> float:
+        """Squared error of one feed's outputs, as a share of the spread over all feeds."""
+        return sum(
+            float(np.sum(np.square(array.astype(np.float64) - before[name]))) / self._energy[name]
+            for name, array in after.items()
+            if name in self._energy
+        )
+
+    def one_by_one(self, blocks: Sequence[Block]) -> Iterator[Callable[[LinearMap], float]]:
+        """For each of ``blocks``, which are in the order of execution, what its fit alone changes."""
+        twin = self.trial.twin
+        varying = behind(twin, twin.graph.inputs)
+        moved = [behind(twin, self.trial.inputs(block)) for block in blocks]
+        changed = [
+            [value for value in twin.graph.outputs if value in mine and value.name in self._energy]
+            for mine in moved
+        ]
+        entries = [
+            [value for value in needed_for(outputs, varying - mine) if not value.is_graph_input()]
+            for outputs, mine in zip(changed, moved, strict=True)
+        ]
+        stages = Stages(twin, self.trial.feeds, entries)
+        for block, outputs, known in zip(blocks, changed, entries, strict=True):
+            yield self._of_one(block, outputs, known, list(stages.next(self.trial.given({}))))
+
+    def _of_one(
+        self, block: Block, outputs: Sequence[ir.Value], known: Sequence[ir.Value], entered: Sequence[Feed]
+    ) -> Callable[[LinearMap], float]:
+        """What a fit of ``block`` changes, from the values on which what lies behind it depends."""
+        needed, part = between(self.trial.twin, set(known), outputs)
+        names = [value.name or "" for value in needed]
+        runner = Runner(part)
+
+        def changes(fit: LinearMap) -> float:
+            given = self.trial.given({block: fit})
+            total = 0.0
+            for feed, inner, before in zip(self.trial.feeds, entered, self._before, strict=True):
+                outer = {**self.trial.twin.fitted({**feed, **given}), **inner}
+                total += self._distance(runner({name: outer[name] for name in names}), before)
+            return total
+
+        return changes
 
     def run(self, fits: Mapping[Block, LinearMap], feed: Feed) -> dict[str, np.ndarray]:
         """What the model answers to ``feed`` with ``fits``."""
