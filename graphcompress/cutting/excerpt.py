@@ -49,7 +49,7 @@ def between(
     """
     needed = needed_for(wanted, known)
     graph = ir.convenience.extract(model.graph, needed, list(wanted))
-    return needed, Model(ir.Model(graph, ir_version=model.ir.ir_version))
+    return needed, Model(ir.Model(graph, ir_version=model.ir.ir_version), inferred=True)
 
 
 def needed_for(wanted: Sequence[ir.Value], known: Collection[ir.Value]) -> list[ir.Value]:

@@ -58,7 +58,15 @@ class Model:
         kept: provenance of narrowed values: name → axis → the indices of the original that were kept.
     """
 
-    def __init__(self, model: ir.Model, files: Sequence[Path] = (), parts: Sequence[Part] = ()) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        files: Sequence[Path] = (),
+        parts: Sequence[Part] = (),
+        *,
+        inferred: bool = False,
+    ) -> None:
+        """A model of ``model``; an ``inferred`` one has its shapes from a model that it is a part of."""
         self.ir = model
         self.files = tuple(files)
         self.parts = tuple(parts)
@@ -66,7 +74,8 @@ class Model:
         self.tokens: frozenset[int] | None = None
         self._scratch = Scratch()
         self.declared = Declared(model)
-        self.infer_shapes()
+        if not inferred:
+            self.infer_shapes()
 
     @classmethod
     def load(cls, path: str | Path) -> Model:

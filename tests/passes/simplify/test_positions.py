@@ -65,6 +65,11 @@ GRAPHS = {
         " u = Add(t, one) y = Gather(table, u)",
         {"table": [10, 4]},
     ),
+    "running sums less one, from two on, as OPT has them": (
+        "p = Equal(input_ids, zero) q = Not(p) r = Cast <to = 7> (q) s = CumSum(r, one) t = Mul(s, r)"
+        " u = Sub(t, one) v = Add(u, two) y = Gather(table, v)",
+        {"table": [10, 4]},
+    ),
     "counted from the end": ("y = Slice(table, minus, end, zeros)", {"table": [32, 4]}),
     "a whole table besides": (
         f"{COUNTED} a = Gather(table, count) b = Gather(table, input_ids) y = Add(a, b)",
