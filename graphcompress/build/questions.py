@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +20,20 @@ from graphcompress.artifact.opening import (
     session,
 )
 from graphcompress.build.manifest import bench_json
+from graphcompress.build.writing import writer_at
 from graphcompress.capturing.source import open_model
 from graphcompress.data.load import Samples, load_samples
 from graphcompress.data.made_up import synthetic_samples, varied_samples
-from graphcompress.errors import MissingExtraError, UsageError
+from graphcompress.data.teacher_forced import texts_of
+from graphcompress.errors import DataError, MissingExtraError, UsageError
 from graphcompress.files.scratch import on_disk
 from graphcompress.graph.agreements import agree_on_length, agreed_length, left_out
 from graphcompress.graph.model import Model
+from graphcompress.graph.teacher_forced import writer_of
 from graphcompress.measure import bench as timing
 from graphcompress.measure.bench import SHAPES, ShapeResult
 from graphcompress.measure.invariance import Invariance, batch_invariance
+from graphcompress.measure.own_cache import Continuity, OwnCache, verified_caches
 from graphcompress.measure.timing import BENCH_ROUNDS
 from graphcompress.measure.tokens import token_values
 from graphcompress.measure.verify import Difference, compare
@@ -37,10 +42,18 @@ from graphcompress.pipeline.inspection import Inspection
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.context import Context, Progress, no_progress
 from graphcompress.plugin.targeting import common_capabilities, parse_targets
-from graphcompress.reporting.text import bench_lines, difference_line, invariance_line
+from graphcompress.reporting.text import (
+    bench_lines,
+    continuity_line,
+    difference_line,
+    invariance_line,
+    own_cache_line,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_LOG = logging.getLogger(__name__)
 
 VERIFY_ROWS, VERIFY_BATCH, MADE_UP = 64, 8, 16
 """Rows that two models are compared on, how many of them run together, and how many are made up."""
@@ -48,17 +61,26 @@ VERIFY_ROWS, VERIFY_BATCH, MADE_UP = 64, 8, 16
 
 @dataclass(frozen=True)
 class Verification:
-    """How far the outputs of B are from those of A, and whether answers of either depend on batch mates."""
+    """How far the outputs of B are from those of A, and whether answers of either depend on batch mates.
+
+    Of models that write also how far B is from A when each reads its own cache, and for each of them whether
+    steps with a cache say what one pass over the same tokens says; None of other models.
+    """
 
     difference: Difference
     invariance_a: Invariance
     invariance_b: Invariance
+    own_cache: OwnCache | None = None
+    continuity_a: Continuity | None = None
+    continuity_b: Continuity | None = None
 
     def __str__(self) -> str:
-        parts = (
+        parts = [
             difference_line(self.difference),
             *map(invariance_line, (self.invariance_a, self.invariance_b)),
-        )
+        ]
+        parts += [] if self.own_cache is None else [own_cache_line(self.own_cache)]
+        parts += [continuity_line(one) for one in (self.continuity_a, self.continuity_b) if one is not None]
         return "\n".join(parts)
 
     def frame(self) -> pd.DataFrame:
@@ -224,7 +246,23 @@ def verify(
         progress("verify", number, 3)
         invariances.append(batch_invariance(run, samples))
     progress("verify", 3, 3)
-    return Verification(difference, *invariances)
+    caches = _caches(model, a, b, samples) or (None, None, None)
+    return Verification(difference, invariances[0], invariances[1], *caches)
+
+
+def _caches(
+    model: Model, a: Path, b: Path, samples: Samples
+) -> tuple[OwnCache, Continuity, Continuity] | None:
+    """What ``a`` and ``b`` say with their own caches; None where they do not write or no text is known."""
+    writers = [writer_at(path) for path in (a, b)] if writer_of(model.parts) else []
+    if not writers or writers[0] is None or writers[1] is None:
+        return None
+    try:
+        texts = texts_of(model, samples)
+    except DataError as error:
+        _LOG.warning("the error through its own cache is not measured: %s", error)
+        return None
+    return verified_caches(writers[0], writers[1], texts)
 
 
 def refuse_other_inputs(a: Path, b: Path) -> None:

@@ -6,12 +6,13 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from graphcompress.artifact.opening import holds_parts, is_artifact, target_of
 from graphcompress.build.request import Request
 from graphcompress.build.result import Build
 from graphcompress.data.samples import Samples
 from graphcompress.data.teacher_forced import texts_of
 from graphcompress.errors import DataError, GraphCompressError, UsageError
-from graphcompress.files.parts import model_files
+from graphcompress.files.parts import model_files, read_parts
 from graphcompress.generation.generator import Generator, open_generator
 from graphcompress.generation.prompts import prompt_samples
 from graphcompress.graph.model import Model
@@ -46,11 +47,31 @@ def source_generator(request: Request, model: Model) -> Generator:
 
 def artifact_generator(request: Request, target: Target, folder: Path, model: Model) -> Generator:
     """What ``target`` wrote of ``model`` into ``folder``, ready to write on its runtime."""
+    return _on_target(target, folder, joined=model.joined, tokenizer=_tokenizer(request))
 
+
+def _on_target(target: Target, folder: Path, *, joined: bool, tokenizer: Path | None = None) -> Generator:
     def run_of(file: Path) -> Run:
-        return target.named(file.name).session(file.parent) if model.joined else target.session(folder)
+        return target.named(file.name).session(file.parent) if joined else target.session(folder)
 
-    return open_generator(folder, tokenizer=_tokenizer(request), run_of=run_of)
+    return open_generator(folder, tokenizer=tokenizer, run_of=run_of)
+
+
+def writer_at(path: Path) -> Generator | None:
+    """The model or the artifact in ``path``, ready to write on its runtime; None where it does not write.
+
+    None also where an artifact has no ONNX files side by side, or where nothing says how a text begins.
+    """
+    made = is_artifact(path)
+    if made and not _writes(target_of(path), path):
+        return None
+    if writer_of(read_parts(path)) is None:
+        return None
+    try:
+        return _on_target(target_of(path), path, joined=holds_parts(path)) if made else open_generator(path)
+    except GraphCompressError as error:  # its outputs are compared all the same
+        _LOG.warning("what it says with a cache of its own is not measured: %s", error)
+        return None
 
 
 def own_cache_of(

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import onnx_ir as ir
 
 from graphcompress.files.declared import Dim
+from graphcompress.files.parts import is_past
 from graphcompress.graph.agreements import agreed_length
 from graphcompress.graph.expressions import evaluate, is_constant
 from graphcompress.graph.match import (
@@ -22,8 +23,12 @@ from graphcompress.graph.match import (
 )
 from graphcompress.graph.model import Model
 
-_SAME_COUNT = frozenset({"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Slice", "Add"})
-"""Operators through which position numbers reach a table, by their first input (Add: by either)."""
+_SAME_COUNT = frozenset(
+    {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Slice", "Tile", "Add", "Sub", "Mul"}
+)
+"""Operators through which position numbers reach a table, by their first input; of ``_EITHER`` by either."""
+
+_EITHER = ("Add", "Mul")
 
 _BOUNDING = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Min", "Max", "Clip"})
 """Operators that compare sizes and positions with constants."""
@@ -38,7 +43,8 @@ _FEW = 16
 def longest_sample(model: Model) -> int | None:
     """Largest number of tokens for which ``model`` has positions; None without a table of positions.
 
-    Positions are numbers that the graph makes itself, by Range or a slice of a stored list, perhaps with a
+    Positions are numbers that the graph makes itself (by Range, a slice of a stored list, the sum of a mask
+    so far, or the length of the past that one token comes after), or is given as positions, perhaps with a
     constant added: rows of the table below the first position are not for tokens. A table read by anything
     else, such as buckets of relative positions, sets no limit. Quantised tables count like others. Nor are
     there more than were promised to be given.
@@ -205,19 +211,61 @@ def _limit(lookup: ir.Node) -> int | None:
         listed = fixed_shape(value)
         if listed and is_constant(value):
             return min(rows, listed[-1])
-    start = operand(producer(value, "Range"), "start")
-    # A start that is computed, such as the length of the past, may be 0.
-    return None if start is None else rows - (_number(start) or 0)
+    first = _first(value)
+    return None if first is None else rows - first
+
+
+def _first(value: ir.Value | None) -> int | None:
+    """The number that ``value`` gives to the first token; None where it does not number tokens."""
+    if value is not None and value.is_graph_input() and "position" in (value.name or "").lower():
+        return 0
+    if (counted := producer(value, "Range")) is not None:
+        # A start that is computed, such as the length of the past, may be 0.
+        return _number(operand(counted, "start")) or 0
+    if producer(value, "CumSum") is not None:
+        return 1
+    size = _size(value)
+    # One token comes after a past of this length; the number of the last token is the length of all.
+    return None if size is None else 0 if size in _past_sizes(value) else 1
+
+
+def _size(value: ir.Value | None) -> str | None:
+    """Which size of a shape ``value`` is, where it is one that varies."""
+    gather = producer(value, "Gather")
+    shape = producer(value if gather is None else operand(gather, 0), "Shape")
+    if shape is None:
+        return None
+    start: int = shape.attributes.get_int("start", 0)
+    within = 0 if gather is None else _number(operand(gather, 1)) or 0
+    return _dim(shape.inputs[0], start + within)
+
+
+def _past_sizes(value: ir.Value | None) -> set[str]:
+    """The sizes of past keys and values that the graph of ``value`` is given."""
+    graph = None if value is None else value.graph
+    inputs = [] if graph is None else [given for given in graph.inputs if is_past(given.name or "")]
+    return {str(dim) for given in inputs for dim in given.shape or () if isinstance(dim, ir.SymbolicDim)}
+
+
+def _is_sum(value: ir.Value | None) -> bool:
+    """Whether ``value`` is a sum of a mask so far, perhaps with something added."""
+    if producer(value, "CumSum") is not None:
+        return True
+    node = producer(value, *_SAME_COUNT)
+    return node is not None and any(map(_is_sum, node.inputs[: 2 if node.op_type in _EITHER else 1]))
 
 
 def _counted(node: ir.Node) -> tuple[ir.Value | None, int]:
     """The input that carries the positions, and the number that ``node`` adds to them."""
-    if node.op_type != "Add":
+    if node.op_type not in ("Add", "Sub", "Mul"):
         return node.inputs[0], 0
     left, right = node.inputs
+    if node.op_type == "Mul":
+        # With a mask, which leaves the numbers of padding out; with anything else they are no positions.
+        return next((value for value in (left, right) if _is_sum(value)), None), 0
     if (added := _number(right)) is not None:
-        return left, added
-    if (added := _number(left)) is not None:
+        return left, added if node.op_type == "Add" else -added
+    if node.op_type == "Add" and (added := _number(left)) is not None:
         return right, added
     return left, 0
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from graphcompress.measure.bench import ShapeResult
     from graphcompress.measure.invariance import Invariance
     from graphcompress.measure.metrics import Drop, Score
-    from graphcompress.measure.own_cache import OwnCache
+    from graphcompress.measure.own_cache import Continuity, OwnCache
     from graphcompress.measure.verify import Difference, OutputDifference
     from graphcompress.measure.writing_speed import WritingResult
     from graphcompress.pipeline.contract_check import ModelSize
@@ -128,6 +128,15 @@ def own_cache_line(found: OwnCache) -> str:
     return (
         f"same next token in {found.agreement:.1%} of {found.steps:,} steps in {found.texts:,} {texts}, "
         f"diverging by {found.divergence:.4f} nats at their ends; each model read the cache it made itself"
+    )
+
+
+def continuity_line(found: Continuity) -> str:
+    """Whether steps of a model say what one pass over the same tokens says."""
+    verdict = f"a broken cache, more than {found.tolerance:g}" if found.is_broken else "as one pass says it"
+    return (
+        f"{found.steps:,} steps with its own cache: relative error {found.error:.2g}, "
+        f"same next token in {found.agreement:.1%}; {verdict}"
     )
 
 

@@ -115,6 +115,27 @@ def test_a_text_longer_than_the_positions(marian: Path, tmp_path: Path) -> None:
     refused(6, said, "generate", "marian", "--text", given, cwd=tmp_path)
 
 
+def test_a_cache_that_steps_cannot_go_on_from(sequence_folders: Mapping[str, Path], tmp_path: Path) -> None:
+    """Scores of first passes, and of steps given their past, are those of the model it was made from."""
+    for name in ("before", "after"):
+        shutil.copytree(sequence_folders["llama"], tmp_path / name)
+    model = onnx.load(tmp_path / "after" / "model.onnx")
+    for value in model.graph.output:
+        if value.name.startswith("present"):
+            own = next(node for node in model.graph.node if value.name in node.output)
+            own.output[list(own.output).index(value.name)] = f"{value.name}.own"
+            for node in model.graph.node:
+                node.input[:] = [f"{value.name}.own" if name == value.name else name for name in node.input]
+            model.graph.node.append(onnx.helper.make_node("Neg", [f"{value.name}.own"], [value.name]))
+    onnx.save(model, tmp_path / "after" / "model.onnx")
+    done = run("verify", "before", "after", "--json", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "after: steps with its own cache say something else than one pass" in done.stderr
+    found = json.loads(done.stdout)
+    assert found["continuity"]["a"]["error"] < 1e-5 < 0.1 < found["continuity"]["b"]["error"]
+    assert found["own_cache"]["divergence"] > found["difference"]["outputs"][0]["divergence"] == 0.0
+
+
 def test_an_empty_generation(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()

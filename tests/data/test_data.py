@@ -160,12 +160,14 @@ def test_texts_are_cut_to_the_positions_that_the_model_has(tiny_bert, tmp_path) 
 
 
 POSITIONS = """
-g (int64[batch, sequence] ids) => (float[sequence, 8] y)
+g (int64[batch, sequence] ids, int64[sequence] mask, int64[sequence] position_ids,
+   float[batch, past] past_key) => (float[sequence, 8] y)
 <float[66, 8] table>
 {{
   zero = Constant <value = int64 {{0}}> ()
   one = Constant <value = int64 {{1}}> ()
   two = Constant <value = int64 {{2}}> ()
+  ones = Constant <value = int64[1] {{1}}> ()
   shape = Shape <start = 1, end = 2> (ids)
   length = Squeeze(shape)
   {positions}
@@ -183,6 +185,16 @@ g (int64[batch, sequence] ids) => (float[sequence, 8] y)
         ("count = Range(zero, length, one) positions = Add(zero, count)", 66),
         ("last = Add(length, two) positions = Range(two, last, one)", 64),
         ("count = Range(zero, length, one) positions = Mul(count, two)", None),
+        ("count = Range(zero, length, one) positions = Tile(count, ones)", 66),
+        ("positions = CumSum(mask, zero)", 65),
+        ("last = CumSum(mask, zero) positions = Sub(last, one)", 66),
+        ("sum = CumSum(mask, zero) real = Mul(mask, sum) positions = Add(real, one)", 64),
+        ("positions = Identity(position_ids)", 66),
+        ("positions = Identity(mask)", None),
+        ("all = Shape(past_key) shaped = Gather(all, one) positions = Add(zero, shaped)", 66),
+        ("shaped = Shape <start = 1, end = 2> (past_key) positions = Add(shaped, two)", 64),
+        ("positions = Sub(shape, one)", 66),
+        ("positions = Identity(shape)", 65),
     ],
 )
 def test_rows_below_the_first_position_are_not_for_tokens(positions, expected) -> None:
