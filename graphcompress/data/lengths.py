@@ -211,8 +211,8 @@ def _limit(lookup: ir.Node) -> int | None:
         listed = fixed_shape(value)
         if listed and is_constant(value):
             return min(rows, listed[-1])
-    first = _first(value)
-    return None if first is None else rows - first
+    begin = _first(value)
+    return None if begin is None else rows - begin
 
 
 def _first(value: ir.Value | None) -> int | None:
