@@ -20,7 +20,7 @@ from graphcompress.artifact.opening import (
     session,
 )
 from graphcompress.build.manifest import bench_json
-from graphcompress.build.writing import writer_at
+from graphcompress.build.opened_writers import writer_at
 from graphcompress.capturing.source import open_model
 from graphcompress.data.load import Samples, load_samples
 from graphcompress.data.made_up import synthetic_samples, varied_samples

@@ -6,19 +6,17 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from graphcompress.artifact.opening import holds_parts, is_artifact, target_of
+from graphcompress.build.opened_writers import on_target, writes
 from graphcompress.build.request import Request
 from graphcompress.build.result import Build
 from graphcompress.data.samples import Samples
 from graphcompress.data.teacher_forced import texts_of
 from graphcompress.errors import DataError, GraphCompressError, UsageError
-from graphcompress.files.parts import model_files, read_parts
 from graphcompress.generation.generator import Generator, open_generator
 from graphcompress.generation.prompts import prompt_samples
 from graphcompress.graph.model import Model
 from graphcompress.graph.teacher_forced import writer_of
 from graphcompress.measure.own_cache import OwnCache, own_cache
-from graphcompress.measure.verify import Run
 from graphcompress.plugin.base import Target
 from graphcompress.plugin.targeting import parse_target
 from graphcompress.reporting.summary import contender
@@ -47,31 +45,7 @@ def source_generator(request: Request, model: Model) -> Generator:
 
 def artifact_generator(request: Request, target: Target, folder: Path, model: Model) -> Generator:
     """What ``target`` wrote of ``model`` into ``folder``, ready to write on its runtime."""
-    return _on_target(target, folder, joined=model.joined, tokenizer=_tokenizer(request))
-
-
-def _on_target(target: Target, folder: Path, *, joined: bool, tokenizer: Path | None = None) -> Generator:
-    def run_of(file: Path) -> Run:
-        return target.named(file.name).session(file.parent) if joined else target.session(folder)
-
-    return open_generator(folder, tokenizer=tokenizer, run_of=run_of)
-
-
-def writer_at(path: Path) -> Generator | None:
-    """The model or the artifact in ``path``, ready to write on its runtime; None where it does not write.
-
-    None also where an artifact has no ONNX files side by side, or where nothing says how a text begins.
-    """
-    made = is_artifact(path)
-    if made and not _writes(target_of(path), path):
-        return None
-    if writer_of(read_parts(path)) is None:
-        return None
-    try:
-        return _on_target(target_of(path), path, joined=holds_parts(path)) if made else open_generator(path)
-    except GraphCompressError as error:  # its outputs are compared all the same
-        _LOG.warning("what it says with a cache of its own is not measured: %s", error)
-        return None
+    return on_target(target, folder, joined=model.joined, tokenizer=_tokenizer(request))
 
 
 def own_cache_of(
@@ -81,7 +55,7 @@ def own_cache_of(
 
     None where the model does not write, nothing says how it begins, or the samples begin with past.
     """
-    before = _source_writer(model, request) if _writes(target, folder) else None
+    before = _source_writer(model, request) if writes(target, folder) else None
     if before is None:
         return None
     try:
@@ -90,11 +64,6 @@ def own_cache_of(
         _LOG.warning("the error through its own cache is not measured: %s", error)
         return None
     return own_cache(before, artifact_generator(request, target, folder, model), texts)
-
-
-def _writes(target: Target, folder: Path) -> bool:
-    """Whether what ``target`` wrote into ``folder`` are ONNX files side by side, as generation reads them."""
-    return target.model_file.endswith(".onnx") and bool(model_files(folder))
 
 
 def _source_writer(model: Model | None, request: Request) -> Generator | None:
@@ -120,7 +89,7 @@ def timed_writers(request: Request, build: Build, folders: Mapping[str, Path]) -
     found = {"before": before}
     for artifact in timed:
         target = parse_target(artifact.target)
-        if _writes(target, folders[artifact.name]):
+        if writes(target, folders[artifact.name]):
             made = artifact_generator(request, target, folders[artifact.name], model)
             found[contender(build, artifact)] = made
     return found
