@@ -63,7 +63,8 @@ def needed_for(wanted: Sequence[ir.Value], known: Collection[ir.Value]) -> list[
             continue
         seen.add(value)
         source = value.producer()
-        if value in known or (source is None and value.is_graph_input()):
+        # An input with a value of its own need not be given.
+        if value in known or (value.is_graph_input() and not value.is_initializer()):
             found[value] = None
         elif source is not None:
             pending.extend(reversed(read_by(source)))

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from bert import Bert
@@ -326,6 +327,19 @@ def test_nodes_without_names_are_pruned_alike(tiny_bert, tiny_samples):
         pruned(model, tiny_samples, keep=0.6, round_to=1)
     assert sizes(tiny_bert, "ffn") == sizes(twin, "ffn")
     assert distance(outputs(tiny_bert, tiny_samples), outputs(twin, tiny_samples)) < 1e-6
+
+
+def test_tensors_that_are_inputs_with_a_value_of_their_own_need_not_be_given(tiny_samples):
+    proto = Bert().model()
+    proto.graph.input.extend(
+        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        for tensor in proto.graph.initializer
+        if "LayerNorm" in tensor.name
+    )
+    models = [Model(ir.from_proto(each)) for each in (Bert().model(), proto)]
+    notes = [pruned(model, tiny_samples, keep=0.8, round_to=1).notes for model in models]
+    assert notes[0] == notes[1]
+    assert "asked for" in notes[0][0]
 
 
 def test_factors_are_pruned_to_a_goal_too(tiny_bert, tiny_samples):
