@@ -50,7 +50,9 @@ def blocks_are_cut(subject: Subject) -> tuple[str, list[str]]:
         found = {"masked": trained, "cut": run(cut_copy(model), subject.feeds)}
         for kind, outputs in found.items():
             error = largest_error(stored, outputs)
-            if not error <= TOLERANCE * subject.exact / EXACT:
+            # Two runtimes round half precision in different places.
+            runtimes = kind == "masked" and subject.exact > EXACT
+            if not error <= (subject.exact if runtimes else TOLERANCE * subject.exact / EXACT):
                 raise NotHeldError(f"{name}, {kind}: {error:.1e} of the output range")
             worst = max(worst, error)
     return f"{worst:.0e}", list(reasons)
