@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from graphcompress.artifact.opening import holds_parts, is_artifact, target_of
 from graphcompress.errors import GraphCompressError
 from graphcompress.files.parts import model_files, read_parts
 from graphcompress.generation.generator import Generator, open_generator
+from graphcompress.graph.model import Model
+from graphcompress.graph.runner import Runner
 from graphcompress.graph.teacher_forced import writer_of
 from graphcompress.measure.verify import Run
 from graphcompress.plugin.base import Target
@@ -28,6 +33,18 @@ def on_target(target: Target, folder: Path, *, joined: bool, tokenizer: Path | N
 def writes(target: Target, folder: Path) -> bool:
     """Whether what ``target`` wrote into ``folder`` are ONNX files side by side, as generation reads them."""
     return target.model_file.endswith(".onnx") and bool(model_files(folder))
+
+
+@contextlib.contextmanager
+def written_by(model: Model, generator: Generator, *, optimize: bool) -> Iterator[Generator]:
+    """``generator`` with the parts of ``model``, as they are now, in place of its own files."""
+    parts = model.separate() if model.joined else [(model.parts[0], model)]
+    with contextlib.ExitStack() as stack:
+        runs = {
+            part.role: stack.enter_context(Runner(one, optimize=optimize, prepack=True))
+            for part, one in parts
+        }
+        yield replace(generator, parts=tuple(part for part, _ in parts), runs=runs)
 
 
 def writer_at(path: Path) -> Generator | None:

@@ -31,6 +31,7 @@ from graphcompress.build.goal_checks import judged
 from graphcompress.build.inputs import folder_bytes, input_hashes
 from graphcompress.build.manifest import manifest, pinned, plans, times_json
 from graphcompress.build.measuring import MEASURING, StepTimer, artifact_speed, measured, timing_samples
+from graphcompress.build.opened_writers import written_by
 from graphcompress.build.recipe import RECIPE, check_inputs, recipe_text
 from graphcompress.build.report_file import html
 from graphcompress.build.request import Request, explained
@@ -60,7 +61,7 @@ from graphcompress.measure.invariance import batch_invariance
 from graphcompress.measure.measured import Measured, StepTimes
 from graphcompress.measure.memory import bounded, longest_needs
 from graphcompress.measure.metrics import Scoring
-from graphcompress.measure.verify import compare
+from graphcompress.measure.verify import Run, compare
 from graphcompress.pipeline.contract_check import ModelSize
 from graphcompress.pipeline.pipeline import PassRecord
 from graphcompress.plugin.base import Target
@@ -215,7 +216,7 @@ def _open(request: Request) -> _Opened:
     scoring = Scoring(metric, scored, request.progress) if metric and scored else None
     capabilities = common_capabilities(request.targets)
     ctx = Context(samples, capabilities, request.seed, request.progress, training, pinned=request.pinned)
-    ctx = ctx if written or scoring is None else _scored(ctx, scoring, request)
+    ctx = ctx if scoring is None else _scored(ctx, scoring, request, generator)
     return _Opened(model, recipe, ctx, scoring, generator)
 
 
@@ -246,13 +247,24 @@ def _rows(
     return samples or unrolled(model, learnt.spread(CALIBRATION_ROWS)), evaluated, training
 
 
-def _scored(ctx: Context, scoring: Scoring, request: Request) -> Context:
-    """``ctx``, whose passes may ask what a plan costs in the metric."""
-    ctx = replace(ctx, drop=lambda run: scoring.judged(run, "evaluate a trial")[1].value)
+def _scored(ctx: Context, scoring: Scoring, request: Request, generator: Generator | None) -> Context:
+    """``ctx``, whose passes may ask what a plan costs in the metric.
+
+    A metric of written texts is asked of a whole model alone: it writes as ``generator`` does.
+    """
     allowed = request.allowed_drop
-    if allowed is None:
-        return ctx
-    return replace(ctx, spent=lambda run: allowed.spent(scoring.judged(run, "evaluate a trial")[1]))
+
+    def spent(model: Model, run: Run) -> float:
+        if allowed is None:
+            return 0.0
+        if generator is None:
+            return allowed.spent(scoring.judged(run, "evaluate a trial")[1])
+        with written_by(model, generator, optimize=ctx.capabilities.judged_fused) as writer:
+            return allowed.spent(scoring.judged(writer, "evaluate a trial")[1])
+
+    if generator is None:
+        ctx = replace(ctx, drop=lambda run: scoring.judged(run, "evaluate a trial")[1].value)
+    return ctx if allowed is None else replace(ctx, spent=spent)
 
 
 def _timed(ctx: Context, request: Request, baseline: Baseline) -> Context:

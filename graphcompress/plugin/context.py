@@ -74,7 +74,7 @@ class Context:
         pinned: target or pass as the user would type it → the record of an earlier lowering, or the plan of
             an earlier run, that is to be made again.
         spent: share of the drop allowed to the task metric that a model takes which runs like this; above 1
-            is too much; None where no drop is bounded.
+            is too much; None where no drop is bounded. Of written texts it is what the model itself writes.
         measurements: times kept from earlier, which are asked before anything is measured; None: those that
             this machine keeps.
         drop: how much worse the task metric of a model is that runs like this; None without a metric.
@@ -91,7 +91,7 @@ class Context:
     training: Training | None = None
     original: Model | None = None
     pinned: Mapping[str, str] = field(default_factory=dict)
-    spent: Callable[[Run], float] | None = None
+    spent: Callable[[Model, Run], float] | None = None
     drop: Callable[[Run], float] | None = None
     speed: Callable[[Model, Sequence[str]], list[Ratio]] | None = None
     measurements: Measurements | None = None

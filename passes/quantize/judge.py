@@ -64,8 +64,8 @@ class Judge:
         """How much of the drop that the task metric may have ``plan`` takes; above 1 it is too much."""
         if self._ctx.spent is None:
             return 0.0
-        with self._running(plan) as (_, runner):
-            return self._ctx.spent(runner)
+        with self._running(plan) as (twin, runner):
+            return self._ctx.spent(twin, runner)
 
     def _linked(self, runner: Runner) -> Run:
         """Runs the parts on what the encoder among them answers."""
