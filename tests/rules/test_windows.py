@@ -73,7 +73,9 @@ def test_int8_multiplies_integers_in_it(tmp_path: Path) -> None:
     model = model_of(conv.replace("y = Conv", "z = Conv").replace("bias) }", AFTER))
     rng = np.random.default_rng(2)
     np.savez(tmp_path / "data.npz", x=rng.standard_normal((40, 24, 16)).astype(np.float32))
-    build = optimize(model, "int8", target="cpu{measure=false}", data=tmp_path / "data.npz")
+    build = optimize(
+        model, "int8", target="cpu{measure=false}", data=tmp_path / "data.npz", output=tmp_path / "out"
+    )
     (record,) = [record for record in build.records if record.text == "int8"]
     assert sorted(touched.name for touched in record.touched) == ["square", "weight"]
 
