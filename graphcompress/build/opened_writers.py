@@ -9,7 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from graphcompress.artifact.opening import holds_parts, is_artifact, target_of
-from graphcompress.errors import GraphCompressError
+from graphcompress.data.samples import Samples
+from graphcompress.data.sequences import Written
+from graphcompress.data.teacher_forced import texts_of
+from graphcompress.errors import DataError, GraphCompressError
 from graphcompress.files.parts import model_files, read_parts
 from graphcompress.generation.generator import Generator, open_generator
 from graphcompress.graph.model import Model
@@ -61,4 +64,13 @@ def writer_at(path: Path) -> Generator | None:
         return on_target(target_of(path), path, joined=holds_parts(path)) if made else open_generator(path)
     except GraphCompressError as error:  # its outputs are compared all the same
         _LOG.warning("what it says with a cache of its own is not measured: %s", error)
+        return None
+
+
+def texts_to_read(model: Model, samples: Samples) -> list[Written] | None:
+    """The texts in ``samples`` that are read with a cache; None, and told, where none is known."""
+    try:
+        return texts_of(model, samples)
+    except DataError as error:
+        _LOG.warning("the error through its own cache is not measured: %s", error)
         return None

@@ -20,12 +20,11 @@ from graphcompress.artifact.opening import (
     session,
 )
 from graphcompress.build.manifest import bench_json
-from graphcompress.build.opened_writers import writer_at
+from graphcompress.build.opened_writers import texts_to_read, writer_at
 from graphcompress.capturing.source import open_model
 from graphcompress.data.load import Samples, load_samples
 from graphcompress.data.made_up import synthetic_samples, varied_samples
-from graphcompress.data.teacher_forced import texts_of
-from graphcompress.errors import DataError, MissingExtraError, UsageError
+from graphcompress.errors import MissingExtraError, UsageError
 from graphcompress.files.scratch import on_disk
 from graphcompress.graph.agreements import agree_on_length, agreed_length, left_out
 from graphcompress.graph.model import Model
@@ -257,12 +256,8 @@ def _caches(
     writers = [writer_at(path) for path in (a, b)] if writer_of(model.parts) else []
     if not writers or writers[0] is None or writers[1] is None:
         return None
-    try:
-        texts = texts_of(model, samples)
-    except DataError as error:
-        _LOG.warning("the error through its own cache is not measured: %s", error)
-        return None
-    return verified_caches(writers[0], writers[1], texts)
+    texts = texts_to_read(model, samples)
+    return None if texts is None else verified_caches(writers[0], writers[1], texts)
 
 
 def refuse_other_inputs(a: Path, b: Path) -> None:

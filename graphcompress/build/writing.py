@@ -6,12 +6,11 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from graphcompress.build.opened_writers import on_target, writes
+from graphcompress.build.opened_writers import on_target, texts_to_read, writes
 from graphcompress.build.request import Request
 from graphcompress.build.result import Build
 from graphcompress.data.samples import Samples
-from graphcompress.data.teacher_forced import texts_of
-from graphcompress.errors import DataError, GraphCompressError, UsageError
+from graphcompress.errors import GraphCompressError, UsageError
 from graphcompress.generation.generator import Generator, open_generator
 from graphcompress.generation.prompts import prompt_samples
 from graphcompress.graph.model import Model
@@ -58,10 +57,8 @@ def own_cache_of(
     before = _source_writer(model, request) if writes(target, folder) else None
     if before is None:
         return None
-    try:
-        texts = texts_of(model, samples)
-    except DataError as error:
-        _LOG.warning("the error through its own cache is not measured: %s", error)
+    texts = texts_to_read(model, samples)
+    if texts is None:
         return None
     return own_cache(before, artifact_generator(request, target, folder, model), texts)
 

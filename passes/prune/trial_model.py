@@ -116,15 +116,15 @@ class Effect:
         ]
         stages = Stages(twin, self.trial.feeds, entries)
         for block, outputs, known in zip(blocks, changed, entries, strict=True):
-            yield self._of_one(block, outputs, known, list(stages.next(self.trial.given({}))))
+            entered = on_disk(stages.next(self.trial.given({})))
+            needed, part = between(twin, set(known), outputs)
+            with Runner(part) as runner:
+                yield self._of_one(block, runner, [value.name or "" for value in needed], entered)
 
     def _of_one(
-        self, block: Block, outputs: Sequence[ir.Value], known: Sequence[ir.Value], entered: Sequence[Feed]
+        self, block: Block, runner: Runner, names: Sequence[str], entered: Sequence[Feed]
     ) -> Callable[[LinearMap], float]:
-        """What a fit of ``block`` changes, from the values on which what lies behind it depends."""
-        needed, part = between(self.trial.twin, set(known), outputs)
-        names = [value.name or "" for value in needed]
-        runner = Runner(part)
+        """What a fit of ``block`` changes, by what ``runner`` computes from its inputs ``names``."""
 
         def changes(fit: LinearMap) -> float:
             given = self.trial.given({block: fit})
