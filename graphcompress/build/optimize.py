@@ -30,12 +30,12 @@ from graphcompress.build.baseline import Baseline
 from graphcompress.build.goal_checks import judged
 from graphcompress.build.inputs import folder_bytes, input_hashes
 from graphcompress.build.manifest import manifest, pinned, plans, times_json
-from graphcompress.build.measuring import MEASURING, StepTimer, artifact_speed, measured, timing_samples
-from graphcompress.build.opened_writers import written_by
+from graphcompress.build.measuring import MEASURING, StepTimer, measured, timing_samples
 from graphcompress.build.recipe import RECIPE, check_inputs, recipe_text
 from graphcompress.build.report_file import html
 from graphcompress.build.request import Request, explained
 from graphcompress.build.result import Artifact, Build
+from graphcompress.build.trials import with_metric, with_speed
 from graphcompress.build.unsupported import refuse_unsupported
 from graphcompress.build.writing import (
     artifact_generator,
@@ -61,7 +61,7 @@ from graphcompress.measure.invariance import batch_invariance
 from graphcompress.measure.measured import Measured, StepTimes
 from graphcompress.measure.memory import bounded, longest_needs
 from graphcompress.measure.metrics import Scoring
-from graphcompress.measure.verify import Run, compare
+from graphcompress.measure.verify import compare
 from graphcompress.pipeline.contract_check import ModelSize
 from graphcompress.pipeline.pipeline import PassRecord
 from graphcompress.plugin.base import Target
@@ -128,7 +128,7 @@ def optimize(request: Request) -> Build:
             # Of a model of several files there is no file to run as it is.
             file = None if opened.model.joined or isinstance(request.model, Model) else opened.model.path
             baseline = Baseline(opened.model, opened.ctx, opened.scoring, file, opened.generator)
-            opened = replace(opened, ctx=_timed(opened.ctx, request, baseline))
+            opened = replace(opened, ctx=with_speed(opened.ctx, request, baseline))
             build = _run(request, opened, baseline)
         if stage is None:
             return build
@@ -216,7 +216,7 @@ def _open(request: Request) -> _Opened:
     scoring = Scoring(metric, scored, request.progress) if metric and scored else None
     capabilities = common_capabilities(request.targets)
     ctx = Context(samples, capabilities, request.seed, request.progress, training, pinned=request.pinned)
-    ctx = ctx if scoring is None else _scored(ctx, scoring, request, generator)
+    ctx = ctx if scoring is None else with_metric(ctx, scoring, request, generator)
     return _Opened(model, recipe, ctx, scoring, generator)
 
 
@@ -245,34 +245,6 @@ def _rows(
     learnt, evaluated = Training(learnt, held_out=evaluated or samples if metric else None).divided()
     training = Training(learnt, teacher, evaluated, metric, _checkpoints(request))
     return samples or unrolled(model, learnt.spread(CALIBRATION_ROWS)), evaluated, training
-
-
-def _scored(ctx: Context, scoring: Scoring, request: Request, generator: Generator | None) -> Context:
-    """``ctx``, whose passes may ask what a plan costs in the metric.
-
-    A metric of written texts is asked of a whole model alone: it writes as ``generator`` does.
-    """
-    allowed = request.allowed_drop
-
-    def spent(model: Model, run: Run) -> float:
-        if allowed is None:
-            return 0.0
-        if generator is None:
-            return allowed.spent(scoring.judged(run, "evaluate a trial")[1])
-        with written_by(model, generator, optimize=ctx.capabilities.judged_fused) as writer:
-            return allowed.spent(scoring.judged(writer, "evaluate a trial")[1])
-
-    if generator is None:
-        ctx = replace(ctx, drop=lambda run: scoring.judged(run, "evaluate a trial")[1].value)
-    return ctx if allowed is None else replace(ctx, spent=spent)
-
-
-def _timed(ctx: Context, request: Request, baseline: Baseline) -> Context:
-    """``ctx``, whose passes may ask how fast the artifact of a model is, where this machine runs it."""
-    target = next((target for target in request.targets if target.timed), None)
-    if baseline.file is None or target is None:
-        return ctx
-    return replace(ctx, speed=artifact_speed(baseline.file, target, baseline.samples, ctx))
 
 
 def _teacher(request: Request) -> Model | None:
