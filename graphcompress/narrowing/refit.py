@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +11,9 @@ import onnx_ir as ir
 
 from graphcompress.analysis.linears import Linear, linears
 from graphcompress.coupling.stream import Norm, Stream, is_tied
+from graphcompress.cutting.stages import Stages
 from graphcompress.files.runtime import Feed
 from graphcompress.graph.model import Model
-from graphcompress.graph.runner import Runner
 from graphcompress.measure.calibrate import real_tokens
 from graphcompress.narrowing.rotation import evaluated
 from graphcompress.numerics.importance import TINY
@@ -78,13 +78,19 @@ def refit_stream(rw: Rewriter, stream: Stream, keep: np.ndarray | None, before: 
     """
     steps = list(_steps(rw.model, stream, norms=keep is not None))
     named = {value.name: value for node in before.model.graph for value in node.outputs}
-    wanted = dict.fromkeys(named[name] for step in steps for name in before.wanted(step))
+    wanted = [[named[name] for name in before.wanted(step)] for step in steps]
     kept = np.arange(stream.width) if keep is None else np.flatnonzero(keep)
-    # One session serves all steps: what lies behind the values that are asked for is not computed.
-    with Runner(before.model, list(wanted), lent=True) as then:
-        for number, step in enumerate(steps):
-            before.progress("prune: refit the stream", number, len(steps))
-            _refit(rw, step, kept, before, then)
+    # A refit changes what its norm and readers give, and not the sum that the norm reads: the next step
+    # begins there.
+    entries = {norm.exit: norm.entry for norm in stream.norms}
+    given = [
+        [*step.inputs, *(entries[value] for value in step.inputs if value in entries)] for step in steps
+    ]
+    now, then = Stages(rw.model, before.feeds, given), Stages(before.model, before.feeds, wanted)
+    for number, step in enumerate(steps):
+        before.progress("prune: refit the stream", number, len(steps))
+        _refit(rw, step, kept, before, zip(now.next({}), then.next({}), strict=True))
+        now.changed(step.inputs)
     before.progress("prune: refit the stream", len(steps), len(steps))
 
 
@@ -118,25 +124,28 @@ def _free_readers(model: Model, stream: Stream) -> list[list[Linear]]:
     return list(found.values())
 
 
-def _refit(rw: Rewriter, step: StreamStep, kept: np.ndarray, before: Before, then: Runner) -> None:
-    """Fit every feature behind a norm to what it was, then every weight to what its linears gave."""
+def _refit(
+    rw: Rewriter, step: StreamStep, kept: np.ndarray, before: Before, found: Iterable[tuple[Feed, Feed]]
+) -> None:
+    """Fit every feature behind a norm to what it was, then every weight to what its linears gave.
+
+    ``found`` are for each feed the values of the narrowed model and those of the model before.
+    """
     sums = np.zeros((5, len(kept)))
     moments = [
         [GatheredRows(JointMoments(several[0].in_features, several[0].out_features)) for _ in "ab"]
         for several in step.readers
     ]
-    with Runner(rw.model, list(dict.fromkeys(step.inputs)), lent=True) as now:
+    for feed, aside, (now, then) in zip(before.feeds, before.held_out, found, strict=True):
         for place, value in enumerate(step.inputs):
-            now.outputs, then.outputs = [value.name or ""], before.wanted(step, place)
-            for feed, aside in zip(before.feeds, before.held_out, strict=True):
-                x = _rows(now(feed)[value.name or ""], feed)
-                targets = [_rows(each, feed) for each in then(feed).values()]
-                if step.norm is not None:
-                    y = targets.pop(0)[:, kept]
-                    sums += [np.ones(len(kept)) * len(x), *(a.sum(axis=0) for a in (x, y, x * x, x * y))]
-                for part, target in zip(moments, targets, strict=True):
-                    both = finite_rows(np.concatenate([x, target], axis=1))
-                    part[aside].update(both[:, : x.shape[1]], both[:, x.shape[1] :])
+            x = _rows(now[value.name or ""], feed)
+            targets = [_rows(then[name], feed) for name in before.wanted(step, place)]
+            if step.norm is not None:
+                y = targets.pop(0)[:, kept]
+                sums += [np.ones(len(kept)) * len(x), *(a.sum(axis=0) for a in (x, y, x * x, x * y))]
+            for part, target in zip(moments, targets, strict=True):
+                both = finite_rows(np.concatenate([x, target], axis=1))
+                part[aside].update(both[:, : x.shape[1]], both[:, x.shape[1] :])
     change = None if step.norm is None else _fit_norm(rw, step.norm, sums)
     for several, parts in zip(step.readers, moments, strict=True):
         fit_on, rest = (part.finished() for part in parts)

@@ -25,7 +25,7 @@ from graphcompress.numerics.least_squares import (
 )
 from graphcompress.numerics.moments import finite_rows
 from graphcompress.passes.prune.blocks import Block
-from graphcompress.passes.prune.stages import Stages
+from graphcompress.cutting.stages import Stages
 from graphcompress.passes.prune.trial_model import TrialModel, whole
 from graphcompress.plugin.context import Progress
 

@@ -18,7 +18,7 @@ from graphcompress.graph.runner import Runner
 from graphcompress.measure.calibrate import equal_feeds
 from graphcompress.numerics.least_squares import LinearMap
 from graphcompress.passes.prune.blocks import Block
-from graphcompress.passes.prune.stages import Stages
+from graphcompress.cutting.stages import Stages
 from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 
