@@ -83,9 +83,7 @@ def refit_stream(rw: Rewriter, stream: Stream, keep: np.ndarray | None, before: 
     # A refit changes what its norm and readers give, and not the sum that the norm reads: the next step
     # begins there.
     entries = {norm.exit: norm.entry for norm in stream.norms}
-    given = [
-        [*step.inputs, *(entries[value] for value in step.inputs if value in entries)] for step in steps
-    ]
+    given = [[*step.inputs, *(entries[value] for value in step.inputs if value in entries)] for step in steps]
     now, then = Stages(rw.model, before.feeds, given), Stages(before.model, before.feeds, wanted)
     for number, step in enumerate(steps):
         before.progress("prune: refit the stream", number, len(steps))

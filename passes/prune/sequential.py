@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.residual import branches
+from graphcompress.cutting.stages import Stages
 from graphcompress.files.runtime import Feed
 from graphcompress.graph.model import Model
 from graphcompress.measure.calibrate import real_tokens
@@ -25,7 +26,6 @@ from graphcompress.numerics.least_squares import (
 )
 from graphcompress.numerics.moments import finite_rows
 from graphcompress.passes.prune.blocks import Block
-from graphcompress.cutting.stages import Stages
 from graphcompress.passes.prune.trial_model import TrialModel, whole
 from graphcompress.plugin.context import Progress
 

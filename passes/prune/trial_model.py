@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from graphcompress.analysis.linears import Linear, bias_of, linears
 from graphcompress.cutting.excerpt import behind, between, needed_for
+from graphcompress.cutting.stages import Stages
 from graphcompress.data.load import Samples
 from graphcompress.files.runtime import Feed
 from graphcompress.files.scratch import on_disk
@@ -18,7 +19,6 @@ from graphcompress.graph.runner import Runner
 from graphcompress.measure.calibrate import equal_feeds
 from graphcompress.numerics.least_squares import LinearMap
 from graphcompress.passes.prune.blocks import Block
-from graphcompress.cutting.stages import Stages
 from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
 

@@ -8,12 +8,12 @@ from conftest import random_samples
 
 from graphcompress.analysis.linears import linears
 from graphcompress.coupling.couplings import couplings
+from graphcompress.cutting import stages
 from graphcompress.cutting.excerpt import between
+from graphcompress.cutting.stages import Stages
 from graphcompress.graph.runner import Runner
 from graphcompress.numerics.least_squares import LinearMap
-from graphcompress.cutting import stages
 from graphcompress.passes.prune.blocks import blocks_of
-from graphcompress.cutting.stages import Stages
 from graphcompress.passes.prune.trial_model import Effect, TrialModel
 from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
