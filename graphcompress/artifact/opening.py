@@ -12,6 +12,7 @@ from graphcompress.data.inputs import inputs_of
 from graphcompress.errors import InvalidModelError, UsageError
 from graphcompress.files.parts import model_files, read_parts
 from graphcompress.files.runtime import runner_of, session_of
+from graphcompress.graph.float_cache import float_cache_of
 from graphcompress.graph.model import Model
 from graphcompress.measure.verify import Run
 from graphcompress.plugin.base import Target
@@ -20,6 +21,8 @@ from graphcompress.plugin.targeting import parse_target
 
 def session(path: str | Path) -> Run:
     """A function from a feed to outputs by name: an artifact on the runtime it was made for, or an ONNX file.
+
+    Past keys and values may be floats also where it keeps them in 8 bits; then it returns floats.
 
     Raises:
         UsageError: the folder is not an artifact, or holds several.
@@ -32,7 +35,7 @@ def session(path: str | Path) -> Run:
         return artifact_run(target_of(path), path, read_manifest(path).get("lowering", {}))
     if not path.is_file():
         raise InvalidModelError(f"{path}: no such file or folder")
-    return runner_of(session_of(path))
+    return float_cache_of(runner_of(session_of(path)), path)
 
 
 def is_timed_here(path: str | Path) -> bool:

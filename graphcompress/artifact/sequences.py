@@ -18,6 +18,7 @@ from graphcompress.files.parts import SHARED_KEY, Part, model_files, read_parts
 from graphcompress.files.reading.model_file import read_model
 from graphcompress.files.runtime import Feed, runner_of, session_of
 from graphcompress.files.temporary import Temporary
+from graphcompress.graph.float_cache import float_cache_of
 from graphcompress.graph.model import Model
 from graphcompress.measure.verify import Run
 from graphcompress.plugin.base import Lowering, Target
@@ -132,9 +133,9 @@ def _name(part: Part) -> str:
 
 
 def artifact_run(target: Target, folder: Path, record: Mapping[str, Any]) -> Run:
-    """The artifact in ``folder`` on its runtime; ``record`` is that of its lowering."""
+    """The artifact in ``folder`` on its runtime, caches in floats; ``record`` is that of its lowering."""
     if PARTS not in record:
-        return target.session(folder)
+        return float_cache_of(target.session(folder), folder / target.model_file)
     return parts_run(target, folder, {prefix: own["place"] for prefix, own in record[PARTS].items()})
 
 
@@ -148,7 +149,8 @@ def source_run(folder: Path) -> Run:
     if not parts:
         raise UsageError(f"{folder} is neither an artifact nor the files of a model that writes sequences")
     places = {prefix: part.path.relative_to(folder).as_posix() for part in parts for prefix in prefixes(part)}
-    opened = {place: runner_of(session_of(folder / place)) for place in dict.fromkeys(places.values())}
+    files = {place: folder / place for place in places.values()}
+    opened = {place: float_cache_of(runner_of(session_of(file)), file) for place, file in files.items()}
     if len(places) == 1:
         return opened[next(iter(places.values()))]
     return _together_run(folder, places, opened)
@@ -164,7 +166,8 @@ def parts_run(target: Target, folder: Path, places: Mapping[str, str]) -> Run:
     opened: dict[str, Run] = {}
     for place in dict.fromkeys(places.values()):
         at = folder / place
-        opened[place] = target.session(at) if at.is_dir() else target.named(at.name).session(at.parent)
+        run = target.session(at) if at.is_dir() else target.named(at.name).session(at.parent)
+        opened[place] = float_cache_of(run, at)
     return _together_run(folder, places, opened)
 
 

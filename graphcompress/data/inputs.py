@@ -63,7 +63,9 @@ def shapes_in(feed: Mapping[str, np.ndarray], model: Model) -> dict[str, tuple[s
         seen = feed[name].shape
         fixed = seen if value.shape is None else value.shape
         sizes = [size if isinstance(size, int) else given for size, given in zip(fixed, seen, strict=True)]
-        found[name] = str(feed[name].dtype), tuple(sizes)
+        # Caches that are kept in 8 bits are floats in a feed, which serves other models, too.
+        dtype = feed[name].dtype if value.dtype is None else value.dtype.numpy()
+        found[name] = str(dtype), tuple(sizes)
     return found
 
 

@@ -16,7 +16,7 @@ from graphcompress.data.samples import Sample, Samples
 from graphcompress.data.sequences import Written, sequence_samples
 from graphcompress.errors import DataError
 from graphcompress.files.joining import part_of_model
-from graphcompress.files.parts import Part, is_cross
+from graphcompress.files.parts import Part, is_cross, is_past
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 
@@ -256,8 +256,10 @@ class _Maker:
             mask = np.ones(shape, dtype)
             mask[..., shape[-1] - shape[-1] // 4 * padded :] = 0
             return mask
-        if value.dtype.is_floating_point():
-            return np.asarray(rng.standard_normal(shape), dtype)
+        # Whoever keeps past in 8 bits is given it in floats, too.
+        if value.dtype.is_floating_point() or is_past(name):
+            floats = dtype if value.dtype.is_floating_point() else np.float32
+            return np.asarray(rng.standard_normal(shape), floats)
         if "position" in name:
             return np.broadcast_to(np.arange(shape[-1] if shape else 1), shape).astype(dtype)
         if "type" in name or "segment" in name:

@@ -161,12 +161,11 @@ class Unroller:
         feed: dict[str, np.ndarray] = {}
         for value in part.inputs:
             if value.kind in ranges:
-                found = ranges[value.kind]
+                feed[value.name] = np.asarray(ranges[value.kind], value.dtype)
             elif value.kind == "encoder_mask":
-                found = _mask(source)
+                feed[value.name] = np.asarray(_mask(source), value.dtype)
             else:
-                found = self._handed(part, value.name, answers)
-            feed[value.name] = np.asarray(found, value.dtype)
+                feed[value.name] = self._handed(part, value.name, answers)
         return feed
 
     def _handed(self, part: Part, name: str, answers: Mapping[str, Outputs]) -> np.ndarray:

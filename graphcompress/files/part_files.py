@@ -188,7 +188,7 @@ def _inputs(whole: Part, *branches: ir.Model) -> Iterator[ir.Value]:
         known.update({value.name: value for value in model.graph.inputs})
     for read in whole.inputs:
         value = known.get(read.name)
-        kind = ir.TensorType(ir.DataType.from_numpy(read.dtype))
+        kind = ir.TensorType(ir.DataType.from_numpy(read.dtype)) if value is None else value.type
         shape = _shape(read.shape, None if value is None else value.shape)
         yield ir.Value(name=read.name, shape=shape, type=kind)
 

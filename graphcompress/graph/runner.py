@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from graphcompress.errors import DataError
 from graphcompress.files.runtime import Feed, first_line, runtime_errors, session_of
+from graphcompress.graph.float_cache import cache_grids, float_cache
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -28,7 +29,8 @@ class Runner:
     they lie; of a file its own outputs are computed.
     ``prepack`` is for sessions that are timed, or run very often (:func:`session_of`). Outputs are copies:
     one of the runtime's own arrays holds all memory that its session took, hundreds of MB, as long as it
-    lives. With ``lent`` they are the runtime's, for callers that keep none.
+    lives. With ``lent`` they are the runtime's, for callers that keep none. What a model in memory keeps of
+    keys and values in 8 bits is given and returned in floats.
     """
 
     def __init__(
@@ -51,16 +53,20 @@ class Runner:
         self.outputs = [value.name or "" for value in values] or [
             output.name for output in self._session.get_outputs()
         ]
+        grids = {} if self._model is None else cache_grids(self._model.graph)
+        self._run = float_cache(self._computed, grids)
 
-    def __call__(self, feed: Feed) -> dict[str, np.ndarray]:
+    def __call__(self, feed: Feed) -> Mapping[str, np.ndarray]:
         """Outputs (or the chosen values) by name for one feed.
 
         Raises:
             DataError: the model cannot run on this feed: shapes, types or indices out of range.
         """
-        fitted = dict(feed) if self._model is None else self._model.fitted(feed)
+        return self._run(feed if self._model is None else self._model.fitted(feed))
+
+    def _computed(self, feed: Feed) -> dict[str, np.ndarray]:
         try:
-            results = self._session.run(self.outputs, fitted, self._options)
+            results = self._session.run(self.outputs, dict(feed), self._options)
         except runtime_errors() as error:
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
             raise DataError(

@@ -40,13 +40,13 @@ def interface(model: Model) -> dict[str, tuple[str, ...]]:
     """Inputs and outputs with their types and shapes, as text."""
     passed_on = {name for link in handed_on(model.parts) for name in link}
 
-    def shape(value: ir.Value) -> str:
+    def described(value: ir.Value) -> str:
         said = model.declared.said(value)
-        # Parts of one model agree among themselves how many heads a cache has.
-        return f"{len(said or ())} axes" if value.name in passed_on else str(said)
+        # Parts of one model agree among themselves how many heads a cache has, and how it is stored.
+        return f"{len(said or ())} axes" if value.name in passed_on else f"{value.dtype} {said}"
 
     return {
-        kind: tuple(f"{value.name}: {value.dtype} {shape(value)}" for value in values)
+        kind: tuple(f"{value.name}: {described(value)}" for value in values)
         for kind, values in (("inputs", model.graph.inputs), ("outputs", model.graph.outputs))
     }
 

@@ -143,7 +143,7 @@ class Depth:
             if name in self._outputs and array.shape == self._outputs[name].shape
         )
 
-    def _run(self, model: Model) -> dict[str, np.ndarray]:
+    def _run(self, model: Model) -> Mapping[str, np.ndarray]:
         by_name = {value.name: value for node in model.graph for value in node.outputs}
         values = [by_name[name] for name in self._names if name in by_name]
         if not values:

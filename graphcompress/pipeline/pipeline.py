@@ -208,7 +208,8 @@ def _run_pass(
         done = step.run(model, ctx)
     if not isinstance(done, Record):  # a pass of another package: nothing checks its types
         raise UsageError(f"{step} returned no record; let its run() end with: return rw.record")
-    rest = account.unnamed(model, done) if isinstance(step.contract, Lossy) else ()
+    accounted = isinstance(step.contract, Lossy) and step.changes_weights
+    rest = account.unnamed(model, done) if accounted else ()
     change, total, bytes_on_disk = check.after(model, trained=step.trains)
     # A pass that awaits training broke nothing yet: what it lost may be learned again.
     judged = [] if awaits else [step]
@@ -239,7 +240,7 @@ def _scored(record: PassRecord, model: Model, ctx: Context, scoring: Scoring) ->
 
 
 def _require(coverage: float, step: Pass, record: PassRecord) -> None:
-    if isinstance(step.contract, Lossy) and record.coverage < coverage:
+    if isinstance(step.contract, Lossy) and step.changes_weights and record.coverage < coverage:
         raise CoverageError(
             f"{step} touched {record.coverage:.1%} of the parameters, {coverage:.1%} are "
             f"required; it left alone: {_reasons(record.skipped)}"

@@ -94,6 +94,8 @@ class Pass(Named, abc.ABC):
     contract: ClassVar[Contract]
     trains: ClassVar[bool] = False
     """Whether it makes good what lossy passes before it cost: they are judged by their contracts after it."""
+    changes_weights: ClassVar[bool] = True
+    """Whether it is about weights, so that those it leaves alone are named and a coverage can be required."""
     goes_first: ClassVar[bool] = False
     """Whether it runs first by itself where a pipeline does not name it: the others expect what it leaves."""
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from graphcompress.plugin.schemes import INT8, UINT8, Scheme, common_schemes, described, integer_products
+from graphcompress.plugin.schemes import (
+    INT8,
+    INT8_CACHE,
+    UINT8,
+    Scheme,
+    common_schemes,
+    described,
+    integer_products,
+)
 
 
 @dataclass(frozen=True)
@@ -17,7 +25,7 @@ class Capabilities:
         constant_expressions: weights may be expressions over what is stored; the target folds or lowers them.
     """
 
-    schemes: tuple[Scheme, ...] = integer_products(UINT8, INT8, dynamic=True)
+    schemes: tuple[Scheme, ...] = (*integer_products(UINT8, INT8, dynamic=True), INT8_CACHE)
     constant_expressions: bool = True
 
     @property

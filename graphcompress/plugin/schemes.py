@@ -18,6 +18,7 @@ class Granularity:
 
 
 PER_TENSOR, PER_CHANNEL, PER_TOKEN = Granularity("tensor"), Granularity("channel"), Granularity("token")
+PER_HEAD = Granularity("head")
 
 
 def per_block(size: int) -> Granularity:
@@ -112,6 +113,9 @@ INT8, UINT8 = Numbers(), Numbers(signed=False, symmetric=False)
 
 TOKENS = Numbers(signed=False, per=PER_TOKEN, dynamic=True)
 """Activations of 8 bits around 128, with a scale for each token."""
+
+INT8_CACHE = Scheme(cache=Numbers(per=PER_HEAD))
+"""Keys and values in 8 bits, with a scale for each head."""
 
 
 def integer_products(

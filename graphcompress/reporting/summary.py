@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from graphcompress.plugin.record import parameters_of
 from graphcompress.reporting.text import count, decibels, left_alone, score_text, size, size_text, smaller
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def pass_line(record: PassRecord, before: ModelSize) -> str:
 
 
 def _touched(record: PassRecord) -> str:
-    if not record.touched and record.notes and not left_alone(record.skipped):
+    of_weights = record.touched or left_alone(record.skipped)
+    if record.notes and not (of_weights and parameters_of((*record.touched, *record.skipped))):
         return record.notes[-1]
     changed = f"{len(record.touched) or 'no'} weight{'s' if len(record.touched) != 1 else ''} changed"
     left = left_alone(record.skipped)

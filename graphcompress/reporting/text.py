@@ -61,9 +61,9 @@ def pass_line(record: PassRecord) -> str:
 def touched_text(touched: Sequence[Touched], skipped: Sequence[Skipped]) -> str:
     """``touched 3 weights (1.77M parameters), left 36 alone``."""
     weights = "weight" if len(touched) == 1 else "weights"
-    parameters = f" ({count(parameters_of(touched))} parameters)" if touched else ""
+    parameters = f" {weights} ({count(parameters_of(touched))} parameters)" if parameters_of(touched) else ""
     left = f", left {left_alone(skipped):,} alone" if left_alone(skipped) else ""
-    return f"touched {len(touched) or 'no'} {weights}{parameters}{left}"
+    return f"touched {len(touched)}{parameters}{left}" if touched else f"touched no weights{left}"
 
 
 def left_alone(skipped: Sequence[Skipped]) -> int:

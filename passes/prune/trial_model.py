@@ -136,7 +136,7 @@ class Effect:
 
         return changes
 
-    def run(self, fits: Mapping[Block, LinearMap], feed: Feed) -> dict[str, np.ndarray]:
+    def run(self, fits: Mapping[Block, LinearMap], feed: Feed) -> Mapping[str, np.ndarray]:
         """What the model answers to ``feed`` with ``fits``."""
         return self._runner({**feed, **self.trial.given(fits)})
 

@@ -20,7 +20,7 @@ from graphcompress.plugin.base import Lowering, Target
 from graphcompress.plugin.capabilities import Capabilities
 from graphcompress.plugin.context import Context
 from graphcompress.plugin.options import option
-from graphcompress.plugin.schemes import INT8, UINT8, integer_products
+from graphcompress.plugin.schemes import INT8, INT8_CACHE, UINT8, integer_products
 from graphcompress.rules.opsets.lowering import legalise
 from graphcompress.rules.opsets.raising import why_not_raised
 from graphcompress.rules.opsets.versions import NEWEST_OPSET
@@ -153,7 +153,8 @@ class Cpu(Target):
     def capabilities(self) -> Capabilities:
         """What the CPU provider executes."""
         bits = 7 if self._saturates else 8
-        return Capabilities(integer_products(UINT8, INT8, dynamic=True, weight_bits=bits))
+        products = integer_products(UINT8, INT8, dynamic=True, weight_bits=bits)
+        return Capabilities((*products, INT8_CACHE))
 
     @property
     def _saturates(self) -> bool:

@@ -13,6 +13,7 @@ from graphcompress.data.samples import padding_mask
 from graphcompress.errors import DataError
 from graphcompress.files.reading.hashes import sha256
 from graphcompress.files.runtime import Feed, first_line, runner_of, runtime_errors, session_of
+from graphcompress.graph.float_cache import float_cache_of
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.measure.cache import Measurements, Times
@@ -44,7 +45,7 @@ Timer = Callable[[Mapping[str, Callable[[], object]], int], Measurement]
 
 def on_cpu(file: Path) -> Run:
     """Opens a file on the CPU provider; its threads go to sleep soon, so that others can be timed."""
-    return runner_of(session_of(file, spin_us=SPIN_US))
+    return float_cache_of(runner_of(session_of(file, spin_us=SPIN_US)), file)
 
 
 def timed(runs: Mapping[str, Callable[[], object]], rounds: int) -> Measurement:

@@ -11,6 +11,7 @@ from typing import Any
 from graphcompress.errors import DataError, MissingExtraError, UnsupportedModelError, UsageError
 from graphcompress.files.runtime import Feed
 from graphcompress.files.temporary import Temporary
+from graphcompress.graph.float_cache import float_cache_of
 from graphcompress.graph.model import Model
 from graphcompress.measure.cache import Measurements, Times
 from graphcompress.measure.shapes import Shape
@@ -121,7 +122,7 @@ def choose_provider(
 
 
 def _opener(target: Target) -> Opener:
-    return lambda file: target.session(file.parent)
+    return lambda file: float_cache_of(target.session(file.parent), file)
 
 
 def _runtime(lowering: Lowering) -> str:

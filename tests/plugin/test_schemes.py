@@ -9,6 +9,7 @@ import pytest
 from graphcompress.plugin.capabilities import Capabilities
 from graphcompress.plugin.schemes import (
     INT8,
+    INT8_CACHE,
     PER_CHANNEL,
     UINT8,
     Numbers,
@@ -21,7 +22,6 @@ from graphcompress.plugin.schemes import (
 
 INT4_BLOCKS = Scheme(weights=Numbers(4, per=per_block(32)))
 FP8 = Scheme(Numbers(floating=True, per=PER_CHANNEL), Numbers(floating=True))
-INT8_CACHE = Scheme(cache=Numbers(per=PER_CHANNEL, dynamic=True))
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ INT8_CACHE = Scheme(cache=Numbers(per=PER_CHANNEL, dynamic=True))
     [
         (INT4_BLOCKS, "int4 weights per block of 32"),
         (FP8, "float8 weights per channel with activations in float8 (static)"),
-        (INT8_CACHE, "int8 cache per channel"),
+        (INT8_CACHE, "int8 cache per head"),
         (Scheme(weights=Numbers(7, per=PER_CHANNEL)), "int8 weights of 7 bits per channel"),
     ],
 )

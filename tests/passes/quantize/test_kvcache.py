@@ -1,0 +1,236 @@
+"""kvcache: keys and values in int8, held against the float model whose cache is rounded by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from sequence_models import random_texts, saved, text
+
+from graphcompress.artifact.sequences import source_run
+from graphcompress.data.made_up import varied_samples
+from graphcompress.data.samples import Samples
+from graphcompress.data.sequences import sequence_samples
+from graphcompress.errors import DataError, UsageError
+from graphcompress.files.parts import is_cache, is_past, read_parts
+from graphcompress.files.runtime import Feed
+from graphcompress.graph.model import Model
+from graphcompress.graph.runner import Runner
+from graphcompress.measure.cache import MeasurementCache
+from graphcompress.numerics.metrics import ratio_db
+from graphcompress.passes.quantize import kvcache
+from graphcompress.passes.quantize.kvcache import FLOAT, INT8, KvCache, step_times
+from graphcompress.passes.simplify.simplify import Simplify
+from graphcompress.pipeline.pipeline import Pipeline
+from graphcompress.plugin.context import Context
+from graphcompress.plugin.record import Record
+from graphcompress.targets.mobile.mobile import Mobile
+
+LEVELS = 127
+
+
+def loaded(folder: Path) -> tuple[Model, Samples]:
+    """The model in ``folder`` in plain form, and samples of it."""
+    model = Model.load(folder)
+    Simplify().run(model, Context())
+    return model, sequence_samples(model, random_texts(folder.name.partition(",")[0], 4))
+
+
+def rounded(model: Model, samples: Samples) -> Record:
+    """Round the cache of ``model``; nothing is timed."""
+    return KvCache(measure=False).run(model, Context(samples=samples))
+
+
+def feeds_of(samples: Samples) -> list[Feed]:
+    return [samples.batch([index]) for index in range(len(samples))]
+
+
+def peaks(model: Model, feeds: list[Feed]) -> dict[str, np.ndarray]:
+    """Which keys or values of which layer → the largest number of each head."""
+    found: dict[str, np.ndarray] = {}
+    with Runner(model) as runner:
+        for outputs in map(runner, feeds):
+            for name in filter(is_cache, outputs):
+                peak = np.abs(outputs[name]).max((0, 2, 3), initial=0)
+                found[slot(name)] = np.maximum(found.get(slot(name), peak), peak)
+    return found
+
+
+def slot(name: str) -> str:
+    return name[name.index(".") :]
+
+
+def by_hand(array: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    along = scale[:, None, None]
+    return np.clip(np.rint(array / along), -LEVELS, LEVELS).astype(np.float32) * along
+
+
+class ByHand:
+    """The float files of a folder, with operators of floats that round what comes into the cache."""
+
+    def __init__(self, folder: Path, scales: Mapping[str, np.ndarray], made: Path) -> None:
+        self._scales = scales
+        made.mkdir()
+        for file in folder.glob("*.onnx"):
+            proto = onnx.load(file)
+            for value in [value.name for value in proto.graph.output if is_cache(value.name)]:
+                self._round(proto.graph, value)
+            onnx.save(proto, made / file.name)
+        self._run = source_run(made)
+
+    def __call__(self, feed: Feed) -> Mapping[str, np.ndarray]:
+        given = {
+            name: by_hand(array, self._scales[slot(name)]) if is_past(name) else array
+            for name, array in feed.items()
+        }
+        return self._run(given)
+
+    def _round(self, graph: onnx.GraphProto, present: str) -> None:
+        """Round what the Concat behind ``present`` appends; without one, what is returned."""
+        node = next(node for node in graph.node if present in node.output)
+        place, source, result = list(graph.node).index(node), f"{present}/exact", present
+        if node.op_type == "Concat" and len(node.input) == 2:
+            source, result = node.input[1], f"{present}/new"
+            node.input[1] = result
+        else:
+            place += 1
+            for other in graph.node:
+                other.input[:] = [source if name == present else name for name in other.input]
+                other.output[:] = [source if name == present else name for name in other.output]
+        scale = numpy_helper.from_array(self._scales[slot(present)][:, None, None], f"{present}/scale")
+        ends = [numpy_helper.from_array(np.float32(end), f"{present}/{end}") for end in (-LEVELS, LEVELS)]
+        graph.initializer.extend([scale, *ends])
+        made = [
+            helper.make_node("Div", [source, scale.name], [f"{present}/steps"]),
+            helper.make_node("Round", [f"{present}/steps"], [f"{present}/whole"]),
+            helper.make_node("Clip", [f"{present}/whole", *(end.name for end in ends)], [f"{present}/cut"]),
+            helper.make_node("Mul", [f"{present}/cut", scale.name], [result]),
+        ]
+        for offset, new in enumerate(made):
+            graph.node.insert(place + offset, new)
+
+
+def sqnr(expected: np.ndarray, found: np.ndarray) -> float:
+    return ratio_db(float((expected**2).sum()), float(((expected - found) ** 2).sum()))
+
+
+@pytest.mark.parametrize("name", ["llama", "marian", "whisper"])
+def test_an_int8_cache_says_what_a_float_cache_rounded_by_hand_says(name, sequence_folders, tmp_path):
+    model, samples = loaded(sequence_folders[name])
+    feeds = feeds_of(samples)
+    scales = {one: peak / LEVELS for one, peak in peaks(model, feeds).items()}
+    hand = ByHand(sequence_folders[name], scales, tmp_path / "hand")
+    rounded(model, samples)
+    with Runner(model) as runner:
+        for feed in feeds:
+            expected, found = hand(feed), runner(feed)
+            assert expected.keys() == found.keys()
+            assert min(sqnr(expected[output], found[output]) for output in expected) > 90
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5, merged"])
+def test_what_is_written_with_an_int8_cache_is_what_was_written(name, sequence_folders, tmp_path):
+    folder = sequence_folders[name]
+    model, samples = loaded(folder)
+    record = rounded(model, samples)
+    made = saved(model, tmp_path / "made")
+    assert not record.skipped
+    assert np.mean(text(name, made) == text(name, folder)) >= 0.9
+    given = [value for part in read_parts(made) for value in part.reads("past")]
+    assert {value.dtype.name for value in given} == {"int8"}
+
+
+def test_a_cache_is_a_quarter_as_large(sequence_folders):
+    model, samples = loaded(sequence_folders["llama"])
+    record = rounded(model, samples)
+    inputs = [value for value in model.graph.inputs if is_past(value.name or "")]
+    assert len(record.touched) == len(inputs) == 4
+    each = sum(value.dtype.numpy().itemsize * value.shape[1] * value.shape[3] for value in inputs)
+    assert f"keys and values of a token take {each} bytes instead of {4 * each}" in record.notes
+
+
+@pytest.mark.parametrize(("ms", "faster"), [(10.2, True), (13.0, False)])
+def test_a_cache_stays_in_float_where_int8_is_slower(ms, faster, sequence_folders, tmp_path, monkeypatch):
+    times = {FLOAT: [10.0], INT8: [ms]}
+    monkeypatch.setattr(kvcache, "step_times", lambda models, length, ctx: times)
+    model, samples = loaded(sequence_folders["llama"])
+    step = KvCache(length=20)
+    (record,) = Pipeline([step]).run(model, Context(samples=samples))
+    assert record.notes[0].startswith(f"a step after 20 tokens takes {ms:.2f} ms with the {INT8}, 10.00 ms")
+    assert {item.reason for item in record.skipped} == (
+        set() if faster else {"in int8 it would make a step slower"}
+    )
+    dtypes = {str(value.dtype) for value in model.graph.inputs if is_past(value.name or "")}
+    assert dtypes == {"INT8" if faster else "FLOAT"}
+    # What was decided is made again elsewhere, without a measurement.
+    monkeypatch.setattr(kvcache, "step_times", None)
+    again, _ = loaded(sequence_folders["llama"])
+    pinned = step.run(again, Context(samples=samples, pinned={str(step): record.plan}))
+    assert (pinned.notes, len(pinned.touched)) == (record.notes, len(record.touched))
+    with pytest.raises(DataError, match=r"\[pinned\] in the recipe is of another version"):
+        step.run(loaded(sequence_folders["llama"])[0], Context(samples=samples, pinned={str(step): "{}"}))
+
+
+def test_both_are_timed_once_and_kept(sequence_folders, tmp_path):
+    model, samples = loaded(sequence_folders["marian"])
+    twin = model.clone()
+    rounded(twin, samples)
+    kept = MeasurementCache(tmp_path)
+    ctx = Context(measurements=kept)
+    times = step_times({FLOAT: model, INT8: twin}, 6, ctx)
+    assert times.keys() == {FLOAT, INT8}
+    assert step_times({FLOAT: model, INT8: twin}, 6, ctx) == times
+    assert len(kept.keys) == 1
+
+
+def test_states_that_are_computed_anew_stay(tmp_path):
+    model = Model.load(recurrent(tmp_path))
+    record = rounded(model, varied_samples(model))
+    assert [item.reason for item in record.skipped] == [
+        "it is a state that every step computes anew: nothing is appended to what was there"
+    ]
+    assert record.notes == ("there are no keys and values of earlier tokens that could be rounded",)
+
+
+def recurrent(folder: Path) -> Path:
+    """A decoder that keeps a sum of what it has read: [batch, 4]."""
+    table = numpy_helper.from_array(np.eye(8, 4, dtype=np.float32), "table")
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["read"]),
+        helper.make_node("ReduceSum", ["read", "axes"], ["new"], keepdims=0),
+        helper.make_node("Add", ["past_key_values.0.key", "new"], ["present.0.key"]),
+        helper.make_node("Unsqueeze", ["present.0.key", "axes"], ["logits"]),
+    ]
+    f32, i64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+    graph = helper.make_graph(
+        nodes,
+        "sum",
+        [
+            helper.make_tensor_value_info("input_ids", i64, ["batch", "length"]),
+            helper.make_tensor_value_info("past_key_values.0.key", f32, ["batch", 4]),
+        ],
+        [
+            helper.make_tensor_value_info("logits", f32, ["batch", 1, 4]),
+            helper.make_tensor_value_info("present.0.key", f32, ["batch", 4]),
+        ],
+        [table, numpy_helper.from_array(np.array([1]), "axes")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def test_a_target_whose_loaders_make_caches_in_floats_is_refused():
+    with pytest.raises(UsageError, match="cannot run what kvcache asks for: a cache in int8"):
+        Pipeline([KvCache()]).check_target("mobile", Mobile().capabilities, calibrated=True)
+
+
+def test_no_weight_has_to_be_covered(sequence_folders):
+    model, samples = loaded(sequence_folders["llama"])
+    step = KvCache(measure=False)
+    (record,) = Pipeline([step]).run(model, Context(samples=samples), require_coverage=0.5)
+    assert (record.coverage, record.skipped) == (0.0, ())
