@@ -8,8 +8,8 @@ from matrix.subject import Subject
 from matrix.table import overview, page
 from matrix.variants import FUSED, LEGACY, STRIPPED, Variant
 
-SLOW = ("twice", "again", "every group")
-"""Columns that run whole builds, or one for each group; one model of each kind has them here."""
+SLOW = ("twice", "again", "every group", "goals")
+"""Columns that run whole builds, or one for each group or goal; one model of each kind has them here."""
 
 PART = {
     "bert": Variant("eager", 18, FUSED, LEGACY),

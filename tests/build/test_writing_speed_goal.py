@@ -13,7 +13,6 @@ import pytest
 from sequence_models import VOCABULARY, made, text
 
 from graphcompress import optimize
-from graphcompress.build import measuring
 from graphcompress.build.goals import slowest, speed_goal
 from graphcompress.errors import GoalError
 from graphcompress.generation.generator import open_generator
@@ -34,11 +33,6 @@ def test_tokens_per_second_decide_where_they_were_measured() -> None:
     assert slowest("after", [run, written]) == "is 1.60 × as fast at 1×32 (written)"
     # Where writing could not be timed, the run alone does not show the goal.
     assert not speed_goal(0.5, "after", [run, replace(written, ratios={}, skipped="too slow")]).met
-
-
-@pytest.fixture(autouse=True)
-def _few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "WRITING_ROUNDS", 3)
 
 
 def test_a_checkpoint_is_compressed_with_its_past_and_timed_while_it_writes(
