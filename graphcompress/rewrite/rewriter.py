@@ -48,6 +48,14 @@ class Rewriter:
         if kind is None and self.modified:
             self.clean()
 
+    def adopt(self, other: Rewriter) -> None:
+        """Let the model be what ``other`` has made of a copy of it, with what it recorded."""
+        self.model.ir, self.model.kept = other.model.ir, other.model.kept
+        self.model.declared = other.model.declared
+        self.touched, self.skipped, self.notes = other.touched, other.skipped, other.notes
+        self._constants, self._names = Constants(), set()
+        self.modified = True
+
     # ---- the record
 
     def touch(self, subject: Subject, detail: str = "", **figures: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from graphcompress.analysis.experts import Experts
 from graphcompress.analysis.linears import Linear
 from graphcompress.coupling.couplings import Group
 from graphcompress.coupling.ends import is_zeroing, shown
+from graphcompress.data.held_out import split
 from graphcompress.data.load import Samples
 from graphcompress.graph.expressions import leaves
 from graphcompress.graph.model import Model
@@ -25,12 +25,6 @@ from graphcompress.numerics.least_squares import GatheredRows, JointMoments
 from graphcompress.numerics.moments import finite_rows
 from graphcompress.plugin.context import Progress
 from graphcompress.rewrite.rewriter import Rewriter
-
-HELD_OUT = 5
-"""One sample in five is held out: settings are chosen and errors stated on tokens that no fit has seen."""
-
-NEIGHBOURS = 10
-"""Samples are held out in runs, since neighbours in a file are often alike (the two sentences of a pair)."""
 
 MEMORY_BYTES = 600_000_000
 """Second moments take at most this many bytes at a time; a larger model runs over the samples once for every
@@ -224,16 +218,6 @@ def blocks_of(rw: Rewriter, groups: Sequence[Group], only: str) -> list[Block]:
     return sorted(blocks.values(), key=lambda block: order[id(block.group)])
 
 
-def split(samples: Samples) -> tuple[Samples, Samples]:
-    """Samples to fit on, and samples to hold out; the same ones twice when there are fewer than five."""
-    run = max(1, min(NEIGHBOURS, len(samples) // HELD_OUT))
-    # Every fifth run is held out, not the end of the file, which may hold another kind of text.
-    held = [index for index in range(len(samples)) if index // run % HELD_OUT == HELD_OUT - 1]
-    rest = sorted(set(range(len(samples))) - set(held))
-    fit_on = _choose(samples, rest)
-    return fit_on, _choose(samples, held) if held else fit_on
-
-
 def _obstacle(group: Group) -> str | None:
     """Why a group is left alone, or None."""
     weights = {(linear.weight, linear.bias, linear.transposed) for linear in group.consumers}
@@ -257,11 +241,6 @@ def _units(group: Group, reader: Linear) -> np.ndarray:
     if atom is None:
         return np.full(reader.in_features, -1)
     return group.relations.atoms.units(atom, group.leaf)
-
-
-def _choose(samples: Samples, indices: Sequence[int]) -> Samples:
-    chosen = [samples.feeds[index] for index in indices]
-    return dataclasses.replace(samples, feeds=chosen, columns={}, per_row=1)
 
 
 def _portions(blocks: Sequence[Block]) -> list[list[Block]]:

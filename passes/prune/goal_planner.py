@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from graphcompress.coupling.couplings import FFN
+from graphcompress.data.held_out import split
 from graphcompress.data.load import Samples
 from graphcompress.graph.model import Model
 from graphcompress.measure.calibrate import too_few
 from graphcompress.measure.verify import Run
 from graphcompress.numerics.knapsack import cheapest
 from graphcompress.numerics.least_squares import LinearMap
-from graphcompress.passes.prune.blocks import Block, Witness, split
+from graphcompress.passes.prune.blocks import Block, Witness
 from graphcompress.passes.prune.carve import vanishes
 from graphcompress.passes.prune.fisher import fisher_information
 from graphcompress.passes.prune.ranking import rank
@@ -52,6 +54,30 @@ class Curve:
     losses: np.ndarray
 
 
+@dataclass(frozen=True)
+class Budget:
+    """What may be left of time, of bytes or of parameters.
+
+    Attributes:
+        prices: for every block [options], what it costs with each number of units that may go.
+        rest: what everything else costs.
+        total: what may be spent on all of it.
+    """
+
+    prices: Sequence[np.ndarray]
+    rest: float
+    total: float
+
+    @property
+    def least(self) -> float:
+        """What is spent when all goes that may."""
+        return self.rest + sum(float(price.min()) for price in self.prices)
+
+    def at_share(self, share: float) -> Budget:
+        """The same to spend where everything costs a ``share`` of it."""
+        return Budget([share * price for price in self.prices], share * self.rest, self.total)
+
+
 class GoalPlanner:
     """Curves of all blocks, and the removals for a budget."""
 
@@ -64,8 +90,11 @@ class GoalPlanner:
         round_to: int,
         *,
         refit: bool,
+        wider: GoalPlanner | None = None,
     ) -> None:
+        """``wider`` is that of the model that ``model`` was narrowed from."""
         self.model = model
+        self.original: Model = model if wider is None else wider.original
         self.blocks = blocks
         self.ctx = ctx
         self.importance = importance
@@ -75,18 +104,20 @@ class GoalPlanner:
         fit_on, held_out = split(samples)
         self._tokens: list[tuple[int, int]] = []
         self._witness = Witness(model, samples, ctx.progress)
-        self._effect = Effect(TrialModel(model, blocks, held_out.spread(JUDGED)))
+        judged = TrialModel(model, blocks, held_out.spread(JUDGED))
+        self.effect: Effect = Effect(judged, None if wider is None else wider.effect)
         self.trial = TrialModel(model, blocks, fit_on)
         rest = TrialModel(model, [], held_out)
         self._held_out = [False] * len(self.trial.feeds) + [True] * len(rest.feeds)
         self.trial.feeds = [*self.trial.feeds, *rest.feeds]
 
+    @cached_property
     def curves(self) -> list[Curve]:
         """One curve for each block, from what the outputs lose when it alone is cut."""
         if self.importance == "fisher":
             return self._fisher_curves()
         found = []
-        effects = self._effect.one_by_one(self.blocks)
+        effects = self.effect.one_by_one(self.blocks)
         for number, (block, evidence) in enumerate(self._witness.stream(self.blocks)):
             self.ctx.progress("prune: what the outputs lose", number, len(self.blocks))
             self._tokens.append((block.reader.in_features, evidence.fit.count))
@@ -146,20 +177,31 @@ class GoalPlanner:
         gone = np.unique(np.concatenate([[0], block.size - kept]))
         return np.append(gone, block.size) if vanishes(block) else gone
 
-    def removals(
-        self, curves: Sequence[Curve], prices: Sequence[np.ndarray], budget: float
-    ) -> list[Removal] | None:
+    def removals(self, budget: Budget) -> list[Removal] | None:
         """What goes of every block, not refitted yet; None where no choice is within the budget."""
-        chosen = cheapest([curve.losses for curve in curves], prices, budget)
+        chosen = self._chosen(budget)
         if chosen is None:
             return None
         return [
             Removal(curve.block, curve.order[: curve.gone[option]])
-            for curve, option in zip(curves, chosen, strict=True)
+            for curve, option in zip(self.curves, chosen, strict=True)
         ]
 
+    def forecast(self, budget: Budget) -> float:
+        """The least that the outputs lose within the budget, by what each block alone loses."""
+        chosen = self._chosen(budget)
+        if chosen is None:
+            return np.inf
+        return sum(float(curve.losses[option]) for curve, option in zip(self.curves, chosen, strict=True))
+
+    def _chosen(self, budget: Budget) -> list[int] | None:
+        return cheapest([curve.losses for curve in self.curves], budget.prices, budget.total - budget.rest)
+
     def fitted(self, removals: Sequence[Removal]) -> float:
-        """Add the refit to every one of ``removals``; the squared error of the outputs with all of them."""
+        """Add the refit to every one of ``removals``; the squared error of the outputs with all of them.
+
+        Of a narrowed model it is that against the one before.
+        """
         keeps = {removal.block: removal.keep for removal in removals if len(removal.removed)}
         if self.refit:
             fits = refitted(self.model, self.trial, self._held_out, keeps, self.ctx.progress)
@@ -169,14 +211,14 @@ class GoalPlanner:
             if removal.block in fits:
                 fit = fits[removal.block]
                 removal.fit = LinearMap(fit.weight[removal.rows], fit.bias)
-        return self._effect(fits)
+        return self.effect(fits)
 
     def running(self, removals: Sequence[Removal]) -> Run:
         """A function that answers as the model does once ``removals``, which are fitted, are carried out."""
         fits = {
             each.block: whole(each.block, each.rows, each.fit) for each in removals if each.fit is not None
         }
-        return lambda feed: self._effect.run(fits, feed)
+        return lambda feed: self.effect.run(fits, feed)
 
     def _cut_only(self, block: Block, keep: np.ndarray) -> LinearMap:
         before = self.trial.fits[block]

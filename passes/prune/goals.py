@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from graphcompress.measure.timing import Ratio
 from graphcompress.numerics.least_squares import LinearMap
 from graphcompress.passes.prune.blocks import Block, blocks_of
 from graphcompress.passes.prune.carve import carve
-from graphcompress.passes.prune.goal_planner import GoalPlanner
+from graphcompress.passes.prune.goal_planner import Budget, GoalPlanner
 from graphcompress.passes.prune.removal import Removal
 from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
@@ -41,10 +41,16 @@ class Reached:
     Attributes:
         removals: of every block, refitted.
         notes: for the user.
+        missed: by how much of it the goal was missed.
+        cost: what the outputs lose, or, where the metric bounds that, the time that is left.
+        budget: within which the blocks were chosen last; None where nothing had to go.
     """
 
     removals: Sequence[Removal]
     notes: list[str] = field(default_factory=list)
+    missed: float = 0.0
+    cost: float = 0.0
+    budget: Budget | None = None
 
 
 def faster(
@@ -60,31 +66,35 @@ def faster(
     """
     model, ctx = planner.model, planner.ctx
     table = latency_table(model, [block.group for block in planner.blocks], shapes, ctx, store)
-    prices = _times(planner, table)
-    least = table.rest + sum(float(price.min()) for price in prices)
-    whole, speed = 1.0, None if store.complete else ctx.speed
+    speed = None if store.complete else ctx.speed
     if speed is not None:
         whole = min(ratio.median for ratio in speed(model, shapes))
-        if whole >= speedup:
-            return Reached([], [f"{whole:.2f} times as fast without pruning, of {speedup:g} asked for"])
-    wanted = whole / speedup
-    if wanted <= least:
+    else:
+        whole = 1 / time_share(planner, shapes, store)
+    if whole >= speedup:
+        note = f"{whole:.2f} times as fast without pruning, of {speedup:g} asked for"
+        return Reached([], [note], cost=planner.fitted([]))
+    budget = Budget(_times(planner, table), table.rest, whole / speedup)
+    if budget.total <= budget.least:
         raise UsageError(
             f"prune{{speedup={speedup:g}}}: at {','.join(shapes)} this model becomes "
-            f"{whole / max(least, 0.01):.3g} times as fast at most; ask for less, or shorten it with layers"
+            f"{whole / max(budget.least, 0.01):.3g} times as fast at most; ask for less, or shorten it with "
+            "layers"
         )
-    curves = planner.curves()
     best = _Plan([], [], 0.0)
     for _ in range(TRIES):
-        removals = planner.removals(curves, prices, wanted - table.rest)
+        removals = planner.removals(budget)
         if removals is None:
             break
         if store.complete:
-            best = _Plan(removals, [], wanted)
+            best = _Plan(removals, [], budget.total)
             break
         twin = _without(model, removals, only)
-        ratios = speed(twin, shapes) if speed is not None else gained(model, twin, shapes, ctx, store)
-        plan = _Plan(removals, ratios, wanted)
+        if speed is not None:
+            ratios = speed(twin, shapes)
+        else:
+            ratios = gained(planner.original, twin, shapes, ctx, store)
+        plan = _Plan(removals, ratios, budget.total)
         # The least that goes among what is fast enough; until then, the fastest.
         best = max(
             best, plan, key=lambda each: (each.slowest >= speedup, min(each.slowest, speedup), each.wanted)
@@ -92,7 +102,8 @@ def faster(
         if 0.0 <= plan.slowest / speedup - 1.0 <= CLOSE:
             break
         # What the table does not see is taken to grow and shrink with the rest.
-        wanted *= plan.slowest / (speedup * (1.0 + CLOSE / 2))
+        wanted = budget.total * plan.slowest / (speedup * (1.0 + CLOSE / 2))
+        budget = replace(budget, total=wanted)
     before = "the input" if speed is not None else "before"
     heads, nodes = (_share(planner, table, kind) for kind in (HEAD, FFN))
     notes = [f"heads take {heads:.0%} and FFNs {nodes:.0%} of the time at {','.join(shapes)}"]
@@ -101,14 +112,23 @@ def faster(
         for shape, ratio in zip(shapes, best.ratios, strict=False)
     ]
     if whole > 1.0:
-        notes.append(f"{whole:.2f} of that without pruning, by simpler operators and forms")
+        by = "by simpler operators and forms" if model is planner.original else "with the width alone"
+        notes.append(f"{whole:.2f} of that without pruning, {by}")
+    slowest = best.slowest
     if store.complete:
-        left = table.rest + _left(table, best.removals)
-        notes.append(
-            f"{1 / left:.2f} times as fast by the latencies of the profile, of {speedup:g} asked for"
-        )
+        slowest = whole / (table.rest + _left(table, best.removals))
+        notes.append(f"{slowest:.2f} times as fast by the latencies of the profile, of {speedup:g} asked for")
     loss = planner.fitted(best.removals)
-    return Reached(best.removals, [*notes, _told(loss)])
+    missed = max(0.0, 1.0 - slowest / speedup)
+    return Reached(best.removals, [*notes, _told(loss)], missed, loss, replace(budget, total=best.wanted))
+
+
+def time_share(planner: GoalPlanner, shapes: Sequence[str], store: Measurements) -> float:
+    """Share of the time of the model as it came to the pass that the planner's model takes."""
+    if planner.model is planner.original:
+        return 1.0
+    ratios = gained(planner.original, planner.model, shapes, planner.ctx, store)
+    return 1 / min(ratio.median for ratio in ratios)
 
 
 @dataclass(frozen=True)
@@ -145,21 +165,18 @@ def smaller(planner: GoalPlanner, wanted: float, measure: Measure, only: str) ->
     Raises:
         UsageError: what cannot be cut is more already.
     """
-    total = measure.of(planner.model)
+    total, left = measure.of(planner.original), measure.of(planner.model)
     costs = [(block.size - planner.options(block)) * measure.unit(block) for block in planner.blocks]
-    rest = total - sum(float(cost[0]) for cost in costs)
-    least = rest + sum(float(cost.min()) for cost in costs)
-    if wanted <= least:
+    budget = Budget(costs, left - sum(float(cost[0]) for cost in costs), wanted)
+    if wanted <= budget.least:
         raise UsageError(
-            f"prune: of {total:,.0f} {measure.noun} at least {least:,.0f} stay when all heads and FFN "
+            f"prune: of {total:,.0f} {measure.noun} at least {budget.least:,.0f} stay when all heads and FFN "
             f"nodes go that may, and {wanted:,.0f} are wanted; ask for more, or make tables smaller with "
             "kron{embeddings=true}"
         )
-    curves = planner.curves()
-    budget, left = wanted - rest, total
     removals: Sequence[Removal] = []
     for _ in range(TRIES):
-        chosen = planner.removals(curves, costs, budget)
+        chosen = planner.removals(budget)
         if chosen is None:
             break
         removals = chosen
@@ -169,12 +186,12 @@ def smaller(planner: GoalPlanner, wanted: float, measure: Measure, only: str) ->
         # New constants, such as sizes and biases of their own, are no part of any unit. What the budget left
         # unspent is taken off as well, or the same choice would come again.
         spent = sum((each.block.size - len(each.removed)) * measure.unit(each.block) for each in removals)
-        budget = min(budget, spent) - (left - wanted)
+        budget = replace(budget, total=min(budget.total, budget.rest + spent) - (left - wanted))
     loss = planner.fitted(removals)
     note = (
         f"{left:,.0f} of {total:,.0f} {measure.noun} are left ({left / total:.1%}), {wanted:,.0f} asked for"
     )
-    return Reached(removals, [note, _told(loss)])
+    return Reached(removals, [note, _told(loss)], max(0.0, left / wanted - 1.0), loss, budget)
 
 
 def keeping(
@@ -187,13 +204,13 @@ def keeping(
     """As little time as the metric allows, which becomes at most ``max_drop`` worse."""
     model, ctx = planner.model, planner.ctx
     table = latency_table(model, [block.group for block in planner.blocks], shapes, ctx, store)
-    prices, curves = _times(planner, table), planner.curves()
-    low, high = table.rest + sum(float(price.min()) for price in prices), 1.0
+    budget = Budget(_times(planner, table), table.rest, 1.0)
+    whole, low, high = time_share(planner, shapes, store), budget.least, 1.0
     best: tuple[list[Removal], float, float] | None = None
     for step in range(STEPS):
         ctx.progress("prune: the most that the metric allows", step, STEPS)
         middle = (low + high) / 2
-        removals = planner.removals(curves, prices, middle - table.rest)
+        removals = planner.removals(replace(budget, total=middle))
         lost = np.inf
         if removals is not None:
             planner.fitted(removals)
@@ -203,12 +220,15 @@ def keeping(
         else:
             high, best = middle, (removals, lost, middle)
     if best is None:
-        return Reached([], [f"nothing goes that keeps the metric within max_drop={max_drop:g}"])
+        missed = max(0.0, drop([]) - max_drop) if model is not planner.original else 0.0
+        note = f"nothing goes that keeps the metric within max_drop={max_drop:g}"
+        return Reached([], [note], missed, whole)
     removals, lost, left = best
     note = (
-        f"the metric is {max(lost, 0.0):.4g} worse, of {max_drop:g} allowed; {left:.0%} of the time is left"
+        f"the metric is {max(lost, 0.0):.4g} worse, of {max_drop:g} allowed; {left * whole:.0%} of the time "
+        "is left"
     )
-    return Reached(removals, [note])
+    return Reached(removals, [note], cost=left * whole, budget=replace(budget, total=left))
 
 
 def parameters_of_unit(block: Block) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import numpy as np
 
@@ -10,22 +11,28 @@ from graphcompress.errors import DataError
 from graphcompress.passes.prune.goal_planner import GoalPlanner
 from graphcompress.passes.prune.goals import Reached
 from graphcompress.passes.prune.removal import Removal
+from graphcompress.passes.prune.widths import Planned, Wide
 
 
-def plan_text(reached: Reached) -> str:
+def plan_text(plan: Planned) -> str:
     """What goes, and what was told of it; of every block the units that stay, as the digits of one number."""
+    reached = plan.reached
     stays = {each.block.name: np.packbits(each.keep).tobytes().hex() for each in reached.removals}
-    return json.dumps({"notes": list(reached.notes), "stays": stays}, ensure_ascii=False, sort_keys=True)
+    found = {"hidden": plan.at.hidden, "notes": list(reached.notes), "stays": stays}
+    return json.dumps(found, ensure_ascii=False, sort_keys=True)
 
 
-def as_planned(planner: GoalPlanner, text: str) -> Reached:
-    """What :func:`plan_text` wrote, carried over to the blocks of ``planner`` and refitted here.
+def as_planned(full: Wide, text: str, narrowed: Callable[[Wide, float], Wide | None]) -> Planned:
+    """What :func:`plan_text` wrote, carried over to a model of the full width, narrowed and refitted here.
 
     Raises:
         DataError: the text is of another version, or of another model.
     """
     try:
         plan = json.loads(text)
+        hidden = float(plan.get("hidden", 0.0))
+        at = narrowed(full, hidden) if hidden else full
+        planner = (at or full).planner
         removals = [_removal(planner, name, digits) for name, digits in plan["stays"].items()]
         notes = [str(note) for note in plan["notes"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -34,7 +41,7 @@ def as_planned(planner: GoalPlanner, text: str) -> Reached:
             "remove [pinned] from the recipe to choose anew"
         ) from error
     planner.fitted(removals)
-    return Reached(removals, notes)
+    return Planned(at or full, Reached(removals, notes))
 
 
 def _removal(planner: GoalPlanner, name: str, digits: str) -> Removal:

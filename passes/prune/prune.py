@@ -12,12 +12,20 @@ from graphcompress.graph.model import Model
 from graphcompress.latency.table import check_shapes
 from graphcompress.measure.cache import MeasurementCache, Measurements
 from graphcompress.measure.profile import read_profile
+from graphcompress.narrowing.streams import MEASURES, narrow_streams
 from graphcompress.passes.prune.align import align
 from graphcompress.passes.prune.blocks import Block, blocks_of
 from graphcompress.passes.prune.carve import carve
 from graphcompress.passes.prune.goal_planner import GoalPlanner
-from graphcompress.passes.prune.goals import BYTES, PARAMETERS, Reached, faster, keeping, smaller
-from graphcompress.passes.prune.hidden import MEASURES, narrow_streams
+from graphcompress.passes.prune.goals import (
+    BYTES,
+    PARAMETERS,
+    Reached,
+    faster,
+    keeping,
+    smaller,
+    time_share,
+)
 from graphcompress.passes.prune.pinned_plan import as_planned, plan_text
 from graphcompress.passes.prune.planner import LARGEST_ERROR, Goal, Planner
 from graphcompress.passes.prune.removal import KINDS, Removal
@@ -31,6 +39,7 @@ from graphcompress.passes.prune.told import (
     outlook,
 )
 from graphcompress.passes.prune.whole_layers import remove_layers
+from graphcompress.passes.prune.widths import Planned, Wide, Widths, why_wide
 from graphcompress.plugin.base import Pass
 from graphcompress.plugin.context import Context
 from graphcompress.plugin.contract import Contract, Lossy
@@ -58,7 +67,9 @@ class Prune(Pass):
     (``--metric``), within which as much time goes as may. Every block is cut to several sizes alone, to
     see what the outputs lose on held-out samples; latencies of blocks are measured for several numbers
     of units and kept in the cache; then the best choice over all blocks is taken, whole attentions and
-    FFNs included where their residual stays (only the mean of what they gave is left). Last, block after
+    FFNs included where their residual stays (only the mean of what they gave is left). A narrower residual
+    stream makes everything cheaper: widths that may win by a forecast are tried, and the best stays unless
+    the full one loses less; ``hidden=0`` keeps the width. Last, block after
     block is refitted on what the pruned model gives it, against what the original gave (K-prune,
     arXiv:2308.03449). A speed that is not reached at once is asked for again, and what was reached is
     said.
@@ -293,34 +304,49 @@ class Prune(Pass):
 
     def _reach(self, rw: Rewriter) -> None:
         """Prune to the goal that is given."""
-        model, ctx = rw.model, rw.ctx
-        groups = couplings(model)
+        full = self._at_width(rw)
+        if full is None:
+            rw.note("no heads or FFN nodes can be cut, so that nothing is reached")
+            return
+        timed = self.speedup is not None or self.max_drop is not None
+        pinned = rw.ctx.pinned.get(str(self))
+        if pinned is None and timed and processes() > 1:
+            pinned = self._of_first_process(full)
+        plan = self._chosen(full) if pinned is None else as_planned(full, pinned, self._narrowed)
+        if plan.at is not full:
+            rw.adopt(plan.at.rw)
+        if timed:
+            rw.plan = plan_text(plan)
+        removals = plan.reached.removals
+        for removal in removals:
+            if not len(removal.removed):
+                rw.skip(removal.block.name, "other blocks cost less")
+        self._carry_out(rw, [each for each in removals if len(each.removed)], plan.at.groups)
+        for note in filter(None, [*plan.reached.notes, plan.at.planner.scarcity]):
+            rw.note(note)
+
+    def _at_width(self, rw: Rewriter, wider: Wide | None = None, hidden: float = 0.0) -> Wide | None:
+        """What a goal chooses from in a model; None where that is nothing."""
+        groups = couplings(rw.model)
         found = blocks_of(rw, groups, self.only)
         blocks = [block for block in found if block.plain and not block.of_experts]
         for block in found:
             if block not in blocks:
                 rw.skip(block.name, "its units are no rows of one weight that could be zero; give a ratio")
         if not blocks:
-            rw.note("no heads or FFN nodes can be cut, so that nothing is reached")
-            return
-        measure = "obs" if self.importance == "auto" else self.importance
-        planner = GoalPlanner(model, blocks, ctx, measure, self.round_to, refit=self.refit)
-        timed = self.speedup is not None or self.max_drop is not None
-        pinned = ctx.pinned.get(str(self))
-        if pinned is None and timed and processes() > 1:
-            pinned = self._of_first_process(planner)
-        reached = self._reached(planner) if pinned is None else as_planned(planner, pinned)
-        if timed:
-            rw.plan = plan_text(reached)
-        chosen = [removal for removal in reached.removals if len(removal.removed)]
-        for removal in reached.removals:
-            if not len(removal.removed):
-                rw.skip(removal.block.name, "other blocks cost less")
-        self._carry_out(rw, chosen, groups)
-        for note in filter(None, [*reached.notes, planner.scarcity]):
-            rw.note(note)
+            return None
+        given = rw.model, blocks, rw.ctx, "obs" if self.importance == "auto" else self.importance
+        before = None if wider is None else wider.planner
+        planner = GoalPlanner(*given, self.round_to, refit=self.refit, wider=before)
+        return Wide(rw, groups, planner, hidden)
 
-    def _of_first_process(self, planner: GoalPlanner) -> str:
+    def _narrowed(self, full: Wide, hidden: float) -> Wide | None:
+        """The same in a copy of a model without a share of its width."""
+        with Rewriter(full.rw.model.clone(), full.rw.ctx) as rw:
+            narrow_streams(rw, hidden, self.round_to, self.importance, turn=True, refit=self.refit)
+        return self._at_width(rw, full, hidden)
+
+    def _of_first_process(self, full: Wide) -> str:
         """The plan of the first process: each would measure other times, and train another model then.
 
         Raises:
@@ -330,7 +356,7 @@ class Prune(Pass):
 
         group, mine, refused = ProcessGroup(), "", None
         try:
-            mine = plan_text(self._reached(planner)) if group.rank == 0 else ""
+            mine = plan_text(self._chosen(full)) if group.rank == 0 else ""
         except GraphCompressError as error:
             refused = error
         plan, why = group.from_first((mine, refused))
@@ -338,12 +364,34 @@ class Prune(Pass):
             raise why
         return plan
 
+    def _chosen(self, full: Wide) -> Planned:
+        """The best plan for the goal, over all widths that may be chosen."""
+        if self.hidden is not None:
+            return Planned(full, self._reached(full.planner))
+        if self.importance not in MEASURES:
+            why = f"the width stays: importance {self.importance} does not say what a narrower one would lose"
+        elif self.only != "*":
+            why = "the width stays: the residual stream runs through more weights than match only"
+        else:
+            why = why_wide(full.rw.model)
+        if why:
+            return Planned(full, self._reached(full.planner)).told(why)
+        noun = "of the time is left" if self.max_drop is not None else "of the spread of the outputs is lost"
+        return Widths(self.round_to, self._reached, self._narrowed, self._share, noun).best(full)
+
+    def _share(self, planner: GoalPlanner) -> float:
+        """What a narrowed model takes of what the goal counts in the model before."""
+        measure = PARAMETERS if self.keep is not None else BYTES
+        if self.keep is not None or self.size is not None:
+            return measure.of(planner.model) / measure.of(planner.original)
+        return time_share(planner, self.shapes.split(","), self._measurements(planner.ctx))
+
     def _reached(self, planner: GoalPlanner) -> Reached:
-        model, shapes = planner.model, self.shapes.split(",")
+        shapes = self.shapes.split(",")
         if self.speedup is not None:
             return faster(planner, self.speedup, shapes, self.only, self._measurements(planner.ctx))
         if self.keep is not None:
-            return smaller(planner, self.keep * PARAMETERS.of(model), PARAMETERS, self.only)
+            return smaller(planner, self.keep * PARAMETERS.of(planner.original), PARAMETERS, self.only)
         if self.size is not None:
             return smaller(planner, parse_size(self.size, "prune{size}"), BYTES, self.only)
         drop = planner.ctx.drop

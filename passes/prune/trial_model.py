@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -18,6 +17,7 @@ from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.measure.calibrate import equal_feeds
 from graphcompress.numerics.least_squares import LinearMap
+from graphcompress.numerics.spread import output_energies
 from graphcompress.passes.prune.blocks import Block
 from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
@@ -79,26 +79,26 @@ class TrialModel:
 class Effect:
     """What pruning changes in the outputs of a model, on samples that no fit has seen."""
 
-    def __init__(self, trial: TrialModel) -> None:
+    def __init__(self, trial: TrialModel, wider: Effect | None = None) -> None:
+        """``wider`` is that of the model that ``trial`` was narrowed from, on the same samples."""
         self.trial = trial
         self._runner = Runner(trial.twin)
         self._before = on_disk(self._runner({**feed, **trial.given({})}) for feed in trial.feeds)
         self._energy = output_energies(self._before)
+        self.aim: tuple[Sequence[Feed], Mapping[str, float]] = (
+            (self._before, self._energy) if wider is None else wider.aim
+        )
+        """What the outputs are held against, and their energies."""
 
     def __call__(self, fits: Mapping[Block, LinearMap]) -> float:
-        """Squared error of the outputs, as a share of their spread, summed over the outputs."""
-        given = self.trial.given(fits)
-        total = 0.0
-        for feed, before in zip(self.trial.feeds, self._before, strict=True):
-            total += self._distance(self._runner({**feed, **given}), before)
-        return total
+        """Squared error of the outputs, as a share of their spread, summed over the outputs.
 
-    def _distance(self, after: Feed, before: Feed) -> float:
-        """Squared error of one feed's outputs, as a share of the spread over all feeds."""
+        Of a narrowed model it is that against the one before.
+        """
+        given, (original, energy) = self.trial.given(fits), self.aim
         return sum(
-            float(np.sum(np.square(array.astype(np.float64) - before[name]))) / self._energy[name]
-            for name, array in after.items()
-            if name in self._energy
+            _distance(self._runner({**feed, **given}), before, energy)
+            for feed, before in zip(self.trial.feeds, original, strict=True)
         )
 
     def one_by_one(self, blocks: Sequence[Block]) -> Iterator[Callable[[LinearMap], float]]:
@@ -131,7 +131,7 @@ class Effect:
             total = 0.0
             for feed, inner, before in zip(self.trial.feeds, entered, self._before, strict=True):
                 outer = {**self.trial.twin.fitted({**feed, **given}), **inner}
-                total += self._distance(runner({name: outer[name] for name in names}), before)
+                total += _distance(runner({name: outer[name] for name in names}), before, self._energy)
             return total
 
         return changes
@@ -139,6 +139,15 @@ class Effect:
     def run(self, fits: Mapping[Block, LinearMap], feed: Feed) -> Mapping[str, np.ndarray]:
         """What the model answers to ``feed`` with ``fits``."""
         return self._runner({**feed, **self.trial.given(fits)})
+
+
+def _distance(after: Feed, before: Feed, energy: Mapping[str, float]) -> float:
+    """Squared error of one feed's outputs, as a share of the spread over all feeds."""
+    return sum(
+        float(np.sum(np.square(array.astype(np.float64) - before[name]))) / energy[name]
+        for name, array in after.items()
+        if name in energy
+    )
 
 
 def whole(block: Block, rows: np.ndarray, fit: LinearMap) -> LinearMap:
@@ -154,30 +163,3 @@ def _input(rw: Rewriter, name: str, like: Linear, shape: Sequence[int]) -> ir.Va
     )
     rw.model.graph.inputs.append(value)
     return value
-
-
-def output_energies(outputs: Sequence[Feed]) -> dict[str, float]:
-    """Sum of squares about the mean of every feature, of all float outputs; one batch at a time.
-
-    Of an output that these samples show in a single row, or in equal ones, it is the sum of its squares: it
-    has no spread, and what happens to it counts all the same.
-    """
-    widths: dict[str, set[int]] = defaultdict(set)
-    for each in outputs:
-        for name, array in each.items():
-            if np.issubdtype(array.dtype, np.floating) and array.ndim:
-                widths[name].add(array.shape[-1])
-    # An axis that varies from sample to sample, such as that of scores, has no mean.
-    energies = {name: _energy(outputs, name) for name, found in widths.items() if len(found) == 1}
-    return {name: energy for name, energy in energies.items() if energy > 0.0}
-
-
-def _energy(outputs: Sequence[Feed], name: str) -> float:
-    def parts() -> Iterator[np.ndarray]:
-        for each in outputs:
-            array = each[name]
-            yield array.reshape(-1, array.shape[-1]).astype(np.float64)
-
-    mean = sum(part.sum(axis=0) for part in parts()) / sum(map(len, parts()))
-    spread = sum(float(np.sum(np.square(part - mean))) for part in parts())
-    return spread or sum(float(np.sum(np.square(part))) for part in parts())

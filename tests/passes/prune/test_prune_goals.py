@@ -209,7 +209,7 @@ def test_an_answer_that_is_seen_once_counts(tiny_bert):
         tiny_bert.graph.outputs[:] = [first]
         blocks = blocks_of(rw, couplings(tiny_bert), "*")
     planner = GoalPlanner(tiny_bert, blocks, Context(samples=random_samples(5)), "obs", 1, refit=True)
-    assert all(0.0 < curve.losses[1] < curve.losses[-1] for curve in planner.curves())
+    assert all(0.0 < curve.losses[1] < curve.losses[-1] for curve in planner.curves)
 
 
 def _runs(model, samples):
@@ -338,7 +338,7 @@ def test_tensors_that_are_inputs_with_a_value_of_their_own_need_not_be_given(tin
     )
     models = [Model(ir.from_proto(each)) for each in (Bert().model(), proto)]
     notes = [pruned(model, tiny_samples, keep=0.8, round_to=1).notes for model in models]
-    assert notes[0] == notes[1]
+    assert notes[0][:2] == notes[1][:2]
     assert "asked for" in notes[0][0]
 
 
@@ -356,7 +356,7 @@ def test_a_refit_on_what_the_pruned_model_gives_loses_less_than_one_on_what_the_
     with Rewriter(model, Context()) as rw:
         blocks = blocks_of(rw, couplings(model), "*")
     planner = GoalPlanner(model, blocks, Context(samples=samples), "obs", 1, refit=True)
-    removals = [Removal(c.block, c.order[: c.block.size // 2]) for c in planner.curves()]
+    removals = [Removal(c.block, c.order[: c.block.size // 2]) for c in planner.curves]
     one_after_the_other = planner.fitted(removals)
     alone = GoalPlanner(model, blocks, Context(samples=samples), "obs", 1, refit=False)
     assert one_after_the_other < 0.8 * alone.fitted(removals)

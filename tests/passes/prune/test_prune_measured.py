@@ -10,9 +10,9 @@ from pruned_models import edit, pruned, sizes, stored
 
 from graphcompress.coupling.couplings import FFN, HEAD, couplings
 from graphcompress.coupling.ends import shown
+from graphcompress.data.held_out import split
 from graphcompress.data.made_up import varied_samples
 from graphcompress.graph.runner import Runner
-from graphcompress.passes.prune.blocks import split
 
 MAPS = texts.PACKED.replace(" y)\n", " y, float[batch, sequence, sequence] maps)\n").replace(
     "context =", "maps = ReduceMean <keepdims = 0> (soft, one)\n  context ="

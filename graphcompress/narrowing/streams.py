@@ -12,6 +12,7 @@ from graphcompress.analysis.residual import branches
 from graphcompress.coupling.atoms.store import BLOCKED
 from graphcompress.coupling.couplings import HIDDEN, Group, couplings, relate
 from graphcompress.coupling.stream import Stream, stream_of
+from graphcompress.data.held_out import split
 from graphcompress.data.load import Samples
 from graphcompress.files.runtime import Feed
 from graphcompress.files.scratch import on_disk
@@ -22,8 +23,7 @@ from graphcompress.narrowing.features import features_to_keep, narrow
 from graphcompress.narrowing.refit import Before, refit_stream
 from graphcompress.narrowing.rotation import directions, rotate
 from graphcompress.numerics.rotation import basis
-from graphcompress.passes.prune.blocks import split
-from graphcompress.passes.prune.trial_model import output_energies
+from graphcompress.numerics.spread import output_energies
 from graphcompress.rewrite.rewriter import Rewriter
 
 MEASURES = ("auto", "obs", "activation", "magnitude")
@@ -36,7 +36,7 @@ def narrow_streams(
     """Remove a ``ratio`` of the features of every residual stream whose width nothing fixes."""
     names = [group.name for group in couplings(rw.model) if group.kind == HIDDEN]
     if not names:
-        rw.skip("hidden", _why_fixed(rw.model))
+        rw.skip("hidden", why_fixed(rw.model))
     for name in names:
         # A cut voids the analysis, so that each stream is looked up anew.
         group = next((each for each in couplings(rw.model) if each.name == name), None)
@@ -44,10 +44,15 @@ def narrow_streams(
             _narrow_one(rw, group, ratio, round_to, measure, turn=turn, refit=refit)
 
 
+def width_left(width: int, ratio: float, round_to: int) -> int:
+    """How many of ``width`` features stay: at least what the ratio leaves, in multiples of ``round_to``."""
+    return min(width, max(1, math.ceil(round(width * (1 - ratio), 6) / round_to)) * round_to)
+
+
 def _narrow_one(
     rw: Rewriter, group: Group, ratio: float, round_to: int, measure: str, *, turn: bool, refit: bool
 ) -> None:
-    width = min(group.size, max(1, math.ceil(round(group.size * (1 - ratio), 6) / round_to)) * round_to)
+    width = width_left(group.size, ratio, round_to)
     if width == group.size:
         rw.skip("hidden", f"{ratio:g} of {group.size} features is less than round_to={round_to}")
         return
@@ -98,7 +103,7 @@ def _why_not_turned(stream: Stream, samples: Samples | None, *, turn: bool) -> s
     return stream.unturned
 
 
-def _why_fixed(model: Model) -> str:
+def why_fixed(model: Model) -> str:
     """What fixes the width of the residual stream."""
     relations = relate(model)
     for branch in branches(model):
