@@ -47,10 +47,11 @@ class RunStep:
         own = text in self.stages
         if own and text != self.stage:
             self.stage, self.work = text, ""
-        inner = "" if own else text
-        self.share, self.detail = min(1.0, done / total) if total > 0 else 0.0, detail
-        if inner != self.work or (own and not done):
-            self.work, self._began, self._first = inner, self.clock(), self.share
+        inner, share = "" if own else text, min(1.0, done / total) if total > 0 else 0.0
+        # A pass that trains twice, as one that fills zeros does, begins again under the same name.
+        if inner != self.work or share < self.share or (own and not done):
+            self.work, self._began, self._first = inner, self.clock(), share
+        self.share, self.detail = share, detail
 
     def line(self, width: int) -> str:
         """``[2/5] prune · 43 % · 0:12 left``, in at most ``width`` characters: what says least goes first."""

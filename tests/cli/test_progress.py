@@ -97,3 +97,14 @@ def test_a_short_run_prints_nothing_where_there_is_no_terminal() -> None:
     with shown_on(Console(file=said, width=80), STAGES) as progress:
         progress("int8", 0, 1)
     assert said.getvalue() == ""
+
+
+def test_work_that_begins_again_under_its_name_is_timed_anew(step: RunStep, clock: Clock) -> None:
+    """A pass that trains, fills zeros, and trains again says the same text twice."""
+    step.report("int8", 0, 100)
+    step.report("int8", 60, 100)
+    clock.now += 3600.0
+    step.report("int8", 10, 100)
+    clock.now += 9.0
+    step.report("int8", 40, 100)
+    assert step.line(100) == "[3/5] int8 · 40 % · 0:18 left"
