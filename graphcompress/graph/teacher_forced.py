@@ -14,6 +14,8 @@ import onnx_ir as ir
 
 from graphcompress.errors import UnsupportedModelError
 from graphcompress.files.parts import Part, links
+from graphcompress.graph.expressions import is_constant
+from graphcompress.graph.match import is_standard
 from graphcompress.graph.model import Model, is_weight
 
 
@@ -140,11 +142,17 @@ def _refuse_other_weights(writer: Part, graph: ir.Graph, reached: set[ir.Value])
     """The steps would go on with weights as they were, while the others are trained."""
     for value in graph.initializers.values():
         stored = value.const_value
-        # Zero points are no weights, and every rounding has its own.
-        uses = [use for use in value.uses() if use.idx < 2 or not use.node.op_type.endswith("uantizeLinear")]
-        if value in reached or stored is None or stored.size < 2 or not is_weight(value) or not uses:
+        learned = any(not _rounds(use.node, use.idx) for use in value.uses())
+        if value in reached or stored is None or stored.size < 2 or not is_weight(value) or not learned:
             continue
         raise UnsupportedModelError(
             f"{writer.path.parent}: the weight {value.name!r} is read by steps with past alone, not by "
             f"{writer.path.name}, so that the two would learn different things; export the parts of one model"
         )
+
+
+def _rounds(node: ir.Node, index: int) -> bool:
+    """Whether a node reads there how an activation, such as a cache, is rounded: that is no weight."""
+    if not is_standard(node, "QuantizeLinear", "DequantizeLinear"):
+        return False
+    return index == 2 or (index == 1 and not is_constant(node.inputs[0]))

@@ -78,7 +78,12 @@ class KvCache(Pass):
         with Rewriter(model, ctx) as rw:
             found = self._roundable(rw)
             if not found:
-                rw.note("there are no keys and values of earlier tokens that could be rounded")
+                whole = (
+                    ""
+                    if model.parts
+                    else "; give the folder with all parts of the model, if this is one of them"
+                )
+                rw.note(f"there are no keys and values of earlier tokens that could be rounded{whole}")
                 return rw.record
             scales = self._scales(rw, found)
             if self.measure and self._is_slower(rw, scales):

@@ -11,6 +11,7 @@ import pytest
 from onnx import helper, numpy_helper
 from sequence_models import random_texts, saved, text
 
+from graphcompress import verify
 from graphcompress.artifact.sequences import source_run
 from graphcompress.data.made_up import varied_samples
 from graphcompress.data.samples import Samples
@@ -18,6 +19,7 @@ from graphcompress.data.sequences import sequence_samples
 from graphcompress.errors import DataError, UsageError
 from graphcompress.files.parts import is_cache, is_past, read_parts
 from graphcompress.files.runtime import Feed
+from graphcompress.graph.float_cache import cache_grids
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.measure.cache import MeasurementCache
@@ -175,7 +177,9 @@ def test_a_cache_stays_in_float_where_int8_is_slower(ms, faster, sequence_folder
         step.run(loaded(sequence_folders["llama"])[0], Context(samples=samples, pinned={str(step): "{}"}))
 
 
-def test_both_are_timed_once_and_kept(sequence_folders, tmp_path):
+def test_both_are_timed_once_and_kept(sequence_folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(kvcache, "ROUNDS", 1)
+    monkeypatch.setattr(kvcache, "REPETITIONS", 1)
     model, samples = loaded(sequence_folders["marian"])
     twin = model.clone()
     rounded(twin, samples)
@@ -194,6 +198,12 @@ def test_states_that_are_computed_anew_stay(tmp_path):
         "it is a state that every step computes anew: nothing is appended to what was there"
     ]
     assert record.notes == ("there are no keys and values of earlier tokens that could be rounded",)
+
+
+def test_one_part_alone_is_no_model_that_writes(sequence_folders):
+    model = Model.load(sequence_folders["marian"] / "decoder_with_past_model.onnx")
+    record = rounded(model, varied_samples(model))
+    assert record.notes[0].endswith("give the folder with all parts of the model, if this is one of them")
 
 
 def recurrent(folder: Path) -> Path:
@@ -222,6 +232,87 @@ def recurrent(folder: Path) -> Path:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, folder / "model.onnx")
     return folder / "model.onnx"
+
+
+@pytest.mark.parametrize(
+    ("order", "axis"), [((0, 2, 1, 3), 1), ((0, 2, 3, 1), 1), ((0, 1, 2, 3), 2)], ids=["bhtd", "bhdt", "bthd"]
+)
+def test_heads_are_found_in_every_layout(order, axis, tmp_path):
+    model = Model.load(summed(order, tmp_path))
+    ids = np.array([[1, 2, 3]])
+    none = np.zeros([(1, 0, 2, 3)[place] for place in order], np.float32)
+    table = model.graph.initializers["table"].const_value.numpy().reshape(8, 2, 3)
+    samples = Samples([{"input_ids": ids[0], "past_key_values.0.key": none[0]}])
+    rounded(model, samples)
+    scales = cache_grids(model.graph)["past_key_values.0.key"]
+    assert scales.axis == axis
+    np.testing.assert_allclose(scales.scale, np.abs(table[ids[0]]).max((0, 2)) / LEVELS, rtol=1e-6)
+    with Runner(model) as runner:
+        found = runner({"input_ids": ids, "past_key_values.0.key": none})
+    keys = table[ids]
+    expected = np.rint(keys / scales.scale[:, None]) * scales.scale[:, None]
+    np.testing.assert_allclose(found["present.0.key"], expected.transpose(order), rtol=1e-6)
+    np.testing.assert_allclose(found["logits"], expected.sum(1).reshape(1, 1, 6), rtol=1e-5)
+
+
+def summed(order: tuple[int, ...], folder: Path) -> Path:
+    """A decoder whose scores are the sum of its keys; ``order`` is that of batch, tokens, heads and size."""
+    rng = np.random.default_rng(0)
+    back = [order.index(axis) for axis in range(4)]
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["read"]),
+        helper.make_node("Reshape", ["read", "heads"], ["keys"]),
+        helper.make_node("Transpose", ["keys"], ["new"], perm=order),
+        helper.make_node("Concat", ["past_key_values.0.key", "new"], ["present.0.key"], axis=order.index(1)),
+        helper.make_node("Transpose", ["present.0.key"], ["all"], perm=back),
+        helper.make_node("ReduceSum", ["all", "tokens"], ["sum"]),
+        helper.make_node("Reshape", ["sum", "flat"], ["logits"]),
+    ]
+    named = [helper.make_tensor_value_info("input_ids", onnx.TensorProto.INT64, ["batch", "length"])]
+    for name, length in (("past_key_values.0.key", "past"), ("present.0.key", "past + length")):
+        shape = [("batch", length, 2, 3)[place] for place in order]
+        named.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
+    logits = helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", 1, 6])
+    stored = {
+        "table": rng.standard_normal((8, 6)).astype(np.float32),
+        "heads": np.array([0, 0, 2, 3]),
+        "tokens": np.array([1]),
+        "flat": np.array([0, 1, 6]),
+    }
+    tensors = [numpy_helper.from_array(array, name) for name, array in stored.items()]
+    graph = helper.make_graph(nodes, "sum", named[:2], [logits, named[2]], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def test_heads_that_go_later_take_their_scales_along(sequence_folders):
+    """Heads that are cut from a rounded cache are those that are rounded after the cut."""
+    found = []
+    for order in (
+        "kvcache{measure=false},prune{heads=0.5 refit=false}",
+        "prune{heads=0.5 refit=false},kvcache{measure=false}",
+    ):
+        model, samples = loaded(sequence_folders["llama"])
+        Pipeline.parse(order).run(model, Context(samples=samples), allow=["prune"])
+        grids = [grid for name, grid in cache_grids(model.graph).items() if is_past(name)]
+        assert {grid.scale.shape for grid in grids} == {(2,)}
+        with Runner(model) as runner:
+            found.append([runner(feed)["logits"] for feed in feeds_of(samples)])
+    assert min(map(sqnr, *found)) > 25
+
+
+def test_verify_gives_both_models_a_past_in_floats(sequence_folders, tmp_path):
+    folder = sequence_folders["llama"]
+    model, samples = loaded(folder)
+    rounded(model, samples)
+    found = verify(folder, saved(model, tmp_path / "made"), data=samples)
+    assert found.difference.sqnr_db > 30
+    assert {output.name for output in found.difference.outputs} == {
+        value.name for value in model.graph.outputs
+    }
+    assert found.own_cache is not None
+    assert found.own_cache.divergence < 1e-3
 
 
 def test_a_target_whose_loaders_make_caches_in_floats_is_refused():
