@@ -42,14 +42,16 @@ class Reached:
         removals: of every block, refitted.
         notes: for the user.
         missed: by how much of it the goal was missed.
-        cost: what the outputs lose, or, where the metric bounds that, the time that is left.
+        lost: squared error of the outputs on held-out samples, as a share of their spread.
+        left: share of the time that is left, where the metric bounds what is lost.
         budget: within which the blocks were chosen last; None where nothing had to go.
     """
 
     removals: Sequence[Removal]
     notes: list[str] = field(default_factory=list)
     missed: float = 0.0
-    cost: float = 0.0
+    lost: float = 0.0
+    left: float = 0.0
     budget: Budget | None = None
 
 
@@ -73,7 +75,7 @@ def faster(
         whole = 1 / time_share(planner, shapes, store)
     if whole >= speedup:
         note = f"{whole:.2f} times as fast without pruning, of {speedup:g} asked for"
-        return Reached([], [note], cost=planner.fitted([]))
+        return Reached([], [note], lost=planner.fitted([]))
     budget = Budget(_times(planner, table), table.rest, whole / speedup)
     if budget.total <= budget.least:
         raise UsageError(
@@ -120,7 +122,9 @@ def faster(
         notes.append(f"{slowest:.2f} times as fast by the latencies of the profile, of {speedup:g} asked for")
     loss = planner.fitted(best.removals)
     missed = max(0.0, 1.0 - slowest / speedup)
-    return Reached(best.removals, [*notes, _told(loss)], missed, loss, replace(budget, total=best.wanted))
+    return Reached(
+        best.removals, [*notes, _told(loss)], missed, loss, budget=replace(budget, total=best.wanted)
+    )
 
 
 def time_share(planner: GoalPlanner, shapes: Sequence[str], store: Measurements) -> float:
@@ -191,7 +195,7 @@ def smaller(planner: GoalPlanner, wanted: float, measure: Measure, only: str) ->
     note = (
         f"{left:,.0f} of {total:,.0f} {measure.noun} are left ({left / total:.1%}), {wanted:,.0f} asked for"
     )
-    return Reached(removals, [note, _told(loss)], max(0.0, left / wanted - 1.0), loss, budget)
+    return Reached(removals, [note, _told(loss)], max(0.0, left / wanted - 1.0), loss, budget=budget)
 
 
 def keeping(
@@ -206,29 +210,29 @@ def keeping(
     table = latency_table(model, [block.group for block in planner.blocks], shapes, ctx, store)
     budget = Budget(_times(planner, table), table.rest, 1.0)
     whole, low, high = time_share(planner, shapes, store), budget.least, 1.0
-    best: tuple[list[Removal], float, float] | None = None
+    best: tuple[list[Removal], float, float, float] | None = None
     for step in range(STEPS):
         ctx.progress("prune: the most that the metric allows", step, STEPS)
         middle = (low + high) / 2
         removals = planner.removals(replace(budget, total=middle))
-        lost = np.inf
+        worse = np.inf
         if removals is not None:
-            planner.fitted(removals)
-            lost = drop(removals)
-        if removals is None or lost > max_drop:
+            lost = planner.fitted(removals)
+            worse = drop(removals)
+        if removals is None or worse > max_drop:
             low = middle
         else:
-            high, best = middle, (removals, lost, middle)
+            high, best = middle, (removals, worse, middle, lost)
     if best is None:
         missed = max(0.0, drop([]) - max_drop) if model is not planner.original else 0.0
         note = f"nothing goes that keeps the metric within max_drop={max_drop:g}"
-        return Reached([], [note], missed, whole)
-    removals, lost, left = best
+        return Reached([], [note], missed, left=whole)
+    removals, worse, left, lost = best
     note = (
-        f"the metric is {max(lost, 0.0):.4g} worse, of {max_drop:g} allowed; {left * whole:.0%} of the time "
+        f"the metric is {max(worse, 0.0):.4g} worse, of {max_drop:g} allowed; {left * whole:.0%} of the time "
         "is left"
     )
-    return Reached(removals, [note], cost=left * whole, budget=replace(budget, total=left))
+    return Reached(removals, [note], lost=lost, left=left * whole, budget=replace(budget, total=left))
 
 
 def parameters_of_unit(block: Block) -> float:

@@ -376,8 +376,7 @@ class Prune(Pass):
             why = why_wide(full.rw.model)
         if why:
             return Planned(full, self._reached(full.planner)).told(why)
-        noun = "of the time is left" if self.max_drop is not None else "of the spread of the outputs is lost"
-        return Widths(self.round_to, self._reached, self._narrowed, self._share, noun).best(full)
+        return Widths(self.round_to, self._reached, self._narrowed, self._share).best(full)
 
     def _share(self, planner: GoalPlanner) -> float:
         """What a narrowed model takes of what the goal counts in the model before."""

@@ -3,7 +3,7 @@
 Each width is a model of its own, with another best choice of heads and FFN nodes. To make all of those
 choices would take as many times as long, so that a narrower model is first asked what its width alone loses.
 On top of that the blocks are taken to lose what they lose at the full width, for so much less as the width
-has saved.
+has saved: together they lose another share of what each loses alone, which the plan at the full width shows.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from graphcompress.errors import UsageError
 from graphcompress.files.parts import handed_on
 from graphcompress.graph.model import Model
 from graphcompress.narrowing.streams import why_fixed, width_left
+from graphcompress.numerics.importance import TINY
 from graphcompress.passes.prune.goal_planner import Budget, GoalPlanner
 from graphcompress.passes.prune.goals import Reached
 from graphcompress.rewrite.rewriter import Rewriter
@@ -54,9 +55,16 @@ class Planned:
     reached: Reached
 
     @property
-    def key(self) -> tuple[float, float]:
+    def key(self) -> tuple[float, float, float]:
         """By which plans for one goal are held against each other; less is better."""
-        return self.reached.missed, self.reached.cost
+        return self.reached.missed, self.reached.left, self.reached.lost
+
+    @property
+    def told_cost(self) -> str:
+        """What decides between plans that reach the goal."""
+        if self.reached.left:
+            return f"{self.reached.left:.1%} of the time is left"
+        return f"{self.reached.lost:.3g} of the spread of the outputs is lost"
 
     def told(self, note: str) -> Planned:
         """The same with a ``note`` for the user."""
@@ -72,14 +80,12 @@ class Widths:
         reach: reaches the goal with a model of one width.
         narrowed: a narrower copy of the model, by the share of the width that goes.
         share: what a narrowed model takes of the time, the bytes or the parameters of the one before.
-        noun: what ``reached`` counts as cost.
     """
 
     round_to: int
     reach: Callable[[GoalPlanner], Reached]
     narrowed: Callable[[Wide, float], Wide | None]
     share: Callable[[GoalPlanner], float]
-    noun: str
 
     def best(self, full: Wide) -> Planned:
         """The plan of least cost: of the full width, or of a narrower one that may be better.
@@ -106,22 +112,23 @@ class Widths:
             UsageError: with that width the goal is out of reach.
         """
         full = plan.at
-        least = full.planner.forecast(budget)
+        together = plan.reached.lost / max(full.planner.forecast(budget), TINY)
+        least = plan.reached.lost
         promising, told = None, "the width stays: it has no smaller multiple of round_to"
         for wide in self._narrowed(full):
             lost = wide.planner.fitted([])
-            foreseen = lost + full.planner.forecast(budget.at_share(self.share(wide.planner)))
+            foreseen = lost + together * full.planner.forecast(budget.at_share(self.share(wide.planner)))
             if foreseen >= least:
                 told = (
                     f"the width stays: {1 - wide.hidden:g} of it would lose {lost:.3g} by itself and "
-                    f"{foreseen:.3g} with the blocks, which lose {least:.3g} at the full width"
+                    f"about {foreseen:.3g} with the blocks, of {plan.reached.lost:.3g} at the full width"
                 )
                 break
             promising, least = wide, foreseen
         if promising is None:
             return plan.told(told)
         narrow = Planned(promising, self.reach(promising.planner))
-        costs = f"{narrow.reached.cost:.3g} {self.noun}, {plan.reached.cost:.3g} at the full width"
+        costs = f"{narrow.told_cost}, at the full width {plan.told_cost}"
         if narrow.key >= plan.key:
             return plan.told(f"the width stays: with {1 - promising.hidden:g} of it {costs}")
         return narrow.told(f"{1 - promising.hidden:g} of the width stays: {costs}")
