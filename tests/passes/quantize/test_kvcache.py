@@ -13,6 +13,7 @@ from sequence_models import random_texts, saved, text
 
 from graphcompress import verify
 from graphcompress.artifact.sequences import source_run
+from graphcompress.data.inputs import shapes_in
 from graphcompress.data.made_up import varied_samples
 from graphcompress.data.samples import Samples
 from graphcompress.data.sequences import sequence_samples
@@ -151,6 +152,10 @@ def test_a_cache_is_a_quarter_as_large(sequence_folders):
     record = rounded(model, samples)
     inputs = [value for value in model.graph.inputs if is_past(value.name or "")]
     assert len(record.touched) == len(inputs) == 4
+    types = shapes_in(feeds_of(samples)[0], model)
+    assert {types[value.name][0] for value in inputs} == {
+        "int8"
+    }  # what a caller makes, whatever samples hold
     each = sum(value.dtype.numpy().itemsize * value.shape[1] * value.shape[3] for value in inputs)
     assert f"keys and values of a token take {each} bytes instead of {4 * each}" in record.notes
 
