@@ -181,7 +181,9 @@ class Unroller:
             return given[-1]
         value = self._read[part.role][name]
         sizes = [size if isinstance(size, int) else 0 for size in list(value.shape or ())[1:]]
-        return np.zeros([1, *sizes], value.dtype.numpy() if value.dtype else np.float32)
+        # Past is given in floats to whoever keeps it in 8 bits, and to those that it is compared with.
+        floats = value.dtype.numpy() if value.dtype and value.dtype.is_floating_point() else np.float32
+        return np.zeros([1, *sizes], floats)
 
 
 def ranges_of(ids: np.ndarray, done: int) -> dict[Kind, np.ndarray]:

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from graphcompress.data.lengths import longest_sample
 from graphcompress.data.made_up import synthetic_samples, varied_samples
 from graphcompress.errors import DataError
 from graphcompress.files.runtime import Feed, runner_of, session_of
@@ -63,7 +64,12 @@ class KvCache(Pass):
     changes_weights: ClassVar[bool] = False
     contract: ClassVar[Contract] = Lossy(min_sqnr_db=15.0, max_divergence=0.02)
 
-    length: int = option(512, "tokens before the step that is timed", unit="tokens", minimum=1)
+    length: int = option(
+        512,
+        "tokens before the step that is timed; fewer where the model has fewer positions",
+        unit="tokens",
+        minimum=1,
+    )
     samples: int = option(300, "calibration samples used, at most", minimum=1)
     measure: bool = option(True, "time a step with both caches; false takes int8 without")
 
@@ -113,7 +119,9 @@ class KvCache(Pass):
         present = {value.name or "": cache for cache in found for value in cache.present}
         outputs = [value for cache in found for value in cache.present]
         with Runner(rw.model, outputs, lent=True) as runner:
-            for feed in equal_feeds(rw.model, samples.first(-(-self.samples // samples.per_row))):
+            feeds = equal_feeds(rw.model, samples.first(-(-self.samples // samples.per_row)))
+            for number, feed in enumerate(feeds):
+                rw.ctx.progress("calibrate the cache", number, len(feeds))
                 for name, array in runner(feed).items():
                     cache = present[name]
                     axes = tuple(axis for axis in range(array.ndim) if axis != cache.axis)
@@ -143,10 +151,12 @@ class KvCache(Pass):
         twin = rw.model.clone()
         with Rewriter(twin, rw.ctx) as other:
             self._write(other, scales)
-        times = step_times({FLOAT: rw.model, INT8: twin}, self.length, rw.ctx)
+        steps = (one for part, one in rw.model.separate() if part.reads("past"))
+        length = min([self.length, *(longest - 1 for longest in map(longest_sample, steps) if longest)])
+        times = step_times({FLOAT: rw.model, INT8: twin}, length, rw.ctx)
         ms = {name: row[0] for name, row in times.items()}
         figures = f"{ms[INT8]:.2f} ms with the {INT8}, {ms[FLOAT]:.2f} ms with the {FLOAT}"
-        told = f"a step after {self.length} tokens takes {figures}"
+        told = f"a step after {length} tokens takes {figures}"
         slower = is_slower(times, INT8, FLOAT)
         told += f": the {FLOAT} stays, for it is faster" if slower else ""
         return json.dumps({"slower": slower, "told": told})
