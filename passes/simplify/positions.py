@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -18,6 +20,7 @@ from graphcompress.graph.match import (
     shape_of,
 )
 from graphcompress.graph.model import Model, is_weight
+from graphcompress.passes.simplify.buckets import drop_buckets
 from graphcompress.passes.simplify.needed.axes import MixedError, Place, places_behind
 from graphcompress.ranges.bounds import Bounds
 from graphcompress.ranges.interval import UNIT, Interval
@@ -31,9 +34,11 @@ def drop_unreached(rw: Rewriter) -> int:
     """Cut the ends of constants that are read by positions, behind the last one that is read; how many.
 
     Tables of positions, masks of causality and lists of positions are read from the front, up to the length
-    of the input: by a Gather, or by Slices one behind another. What else reads a constant reads all of it.
+    of the input: by a Gather, or by Slices one behind another. Distances of ALiBi are read up to the end,
+    buckets of distances wherever they are. What else reads a constant reads all of it.
     """
-    bounds, cut = PositionBounds(rw.model), 0
+    bounds = PositionBounds(rw.model)
+    cut = drop_buckets(rw, bounds, lambda table: _end(table, 0, bounds)) + _drop_fronts(rw, bounds)
     for value in list(rw.model.graph.initializers.values()):
         shape, tensor = fixed_shape(value), value.const_value
         if shape is None or tensor is None or value.is_graph_input() or value.is_graph_output():
@@ -132,6 +137,41 @@ def largest_element(value: ir.Value | None) -> Dim | None:
     total = producer(value, "Add")
     left, right = (None, None) if total is None else map(largest_element, total.inputs)
     return None if left is None or right is None else left + right
+
+
+def _drop_fronts(rw: Rewriter, bounds: Bounds) -> int:
+    """Cut the front of constants that Slices read up to the end, as those of ALiBi are; of how many."""
+    cut = 0
+    for value in list(rw.model.graph.initializers.values()):
+        shape, tensor, uses = fixed_shape(value), value.const_value, tuple(value.uses())
+        if shape is None or tensor is None or value.is_graph_input() or value.is_graph_output():
+            continue
+        found = {_unread_front(use.node, use.idx, shape, bounds) for use in uses}
+        if len(found) != 1 or (first := found.pop()) is None:
+            continue
+        axis, gone = first
+        told = f"{shape[axis] - gone:,} of {shape[axis]:,} entries are left, counted from the end"
+        rw.touch(value.name or "", f"{told}, which are all that an input can reach")
+        if is_weight(value):
+            rw.model.kept.setdefault(value.name or "", {})[axis] = np.arange(gone, shape[axis])
+        for node in dict.fromkeys(use.node for use in uses):
+            at = rw.at(node)
+            start = at.op("Sub", node.inputs[1], at.constant(np.array([gone]), "gone"), name="start")
+            rw.set_input(node, 1, start)
+        rw.overwrite(value, np.ascontiguousarray(np.delete(tensor.numpy(), np.s_[:gone], axis)))
+        cut += 1
+    return cut
+
+
+def _unread_front(node: ir.Node, index: int, shape: Sequence[int], bounds: Bounds) -> tuple[int, int] | None:
+    """The axis that a Slice reads up to its end, and how many entries before that none is read of."""
+    axes, ends, steps = (integers_of(operand(node, place)) for place in (3, 2, 4))
+    if index or not is_standard(node, "Slice") or axes is None or ends is None or len(axes) != 1:
+        return None
+    axis, start = axes[0] % len(shape), bounds.of(operand(node, 1))
+    if start is None or start.low < 1 or ends[0] < shape[axis] or (operand(node, 4) and steps != [1]):
+        return None
+    return (axis, int(start.low)) if start.low < shape[axis] else None
 
 
 def _end(value: ir.Value, axis: int, bounds: Bounds) -> int:

@@ -46,7 +46,8 @@ class Simplify(Pass):
     it is with a slice of positions, with the last token of each row, and with whatever indices pick.
 
     With ``max_length`` positions beyond that are gone from tables of positions, masks of causality and lists
-    of positions: whatever a Gather or a Slice of a stored table cannot reach. With ``outputs`` all that only
+    of positions: whatever a Gather or a Slice of a stored table cannot reach, and buckets that no distance
+    of T5 falls into. With ``outputs`` all that only
     others need is gone, too. The artifact says both in its metadata; texts are cut to ``max_length``.
 
     Left alone: weights that are smaller as an expression than folded (Kronecker factors), tied weights,
@@ -96,8 +97,9 @@ class Simplify(Pass):
         keep_names(model)
         with Rewriter(model, ctx) as rw:
             rewritten = standardise(rw)
-            removed = self._simplify(rw)
-            while drop_unread(rw) or drop_unreached(rw):
+            removed, positions = self._simplify(rw), 0
+            while (unread := drop_unread(rw)) or (unreached := drop_unreached(rw)):
+                positions += 0 if unread else unreached
                 removed += self._simplify(rw)
         for kind, count in sorted(rewritten.items()):
             rw.note(f"{count} × {kind} written in standard operators")
@@ -107,6 +109,8 @@ class Simplify(Pass):
             rw.note(f"outputs that nobody asks for are gone: {', '.join(gone)}")
         if (longest := agreed_length(model)) is not None:
             rw.note(f"an input of more than {longest:,} tokens fails, as max_length says")
+            if not positions:
+                rw.note("max_length drops nothing: no table, mask or list of more positions is stored")
         rw.note(f"{before} nodes became {len(model.graph)}" if rw.modified else "nothing to simplify")
         _report_what_stays(rw)
         report_unread(rw)

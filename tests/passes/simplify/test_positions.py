@@ -120,8 +120,81 @@ def test_models_that_write_give_equal_tokens_within_the_length(
     given, whole = sequence_models.text(name, folder), sequence_models.text(name, sequence_folders[name])
     np.testing.assert_array_equal(given, whole)
     assert agreed_length(Model.load(folder)) == 20
-    # T5 has no positions but buckets of distances, of which a length of 20 reaches all.
-    assert (model.parameters < before) == (name != "t5, merged")
+    assert model.parameters < before
+
+
+HALF = """
+    count = Range(zero, length, one) a = Unsqueeze(count, zeros) b = Unsqueeze(count, first) d = Sub(a, b)
+"""
+LARGE = """
+    f = Cast <to = 1> (m) g = Div(f, near) h = Log(g) i = Div(h, span) j = Mul(i, near) k = Cast <to = 7> (j)
+    l = Add(k, four) n = Min(l, last_one) o = Less(m, four) p = Where(o, m, n)
+"""
+"""Of distances m up to 3 the bucket is m itself, of larger ones that of their logarithm, up to 7 at 32."""
+BUCKETS = {
+    "both sides": (
+        f"{HALF} m = Abs(d) {LARGE} q = Greater(d, zero) r = Cast <to = 7> (q) s = Mul(r, eight)"
+        " t = Add(s, p) y = Gather(table, t)"
+    ),
+    "one side": f"{HALF} q = Min(d, zero) m = Neg(q) {LARGE} y = Gather(table, p)",
+}
+
+
+@pytest.mark.parametrize(
+    ("form", "length", "rows"),
+    [
+        ("both sides", 4, [0, 1, 2, 3, 9, 10, 11]),
+        ("both sides", 9, [0, 1, 2, 3, 4, 5, 9, 10, 11, 12, 13]),
+        ("both sides", 40, [0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15]),
+        ("one side", 4, [0, 1, 2, 3]),
+        ("one side", 9, [0, 1, 2, 3, 4, 5]),
+        ("one side", 40, [0, 1, 2, 3, 4, 5, 6, 7]),
+    ],
+)
+def test_buckets_that_no_distance_falls_into_are_gone(form: str, length: int, rows: list[int]) -> None:
+    numbers = {"four": np.array(4), "eight": np.array(8), "last_one": np.array(7)}
+    scales = {"near": np.array(4, np.float32), "span": np.array(np.log(8), np.float32)}
+    tables = {"table": normal(16, 3), **{name: TABLES[name] for name in ("zero", "one", "zeros", "first")}}
+    text = f"g (int64[batch, sequence] input_ids) => (float[a, b, c] y) {{ {LENGTH} {BUCKETS[form]} }}"
+    model = model_of(text, **numbers, **scales, **tables)
+    whole = model.clone()
+    record = Simplify(max_length=length).run(model, Context())
+    with Runner(whole) as before, Runner(model) as after:
+        for count in range(1, length + 1):
+            ids = {"input_ids": np.zeros((1, count), np.int64)}
+            np.testing.assert_array_equal(after(ids)["y"], before(ids)["y"])
+    left = model.graph.initializers["table"].const_value
+    assert left is not None
+    assert {tuple(row) for row in left.numpy()} >= {tuple(tables["table"][row]) for row in rows}
+    assert len(left.numpy()) <= len(rows) + 1  # where a logarithm comes near a whole number
+    assert f"{len(left.numpy())} of 16 buckets of distances are left" in record.touched[-1].detail
+    assert np.array_equal(left.numpy(), tables["table"][model.kept["table"][0]])
+    assert Simplify(max_length=length).run(model, Context()).touched == ()
+
+
+def test_distances_that_are_read_up_to_the_end_lose_their_front() -> None:
+    """As MPT reads those of ALiBi: the last ones, as many as there are tokens."""
+    body = "m = Neg(length) s = Add(all, m) t = Max(s, zero) u = Unsqueeze(t, zeros)"
+    body += " y = Slice(table, u, far, zeros)"
+    names = ("table", "zero", "one", "zeros")
+    text = f"g (int64[batch, sequence] input_ids) => (float[a, b] y) {{ {LENGTH} {body} }}"
+    given = {name: TABLES[name] for name in names}
+    model = model_of(text, **given, all=np.array(32), far=np.array([2**63 - 1]))
+    whole = model.clone()
+    Simplify(max_length=8).run(model, Context())
+    np.testing.assert_array_equal(model.graph.initializers["table"].const_value, TABLES["table"][-8:])
+    with Runner(whole) as before, Runner(model) as after:
+        for length in range(1, 9):
+            ids = {"input_ids": np.zeros((1, length), np.int64)}
+            np.testing.assert_array_equal(after(ids)["y"], before(ids)["y"])
+    assert Simplify(max_length=8).run(model, Context()).touched == ()
+
+
+def test_a_length_that_drops_nothing_is_told() -> None:
+    """As of BLOOM, which computes its distances."""
+    model = model_with("count = Range(zero, length, one) c = Cast <to = 1> (count) y = Unsqueeze(c, zeros)")
+    record = Simplify(max_length=8).run(model, Context())
+    assert "max_length drops nothing: no table, mask or list of more positions is stored" in record.notes
 
 
 @pytest.fixture
