@@ -20,7 +20,7 @@ from graphcompress.graph.runner import Runner
 from graphcompress.latency.table import signature
 from graphcompress.measure.cache import MeasurementCache, Times
 from graphcompress.measure.calibrate import equal_feeds
-from graphcompress.measure.timing import REPETITIONS, SPIN_US, interleaved, is_slower
+from graphcompress.measure.timing import REPETITIONS, SLOWER, SPIN_US, interleaved
 from graphcompress.passes.quantize.caches import Cache, caches, write_int8
 from graphcompress.plugin.base import Pass
 from graphcompress.plugin.capabilities import Capabilities
@@ -155,10 +155,10 @@ class KvCache(Pass):
         steps = (one for part, one in rw.model.separate() if part.reads("past"))
         length = min([self.length, *(longest - 1 for longest in map(longest_sample, steps) if longest)])
         times = step_times({FLOAT: rw.model, INT8: twin}, length, rw.ctx)
-        ms = {name: row[0] for name, row in times.items()}
+        ms = {name: row[-1] for name, row in times.items()}
         figures = f"{ms[INT8]:.2f} ms with the {INT8}, {ms[FLOAT]:.2f} ms with the {FLOAT}"
         told = f"a step after {length} tokens takes {figures}"
-        slower = is_slower(times, INT8, FLOAT)
+        slower = _is_slower(times)
         told += f": the {FLOAT} stays, for it is faster" if slower else ""
         return json.dumps({"slower": slower, "told": told})
 
@@ -182,7 +182,7 @@ def _planned(plan: str) -> tuple[bool, str]:
 def step_times(models: Mapping[str, Model], length: int, ctx: Context) -> Times:
     """Milliseconds of a step of one token after ``length`` others, of each of ``models``, in turns.
 
-    A measurement in which int8 is slower is repeated, and its mildest figures count.
+    A measurement in which int8 is slower is repeated: the last one counts, for all before it were alike.
     """
     store = ctx.measurements or MeasurementCache()
     key = f"step after {length} {' '.join(signature(model) for model in models.values())}"
@@ -195,12 +195,16 @@ def step_times(models: Mapping[str, Model], length: int, ctx: Context) -> Times:
     for _ in range(REPETITIONS):
         measured = interleaved(runs, rounds=ROUNDS, progress=ctx.progress, text="measure the cache")
         for name, timing in measured.timings.items():
-            seen[name].append(timing.low_ms)
-        times = {FLOAT: [max(seen[FLOAT])], INT8: [min(seen[INT8])]}
-        if not is_slower(times, INT8, FLOAT):
+            seen[name].append(timing.median_ms)
+        if not _is_slower(seen):
             break
-    store.put(key, times)
-    return times
+    store.put(key, seen)
+    return seen
+
+
+def _is_slower(times: Times) -> bool:
+    """Whether int8 is slower by more than noise. A text has many steps, so that however short ones count."""
+    return times[FLOAT][-1] < SLOWER * times[INT8][-1]
 
 
 def step_of(model: Model, length: int, *, batch: int = 1, seed: int = 0) -> tuple[Run, Feed]:
