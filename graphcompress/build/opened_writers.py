@@ -17,7 +17,6 @@ from graphcompress.files.parts import model_files, read_parts
 from graphcompress.generation.generator import Generator, open_generator
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
-from graphcompress.graph.teacher_forced import writer_of
 from graphcompress.measure.verify import Run
 from graphcompress.plugin.base import Target
 
@@ -58,7 +57,7 @@ def writer_at(path: Path) -> Generator | None:
     made = is_artifact(path)
     if made and not writes(target_of(path), path):
         return None
-    if writer_of(read_parts(path)) is None:
+    if not read_parts(path):
         return None
     try:
         return on_target(target_of(path), path, joined=holds_parts(path)) if made else open_generator(path)

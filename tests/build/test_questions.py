@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import graphcompress
+from graphcompress.build.opened_writers import writer_at
 from graphcompress.build.result import Build
 from graphcompress.data.samples import Samples
 from graphcompress.errors import MissingExtraError, UsageError
@@ -146,3 +147,12 @@ def test_a_model_shows_itself(tiny_bert: Model) -> None:
         "  out last_hidden_state: FLOAT [batch,sequence,32]",
     ]
     assert tiny_bert._repr_html_().startswith("<pre>model.onnx: opset 18, ")
+
+
+@pytest.mark.parametrize("name", ["marian", "t5, merged", "llama"])
+def test_every_layout_of_a_model_that_writes_is_ready_to_write(name, sequence_folders) -> None:
+    assert writer_at(sequence_folders[name]) is not None
+
+
+def test_an_ordinary_model_does_not_write(tiny_bert_path: Path) -> None:
+    assert writer_at(tiny_bert_path) is None
