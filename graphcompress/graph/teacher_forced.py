@@ -147,7 +147,8 @@ def _refuse_other_weights(writer: Part, graph: ir.Graph, reached: set[ir.Value])
             continue
         raise UnsupportedModelError(
             f"{writer.path.parent}: the weight {value.name!r} is read by steps with past alone, not by "
-            f"{writer.path.name}, so that the two would learn different things; export the parts of one model"
+            f"{writer.path.name}, so that the two would learn different things; train in the run that makes "
+            "them: a target stores the weights of each part as that part runs fastest"
         )
 
 
