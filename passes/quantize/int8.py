@@ -393,7 +393,7 @@ class Int8(Pass):
         if products:
             rw.note(
                 f"{len(products)} products of two activations (attention) stay in float: "
-                "quantising both sides costs a CPU more than the product"
+                "only those with a weight are rounded"
             )
         if plan.linears and not static:
             rw.note(
