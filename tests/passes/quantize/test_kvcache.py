@@ -187,6 +187,23 @@ def test_a_cache_stays_in_float_where_int8_is_slower(
         step.run(loaded(sequence_folders["gpt2"])[0], Context(samples=samples, pinned={str(step): "{}"}))
 
 
+def test_options_say_what_is_timed_and_how_many_samples_calibrate(sequence_folders, monkeypatch):
+    """A second text can only make ranges larger, and other texts do."""
+    lengths, widest = [], []
+
+    def same(models: Mapping[str, Model], length: int, ctx: Context) -> dict[str, list[float]]:
+        lengths.append(length)
+        return {FLOAT: [1.0], INT8: [1.0]}
+
+    monkeypatch.setattr(kvcache, "step_times", same)
+    for step in (KvCache(length=7, samples=1), KvCache(length=9), KvCache(measure=False)):
+        model, samples = loaded(sequence_folders["gpt2"])
+        step.run(model, Context(samples=samples))
+        widest.append(sum(float(grid.scale.sum()) for grid in cache_grids(model.graph).values()))
+    assert lengths == [7, 9]
+    assert widest[0] < widest[1] == widest[2]
+
+
 def test_both_are_timed_once_and_kept(sequence_folders, tmp_path, monkeypatch):
     monkeypatch.setattr(kvcache, "ROUNDS", 1)
     monkeypatch.setattr(kvcache, "REPETITIONS", 1)
