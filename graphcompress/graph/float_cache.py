@@ -108,9 +108,8 @@ class _Floats(Mapping[str, np.ndarray]):
 def _grid(value: ir.Value) -> Grid | None:
     """By a node that rounds ``value``, or reads it as floats, or does so where new tokens are appended."""
     if value.is_graph_input() and all(node.op_type == "Shape" for node in value.consumers()):
-        return Grid(
-            np.ones((), np.float32), 0
-        )  # nothing in this graph, an excerpt of a model, reads a number
+        # Nothing in this graph, an excerpt of a model, reads a number.
+        return Grid(np.ones((), np.float32), 0)
     handing_on = [node for node in value.consumers() if node.op_type in ("Concat", "Identity")]
     near = [value, *(other for node in handing_on for other in (*node.inputs, *node.outputs))]
     for node in (node for one in filter(None, near) for node in (one.producer(), *one.consumers())):

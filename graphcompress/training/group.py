@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
+from graphcompress.errors import GraphCompressError
 from graphcompress.training.processes import processes, rank
 
 T = TypeVar("T")
@@ -53,3 +54,20 @@ class ProcessGroup:
         found: list[T] = [value] * self.size
         dist.all_gather_object(found, value)
         return found
+
+
+def of_first_process(decide: Callable[[], str]) -> str:
+    """What ``decide`` says in the first process: others measure other times, and would train another model.
+
+    Raises:
+        GraphCompressError: the first process could not decide; all say why.
+    """
+    group, mine, refused = ProcessGroup(), "", None
+    try:
+        mine = decide() if group.rank == 0 else ""
+    except GraphCompressError as error:
+        refused = error
+    decided, why = group.from_first((mine, refused))
+    if why is not None:
+        raise why
+    return decided

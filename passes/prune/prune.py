@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graphcompress.coupling.couplings import FFN, HEAD, Group, couplings
-from graphcompress.errors import GraphCompressError, UsageError
+from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.latency.table import check_shapes
 from graphcompress.measure.cache import MeasurementCache, Measurements
@@ -311,7 +311,9 @@ class Prune(Pass):
         timed = self.speedup is not None or self.max_drop is not None
         pinned = rw.ctx.pinned.get(str(self))
         if pinned is None and timed and processes() > 1:
-            pinned = self._of_first_process(full)
+            from graphcompress.training.group import of_first_process
+
+            pinned = of_first_process(lambda: plan_text(self._chosen(full)))
         plan = self._chosen(full) if pinned is None else as_planned(full, pinned, self._narrowed)
         if plan.at is not full:
             rw.adopt(plan.at.rw)
@@ -345,24 +347,6 @@ class Prune(Pass):
         with Rewriter(full.rw.model.clone(), full.rw.ctx) as rw:
             narrow_streams(rw, hidden, self.round_to, self.importance, turn=True, refit=self.refit)
         return self._at_width(rw, full, hidden)
-
-    def _of_first_process(self, full: Wide) -> str:
-        """The plan of the first process: each would measure other times, and train another model then.
-
-        Raises:
-            GraphCompressError: the first process found none; all say why.
-        """
-        from graphcompress.training.group import ProcessGroup
-
-        group, mine, refused = ProcessGroup(), "", None
-        try:
-            mine = plan_text(self._chosen(full)) if group.rank == 0 else ""
-        except GraphCompressError as error:
-            refused = error
-        plan, why = group.from_first((mine, refused))
-        if why is not None:
-            raise why
-        return plan
 
     def _chosen(self, full: Wide) -> Planned:
         """The best plan for the goal, over all widths that may be chosen."""

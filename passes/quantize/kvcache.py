@@ -30,6 +30,7 @@ from graphcompress.plugin.options import option
 from graphcompress.plugin.record import Record
 from graphcompress.plugin.schemes import INT8_CACHE
 from graphcompress.rewrite.rewriter import Rewriter
+from graphcompress.training.processes import processes
 
 ROUNDS = 10
 """Rounds in which a step with a cache in floats and one with a cache in int8 take turns."""
@@ -139,6 +140,10 @@ class KvCache(Pass):
     def _is_slower(self, rw: Rewriter, scales: Mapping[str, np.ndarray]) -> bool:
         """Whether a step is slower with a cache in int8; both times are told, and what is skipped for it."""
         pinned = rw.ctx.pinned.get(str(self))
+        if pinned is None and processes() > 1:
+            from graphcompress.training.group import of_first_process
+
+            pinned = of_first_process(lambda: self._measured(rw, scales))
         rw.plan = self._measured(rw, scales) if pinned is None else pinned
         slower, told = _planned(rw.plan)
         if slower:

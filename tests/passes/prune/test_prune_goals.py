@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 from bert import Bert
 from conftest import random_samples
+from matrix.goals import time_is_parameters
 from pruned_models import FFN_OUT, distance, edit, outputs, pruned, sizes, stored
 
 from graphcompress.analysis.linears import linears
@@ -42,15 +43,10 @@ from graphcompress.rewrite.rewriter import Rewriter
 
 
 @pytest.fixture(autouse=True)
-def time_is_parameters(tmp_path, monkeypatch):
-    """A model takes as long as its linears have parameters; kept for this test alone."""
+def _time_is_parameters(tmp_path, monkeypatch):
+    """Times are kept for one test alone."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-
-    def times(models, feeds, ctx, rounds):
-        found = {name: [float(linear_parameters(model) + 1)] for name, model in models.items()}
-        return [Measurement(found) for _ in feeds]
-
-    monkeypatch.setattr(table, "timed", times)
+    monkeypatch.setattr(table, "timed", time_is_parameters)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from matrix.goals import time_is_parameters
 from streams import WIDTH, distance, logits, sentences, stream, streamed
 
 from graphcompress.analysis.linears import linears
@@ -18,7 +19,6 @@ from graphcompress.latency import table
 from graphcompress.measure.cache import MeasurementCache
 from graphcompress.measure.calibrate import equal_feeds
 from graphcompress.measure.profile import Recorder, write_profile
-from graphcompress.measure.timing import Measurement
 from graphcompress.passes.prune.goals import linear_parameters
 from graphcompress.passes.prune.prune import Prune
 from graphcompress.passes.simplify.simplify import Simplify
@@ -26,15 +26,10 @@ from graphcompress.plugin.context import Context
 
 
 @pytest.fixture(autouse=True)
-def time_is_parameters(tmp_path, monkeypatch):
-    """A model takes as long as its linears have parameters; kept for this test alone."""
+def _time_is_parameters(tmp_path, monkeypatch):
+    """Times are kept for one test alone."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-
-    def times(models, feeds, ctx, rounds):
-        found = {name: [float(linear_parameters(model) + 1)] for name, model in models.items()}
-        return [Measurement(found) for _ in feeds]
-
-    monkeypatch.setattr(table, "timed", times)
+    monkeypatch.setattr(table, "timed", time_is_parameters)
 
 
 def pruned(model: Model, ctx: Context | None = None, **options: object):

@@ -153,9 +153,8 @@ def test_a_cache_is_a_quarter_as_large(sequence_folders):
     inputs = [value for value in model.graph.inputs if is_past(value.name or "")]
     assert len(record.touched) == len(inputs) == 4
     types = shapes_in(feeds_of(samples)[0], model)
-    assert {types[value.name][0] for value in inputs} == {
-        "int8"
-    }  # what a caller makes, whatever samples hold
+    # What a caller makes, whatever samples hold.
+    assert {types[value.name][0] for value in inputs} == {"int8"}
     each = sum(value.dtype.numpy().itemsize * value.shape[1] * value.shape[3] for value in inputs)
     assert f"keys and values of a token take {each} bytes instead of {4 * each}" in record.notes
 
@@ -202,6 +201,32 @@ def test_options_say_what_is_timed_and_how_many_samples_calibrate(sequence_folde
         widest.append(sum(float(grid.scale.sum()) for grid in cache_grids(model.graph).values()))
     assert lengths == [7, 9]
     assert widest[0] < widest[1] == widest[2]
+
+
+def test_the_first_process_decides_for_all(sequence_folders, monkeypatch):
+    """Others measure other times, and would go on with another model."""
+    sent = []
+
+    class Group:
+        def __init__(self):
+            self.rank = len(sent)
+
+        def from_first(self, value):
+            sent.append(value)
+            return sent[0]
+
+    pytest.importorskip("torch")
+    monkeypatch.setattr(kvcache, "processes", lambda: 2)
+    monkeypatch.setattr("graphcompress.training.group.ProcessGroup", Group)
+    dtypes = []
+    for ms in (2.0, 0.5):
+        monkeypatch.setattr(
+            kvcache, "step_times", lambda models, length, ctx, ms=ms: {FLOAT: [1.0], INT8: [ms]}
+        )
+        model, samples = loaded(sequence_folders["gpt2"])
+        KvCache().run(model, Context(samples=samples))
+        dtypes.append({str(value.dtype) for value in model.graph.inputs if is_past(value.name or "")})
+    assert dtypes == [{"FLOAT"}, {"FLOAT"}]
 
 
 def test_both_are_timed_once_and_kept(sequence_folders, tmp_path, monkeypatch):
