@@ -11,7 +11,7 @@ and writes the teacher, whose table of word embeddings stays as it is. ``build``
 every row that has no artifact below --work yet. ``table`` scores on SQuAD's development set (10,570):
 exact match and F1, the difference of F1 to the teacher with its paired standard error, what is left of the
 matrices, and the speed against the teacher in fp32 under ONNX Runtime's defaults, of one interleaved run.
-A GPU is used where there is one.
+A GPU is used where there is one; several processes (torchrun, accelerate launch) share the teacher's batches.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
 from sst2 import chosen
@@ -116,30 +117,33 @@ def finetune(options: argparse.Namespace) -> None:
     """Train MiniLM on the questions and write the checkpoint."""
     random.seed(0)
     torch.manual_seed(0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    accelerator = Accelerator(mixed_precision="bf16" if options.bf16 else "no")
     source = options.model or _installed_minilm()
     tokenizer = AutoTokenizer.from_pretrained(source)
-    model = AutoModelForQuestionAnswering.from_pretrained(source).to(device).train()
+    model = AutoModelForQuestionAnswering.from_pretrained(source).train()
     model.get_input_embeddings().requires_grad_(False)
     windows = _windows(tokenizer, questions(options.data))
     steps = int(options.epochs * len(windows) / options.batch)
     trained = [value for value in model.parameters() if value.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=options.lr, weight_decay=0.01, fused=True)
     schedule = get_linear_schedule_with_warmup(optimiser, steps // 16, steps)
+    model, optimiser = accelerator.prepare(model, optimiser)
     begun = time.monotonic()
     for step, batch in enumerate(_batches(windows, options.batch, steps), 1):
-        feed = {name: tensor.to(device) for name, tensor in _padded(batch).items()}
-        loss = model(**feed).loss
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        mine = _padded(batch[accelerator.process_index :: accelerator.num_processes])
+        loss = model(**{name: tensor.to(accelerator.device) for name, tensor in mine.items()}).loss
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         schedule.step()
         optimiser.zero_grad()
-        if step % 200 == 0 or step == steps:
+        if accelerator.is_main_process and (step % 200 == 0 or step == steps):
             minutes = (time.monotonic() - begun) / 60
             print(f"step {step} of {steps}: loss {loss.item():.3f}, {minutes:.1f} min", flush=True)
+    if not accelerator.is_main_process:
+        return
     teacher = options.work / "teacher"
-    model.cpu().save_pretrained(teacher)
+    accelerator.unwrap_model(model).cpu().save_pretrained(teacher)
     tokenizer.save_pretrained(teacher)
     print(f"written to {teacher}")
 
@@ -287,6 +291,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=["*"], help="globs over rows")
     parser.add_argument("--epochs", type=float, default=4.0, help="of the teacher, or of every row")
     parser.add_argument("--batch", type=int, default=32, help="windows in a batch of the teacher's training")
+    parser.add_argument("--bf16", action="store_true", help="train in bfloat16 where that is safe")
     parser.add_argument("--lr", type=float, default=1e-4, help="highest rate of the teacher's training")
     parser.add_argument("--rounds", type=int, default=20, help="of timing; 0 for none")
     options = parser.parse_args()

@@ -1,9 +1,10 @@
-"""Which values have one entry per token: their second axis is as long as the padding mask's."""
+"""Values of one entry per token: those whose second axis is as long as the mask's, and scores of tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import onnx_ir as ir
 
 from graphcompress.graph.model import Model
@@ -25,6 +26,12 @@ def token_values(model: Model, names: Iterable[str] | None = None) -> frozenset[
         wanted = set(names)
         found = [value for node in model.graph for value in node.outputs if value.name in wanted]
     return frozenset(value.name or "" for value in found if _follows(model.declared.of(value), mask.shape))
+
+
+def scores_tokens(name: str, array: np.ndarray) -> bool:
+    """Whether an output [batch, length, classes] says how likely each class is, for every token."""
+    scores = array.ndim == 3 and array.shape[-1] >= 2 and "logits" in name.lower()
+    return scores and bool(np.issubdtype(array.dtype, np.floating))
 
 
 def _follows(shape: ir.Shape | None, mask: ir.Shape | None) -> bool:

@@ -12,6 +12,7 @@ from graphcompress.data.samples import padding_mask
 from graphcompress.errors import ContractError, DataError
 from graphcompress.files.parts import is_cache, is_past
 from graphcompress.files.runtime import Feed
+from graphcompress.measure.tokens import scores_tokens
 from graphcompress.numerics.metrics import (
     NEVER,
     divergences,
@@ -229,11 +230,11 @@ def compare(
             # What a model computes at padding is nobody's answer.
             keep = mask if by_token is None or name in by_token else None
             a, b = _real_rows(array, keep), _real_rows(actual[name], keep)
-            if _scores_tokens(name, array):
+            if scores_tokens(name, array):
                 a, b = _scored(a, b)
             new = _new_part(a, b, [_real_rows(given, keep) for given in feed.values()])
             sums.setdefault(name, _Accumulator()).add(a[new], b[new])
-            if array.size and _scores_tokens(name, array):
+            if array.size and scores_tokens(name, array):
                 sums[name].add_scores(a, b, continues=_continues(feed))
             if sums[name].entries == 0:
                 copies.setdefault(name, _Accumulator()).add(a, b)
@@ -263,12 +264,6 @@ def compare(
 def _read_first(outputs: Sequence[OutputDifference]) -> list[OutputDifference]:
     """``outputs`` without caches, where there are others."""
     return [output for output in outputs if not is_cache(output.name)] or list(outputs)
-
-
-def _scores_tokens(name: str, array: np.ndarray) -> bool:
-    """Whether an output [batch, length, classes] says how likely each class is, for every token."""
-    scores = array.ndim == 3 and array.shape[-1] >= ARGMAX_CLASSES and "logits" in name.lower()
-    return scores and bool(np.issubdtype(array.dtype, np.floating))
 
 
 def _scored(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from graphcompress.coupling.couplings import FFN
+from graphcompress.coupling.couplings import FFN, HEAD
 from graphcompress.data.held_out import split
 from graphcompress.data.load import Samples
 from graphcompress.graph.model import Model
@@ -45,7 +45,8 @@ class Curve:
         block: the block.
         order: [size] units in the order in which they go.
         gone: [options] numbers of units that go, ascending from 0.
-        losses: [options] squared error of the outputs, as a share of their spread.
+        losses: [options] squared error of the outputs, as a share of their spread; of scores of tokens their
+            divergence, in nats.
     """
 
     block: Block
@@ -90,9 +91,10 @@ class GoalPlanner:
         round_to: int,
         *,
         refit: bool,
+        levels: Mapping[str, Sequence[float]] | None = None,
         wider: GoalPlanner | None = None,
     ) -> None:
-        """``wider`` is that of the model that ``model`` was narrowed from."""
+        """``levels`` are shares of a kind of block to try; ``wider`` is of what ``model`` comes from."""
         self.model = model
         self.original: Model = model if wider is None else wider.original
         self.blocks = blocks
@@ -100,6 +102,7 @@ class GoalPlanner:
         self.importance = importance
         self.round_to = round_to
         self.refit = refit
+        self.levels = levels or dict.fromkeys((FFN, HEAD), LEVELS)
         samples = ctx.samples or Samples([])
         fit_on, held_out = split(samples)
         self._tokens: list[tuple[int, int]] = []
@@ -159,16 +162,29 @@ class GoalPlanner:
         order = np.concatenate([ranking.order, last])
         gone = self.options(block)
         shape = np.concatenate([[0.0], np.cumsum(ranking.costs)])
-        tried = sorted({max(1, round(block.size * level)) for level in LEVELS})
-        tried = [count for count in tried if count < block.size]
+        tried = self._tried(block)
         seen = np.array([effect(trial.without(order[:count])) for count in tried])
         # Between two numbers that were tried the loss follows the costs of the single units.
         scale = seen / np.maximum(shape[tried], np.finfo(np.float64).tiny)
         inner = gone[gone < block.size]
-        losses = shape[inner] * np.interp(inner, tried, scale)
+        losses = shape[inner] * (np.interp(inner, tried, scale) if tried else 0.0)
         if gone[-1] == block.size:
             losses = np.append(losses, effect(trial.without(order)))
         return Curve(block, order, gone, np.maximum.accumulate(losses))
+
+    def _foreseen(self, curve: Curve) -> np.ndarray:
+        """[options] whether no more goes than was tried; at least one step, and never all."""
+        deepest = max(self._tried(curve.block), default=0)
+        most = min(max([deepest, *curve.gone[1:2]]), curve.block.size - 1)
+        foreseen: np.ndarray = curve.gone <= most
+        return foreseen
+
+    def _tried(self, block: Block) -> list[int]:
+        """Numbers of units without which a block is tried."""
+        counts = {
+            min(max(1, round(block.size * share)), block.size - 1) for share in self.levels[block.group.kind]
+        }
+        return sorted(count for count in counts if count)
 
     def options(self, block: Block) -> np.ndarray:
         """[options] numbers of units that may go, ascending from 0."""
@@ -187,6 +203,29 @@ class GoalPlanner:
             for curve, option in zip(self.curves, chosen, strict=True)
         ]
 
+    def shared_out(self, kind: str, ratio: float) -> list[Removal]:
+        """What goes of all blocks of a ``kind``: at most a ``ratio`` of all units, and never all of a block.
+
+        Nothing is refitted yet.
+        """
+        curves = [curve for curve in self.curves if curve.block.group.kind == kind]
+        left = [self._foreseen(curve) for curve in curves]
+        losses = [curve.losses[some] for curve, some in zip(curves, left, strict=True)]
+        kept = [curve.block.size - curve.gone[some] for curve, some in zip(curves, left, strict=True)]
+        total = sum(curve.block.size for curve in curves)
+        most = min(int(ratio * total + 1e-9), total - sum(int(each.min()) for each in kept))
+        # Half a unit more is no unit more, and leaves room for what prices become when they are rounded up.
+        budget = total - most + 0.5
+        # Blocks of odd sizes, and prices in whole grains, let a little more go than was asked for.
+        while (chosen := cheapest(losses, kept, budget)) is None or (
+            excess := sum(int(c.gone[o]) for c, o in zip(curves, chosen, strict=True)) - most
+        ) > 0:
+            budget += 1 if chosen is None else excess
+        return [
+            Removal(curve.block, curve.order[: curve.gone[option]])
+            for curve, option in zip(curves, chosen, strict=True)
+        ]
+
     def forecast(self, budget: Budget) -> float:
         """The least that the outputs lose within the budget, by what each block alone loses."""
         chosen = self._chosen(budget)
@@ -198,7 +237,7 @@ class GoalPlanner:
         return cheapest([curve.losses for curve in self.curves], budget.prices, budget.total - budget.rest)
 
     def fitted(self, removals: Sequence[Removal]) -> float:
-        """Add the refit to every one of ``removals``; the squared error of the outputs with all of them.
+        """Add the refit to every one of ``removals``; what the outputs lose with all of them.
 
         Of a narrowed model it is that against the one before.
         """
@@ -212,6 +251,12 @@ class GoalPlanner:
                 fit = fits[removal.block]
                 removal.fit = LinearMap(fit.weight[removal.rows], fit.bias)
         return self.effect(fits)
+
+    def told(self, loss: float) -> str:
+        """A sentence about what is lost."""
+        if self.effect.diverges:
+            return f"next tokens diverge by {loss:.3g} nats on held-out samples"
+        return f"squared error of the outputs on held-out samples, as a share of their spread: {loss:.3g}"
 
     def running(self, removals: Sequence[Removal]) -> Run:
         """A function that answers as the model does once ``removals``, which are fitted, are carried out."""

@@ -42,7 +42,7 @@ class Reached:
         removals: of every block, refitted.
         notes: for the user.
         missed: by how much of it the goal was missed.
-        lost: squared error of the outputs on held-out samples, as a share of their spread.
+        lost: what the outputs lose on held-out samples.
         left: share of the time that is left, where the metric bounds what is lost.
         budget: within which the blocks were chosen last; None where nothing had to go.
     """
@@ -123,7 +123,7 @@ def faster(
     loss = planner.fitted(best.removals)
     missed = max(0.0, 1.0 - slowest / speedup)
     return Reached(
-        best.removals, [*notes, _told(loss)], missed, loss, budget=replace(budget, total=best.wanted)
+        best.removals, [*notes, planner.told(loss)], missed, loss, budget=replace(budget, total=best.wanted)
     )
 
 
@@ -195,7 +195,7 @@ def smaller(planner: GoalPlanner, wanted: float, measure: Measure, only: str) ->
     note = (
         f"{left:,.0f} of {total:,.0f} {measure.noun} are left ({left / total:.1%}), {wanted:,.0f} asked for"
     )
-    return Reached(removals, [note, _told(loss)], max(0.0, left / wanted - 1.0), loss, budget=budget)
+    return Reached(removals, [note, planner.told(loss)], max(0.0, left / wanted - 1.0), loss, budget=budget)
 
 
 def keeping(
@@ -297,7 +297,3 @@ def _unfitted(block: Block, removed: np.ndarray) -> Removal:
     removal = Removal(block, removed)
     removal.fit = LinearMap(block.reader.dense()[removal.rows], bias_of(block.reader))
     return removal
-
-
-def _told(loss: float) -> str:
-    return f"squared error of the outputs on held-out samples, as a share of their spread: {loss:.3g}"

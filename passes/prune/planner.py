@@ -13,6 +13,7 @@ from graphcompress.data.made_up import varied_samples
 from graphcompress.graph.model import Model
 from graphcompress.measure.calibrate import too_few
 from graphcompress.passes.prune.blocks import Block, Evidence, Witness
+from graphcompress.passes.prune.goal_planner import GoalPlanner
 from graphcompress.passes.prune.measured import Probe
 from graphcompress.passes.prune.ranking import rank
 from graphcompress.passes.prune.removal import KINDS, Ranking, Removal, above, removable
@@ -25,6 +26,10 @@ a share of about 1e-7, so that what it adds to a sum is lost."""
 
 CHOICES = 32
 """Without a ratio about this many sizes of a block are considered: steps of 3 % of it."""
+
+TRIED = (1.0, 2.5)
+"""Where the outputs say what goes, every block is tried alone without so many times the ratio of its units,
+and loses no more: what a deeper cut would cost is not known."""
 
 LARGEST_ERROR = 1.0
 """The largest ``max_error`` that can be asked for: a mean in place of the output is as far off."""
@@ -44,6 +49,7 @@ class Goal:
         ratios: kind of block → share to remove; None where the error decides.
         importance: ``magnitude``, ``activation``, ``obs`` or ``xmax``.
         pooled: a ratio holds for all blocks of a kind together.
+        by_outputs: it does, and what the outputs lose says where units go.
         round_to: FFN nodes that stay are a multiple of it.
         refit: refit what remains.
         max_error: limit on a block's error where the error decides.
@@ -53,6 +59,7 @@ class Goal:
     ratios: Mapping[str, float] | None
     importance: str
     pooled: bool
+    by_outputs: bool
     round_to: int
     refit: bool
     max_error: float
@@ -66,6 +73,8 @@ class Planner:
         self.model = model
         self.goal = goal
         self.ctx = ctx
+        self.notes: list[str] = []
+        """For the user, of what was removed."""
         self._tokens: dict[Block, int] = {}
         """Tokens from which a block is refitted."""
 
@@ -73,7 +82,15 @@ class Planner:
         """One removal for each block."""
         if self.ctx.samples is None:
             return self._by_weights(blocks)
-        witness = Witness(self.model, self.ctx.samples, self.ctx.progress)
+        shared = self._by_outputs(blocks)
+        found = shared | self._by_samples(
+            [block for block in blocks if block not in shared], self.ctx.samples
+        )
+        return [found[block] for block in blocks]
+
+    def _by_samples(self, blocks: Sequence[Block], samples: Samples) -> dict[Block, Removal]:
+        """By what the samples show of every block alone."""
+        witness = Witness(self.model, samples, self.ctx.progress)
         # Moments of what a reader reads say what zeroing does, which is not what cutting does where something
         # runs over the units, or is made of them elsewhere.
         plain = [block for block in blocks if block.plain]
@@ -82,7 +99,7 @@ class Planner:
             found = {block: self._within_error(block, evidence) for block, evidence in witness.stream(plain)}
             for block, evidence in witness.stream([*probes]):
                 found[block] = self._within_measured(probes[block], self._rank(block, evidence), block)
-            return [found[block] for block in blocks]
+            return found
         # With scope=global the blocks share one budget, so all are ranked before any is cut; the samples
         # run again for the refits where the moments of all blocks do not fit into memory.
         rankings = {block: self._rank(block, evidence) for block, evidence in witness.stream(blocks)}
@@ -91,8 +108,44 @@ class Planner:
         }
         chosen = self._at_ratio({block: rankings[block] for block in blocks})
         chosen |= {block: self._measured(chosen[block], probe) for block, probe in probes.items()}
-        fitted = {block: self._fitted(chosen[block], evidence) for block, evidence in witness.stream(plain)}
-        return [fitted.get(block, chosen[block]) for block in blocks]
+        return chosen | {
+            block: self._fitted(chosen[block], evidence) for block, evidence in witness.stream(plain)
+        }
+
+    def _by_outputs(self, blocks: Sequence[Block]) -> dict[Block, Removal]:
+        """By what the outputs lose, of blocks whose units can be zeros on trial."""
+        goal, ratios = self.goal, self.goal.ratios or {}
+        alone = [block for block in blocks if block.plain and not block.of_experts]
+        if not goal.by_outputs or not alone:
+            return {}
+        asked = {kind: ratio for kind, ratio in ratios.items() if ratio}
+        levels = {
+            kind: [min(factor * ratio, max(DEEPEST, ratio)) for factor in TRIED]
+            for kind, ratio in asked.items()
+        }
+        given = self.model, alone, self.ctx, goal.importance, goal.round_to
+        planner = GoalPlanner(*given, refit=goal.refit, levels=levels)
+        chosen = {
+            removal.block: removal
+            for kind, ratio in asked.items()
+            for removal in planner.shared_out(kind, ratio)
+        }
+        removals = [chosen[block] for block in alone]
+        if any(len(removal.removed) for removal in removals):
+            self.notes += filter(None, [planner.told(planner.fitted(removals)), planner.scarcity])
+        for kind in asked:
+            self._why_they_stay([removal for removal in removals if removal.block.group.kind == kind])
+        return chosen
+
+    def _why_they_stay(self, removals: Sequence[Removal]) -> None:
+        """Say why nothing goes of some blocks that share out what goes of all."""
+        total = sum(removal.block.size for removal in removals)
+        some = any(len(removal.removed) for removal in removals)
+        for removal in removals:
+            if some and self._least(removal.block) < removal.block.size:
+                removal.reason = _others_cost_less(removal.block)
+            else:
+                self._below_rounding(removal, total)
 
     def scarcity(self, removals: Sequence[Removal]) -> str:
         """A sentence about refits, or about a ranking by obs, from too little data; or nothing."""
@@ -200,16 +253,22 @@ class Planner:
     def _why_nothing(self, removal: Removal, ranking: Ranking, count: int) -> None:
         """Say why no unit goes where ``count`` could by their ranks, and the value at which some would."""
         block, least = removal.block, self._least(removal.block)
+        if self.goal.pooled and count < least < block.size:
+            removal.reason = _others_cost_less(block)
+        elif ranking.peaks is not None and len(ranking.order) < least < block.size:
+            self._too_active(removal, ranking.peaks)
+        else:
+            self._below_rounding(removal, block.size)
+
+    def _below_rounding(self, removal: Removal, total: int) -> None:
+        """Say that a ratio of ``total`` units is fewer than can go, or that a block is too small for any."""
+        block, least = removal.block, self._least(removal.block)
         noun, name = KINDS[block.group.kind], "ffn" if block.group.kind == FFN else "heads"
         if least >= block.size:
             removal.reason = f"it has {block.size} {noun}, and {self._round_to(block)} must stay"
-        elif self.goal.pooled and count < least:
-            removal.reason = f"{noun} of other blocks cost less (scope=global); scope=layer cuts here, too"
-        elif ranking.peaks is not None and len(ranking.order) < least:
-            self._too_active(removal, ranking.peaks)
-        else:
-            removal.reason = f"{name}={self._ratio(block):g} is fewer {noun} than the {least} that go at once"
-            removal.figures[f"needs_{name}"] = above(least / block.size)
+            return
+        removal.reason = f"{name}={self._ratio(block):g} is fewer {noun} than the {least} that go at once"
+        removal.figures[f"needs_{name}"] = above(least / total)
 
     def _too_active(self, removal: Removal, peaks: np.ndarray) -> None:
         least = self._least(removal.block)
@@ -366,6 +425,10 @@ def _unknown(block: Block) -> Removal:
         f"a mean, a norm or a product runs over its {kind}: samples tell what removing some costs (--data)"
     )
     return Removal(block, np.arange(0), reason=reason)
+
+
+def _others_cost_less(block: Block) -> str:
+    return f"{KINDS[block.group.kind]} of other blocks cost less; scope=layer cuts here, too"
 
 
 def _negligible(norms: np.ndarray) -> np.ndarray:

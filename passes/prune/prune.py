@@ -61,6 +61,13 @@ class Prune(Pass):
     as many FFN nodes and heads go as keep the output of each block within ``max_error``, measured on held-out
     samples after the refit. Without samples only what is dead goes, unless a ratio is asked for.
 
+    A ratio (``ffn``, ``heads``) holds over all layers together: with samples every block is tried alone
+    without that share of its units, and units go where the outputs lose least, of a language model what it
+    says of next tokens. A block loses no more than 2.5 times the ratio, up to which it was tried, and all are
+    refitted as for a goal. ``scope=layer`` takes the ratio of every layer. So does ``auto`` without samples,
+    by other importances than obs and activation, and where zeros do not show what a cut does; there
+    ``scope=global`` takes the units of all layers that cost their block least.
+
     Or name a goal, which needs samples: ``speedup`` at ``shapes``, measured on this machine or taken
     from a ``profile`` that ``graphcompress tune`` wrote on another; ``size`` of the model as this pass
     leaves it; ``keep``, a share of the parameters of linears; or ``max_drop`` of the metric
@@ -144,7 +151,9 @@ class Prune(Pass):
     importance: str = option(
         "auto", "what ranks units", choices=("auto", "magnitude", "activation", "obs", "xmax", "fisher")
     )
-    scope: str = option("layer", "a ratio holds in every layer or over all", choices=("layer", "global"))
+    scope: str = option(
+        "auto", "a ratio holds in every layer, or over all", choices=("auto", "layer", "global")
+    )
     round_to: int = option(
         8, "FFN nodes of a layer, and features of the stream, that stay are a multiple of it", minimum=1
     )
@@ -273,10 +282,10 @@ class Prune(Pass):
                 rw.note(BY_MAGNITUDE if self.asks else DEAD_ALONE)
             elif not self.asks:
                 rw.note(outlook(removals, self.max_error))
-            if scarcity := planner.scarcity(removals):
-                rw.note(scarcity)
-            if shortfall := planner.shortfall(removals):
-                rw.note(shortfall)
+            for note in filter(
+                None, [*planner.notes, planner.scarcity(removals), planner.shortfall(removals)]
+            ):
+                rw.note(note)
             chosen = [removal for removal in removals if len(removal.removed)]
             self._carry_out(rw, chosen, groups)
         return rw.record
@@ -399,10 +408,12 @@ class Prune(Pass):
     def _goal(self, ctx: Context) -> Goal:
         by_samples = "obs" if self.refit else "activation"
         auto = by_samples if ctx.samples else "magnitude"
+        ranks = auto if self.importance == "auto" else self.importance
         return Goal(
             ratios={FFN: self.ffn or 0.0, HEAD: self.heads or 0.0} if self.asks else None,
-            importance=auto if self.importance == "auto" else self.importance,
+            importance=ranks,
             pooled=self.scope == "global",
+            by_outputs=self.asks and self.scope != "layer" and ranks in ("obs", "activation"),
             round_to=self.round_to,
             refit=self.refit,
             max_error=self.max_error,

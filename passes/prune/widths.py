@@ -64,7 +64,7 @@ class Planned:
         """What decides between plans that reach the goal."""
         if self.reached.left:
             return f"{self.reached.left:.1%} of the time is left"
-        return f"{self.reached.lost:.3g} of the spread of the outputs is lost"
+        return f"the outputs lose {self.reached.lost:.3g}"
 
     def told(self, note: str) -> Planned:
         """The same with a ``note`` for the user."""

@@ -105,7 +105,7 @@ def test_removable_keeps_its_promises(size, ratio, round_to):
 
 
 def test_a_ratio_holds_in_every_layer(tiny_bert, tiny_samples):
-    pruned(tiny_bert, tiny_samples, ffn=0.3, heads=0.5, round_to=4)
+    pruned(tiny_bert, tiny_samples, ffn=0.3, heads=0.5, round_to=4, scope="layer")
     assert sizes(tiny_bert, "ffn") == [48, 48]
     assert sizes(tiny_bert, "head") == [2, 2]
 
@@ -138,14 +138,15 @@ def reasons(record):
     return {item.reason for item in record.skipped} - {NO_UNITS, "no heads are asked for"}
 
 
-def test_a_ratio_below_the_rounding_removes_nothing_and_says_so(tiny_bert, tiny_samples):
-    record = pruned(tiny_bert, tiny_samples, ffn=0.1, round_to=16)
+@pytest.mark.parametrize(("scope", "gone"), [("layer", 32), ("auto", 16), ("global", 16)])
+def test_a_ratio_below_the_rounding_removes_nothing_and_says_so(tiny_bert, tiny_samples, scope, gone):
+    record = pruned(tiny_bert, tiny_samples, ffn=0.1, round_to=16, scope=scope)
     assert sizes(tiny_bert, "ffn") == [64, 64]
     assert not record.touched
     assert reasons(record) == {"ffn=0.1 is fewer FFN nodes than the 16 that go at once"}
     needed = record.skipped[0].figures["needs_ffn"]
-    assert len(pruned(tiny_bert, tiny_samples, ffn=needed, round_to=16).touched) == 4
-    assert sizes(tiny_bert, "ffn") == [48, 48]
+    assert pruned(tiny_bert, tiny_samples, ffn=needed, round_to=16, scope=scope).touched
+    assert sum(sizes(tiny_bert, "ffn")) == 128 - gone
 
 
 def test_only_what_matches_the_glob_is_touched(tiny_bert, tiny_samples):
@@ -268,7 +269,7 @@ def test_the_same_bytes_twice(tiny_bert_path, tiny_samples, tmp_path):
 
 
 def test_the_pipeline_checks_and_records_it(tiny_bert, tiny_samples):
-    pipeline = Pipeline.parse("prune{ffn=0.25 heads=0.25}")
+    pipeline = Pipeline.parse("prune{ffn=0.25 heads=0.25 scope=layer}")
     (record,) = pipeline.run(tiny_bert, Context(samples=tiny_samples), allow=("prune",))
     assert record.coverage == pytest.approx(0.749, abs=0.001)
     assert record.step.sqnr_db == pytest.approx(17.5, abs=0.5)
