@@ -105,7 +105,7 @@ CONTENDERS: dict[str, Write] = {
     "ours, FFN only, refit": ours(heads=False),
     "ours, FFN only, no refit": ours(heads=False, refit=False),
     "ours, magnitude, no refit": ours(importance="magnitude", refit=False),
-    "ours, global, refit": ours(scope="global"),
+    "ours, every layer, refit": ours(scope="layer"),
 }
 
 

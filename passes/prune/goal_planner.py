@@ -252,12 +252,6 @@ class GoalPlanner:
                 removal.fit = LinearMap(fit.weight[removal.rows], fit.bias)
         return self.effect(fits)
 
-    def told(self, loss: float) -> str:
-        """A sentence about what is lost."""
-        if self.effect.diverges:
-            return f"next tokens diverge by {loss:.3g} nats on held-out samples"
-        return f"squared error of the outputs on held-out samples, as a share of their spread: {loss:.3g}"
-
     def running(self, removals: Sequence[Removal]) -> Run:
         """A function that answers as the model does once ``removals``, which are fitted, are carried out."""
         fits = {

@@ -123,7 +123,11 @@ def faster(
     loss = planner.fitted(best.removals)
     missed = max(0.0, 1.0 - slowest / speedup)
     return Reached(
-        best.removals, [*notes, planner.told(loss)], missed, loss, budget=replace(budget, total=best.wanted)
+        best.removals,
+        [*notes, planner.effect.told(loss)],
+        missed,
+        loss,
+        budget=replace(budget, total=best.wanted),
     )
 
 
@@ -195,7 +199,9 @@ def smaller(planner: GoalPlanner, wanted: float, measure: Measure, only: str) ->
     note = (
         f"{left:,.0f} of {total:,.0f} {measure.noun} are left ({left / total:.1%}), {wanted:,.0f} asked for"
     )
-    return Reached(removals, [note, planner.told(loss)], max(0.0, left / wanted - 1.0), loss, budget=budget)
+    return Reached(
+        removals, [note, planner.effect.told(loss)], max(0.0, left / wanted - 1.0), loss, budget=budget
+    )
 
 
 def keeping(

@@ -48,8 +48,7 @@ class Goal:
     Attributes:
         ratios: kind of block → share to remove; None where the error decides.
         importance: ``magnitude``, ``activation``, ``obs`` or ``xmax``.
-        pooled: a ratio holds for all blocks of a kind together.
-        by_outputs: it does, and what the outputs lose says where units go.
+        by_outputs: a ratio holds for all blocks of a kind together, and the outputs say where units go.
         round_to: FFN nodes that stay are a multiple of it.
         refit: refit what remains.
         max_error: limit on a block's error where the error decides.
@@ -58,7 +57,6 @@ class Goal:
 
     ratios: Mapping[str, float] | None
     importance: str
-    pooled: bool
     by_outputs: bool
     round_to: int
     refit: bool
@@ -100,8 +98,6 @@ class Planner:
             for block, evidence in witness.stream([*probes]):
                 found[block] = self._within_measured(probes[block], self._rank(block, evidence), block)
             return found
-        # With scope=global the blocks share one budget, so all are ranked before any is cut; the samples
-        # run again for the refits where the moments of all blocks do not fit into memory.
         rankings = {block: self._rank(block, evidence) for block, evidence in witness.stream(blocks)}
         rankings |= {
             block: self._rank_measured(block, probe, rankings[block]) for block, probe in probes.items()
@@ -132,7 +128,7 @@ class Planner:
         }
         removals = [chosen[block] for block in alone]
         if any(len(removal.removed) for removal in removals):
-            self.notes += filter(None, [planner.told(planner.fitted(removals)), planner.scarcity])
+            self.notes += filter(None, [planner.effect.told(planner.fitted(removals)), planner.scarcity])
         for kind in asked:
             self._why_they_stay([removal for removal in removals if removal.block.group.kind == kind])
         return chosen
@@ -143,7 +139,8 @@ class Planner:
         some = any(len(removal.removed) for removal in removals)
         for removal in removals:
             if some and self._least(removal.block) < removal.block.size:
-                removal.reason = _others_cost_less(removal.block)
+                noun = KINDS[removal.block.group.kind]
+                removal.reason = f"{noun} of other blocks cost less; scope=layer cuts here, too"
             else:
                 self._below_rounding(removal, total)
 
@@ -240,22 +237,17 @@ class Planner:
     def _at_ratio(self, rankings: Mapping[Block, Ranking]) -> dict[Block, Removal]:
         """The units that go at the ratio that was asked for; where none does, why."""
         removals = {}
-        for block, count in self._counts(rankings).items():
-            ranking = rankings[block]
-            removal = Removal(
-                block, ranking.order[: self._most(block, count / block.size)], peaks=ranking.peaks
-            )
+        for block, ranking in rankings.items():
+            count = self._most(block, min(len(ranking.order), self._deepest(block)) / block.size)
+            removals[block] = removal = Removal(block, ranking.order[:count], peaks=ranking.peaks)
             if not len(removal.removed):
-                self._why_nothing(removal, ranking, count)
-            removals[block] = removal
+                self._why_nothing(removal, ranking)
         return removals
 
-    def _why_nothing(self, removal: Removal, ranking: Ranking, count: int) -> None:
-        """Say why no unit goes where ``count`` could by their ranks, and the value at which some would."""
+    def _why_nothing(self, removal: Removal, ranking: Ranking) -> None:
+        """Say why no unit goes of a block at its ratio, and the value at which some would."""
         block, least = removal.block, self._least(removal.block)
-        if self.goal.pooled and count < least < block.size:
-            removal.reason = _others_cost_less(block)
-        elif ranking.peaks is not None and len(ranking.order) < least < block.size:
+        if ranking.peaks is not None and len(ranking.order) < least < block.size:
             self._too_active(removal, ranking.peaks)
         else:
             self._below_rounding(removal, block.size)
@@ -326,31 +318,7 @@ class Planner:
         """The most that this block may lose."""
         if self.goal.ratios is None:
             return self._most(block, DEEPEST)
-        # With one budget for all, a block that costs little may lose far more than the ratio.
-        return block.size - 1 if self.goal.pooled else self._most(block, self._ratio(block))
-
-    def _counts(self, rankings: Mapping[Block, Ranking]) -> dict[Block, int]:
-        """How many units of every block may go, before rounding."""
-        if not self.goal.pooled:
-            return {block: min(len(r.order), self._deepest(block)) for block, r in rankings.items()}
-        # The ratios of FFN nodes and heads are separate options, so each kind has a budget of its own.
-        counts: dict[Block, int] = {}
-        for kind in KINDS:
-            counts |= self._shared_out({b: r for b, r in rankings.items() if b.group.kind == kind})
-        return counts
-
-    def _shared_out(self, rankings: Mapping[Block, Ranking]) -> dict[Block, int]:
-        """The cheapest removals of all blocks together; in a block a unit goes only after those before it."""
-        budget = int(np.floor(sum(block.size * self._ratio(block) for block in rankings) + 1e-9))
-        offers = sorted(
-            (cost, number)
-            for number, ranking in enumerate(rankings.values())
-            # The running maximum keeps a cheap unit from being bought before the dearer ones that go ahead
-            # of it.
-            for cost in np.maximum.accumulate(ranking.costs)
-        )[:budget]
-        counts = np.bincount(np.array([number for _, number in offers], np.int64), minlength=len(rankings))
-        return {block: int(count) for block, count in zip(rankings, counts, strict=True)}
+        return self._most(block, self._ratio(block))
 
     # ---- which
 
@@ -425,10 +393,6 @@ def _unknown(block: Block) -> Removal:
         f"a mean, a norm or a product runs over its {kind}: samples tell what removing some costs (--data)"
     )
     return Removal(block, np.arange(0), reason=reason)
-
-
-def _others_cost_less(block: Block) -> str:
-    return f"{KINDS[block.group.kind]} of other blocks cost less; scope=layer cuts here, too"
 
 
 def _negligible(norms: np.ndarray) -> np.ndarray:

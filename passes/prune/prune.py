@@ -64,9 +64,8 @@ class Prune(Pass):
     A ratio (``ffn``, ``heads``) holds over all layers together: with samples every block is tried alone
     without that share of its units, and units go where the outputs lose least, of a language model what it
     says of next tokens. A block loses no more than 2.5 times the ratio, up to which it was tried, and all are
-    refitted as for a goal. ``scope=layer`` takes the ratio of every layer. So does ``auto`` without samples,
-    by other importances than obs and activation, and where zeros do not show what a cut does; there
-    ``scope=global`` takes the units of all layers that cost their block least.
+    refitted as for a goal. ``scope=layer`` takes the ratio of every layer. So it is without samples, by other
+    importances than obs and activation, and where zeros do not show what a cut does.
 
     Or name a goal, which needs samples: ``speedup`` at ``shapes``, measured on this machine or taken
     from a ``profile`` that ``graphcompress tune`` wrote on another; ``size`` of the model as this pass
@@ -151,9 +150,7 @@ class Prune(Pass):
     importance: str = option(
         "auto", "what ranks units", choices=("auto", "magnitude", "activation", "obs", "xmax", "fisher")
     )
-    scope: str = option(
-        "auto", "a ratio holds in every layer, or over all", choices=("auto", "layer", "global")
-    )
+    scope: str = option("global", "a ratio holds over all layers or in each", choices=("global", "layer"))
     round_to: int = option(
         8, "FFN nodes of a layer, and features of the stream, that stay are a multiple of it", minimum=1
     )
@@ -412,8 +409,7 @@ class Prune(Pass):
         return Goal(
             ratios={FFN: self.ffn or 0.0, HEAD: self.heads or 0.0} if self.asks else None,
             importance=ranks,
-            pooled=self.scope == "global",
-            by_outputs=self.asks and self.scope != "layer" and ranks in ("obs", "activation"),
+            by_outputs=self.asks and self.scope == "global" and ranks in ("obs", "activation"),
             round_to=self.round_to,
             refit=self.refit,
             max_error=self.max_error,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -11,16 +11,13 @@ from graphcompress.analysis.linears import Linear, bias_of, linears
 from graphcompress.cutting.excerpt import behind, between, needed_for
 from graphcompress.cutting.stages import Stages
 from graphcompress.data.load import Samples
-from graphcompress.files.parts import is_cache
 from graphcompress.files.runtime import Feed
 from graphcompress.files.scratch import on_disk
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.measure.calibrate import equal_feeds
-from graphcompress.measure.tokens import scores_tokens
+from graphcompress.measure.loss import OutputLoss, rows_read
 from graphcompress.numerics.least_squares import LinearMap
-from graphcompress.numerics.metrics import divergences
-from graphcompress.numerics.spread import output_energies
 from graphcompress.passes.prune.blocks import Block
 from graphcompress.plugin.context import Context
 from graphcompress.rewrite.rewriter import Rewriter
@@ -92,17 +89,11 @@ class Effect:
         self._runner = Runner(trial.twin)
         self._before = on_disk(self._answers())
         trial.feeds = trial.feeds[: len(self._before)]
-        self._energy = output_energies(self._before)
-        read = {name: self._energy[name] for name in _read(self._energy)}
-        self.diverges = all(scores_tokens(name, self._before[0][name]) for name in read)
-        """Whether what is lost is the divergence of scores of tokens: nobody reads another output."""
-        if self.diverges:
-            read = _rows_of(self._before, read)
-            self._energy |= read
-        self.aim: tuple[Sequence[Feed], Mapping[str, float]] = (
-            (self._before, read) if wider is None else wider.aim
+        self._loss = OutputLoss(self._before)
+        self.aim: tuple[Sequence[Feed], OutputLoss] = (
+            (self._before, self._loss) if wider is None else wider.aim
         )
-        """What the outputs are held against, and the energies of those that count."""
+        """What the outputs are held against, and by which distance."""
 
     def _answers(self) -> Iterator[Feed]:
         """What the model as it is answers to so many samples as it takes."""
@@ -112,18 +103,19 @@ class Effect:
                 return
             found = self._runner({**feed, **self.trial.given({})})
             yield found
-            rows += min((_rows(found[name]) for name in _read(found)), default=0)
+            rows += rows_read(found)
 
     def __call__(self, fits: Mapping[Block, LinearMap]) -> float:
-        """Squared error of the outputs as a share of their spread; of scores of tokens, divergence in nats.
-
-        It is summed over the outputs. Of a narrowed model it is that against the one before.
-        """
-        given, (original, energy) = self.trial.given(fits), self.aim
+        """What the outputs lose; of a narrowed model against the one before."""
+        given, (original, loss) = self.trial.given(fits), self.aim
         return sum(
-            self._distance(self._runner({**feed, **given}), before, energy)
+            loss(self._runner({**feed, **given}), before, loss.read)
             for feed, before in zip(self.trial.feeds, original, strict=True)
         )
+
+    def told(self, loss: float) -> str:
+        """A sentence about what is lost."""
+        return self.aim[1].told(loss)
 
     def one_by_one(self, blocks: Sequence[Block]) -> Iterator[Callable[[LinearMap], float]]:
         """For each of ``blocks``, which are in the order of execution, what its fit alone changes."""
@@ -132,7 +124,7 @@ class Effect:
         moved = [behind(twin, self.trial.inputs(block)) for block in blocks]
         named = {value.name or "": value for value in twin.graph.outputs}
         changed = [
-            [named[name] for name in _read(name for name in self._energy if named[name] in mine)]
+            [named[name] for name in self._loss.of_interest(name for name in named if named[name] in mine)]
             for mine in moved
         ]
         entries = [
@@ -156,43 +148,15 @@ class Effect:
             total = 0.0
             for feed, inner, before in zip(self.trial.feeds, entered, self._before, strict=True):
                 outer = {**self.trial.twin.fitted({**feed, **given}), **inner}
-                total += self._distance(runner({name: outer[name] for name in names}), before, self._energy)
+                after = runner({name: outer[name] for name in names})
+                total += self._loss(after, before, after)
             return total
 
         return changes
 
-    def _distance(self, after: Feed, before: Feed, energy: Mapping[str, float]) -> float:
-        """What one feed's outputs add to what all feeds lose."""
-        total = 0.0
-        for name, array in after.items():
-            if name not in energy:
-                continue
-            if self.diverges and not is_cache(name):
-                rows = (each.reshape(-1, each.shape[-1]) for each in (before[name], array))
-                lost = divergences(*rows).sum()
-            else:
-                lost = np.sum(np.square(array.astype(np.float64) - before[name]))
-            total += float(lost) / energy[name]
-        return total
-
     def run(self, fits: Mapping[Block, LinearMap], feed: Feed) -> Mapping[str, np.ndarray]:
         """What the model answers to ``feed`` with ``fits``."""
         return self._runner({**feed, **self.trial.given(fits)})
-
-
-def _read(names: Iterable[str]) -> list[str]:
-    """The outputs that somebody reads: no keys and values for the next step, unless there are no others."""
-    every = list(names)
-    return [name for name in every if not is_cache(name)] or every
-
-
-def _rows(array: np.ndarray) -> int:
-    return array.size // max(array.shape[-1], 1) if array.ndim else 1
-
-
-def _rows_of(outputs: Sequence[Feed], names: Iterable[str]) -> dict[str, float]:
-    """Rows of some outputs, by which a divergence is a mean."""
-    return {name: float(sum(_rows(each[name]) for each in outputs)) for name in names}
 
 
 def whole(block: Block, rows: np.ndarray, fit: LinearMap) -> LinearMap:

@@ -260,7 +260,7 @@ def cut(case: Case) -> None:
 
 STEPS = (
     "simplify", "kron", "kron{rank=1}", "prune", "prune{ffn=0.25 round_to=1}", "prune{heads=0.5}",
-    "prune{layers=1}", "prune{ffn=0.5 importance=magnitude scope=global}", "int8", "int8{scheme=dynamic}",
+    "prune{layers=1}", "prune{ffn=0.5 importance=magnitude}", "int8", "int8{scheme=dynamic}",
     "int8{smooth=false embeddings=false}",
 )  # fmt: skip
 """Passes that a pipeline may have, each once at most, in any order; int8 comes last."""

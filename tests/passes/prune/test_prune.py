@@ -110,11 +110,11 @@ def test_a_ratio_holds_in_every_layer(tiny_bert, tiny_samples):
     assert sizes(tiny_bert, "head") == [2, 2]
 
 
-@pytest.mark.parametrize("importance", ["obs", "activation", "magnitude"])
+@pytest.mark.parametrize("importance", ["obs", "activation"])
 def test_a_global_ratio_holds_over_all(tiny_bert, tiny_samples, importance):
     name = FFN_OUT.format(0) + ".weight_t"
     edit(tiny_bert, name, stored(tiny_bert, name) * np.linspace(0.01, 1.0, 64)[:, None] ** 3)
-    pruned(tiny_bert, tiny_samples, ffn=0.4, heads=0.25, scope="global", importance=importance)
+    pruned(tiny_bert, tiny_samples, ffn=0.4, heads=0.25, importance=importance)
     nodes, heads = sizes(tiny_bert, "ffn"), sizes(tiny_bert, "head")
     assert nodes[0] < nodes[1]
     assert 0.6 * 128 <= sum(nodes) < 128
@@ -138,7 +138,7 @@ def reasons(record):
     return {item.reason for item in record.skipped} - {NO_UNITS, "no heads are asked for"}
 
 
-@pytest.mark.parametrize(("scope", "gone"), [("layer", 32), ("auto", 16), ("global", 16)])
+@pytest.mark.parametrize(("scope", "gone"), [("layer", 32), ("global", 16)])
 def test_a_ratio_below_the_rounding_removes_nothing_and_says_so(tiny_bert, tiny_samples, scope, gone):
     record = pruned(tiny_bert, tiny_samples, ffn=0.1, round_to=16, scope=scope)
     assert sizes(tiny_bert, "ffn") == [64, 64]

@@ -1,4 +1,4 @@
-"""prune{scope=global}: a ratio of all blocks together, taken where the outputs lose least."""
+"""A ratio of all blocks together, taken where the outputs lose least."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_no_other_choice_of_as_many_units_loses_less(tiny_bert, tiny_samples, ki
 
 
 def test_what_is_lost_is_told_and_why_a_block_stays(tiny_bert, tiny_samples):
-    record = pruned(tiny_bert, tiny_samples, ffn=0.125, scope="global")
+    record = pruned(tiny_bert, tiny_samples, ffn=0.125)
     assert sizes(tiny_bert, "ffn") in ([48, 64], [64, 48], [56, 56])
     assert any("squared error of the outputs on held-out samples" in note for note in record.notes)
     if 64 in sizes(tiny_bert, "ffn"):
@@ -60,9 +60,9 @@ def test_the_cache_of_a_model_that_writes_is_no_answer(sequence_folders):
     model = Model.load(sequence_folders["llama"])
     Simplify().run(model, Context())
     planner = planner_of(model, varied_samples(model, seed=0))
-    before, energies = planner.effect.aim
+    before, loss = planner.effect.aim
     assert any(is_cache(name) for name in before[0])
-    assert set(energies) == {"logits"}
+    assert loss.read == {"logits"}
     (curve, *_) = planner.curves
     block, count = curve.block, int(curve.gone[-1])
     fit = planner.trial.fits[block]
@@ -76,7 +76,7 @@ def test_the_cache_of_a_model_that_writes_is_no_answer(sequence_folders):
         lost.append(divergences(*rows))
     assert count > 0
     assert alone == pytest.approx(float(np.concatenate(lost).mean()), rel=1e-3)
-    assert planner.told(alone) == f"next tokens diverge by {alone:.3g} nats on held-out samples"
+    assert loss.told(alone) == f"next tokens diverge by {alone:.3g} nats on held-out samples"
 
 
 def test_as_many_samples_judge_as_it_takes(tiny_bert, tiny_samples, monkeypatch):

@@ -281,7 +281,7 @@ def test_masks_by_fisher_information_reach_the_goal_in_another_way(tiny_bert, ti
         ({"speedup": 2.0, "ffn": 0.5}, "speedup says how much goes, and so does ffn"),
         ({"keep": 0.5, "layers": 1}, "keep says how much goes, and so does layers"),
         ({"keep": 0.5, "importance": "xmax"}, "does not say what the outputs lose"),
-        ({"keep": 0.5, "scope": "global"}, "scope would change nothing"),
+        ({"keep": 0.5, "scope": "layer"}, "scope would change nothing"),
         ({"keep": 0.5, "max_error": 0.1}, "max_error would change nothing"),
         ({"keep": 0.5, "shapes": "1x8"}, "shapes would change nothing, because keep is no time"),
         ({"ffn": 0.5, "importance": "fisher"}, "importance fisher chooses for a goal"),

@@ -51,7 +51,7 @@ SHOWN = {
 }
 PLANS = {
     "a ratio": {"heads": 0.25},
-    "a ratio of all blocks": {"heads": 0.25, "scope": "global"},
+    "a ratio of every layer": {"heads": 0.25, "scope": "layer"},
     "a ratio by magnitude": {"heads": 0.25, "importance": "magnitude"},
     "a ratio by activation": {"heads": 0.25, "importance": "activation"},
     "a ratio without a refit": {"heads": 0.25, "refit": False},
