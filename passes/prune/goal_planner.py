@@ -94,7 +94,7 @@ class GoalPlanner:
         levels: Mapping[str, Sequence[float]] | None = None,
         wider: GoalPlanner | None = None,
     ) -> None:
-        """``levels`` are shares of a kind of block to try; ``wider`` is of what ``model`` comes from."""
+        """With ``levels``, shares to try, no block goes whole; ``wider`` is of what ``model`` was cut from."""
         self.model = model
         self.original: Model = model if wider is None else wider.original
         self.blocks = blocks
@@ -103,6 +103,8 @@ class GoalPlanner:
         self.round_to = round_to
         self.refit = refit
         self.levels = levels or dict.fromkeys((FFN, HEAD), LEVELS)
+        self.whole = levels is None
+        """Whether all of a block may go."""
         samples = ctx.samples or Samples([])
         fit_on, held_out = split(samples)
         self._tokens: list[tuple[int, int]] = []
@@ -173,10 +175,9 @@ class GoalPlanner:
         return Curve(block, order, gone, np.maximum.accumulate(losses))
 
     def _foreseen(self, curve: Curve) -> np.ndarray:
-        """[options] whether no more goes than was tried; at least one step, and never all."""
+        """[options] whether no more goes than was tried, or one step."""
         deepest = max(self._tried(curve.block), default=0)
-        most = min(max([deepest, *curve.gone[1:2]]), curve.block.size - 1)
-        foreseen: np.ndarray = curve.gone <= most
+        foreseen: np.ndarray = curve.gone <= max([deepest, *curve.gone[1:2]])
         return foreseen
 
     def _tried(self, block: Block) -> list[int]:
@@ -191,7 +192,7 @@ class GoalPlanner:
         step = self.round_to if block.group.kind == FFN else 1
         kept = np.arange(block.size // step * step, 0, -step)
         gone = np.unique(np.concatenate([[0], block.size - kept]))
-        return np.append(gone, block.size) if vanishes(block) else gone
+        return np.append(gone, block.size) if self.whole and vanishes(block) else gone
 
     def removals(self, budget: Budget) -> list[Removal] | None:
         """What goes of every block, not refitted yet; None where no choice is within the budget."""
