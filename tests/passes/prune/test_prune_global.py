@@ -38,7 +38,7 @@ def test_no_other_choice_of_as_many_units_loses_less(tiny_bert, tiny_samples, ki
     wanted = min(wanted, sum(curve.block.size - step for curve in curves))
     gone = [len(removal.removed) for removal in removals]
     assert sum(gone) == wanted
-    assert all(0 < curve.block.size - number for curve, number in zip(curves, gone, strict=True))
+    assert all(curve.block.size - number > 0 for curve, number in zip(curves, gone, strict=True))
     lost = sum(float(c.losses[list(c.gone).index(n)]) for c, n in zip(curves, gone, strict=True))
     options = [range(int(np.sum(curve.gone < curve.block.size))) for curve in curves]
     assert lost == min(
