@@ -94,7 +94,7 @@ class GoalPlanner:
         levels: Mapping[str, Sequence[float]] | None = None,
         wider: GoalPlanner | None = None,
     ) -> None:
-        """With ``levels``, shares to try, no block goes whole; ``wider`` is of what ``model`` was cut from."""
+        """With ``levels``, shares to try, no block goes whole; ``wider`` is of what ``model`` came from."""
         self.model = model
         self.original: Model = model if wider is None else wider.original
         self.blocks = blocks
