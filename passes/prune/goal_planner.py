@@ -244,13 +244,14 @@ class GoalPlanner:
         """
         keeps = {removal.block: removal.keep for removal in removals if len(removal.removed)}
         if self.refit:
-            fits = refitted(self.model, self.trial, self._held_out, keeps, self.ctx.progress)
+            fits, errors = refitted(self.model, self.trial, self._held_out, keeps, self.ctx.progress)
         else:
-            fits = {block: self._cut_only(block, keep) for block, keep in keeps.items()}
+            fits, errors = {block: self._cut_only(block, keep) for block, keep in keeps.items()}, {}
         for removal in removals:
             if removal.block in fits:
                 fit = fits[removal.block]
                 removal.fit = LinearMap(fit.weight[removal.rows], fit.bias)
+                removal.error = errors.get(removal.block)
         return self.effect(fits)
 
     def running(self, removals: Sequence[Removal]) -> Run:

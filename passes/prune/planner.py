@@ -10,6 +10,7 @@ import numpy as np
 from graphcompress.coupling.couplings import FFN, HEAD
 from graphcompress.data.load import Samples
 from graphcompress.data.made_up import varied_samples
+from graphcompress.files.parts import is_past
 from graphcompress.graph.model import Model
 from graphcompress.measure.calibrate import too_few
 from graphcompress.passes.prune.blocks import Block, Evidence, Witness
@@ -112,6 +113,9 @@ class Planner:
         """By what the outputs lose, of blocks whose units can be zeros on trial."""
         goal, ratios = self.goal, self.goal.ratios or {}
         alone = [block for block in blocks if block.plain and not block.of_experts]
+        if any(is_past(value.name or "") for value in self.model.graph.inputs):
+            # Keys and values of all layers have as many heads: loaders make them by one number.
+            alone = [block for block in alone if block.group.kind != HEAD]
         if not goal.by_outputs or not alone:
             return {}
         asked = {kind: ratio for kind, ratio in ratios.items() if ratio}

@@ -64,7 +64,8 @@ class Prune(Pass):
     A ratio (``ffn``, ``heads``) holds over all layers together: with samples every block is tried alone
     without that share of its units, and units go where the outputs lose least, of a language model what it
     says of next tokens. A block loses no more than 2.5 times the ratio, up to which it was tried, and all are
-    refitted as for a goal. ``scope=layer`` takes the ratio of every layer. So it is without samples, by other
+    refitted as for a goal. Heads of a model with a cache go from every layer alike, so that one number says
+    how many are left. ``scope=layer`` takes the ratio of every layer. So it is without samples, by other
     importances than obs and activation, and where zeros do not show what a cut does.
 
     Or name a goal, which needs samples: ``speedup`` at ``shapes``, measured on this machine or taken

@@ -17,11 +17,13 @@ from graphcompress.cutting.stages import Stages
 from graphcompress.files.runtime import Feed
 from graphcompress.graph.model import Model
 from graphcompress.measure.calibrate import real_tokens
+from graphcompress.numerics.importance import TINY
 from graphcompress.numerics.least_squares import (
     GatheredRows,
     JointMoments,
     LinearMap,
     best_ridge,
+    mean_squared_error,
     ridge,
 )
 from graphcompress.numerics.moments import finite_rows
@@ -36,8 +38,10 @@ def refitted(
     held_out: Sequence[bool],
     keeps: Mapping[Block, np.ndarray],
     progress: Progress,
-) -> dict[Block, LinearMap]:
-    """Weight [in, out] and bias of the reader of every block in ``keeps``, rows of removed units zero.
+) -> tuple[dict[Block, LinearMap], dict[Block, float]]:
+    """Weight [in, out] and bias of the reader of every block in ``keeps``, removed rows zero, and its error.
+
+    An error is that of a fit without the held-out feeds, on those, as a share of the spread of its target.
 
     Args:
         model: as it was before anything was cut.
@@ -47,6 +51,7 @@ def refitted(
         progress: told of every block.
     """
     fits: dict[Block, LinearMap] = {}
+    errors: dict[Block, float] = {}
     places = {block: _places(model, trial, block) for block in keeps}
     after = [[value for place in several for value in place.after] for several in places.values()]
     before = [[value for place in several for value in place.before] for several in places.values()]
@@ -60,9 +65,11 @@ def refitted(
         fit_on, rest = (part.of(rows) for part in parts)
         strength = best_ridge(fit_on, rest, prior) if block.can_refit and len(rows) else np.inf
         fits[block] = whole(block, rows, ridge(fit_on + rest, prior, strength))
+        lost = mean_squared_error(ridge(fit_on, prior, strength), rest)
+        errors[block] = float(np.sqrt(lost / max(rest.energy, TINY)))
         pruned.changed(trial.inputs(block))
     progress("prune: refit", len(keeps), len(keeps))
-    return fits
+    return fits, errors
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def build(tiny_bert_path: Path, tiny_samples: Samples, tmp_path_factory: pytest.
     )
     return optimize(
         tiny_bert_path,
-        "prune{ffn=0.25},int8",
+        "prune{ffn=0.25 scope=layer},int8",
         data=labelled,
         metric="agreement",
         target="cpu{measure=false}",
@@ -195,7 +195,7 @@ def test_what_could_come_next_has_a_command(build: Build) -> None:
     bare = {**manifest["recipe"], "model": "my model.onnx", "data": None, "metric": None}
     commands = dict(next_steps({**manifest, "recipe": bare}))
     calibrated = commands["calibrate on real samples: outputs were compared on made-up ones"]
-    options = "--passes 'simplify,prune{ffn=0.25},int8' --target 'cpu{measure=false}'"
+    options = "--passes 'simplify,prune{ffn=0.25 scope=layer},int8' --target 'cpu{measure=false}'"
     assert calibrated == f"graphcompress optimize 'my model.onnx' {options} --data DATA"
     assert [sentence.split(":")[0] for sentence in commands][:2] == [
         "calibrate on real samples",

@@ -27,7 +27,7 @@ from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.context import Context
 from graphcompress.plugin.contract import Exact
 
-ALL_PASSES = "simplify,prune{ffn=0.25 heads=0.25},kron{ratio=0.3},int8"
+ALL_PASSES = "simplify,prune{ffn=0.25 heads=0.25 scope=layer},kron{ratio=0.3},int8"
 
 
 LOSSY = ("prune", "kron", "int8")
@@ -280,7 +280,7 @@ def test_half_precision_may_round_by_more_than_single(tmp_path) -> None:
 
 def test_a_fixed_batch_stays_after_pruning(tmp_path) -> None:
     model = load(one_at_a_time(), tmp_path)
-    Prune(ffn=0.5, heads=0.5).run(model, Context(samples=real(model)))
+    Prune(ffn=0.5, heads=0.5, scope="layer").run(model, Context(samples=real(model)))
     assert sorted(group.size for group in couplings(model) if group.kind in ("ffn", "head")) == [2, 2, 32, 32]
     with Runner(model) as runner:
         for length in (1, 7, 60):

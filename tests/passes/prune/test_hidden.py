@@ -122,7 +122,7 @@ def test_hidden_states_of_a_rotated_student_are_compared_with_none_of_the_teache
 
 
 def test_heads_and_nodes_go_from_the_narrower_model() -> None:
-    twin, record = pruned(streamed("RMSNormalization"), hidden=0.25, ffn=0.5)
+    twin, record = pruned(streamed("RMSNormalization"), hidden=0.25, ffn=0.5, scope="layer")
     assert sorted(group.size for group in couplings(twin)) == [24, 24, 24]
     assert not record.skipped
 

@@ -49,7 +49,7 @@ def test_one_layer_stays_whatever_is_asked(tmp_path):
 
 def test_layers_and_ratios_go_together(tmp_path):
     model, samples = bert(tmp_path, layers=3), random_samples(10)
-    pruned(model, samples, layers=1, ffn=0.5, heads=0.25)
+    pruned(model, samples, layers=1, ffn=0.5, heads=0.25, scope="layer")
     assert sizes(model, "ffn") == [32, 32]
     assert sizes(model, "head") == [3, 3]
     outputs(model, samples)

@@ -134,7 +134,7 @@ def test_a_second_run_without_options_leaves_it_alone(tiny_bert, tiny_samples):
 
 def test_a_second_run_with_a_ratio_takes_that_share_of_what_is_left(tiny_bert, tiny_samples):
     for expected in (32, 16):
-        pruned(tiny_bert, tiny_samples, ffn=0.5)
+        pruned(tiny_bert, tiny_samples, ffn=0.5, scope="layer")
         assert sizes(tiny_bert, "ffn") == [expected, expected]
 
 
