@@ -282,7 +282,7 @@ SHOWN = {
     "kron.embeddings": Shown("kron{{ratio=0.5 {}}}", ("embeddings=false", "embeddings=true"), touched, less),
     "prune.ffn": Shown("prune{{{}}}", ("ffn=0.25", "ffn=0.5"), ffn, lambda a, b: (a, b) == (96, 64)),
     "prune.heads": Shown(
-        "prune{{{}}}",
+        "prune{{scope=layer {}}}",
         ("heads=0.25", "heads=0.5"),
         lambda s: sum(group.size for group in couplings(s.model) if group.kind == "head"),
         lambda a, b: (a, b) == (6, 4),

@@ -22,7 +22,7 @@ def test_integers_are_the_weights_that_they_were_made_from(
     ctx = Context(
         tiny_samples if scheme == "static" else None, Capabilities(integer_products(UINT8, dynamic=True))
     )
-    passes = f"prune{{ffn=0.25 heads=0.25}},int8{{scheme={scheme}}}"
+    passes = f"prune{{ffn=0.25 heads=0.25 scope=layer}},int8{{scheme={scheme}}}"
     Pipeline.parse(passes).run(tiny_bert, ctx, allow=["prune", "int8"])
     left = parts.left(tiny_bert)
     assert [one.name for one in left.weights] == [one.name for one in parts.anatomy.weights]
