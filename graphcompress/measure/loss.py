@@ -25,7 +25,7 @@ class OutputLoss:
         """``before`` are the outputs on all samples, one feed each."""
         self._units = output_energies(before)
         read = self.of_interest(self._units)
-        self.by_token = all(scores_tokens(name, before[0][name]) for name in read)
+        self.by_token = bool(read) and all(scores_tokens(name, before[0][name]) for name in read)
         """Whether it is a divergence."""
         if self.by_token:
             self._units |= {name: float(sum(count_rows(each[name]) for each in before)) for name in read}

@@ -30,7 +30,7 @@ def token_values(model: Model, names: Iterable[str] | None = None) -> frozenset[
 
 def scores_tokens(name: str, array: np.ndarray) -> bool:
     """Whether an output [batch, length, classes] says how likely each class is, for every token."""
-    scores = array.ndim == 3 and array.shape[-1] >= 2 and "logits" in name.lower()
+    scores = array.ndim == 3 and array.shape[-1] > 1 and "logits" in name.lower()
     return scores and bool(np.issubdtype(array.dtype, np.floating))
 
 
