@@ -58,14 +58,15 @@ POOL = 64
 """Batches are cut from so many batches' worth of windows, sorted by length."""
 
 
-def rows(epochs: float) -> dict[str, str]:
+def rows(epochs: float, *, bf16: bool) -> dict[str, str]:
     """Name of a row → its passes; all see the data as often."""
-    trained = f"epochs={epochs / 1.5:g} fill=0.5 lr=0.0002"
+    halved = " bf16=true" if bf16 else ""
+    trained = f"epochs={epochs / 1.5:g} fill=0.5 lr=0.0002{halved}"
     made = {
         name: f"blockprune{{preset=hybrid-filled density={density} {trained}}}"
         for name, density in DENSITIES.items()
     }
-    once = f"prune{{ffn=0.75 heads=0.7}},distill{{epochs={epochs:g} lr=0.0002 labels=0}}"
+    once = f"prune{{ffn=0.75 heads=0.7}},distill{{epochs={epochs:g} lr=0.0002 labels=0{halved}}}"
     return {**made, "quarter, once": once}
 
 
@@ -302,7 +303,7 @@ def main() -> None:
     if options.job == "finetune":
         finetune(options)
         return
-    every = rows(options.epochs)
+    every = rows(options.epochs, bf16=options.bf16)
     folders = chosen(every, options.only, options.work)
     if options.job == "table":
         table(options, {name: folder for name, folder in folders.items() if folder.exists()})

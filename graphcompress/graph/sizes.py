@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from graphcompress.files.declared import Dim
+
+Sizes = Sequence[Dim] | ir.Shape
 
 _unknown = itertools.count()
 
@@ -85,6 +87,20 @@ def _parse(text: str) -> Size:
         else:
             symbols.append(factor)
     return Size(number, tuple(sorted(symbols)))
+
+
+def same_dim(a: Dim, b: Dim) -> bool:
+    """Whether two sizes are equal in every run (numbers or expressions); an unknown size equals nothing."""
+    if isinstance(a, int) or isinstance(b, int):
+        return isinstance(a, int) and isinstance(b, int) and a == b
+    return size_of(a) == size_of(b)
+
+
+def same_shape(a: Sizes | None, b: Sizes | None) -> bool:
+    """Whether two shapes are known and equal in every run."""
+    if a is None or b is None or len(a) != len(b):
+        return False
+    return all(same_dim(x, y) for x, y in zip(a, b, strict=True))
 
 
 def _factors(text: str) -> list[str] | None:

@@ -9,8 +9,9 @@ import numpy as np
 from graphcompress.files.parts import is_cache
 from graphcompress.files.runtime import Feed
 from graphcompress.measure.tokens import scores_tokens
+from graphcompress.measure.verify import is_read_last
 from graphcompress.numerics.metrics import divergences
-from graphcompress.numerics.spread import output_energies
+from graphcompress.numerics.spread import NO_NUMBER, output_energies, squared_error
 
 
 class OutputLoss:
@@ -18,11 +19,12 @@ class OutputLoss:
 
     Squared error as a share of the outputs' spread, summed over the outputs. Of a model that says how likely
     tokens are, and nothing else, it is the mean divergence of all tokens in nats: by so much the likelihood
-    of text becomes worse. Keys and values for the next step count only where nothing else is there.
+    of text becomes worse. Keys and values for the next step, hidden states and attention maps count only
+    where nothing else is there.
     """
 
     def __init__(self, before: Sequence[Feed]) -> None:
-        """``before`` are the outputs on all samples, one feed each."""
+        """``before`` are the outputs on all samples, one feed each, without those at padding."""
         self._units = output_energies(before)
         read = self.of_interest(self._units)
         self.by_token = bool(read) and all(scores_tokens(name, before[0][name]) for name in read)
@@ -42,17 +44,18 @@ class OutputLoss:
         for name in names:
             was, now = before[name], after[name]
             if self.by_token and name in self.read:
-                lost = divergences(*(each.reshape(-1, each.shape[-1]) for each in (was, now))).sum()
+                rows = divergences(*(each.reshape(-1, each.shape[-1]) for each in (was, now)))
+                lost = float(rows.sum()) if np.isfinite(rows).all() else NO_NUMBER
             else:
-                lost = np.sum(np.square(now.astype(np.float64) - was))
-            total += float(lost) / self._units[name]
+                lost = squared_error(now, was)
+            total += lost / self._units[name]
         return total
 
     def told(self, loss: float) -> str:
         """A sentence for the user."""
         if self.by_token:
-            return f"next tokens diverge by {loss:.3g} nats on held-out samples"
-        return f"squared error of the outputs on held-out samples, as a share of their spread: {loss:.3g}"
+            return f"scores of tokens diverge by {loss:.3g} nats on held-out samples"
+        return f"the squared error of the outputs on held-out samples is {loss:.3g} of their spread"
 
 
 def rows_read(found: Mapping[str, np.ndarray]) -> int:
@@ -66,6 +69,6 @@ def count_rows(array: np.ndarray) -> int:
 
 
 def _read(names: Iterable[str]) -> list[str]:
-    """The outputs that somebody reads: no keys and values for the next step, unless there are no others."""
+    """The outputs that somebody reads: none for the next step or for looking inside, if there are others."""
     every = list(names)
-    return [name for name in every if not is_cache(name)] or every
+    return [name for name in every if not is_cache(name) and not is_read_last(name)] or every

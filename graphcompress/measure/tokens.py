@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx_ir as ir
 
+from graphcompress.data.samples import padding_mask
+from graphcompress.files.runtime import Feed
 from graphcompress.graph.model import Model
 
 
@@ -26,6 +28,19 @@ def token_values(model: Model, names: Iterable[str] | None = None) -> frozenset[
         wanted = set(names)
         found = [value for node in model.graph for value in node.outputs if value.name in wanted]
     return frozenset(value.name or "" for value in found if _follows(model.declared.of(value), mask.shape))
+
+
+def without_padding(
+    found: Mapping[str, np.ndarray], feed: Feed, per_token: frozenset[str]
+) -> dict[str, np.ndarray]:
+    """Answers to ``feed``; those of ``per_token`` at real tokens alone: [1, tokens, …]."""
+    real = padding_mask(feed)
+    if real is None or real.all():
+        return dict(found)
+    return {
+        name: array[real][np.newaxis] if name in per_token and array.shape[:2] == real.shape else array
+        for name, array in found.items()
+    }
 
 
 def scores_tokens(name: str, array: np.ndarray) -> bool:

@@ -322,7 +322,12 @@ def _reading_order(output: OutputDifference) -> int:
     name = output.name.lower()
     if "logit" in name:
         return 0
-    return 2 if any(word in name for word in READ_LAST) else 1
+    return 2 if is_read_last(name) else 1
+
+
+def is_read_last(name: str) -> bool:
+    """Whether an output, by its name, is for another run or for looking inside."""
+    return any(word in name.lower() for word in READ_LAST)
 
 
 def _refuse_nothing(sums: Mapping[str, _Accumulator], samples: int) -> None:

@@ -23,7 +23,7 @@ from graphcompress.narrowing.features import features_to_keep, narrow
 from graphcompress.narrowing.refit import Before, refit_stream
 from graphcompress.narrowing.rotation import directions, rotate
 from graphcompress.numerics.rotation import basis
-from graphcompress.numerics.spread import output_energies
+from graphcompress.numerics.spread import output_energies, squared_error
 from graphcompress.rewrite.rewriter import Rewriter
 
 MEASURES = ("auto", "obs", "activation", "magnitude")
@@ -124,7 +124,7 @@ def _error(before: Model, after: Model, feeds: Sequence[Feed]) -> float | None:
     if not same:
         return None
     lost = sum(
-        float(np.sum(np.square(new[name].astype(np.float64) - old[name]))) / energies[name]
+        squared_error(new[name], old[name]) / energies[name]
         for old, new in zip(was, now, strict=True)
         for name in same
     )

@@ -62,7 +62,7 @@ class Lossy:
             return None
         worst = _worst(difference.outputs, lambda output: -(output.divergence or 0.0))
         return (
-            f"next tokens diverge by {found:.3f} nats{worst}, so that a perplexity grows by about "
+            f"scores of tokens diverge by {found:.3f} nats{worst}, so that a perplexity grows by about "
             f"{math.expm1(found):.1%}, promised at most {self.max_divergence:g} nats"
         )
 

@@ -114,7 +114,7 @@ def difference_line(difference: Difference) -> str:
     named = f" ({first.name})" if several and first else ""
     agreement = f"same top class in {first.argmax_agreement:.1%}{named}, " if first else ""
     diverges = difference.divergence
-    tokens = "" if diverges is None else f"next tokens diverge by {diverges:.4f} nats, "
+    tokens = "" if diverges is None else f"scores of tokens diverge by {diverges:.4f} nats, "
     return (
         f"SQNR {decibels(difference.sqnr_db)}{worst}, lowest cosine {difference.min_cosine:.4f}, "
         f"largest error {difference.max_error:.3g} ({difference.max_relative_error:.1%} of the range), "

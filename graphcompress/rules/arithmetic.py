@@ -5,8 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graphcompress.graph.match import scalar
+from graphcompress.graph.sizes import same_shape
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.base import Rule, replaceable, same_shape
+from graphcompress.rules.base import Rule, replaceable
 
 _NEUTRAL = {"Add": 0.0, "Sub": 0.0, "Mul": 1.0, "Div": 1.0, "Pow": 1.0}
 

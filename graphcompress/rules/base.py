@@ -8,10 +8,9 @@ import onnx_ir as ir
 
 from graphcompress.files.declared import Dim
 from graphcompress.graph.match import shape_of
-from graphcompress.graph.sizes import size_of
+from graphcompress.graph.sizes import Sizes, same_dim, same_shape
 from graphcompress.rewrite.rewriter import Rewriter
 
-Sizes = Sequence[Dim] | ir.Shape
 Rule = Callable[[Rewriter, ir.Node], str | None]
 """Edits the graph around a node and says what it removed, or returns None and edits nothing."""
 
@@ -20,20 +19,6 @@ BROADCASTING = {
     *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"),
 }
 ELEMENTWISE = {"Not", "Cast", "Neg", "Abs", "Identity", "Exp", "Sqrt", "Tanh", "Erf", "IsNaN"}
-
-
-def same_dim(a: Dim, b: Dim) -> bool:
-    """Whether two sizes are equal in every run (numbers or expressions); an unknown size equals nothing."""
-    if isinstance(a, int) or isinstance(b, int):
-        return isinstance(a, int) and isinstance(b, int) and a == b
-    return size_of(a) == size_of(b)
-
-
-def same_shape(a: Sizes | None, b: Sizes | None) -> bool:
-    """Whether two shapes are known and equal in every run."""
-    if a is None or b is None or len(a) != len(b):
-        return False
-    return all(same_dim(x, y) for x, y in zip(a, b, strict=True))
 
 
 def replaceable(old: ir.Value, new: ir.Value) -> bool:

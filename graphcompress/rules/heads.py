@@ -8,8 +8,9 @@ import onnx_ir as ir
 
 from graphcompress.files.declared import Dim
 from graphcompress.graph.match import only_reader, producer, rank_of, scalar, shape_of
+from graphcompress.graph.sizes import same_shape
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.base import Rule, same_shape
+from graphcompress.rules.base import Rule
 
 Build = Callable[[], ir.Value]
 

@@ -20,9 +20,9 @@ from graphcompress.graph.match import (
     shape_of,
 )
 from graphcompress.graph.model import is_weight
-from graphcompress.graph.sizes import reshape_target
+from graphcompress.graph.sizes import reshape_target, same_shape
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.base import Rule, same_shape
+from graphcompress.rules.base import Rule
 
 SMALL_BYTES = 64
 """Results of at most this many bytes are folded even when the expression is smaller."""

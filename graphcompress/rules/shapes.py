@@ -15,9 +15,9 @@ from graphcompress.graph.match import (
     shape_of,
     slice_ranges,
 )
-from graphcompress.graph.sizes import reshape_target
+from graphcompress.graph.sizes import reshape_target, same_dim, same_shape
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.base import Rule, replaceable, same_dim, same_shape, tolerates
+from graphcompress.rules.base import Rule, replaceable, tolerates
 from graphcompress.rules.sizes import known_value, quotient_of_size, size_of_input
 
 

@@ -7,9 +7,8 @@ import onnx_ir as ir
 
 from graphcompress.files.declared import Dim
 from graphcompress.graph.match import integers_of, operand, producer, rank_of, scalar, shape_of, slice_ranges
-from graphcompress.graph.sizes import Size, size_of
+from graphcompress.graph.sizes import Size, same_dim, size_of
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.base import same_dim
 
 LARGEST_TABLE = 64
 """An integer value that shape inference knows becomes a stored constant up to this many elements."""

@@ -248,7 +248,7 @@ class GoalPlanner:
         else:
             fits, errors = {block: self._cut_only(block, keep) for block, keep in keeps.items()}, {}
         for removal in removals:
-            if removal.block in fits:
+            if self.refit and removal.block in fits:
                 fit = fits[removal.block]
                 removal.fit = LinearMap(fit.weight[removal.rows], fit.bias)
                 removal.error = errors.get(removal.block)
@@ -257,7 +257,11 @@ class GoalPlanner:
     def running(self, removals: Sequence[Removal]) -> Run:
         """A function that answers as the model does once ``removals``, which are fitted, are carried out."""
         fits = {
-            each.block: whole(each.block, each.rows, each.fit) for each in removals if each.fit is not None
+            each.block: self._cut_only(each.block, each.keep)
+            if each.fit is None
+            else whole(each.block, each.rows, each.fit)
+            for each in removals
+            if len(each.removed)
         }
         return lambda feed: self.effect.run(fits, feed)
 

@@ -125,16 +125,25 @@ class Planner:
         }
         given = self.model, alone, self.ctx, goal.importance, goal.round_to
         planner = GoalPlanner(*given, refit=goal.refit, levels=levels)
+        if not planner.effect.aim[1].read:
+            self.notes.append("no output says what is lost: every layer loses the ratio, as with scope=layer")
+            return {}
         chosen = {
             removal.block: removal
             for kind, ratio in asked.items()
             for removal in planner.shared_out(kind, ratio)
         }
-        removals = [chosen[block] for block in alone]
-        if any(len(removal.removed) for removal in removals):
-            self.notes += filter(None, [planner.effect.told(planner.fitted(removals)), planner.scarcity])
+        removals, shares = [chosen[block] for block in alone], list[str]()
         for kind in asked:
-            self._why_they_stay([removal for removal in removals if removal.block.group.kind == kind])
+            mine = [removal for removal in removals if removal.block.group.kind == kind]
+            gone = [len(removal.removed) for removal in mine]
+            if any(gone):
+                shares.append(f"{sum(gone):,} {KINDS[kind]} ({min(gone):,} to {max(gone):,} of a layer)")
+            self._why_they_stay(mine)
+        if shares:
+            told = planner.effect.told(planner.fitted(removals))
+            told = f"{' and '.join(shares)} go where the outputs lose least: {told}"
+            self.notes += filter(None, [told, planner.scarcity])
         return chosen
 
     def _why_they_stay(self, removals: Sequence[Removal]) -> None:
@@ -143,8 +152,8 @@ class Planner:
         some = any(len(removal.removed) for removal in removals)
         for removal in removals:
             if some and self._least(removal.block) < removal.block.size:
-                noun = KINDS[removal.block.group.kind]
-                removal.reason = f"{noun} of other blocks cost less; scope=layer cuts here, too"
+                also = "; scope=layer cuts here, too" if self._deepest(removal.block) else ""
+                removal.reason = f"{KINDS[removal.block.group.kind]} of other blocks cost less{also}"
             else:
                 self._below_rounding(removal, total)
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graphcompress.coupling.couplings import FFN, HEAD, Group, couplings
+from graphcompress.cutting.aligned_experts import align
 from graphcompress.errors import UsageError
 from graphcompress.graph.model import Model
 from graphcompress.latency.table import check_shapes
 from graphcompress.measure.cache import MeasurementCache, Measurements
 from graphcompress.measure.profile import read_profile
 from graphcompress.narrowing.streams import MEASURES, narrow_streams
-from graphcompress.passes.prune.align import align
 from graphcompress.passes.prune.blocks import Block, blocks_of
 from graphcompress.passes.prune.carve import carve
 from graphcompress.passes.prune.goal_planner import GoalPlanner
@@ -63,10 +63,11 @@ class Prune(Pass):
 
     A ratio (``ffn``, ``heads``) holds over all layers together: with samples every block is tried alone
     without that share of its units, and units go where the outputs lose least, of a language model what it
-    says of next tokens. A block loses no more than 2.5 times the ratio, up to which it was tried, and all are
-    refitted as for a goal. Heads of a model with a cache go from every layer alike, so that one number says
-    how many are left. ``scope=layer`` takes the ratio of every layer. So it is without samples, by other
-    importances than obs and activation, and where zeros do not show what a cut does.
+    says of tokens. A block loses no more than 2.5 times the ratio, up to which it was tried, or one step
+    (a head, ``round_to`` nodes) where that is more; these blocks are refitted as for a goal. Heads of a model
+    with a cache go from every layer alike, so that one number says how many are left. ``scope=layer`` takes
+    the ratio of every layer. So it is without samples, by other importances than obs and activation, and
+    where zeros do not show what a cut does.
 
     Or name a goal, which needs samples: ``speedup`` at ``shapes``, measured on this machine or taken
     from a ``profile`` that ``graphcompress tune`` wrote on another; ``size`` of the model as this pass
@@ -270,7 +271,7 @@ class Prune(Pass):
             if self.heads or not self.asks:
                 name_fixed_heads(rw, groups, self.only)
             planner = Planner(model, ctx, self._goal(ctx))
-            aligned = {block: align(rw, block) for block in blocks if block.of_experts}
+            aligned = {block: align(rw, block.group, block.reader) for block in blocks if block.of_experts}
             removals = planner.removals(blocks)
             for removal in removals:
                 if not len(removal.removed) and removal.block in aligned:

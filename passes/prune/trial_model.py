@@ -17,6 +17,7 @@ from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
 from graphcompress.measure.calibrate import equal_feeds
 from graphcompress.measure.loss import OutputLoss, rows_read
+from graphcompress.measure.tokens import token_values, without_padding
 from graphcompress.numerics.least_squares import LinearMap
 from graphcompress.passes.prune.blocks import Block
 from graphcompress.plugin.context import Context
@@ -86,7 +87,11 @@ class Effect:
     def __init__(self, trial: TrialModel, wider: Effect | None = None) -> None:
         """``wider`` is that of the model that ``trial`` was narrowed from, on the same samples."""
         self.trial = trial
+        self._per_token = token_values(trial.twin)
         self._runner = Runner(trial.twin)
+        # They come shortest first, and not all may be judged by.
+        order = np.random.default_rng(0).permutation(len(trial.feeds))
+        trial.feeds = [trial.feeds[index] for index in order]
         self._before = on_disk(self._answers())
         trial.feeds = trial.feeds[: len(self._before)]
         self._loss = OutputLoss(self._before)
@@ -101,7 +106,7 @@ class Effect:
         for feed in self.trial.feeds:
             if rows >= JUDGED_ROWS:
                 return
-            found = self._runner({**feed, **self.trial.given({})})
+            found = without_padding(self.run({}, feed), feed, self._per_token)
             yield found
             rows += rows_read(found)
 
@@ -109,7 +114,7 @@ class Effect:
         """What the outputs lose; of a narrowed model against the one before."""
         given, (original, loss) = self.trial.given(fits), self.aim
         return sum(
-            loss(self._runner({**feed, **given}), before, loss.read)
+            loss(without_padding(self._runner({**feed, **given}), feed, self._per_token), before, loss.read)
             for feed, before in zip(self.trial.feeds, original, strict=True)
         )
 
@@ -134,6 +139,9 @@ class Effect:
         stages = Stages(twin, self.trial.feeds, entries)
         for block, outputs, known in zip(blocks, changed, entries, strict=True):
             entered = on_disk(stages.next(self.trial.given({})))
+            if not outputs:
+                yield lambda fit: 0.0
+                continue
             needed, part = between(twin, set(known), outputs)
             with Runner(part) as runner:
                 yield self._of_one(block, runner, [value.name or "" for value in needed], entered)
@@ -148,7 +156,8 @@ class Effect:
             total = 0.0
             for feed, inner, before in zip(self.trial.feeds, entered, self._before, strict=True):
                 outer = {**self.trial.twin.fitted({**feed, **given}), **inner}
-                after = runner({name: outer[name] for name in names})
+                found = runner({name: outer[name] for name in names})
+                after = without_padding(found, feed, self._per_token)
                 total += self._loss(after, before, after)
             return total
 

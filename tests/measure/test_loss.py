@@ -43,3 +43,30 @@ def test_caches_count_where_nothing_else_is_there_and_nothing_is_no_token() -> N
     nothing = OutputLoss([{"logits": np.zeros((1, 5, 7), np.float32)}])
     assert not nothing.read
     assert not nothing.by_token
+
+
+def test_an_answer_that_is_no_number_is_worse_than_any_other() -> None:
+    before = [outputs(0, pooled=(4, 3)), outputs(0, **LLM)]
+    for each in before:
+        loss, broken = OutputLoss([each]), {name: array.copy() for name, array in each.items()}
+        (name,) = loss.read
+        broken[name][..., 0] = np.nan
+        zero = {name: np.zeros_like(array) for name, array in each.items()}
+        assert loss(zero, each, loss.read) < 1e9 < loss(broken, each, loss.read) < np.inf
+
+
+def test_what_was_no_number_before_counts_for_nothing() -> None:
+    (before,) = [outputs(0, places=(4, 3))]
+    before["places"][:, 1] = -np.inf
+    loss = OutputLoss([before])
+    assert loss(before, before, loss.read) == 0.0
+    assert loss({"places": np.where(np.isfinite(before["places"]), 0.0, np.nan)}, before, loss.read) > 0.0
+
+
+def test_an_axis_that_varies_has_one_mean_and_attention_maps_are_for_looking_inside() -> None:
+    before = [outputs(length, end_logits=(2, length), attentions=(2, 2, length, length)) for length in (3, 5)]
+    loss = OutputLoss(before)
+    assert loss.read == {"end_logits"}
+    mean = np.concatenate([each["end_logits"].ravel() for each in before]).mean()
+    flat = sum(loss({"end_logits": np.full_like(b["end_logits"], mean)}, b, loss.read) for b in before)
+    assert flat == pytest.approx(1.0, rel=1e-5)

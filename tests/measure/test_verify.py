@@ -334,7 +334,7 @@ def test_a_contract_may_bound_the_divergence():
     assert found.sure_divergence == found.divergence
     reason = Lossy(-300.0, max_divergence=0.02).broken_by(found)
     assert reason is not None
-    assert "next tokens diverge by 0.044 nats" in reason
+    assert "scores of tokens diverge by 0.044 nats" in reason
     assert Lossy(-300.0, max_divergence=0.05).broken_by(found) is None
     assert Lossy(-300.0).broken_by(found) is None
 

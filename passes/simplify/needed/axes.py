@@ -14,8 +14,8 @@ import onnx_ir as ir
 
 from graphcompress.files.declared import Dim
 from graphcompress.graph.match import axis_of, integers_of, operand, rank_of, shape_of, slice_ranges
-from graphcompress.graph.sizes import ONE, Size, size_of
-from graphcompress.rules.base import BROADCASTING, ELEMENTWISE, same_dim
+from graphcompress.graph.sizes import ONE, Size, same_dim, size_of
+from graphcompress.rules.base import BROADCASTING, ELEMENTWISE
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,10 @@ import onnx_ir as ir
 
 from graphcompress.graph.expressions import Constants
 from graphcompress.graph.match import fixed_size, rank_of, shape_of
-from graphcompress.graph.sizes import reshape_target
+from graphcompress.graph.sizes import reshape_target, same_dim
 from graphcompress.passes.simplify.needed.axes import MixedError, Place, places_behind
 from graphcompress.passes.simplify.needed.readers import Reader
 from graphcompress.passes.simplify.needed.rows import Demand, PerRow
-from graphcompress.rules.base import same_dim
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,8 @@ from graphcompress.graph.match import (
     shape_of,
     slice_ranges,
 )
-from graphcompress.graph.sizes import size_of
+from graphcompress.graph.sizes import same_dim, size_of
 from graphcompress.passes.simplify.needed.rows import Computed, Demand, Fixed, PerRow, Window
-from graphcompress.rules.base import same_dim
 from graphcompress.rules.sizes import size_read
 
 

@@ -8,9 +8,9 @@ from experts_models import DENSE, EXPERTS, HIDDEN, LOOKED_UP, WIDTH, answers, mi
 
 from graphcompress.analysis.experts import all_experts
 from graphcompress.coupling.couplings import FFN, couplings
+from graphcompress.cutting.aligned_experts import align
 from graphcompress.graph.match import array_of
 from graphcompress.graph.model import Model
-from graphcompress.passes.prune.align import align
 from graphcompress.passes.prune.blocks import blocks_of
 from graphcompress.passes.prune.prune import Prune
 from graphcompress.pipeline.pipeline import Pipeline
@@ -78,7 +78,7 @@ def test_an_order_of_its_own_is_exact_and_can_be_undone(form, aligned) -> None:
     stored = {value.name: array_of(value) for value in model.initializers()}
     before = [answers(model, feed) for feed in FEEDS]
     with Rewriter(model, Context()) as rw:
-        done = [align(rw, block) for block in blocks_of(rw, groups, "*")]
+        done = [align(rw, block.group, block.reader) for block in blocks_of(rw, groups, "*")]
     assert [bool(each.before) for each in done] == [aligned] * len(done)
     for feed, expected in zip(FEEDS, before, strict=True):
         np.testing.assert_allclose(answers(model, feed), expected, rtol=1e-4, atol=1e-4)

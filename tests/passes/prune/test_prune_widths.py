@@ -109,7 +109,7 @@ def test_the_choice_loses_no_more_than_the_full_width_on_held_out_samples(seed, 
 
 
 def _lost(record) -> float:
-    (told,) = re.findall("next tokens diverge by (.*) nats", "\n".join(record.notes))
+    (told,) = re.findall("scores of tokens diverge by (.*) nats", "\n".join(record.notes))
     return float(told)
 
 

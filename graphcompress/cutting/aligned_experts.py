@@ -9,13 +9,13 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.experts import Experts
+from graphcompress.analysis.linears import Linear
 from graphcompress.coupling.couplings import Group, WeightSlice
 from graphcompress.coupling.relations.operators import ELEMENTWISE
 from graphcompress.graph.match import axis_of, fixed_shape, is_standard, shape_of, slice_ranges
+from graphcompress.graph.sizes import same_shape
 from graphcompress.numerics.importance import rows_of, unit_norms
-from graphcompress.passes.prune.blocks import Block
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.base import same_shape
 
 
 @dataclass
@@ -30,17 +30,17 @@ class Alignment:
             value.const_value = tensor
 
 
-def align(rw: Rewriter, block: Block) -> Alignment:
-    """Order the nodes of every expert by the norm of their weights, the largest first.
+def align(rw: Rewriter, group: Group, reader: Linear) -> Alignment:
+    """Order the nodes of every expert, a ``group`` that ``reader`` reads, by the norm of their weights.
 
-    Exact: a node of one expert meets no node of another. Nothing is done where that is not seen, or where a
-    node has something that all experts share.
+    The largest comes first. Exact: a node of one expert meets no node of another. Nothing is done where that
+    is not seen, or where a node has something that all experts share.
     """
     done = Alignment()
-    slices = _stacks(block)
+    slices = _stacks(group)
     if not slices:
         return done
-    order = np.argsort(-_norms(block, slices), axis=1, kind="stable")
+    order = np.argsort(-_norms(group, reader, slices), axis=1, kind="stable")
     for part in slices:
         tensor = part.value.const_value
         if tensor is None:
@@ -50,9 +50,8 @@ def align(rw: Rewriter, block: Block) -> Alignment:
     return done
 
 
-def _stacks(block: Block) -> list[WeightSlice]:
+def _stacks(group: Group) -> list[WeightSlice]:
     """What every expert has of the nodes; nothing where experts cannot be ordered one by one."""
-    group = block.group
     linears = [each for each in (*group.producers, *group.consumers) if isinstance(each, Experts)]
     slices = [part for part in group.slices if part.value.const_value is not None]
     sizes = [fixed_shape(part.value) or () for part in slices]
@@ -116,21 +115,21 @@ def _is_apart(node: ir.Node) -> bool:
     return ranges is not None and set(ranges) == {last}
 
 
-def _norms(block: Block, slices: Sequence[WeightSlice]) -> np.ndarray:
+def _norms(group: Group, reader: Linear, slices: Sequence[WeightSlice]) -> np.ndarray:
     """[experts, units] norm of what a node has in the weights that make it, times that in its reader's."""
     made, read = (
-        sum(_squares(block, part) for part in slices if (part.value is block.reader.weight) == is_reader)
+        sum(_squares(part, group.size) for part in slices if (part.value is reader.weight) == is_reader)
         for is_reader in (False, True)
     )
     norms: np.ndarray = np.sqrt(made * read)
     return norms
 
 
-def _squares(block: Block, part: WeightSlice) -> np.ndarray:
+def _squares(part: WeightSlice, size: int) -> np.ndarray:
     """[experts, units] sum of squares of what every unit of every expert owns in a stack."""
     tensor = part.value.const_value
     stack: list[np.ndarray] = [] if tensor is None else list(tensor.numpy())
-    return np.stack([unit_norms(each, part.axis - 1, part.units, block.size) ** 2 for each in stack])
+    return np.stack([unit_norms(each, part.axis - 1, part.units, size) ** 2 for each in stack])
 
 
 def _ordered(stack: np.ndarray, part: WeightSlice, order: np.ndarray) -> np.ndarray:
