@@ -4,7 +4,8 @@
 
 Both compute forward, a mean-square loss on the hidden states against fixed targets, backward and an AdamW
 step, in one process, taking turns; the ratio is taken round by round, and its median is printed with the
-middle half. The module has dropout off, as a graph has none. ``--precision bf16`` runs both under autocast.
+middle half. The module has dropout off, as a graph has none. ``--precision bf16`` runs both under autocast,
+the attentions of the graph in float32, as in training.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from graphcompress.fx import to_fx
 from graphcompress.graph.model import Model
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.context import Context
+from graphcompress.training.attention_on_cpu import attend_in_float32
 
 Step = Callable[[], float]
 
@@ -42,6 +44,8 @@ def main() -> None:
     if arguments.passes:
         Pipeline.parse(arguments.passes).run(model, Context())
     ours = to_fx(model)
+    if arguments.precision == "bf16":
+        attend_in_float32(ours)
     theirs = AutoModel.from_pretrained(arguments.checkpoint, attn_implementation="sdpa").eval()
     for shape in arguments.shapes.split(","):
         batch, length = (int(size) for size in shape.split("x"))

@@ -227,7 +227,7 @@ def build(options: argparse.Namespace, passes: str, folder: Path) -> None:
     command += ["--passes", passes, "--data", str(given["calibration"]), "--train", str(given["train"])]
     command += ["-o", str(folder), "--no-bench"]
     for name in ("blockprune", "prune", "distill"):
-        command += ["--allow", name] if f"{name}{{" in passes else []
+        command += ["--allow", name] if f",{name}{{" in f",{passes}" else []
     print("$ graphcompress", *command[3:], flush=True)
     start = time.monotonic()
     subprocess.run(command, check=True)

@@ -95,7 +95,7 @@ class Distill(Pass):
     beams: int = option(4, "texts among which the teacher searches its answer", minimum=1)
     evaluations: int = option(8, "times that the student is evaluated", minimum=1)
     patience: int = option(0, "stop after so many evaluations without a better one; 0 for never", minimum=0)
-    bf16: bool = option(False, "run in bfloat16 where that is safe (fast with AMX or on GPUs)")
+    bf16: bool = option(False, "run in bfloat16 where that is safe (fast on GPUs, with AMX or AVX512-BF16)")
     checkpointing: bool = option(False, "keep only what goes from layer to layer: less memory, more time")
     learn_scales: bool = option(False, "also train the scales of quantisation: the instrument learned-scales")
     instruments: str = option("", 'others to train with, as in "a,b{x=1}"; see graphcompress instruments')

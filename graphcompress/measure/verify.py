@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,7 +31,7 @@ ARGMAX_CLASSES = 2
 STANDARD_ERRORS = 2.0
 """First passes, or steps, diverge more than all tokens together where their mean does by so many errors."""
 
-READ_LAST = ("past", "present", "hidden_states", "attentions", "cache")
+READ_LAST = re.compile(r"(?<![a-z])(past|present|hidden_states|attentions|cache)(?![a-z])")
 """Words in the names of outputs that are for another run or for looking inside."""
 
 
@@ -327,7 +328,7 @@ def _reading_order(output: OutputDifference) -> int:
 
 def is_read_last(name: str) -> bool:
     """Whether an output, by its name, is for another run or for looking inside."""
-    return any(word in name.lower() for word in READ_LAST)
+    return READ_LAST.search(name.lower()) is not None
 
 
 def _refuse_nothing(sums: Mapping[str, _Accumulator], samples: int) -> None:

@@ -24,6 +24,7 @@ from graphcompress.measure.tokens import token_values
 from graphcompress.plugin.context import Training
 from graphcompress.plugin.instrument import Attached, Instrument
 from graphcompress.plugin.registry import INSTRUMENTS
+from graphcompress.training.attention_on_cpu import attend_in_float32
 from graphcompress.training.batches import Batches
 from graphcompress.training.labels import MULTIPLE, Labels, read_labels
 from graphcompress.training.losses import KL, MSE, Answer, Losses
@@ -89,6 +90,8 @@ def prepare(model: Model, original: Model, training: Training, settings: Setting
     instruments = _attached(student, settings.instruments)
     teacher = to_fx(taught, taps=[place.teacher for place in places])
     device = _device()
+    if settings.bf16 and device.type == "cpu":
+        attend_in_float32(student)
     # After the instruments, whose parameters go along.
     student.to(device)
     teacher.to(device).requires_grad_(False)

@@ -113,7 +113,7 @@ class BlockPrune(Pass):
     hidden: float = option(1.0, "weight of the outputs of all layers", minimum=0.0)
     labels: float = option(0.1, "weight of the labels, where there are any", minimum=0.0)
     evaluations: int = option(8, "times that the student is evaluated", minimum=1)
-    bf16: bool = option(False, "run in bfloat16 where that is safe (fast with AMX or on GPUs)")
+    bf16: bool = option(False, "run in bfloat16 where that is safe (fast on GPUs, with AMX or AVX512-BF16)")
     checkpointing: bool = option(False, "keep only what goes from layer to layer: less memory, more time")
     instruments: str = option("", 'others to train with, as in "a,b{x=1}"; see graphcompress instruments')
     only: str = option("*", "glob over the names of the weights that are masked")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from graphcompress.measure.loss import OutputLoss, rows_read
+from graphcompress.measure.verify import is_read_last
 from graphcompress.numerics.metrics import divergences
 
 
@@ -70,3 +71,17 @@ def test_an_axis_that_varies_has_one_mean_and_attention_maps_are_for_looking_ins
     mean = np.concatenate([each["end_logits"].ravel() for each in before]).mean()
     flat = sum(loss({"end_logits": np.full_like(b["end_logits"], mean)}, b, loss.read) for b in before)
     assert flat == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [
+        ("hidden_states.3", True),
+        ("cross_attentions", True),
+        ("step/present.0.key", True),
+        ("last_hidden_state", False),
+        ("sentence_representation", False),
+    ],
+)
+def test_outputs_for_looking_inside_are_known_by_whole_words(name: str, last: bool) -> None:
+    assert is_read_last(name) == last
