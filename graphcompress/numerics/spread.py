@@ -38,11 +38,12 @@ def squared_error(after: np.ndarray, before: np.ndarray) -> float:
 
 
 def _energy(outputs: Sequence[Mapping[str, np.ndarray]], name: str, features: int) -> float:
-    def parts() -> Iterator[np.ma.MaskedArray[tuple[int, ...], np.dtype[np.float64]]]:
+    def parts() -> Iterator[np.ndarray]:
         for each in outputs:
-            yield np.ma.masked_invalid(each[name].reshape(-1, features).astype(np.float64))
+            array = each[name].reshape(-1, features).astype(np.float64)
+            yield np.where(np.isfinite(array), array, np.nan)
 
-    count = sum(part.count(axis=0) for part in parts())
-    mean = sum(part.sum(axis=0).filled(0.0) for part in parts()) / np.maximum(count, 1)
-    spread = sum(float(np.sum(np.square(part - mean).filled(0.0))) for part in parts())
-    return spread or sum(float(np.sum(np.square(part).filled(0.0))) for part in parts())
+    count = sum(np.isfinite(part).sum(axis=0) for part in parts())
+    mean = sum(np.nansum(part, axis=0) for part in parts()) / np.maximum(count, 1)
+    spread = sum(float(np.nansum(np.square(part - mean))) for part in parts())
+    return spread or sum(float(np.nansum(np.square(part))) for part in parts())
