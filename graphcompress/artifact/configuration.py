@@ -9,6 +9,7 @@ from typing import Any
 
 from graphcompress.analysis.attentions import attentions
 from graphcompress.coupling.couplings import FFN, couplings
+from graphcompress.files.parts import is_past
 from graphcompress.graph.model import Model
 
 HEADS, CACHED, WIDTH, NODES = "heads", "key/value heads", "head size", "FFN nodes"
@@ -50,9 +51,14 @@ def write_configuration(model: Model, folder: Path) -> tuple[str, ...]:
 
 def _sizes(model: Model) -> dict[str, set[int]]:
     found = attentions(model)
+    # A layer that is gone leaves its cache, of as many heads as it had.
+    shapes = [value.shape for value in model.graph.inputs if is_past(value.name or "") and value.shape]
+    cached = {shape[1] for shape in shapes if len(shape) == 4 and not isinstance(shape[2], int)}
+    heads = {size for size in cached if isinstance(size, int)}
+    alike = all(attention.num_heads == attention.kv_heads for attention in found)
     return {
-        HEADS: {attention.num_heads for attention in found},
-        CACHED: {attention.kv_heads for attention in found},
+        HEADS: {attention.num_heads for attention in found} | (heads if alike else set()),
+        CACHED: {attention.kv_heads for attention in found} | heads,
         WIDTH: {attention.head_dim for attention in found},
         NODES: {group.size for group in couplings(model) if group.kind == FFN},
     }

@@ -27,7 +27,7 @@ _NEVER = -1e6
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens of a tokenizer of one of the kinds WordPiece, BPE and Unigram.
+    """The tokens of a tokenizer of one of the kinds WordPiece, BPE, Unigram and WordLevel.
 
     Attributes:
         settings: the content of the file.
@@ -54,8 +54,14 @@ class Vocabulary:
 
     @property
     def kind(self) -> str:
-        """WordPiece, BPE or Unigram."""
-        return str(self.settings["model"].get("type"))
+        """WordPiece, BPE, Unigram or WordLevel; older files do not say it."""
+        model = self.settings["model"]
+        if "type" in model:
+            return str(model["type"])
+        if isinstance(model["vocab"], list):
+            return "Unigram"
+        words = {"max_input_chars_per_word", "continuing_subword_prefix"} & model.keys()
+        return "BPE" if "merges" in model else "WordPiece" if words else "WordLevel"
 
     @property
     def ids(self) -> dict[str, int]:
@@ -102,7 +108,10 @@ class Vocabulary:
                 item if index in kept else [_HOLE.format(index), _NEVER] for index, item in enumerate(vocab)
             ]
         else:
-            model["vocab"] = {token: index for token, index in vocab.items() if index in kept}
+            # Those that are not in it are numbered anew when the file is read: behind all that are, which are
+            # fewer now.
+            added = {item["content"]: item["id"] for item in self._added}
+            model["vocab"] = {token: index for token, index in vocab.items() if index in kept} | added
         if "merges" in model:
             prefix = model.get("continuing_subword_prefix") or ""
             built = ((merge, _built(merge, prefix)) for merge in model["merges"])
@@ -154,9 +163,15 @@ def _letters(model: Mapping[str, Any], wanted: set[str], ids: Mapping[str, int])
     yield "▁"
 
 
+def _nothing(model: Mapping[str, Any], wanted: set[str], ids: Mapping[str, int]) -> Iterator[str]:
+    """Of WordLevel: no token is made of others."""
+    yield from ()
+
+
 _KINDS: dict[str, Callable[[Mapping[str, Any], set[str], Mapping[str, int]], Iterator[str]]] = {
     "BPE": _units,
     "Unigram": _letters,
+    "WordLevel": _nothing,
     "WordPiece": _pieces,
 }
 """Kind of a tokenizer → what it needs beside the tokens that are kept."""

@@ -77,12 +77,13 @@ def faster(
         note = f"{whole:.2f} times as fast without pruning, of {speedup:g} asked for"
         return Reached([], [note], lost=planner.fitted([]))
     budget = Budget(_times(planner, table), table.rest, whole / speedup)
+    refused = UsageError(
+        f"prune{{speedup={speedup:g}}}: at {','.join(shapes)} this model becomes "
+        f"{whole / max(budget.least, 0.01):.3g} times as fast at most; ask for less, or shorten it with "
+        "layers"
+    )
     if budget.total <= budget.least:
-        raise UsageError(
-            f"prune{{speedup={speedup:g}}}: at {','.join(shapes)} this model becomes "
-            f"{whole / max(budget.least, 0.01):.3g} times as fast at most; ask for less, or shorten it with "
-            "layers"
-        )
+        raise refused
     best = _Plan([], [], 0.0)
     for _ in range(TRIES):
         removals = planner.removals(budget)
@@ -106,6 +107,8 @@ def faster(
         # What the table does not see is taken to grow and shrink with the rest.
         wanted = budget.total * plan.slowest / (speedup * (1.0 + CLOSE / 2))
         budget = replace(budget, total=wanted)
+    if not best.removals:
+        raise refused
     before = "the input" if speed is not None else "before"
     heads, nodes = (_share(planner, table, kind) for kind in (HEAD, FFN))
     notes = [f"heads take {heads:.0%} and FFNs {nodes:.0%} of the time at {','.join(shapes)}"]
@@ -160,11 +163,13 @@ class Measure:
         noun: for the user.
         of: a model.
         unit: what goes with one unit of a block.
+        advice: what else makes a model smaller by it.
     """
 
     noun: str
     of: Callable[[Model], float]
     unit: Callable[[Block], float]
+    advice: str
 
 
 def smaller(planner: GoalPlanner, wanted: float, measure: Measure, only: str) -> Reached:
@@ -179,9 +184,11 @@ def smaller(planner: GoalPlanner, wanted: float, measure: Measure, only: str) ->
     if wanted <= budget.least:
         raise UsageError(
             f"prune: of {total:,.0f} {measure.noun} at least {budget.least:,.0f} stay when all heads and FFN "
-            f"nodes go that may, and {wanted:,.0f} are wanted; ask for more, or make tables smaller with "
-            "kron{embeddings=true}"
+            f"nodes go that may, and {wanted:,.0f} are wanted; ask for more, or {measure.advice}"
         )
+    if left <= wanted:
+        note = f"{left:,.0f} of {total:,.0f} {measure.noun} are left, {wanted:,.0f} asked for"
+        return Reached([], [note], lost=planner.fitted([]))
     removals: Sequence[Removal] = []
     for _ in range(TRIES):
         chosen = planner.removals(budget)
@@ -259,8 +266,15 @@ def linear_parameters(model: Model) -> int:
     return sum({linear.weight: linear.parameters for linear in linears(model)}.values())
 
 
-PARAMETERS = Measure("parameters of linears", linear_parameters, parameters_of_unit)
-BYTES = Measure("bytes", lambda model: model.in_place().bytes_on_disk, bytes_of_unit)
+PARAMETERS = Measure(
+    "parameters of linears", linear_parameters, parameters_of_unit, "shorten the model with layers"
+)
+BYTES = Measure(
+    "bytes",
+    lambda model: model.in_place().bytes_on_disk,
+    bytes_of_unit,
+    "make its tables smaller with vocab or kron",
+)
 """Of the model as it is written; what a target makes of it is another size."""
 
 

@@ -327,11 +327,12 @@ class Prune(Pass):
             rw.adopt(plan.at.rw)
         if timed:
             rw.plan = plan_text(plan)
-        removals = plan.reached.removals
-        for removal in removals:
-            if not len(removal.removed):
-                rw.skip(removal.block.name, "other blocks cost less")
-        self._carry_out(rw, [each for each in removals if len(each.removed)], plan.at.groups)
+        chosen = [each for each in plan.reached.removals if len(each.removed)]
+        nothing = "nothing has to go" if self.max_drop is None else "nothing goes that keeps the metric"
+        for block in plan.at.planner.blocks:
+            if all(removal.block is not block for removal in chosen):
+                rw.skip(block.name, "other blocks cost less" if chosen else nothing)
+        self._carry_out(rw, chosen, plan.at.groups)
         for note in filter(None, [*plan.reached.notes, plan.at.planner.scarcity]):
             rw.note(note)
 

@@ -32,6 +32,8 @@ RUN, REPEATED = 4, 0.5
 """Where more than this share of the runs of so many tokens occur elsewhere, rows are parts of each other (as
 the phrases of SST-2 are), and a row that is held out says little about other text."""
 
+_MISSING = "no tokenizer.json of a kind that is known lies"
+
 _SAME = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
 
 
@@ -44,9 +46,11 @@ class Vocab(Pass):
 
     Ids stay what they were: a small table in the graph finds the row of each, so that samples, labels and
     configurations go on as before. Logits keep their size, too: a dropped token has a score that never wins.
-    In ``tokenizer.json`` (WordPiece, BPE, Unigram) the dropped tokens are gone, and text that had them falls
-    into smaller pieces. Special tokens and those that the configuration names, bytes, the merges that build a
-    kept token, and single characters are kept. An id that is dropped looks up the row of the unknown token.
+    In ``tokenizer.json`` (WordPiece, BPE, Unigram, WordLevel) the dropped tokens are gone, and text that had
+    them falls into smaller pieces, or becomes unknown where there are none. Special tokens and those that the
+    configuration names, bytes, the merges that build a kept token, and the characters of ASCII and of kept
+    tokens (of BPE all characters) are kept. An id that is dropped looks up the row of the unknown token, or
+    the first one where the tokenizer has no such token.
 
     Texts whose tokens are all kept get equal tokens and equal answers, as far as those are made of kept
     tokens, too.
@@ -84,8 +88,13 @@ class Vocab(Pass):
             whole = {item.weight for item, takes in taken.items() if not takes}
             found = [item for item in taken if item.weight not in whole]
             vocabulary = None if model.source is None else Vocabulary.beside(_folder(model.source))
-            if found and vocabulary is None:
-                rw.note("no tokenizer.json lies beside the model: dropped ids look up the first row")
+            if found and (vocabulary is None or vocabulary.unknown is None):
+                why = (
+                    f"{_MISSING} beside the model"
+                    if vocabulary is None
+                    else "the tokenizer has no unknown token"
+                )
+                rw.note(f"{why}: dropped ids look up the first row")
             kept = self._kept(found, vocabulary, ctx) | _named(model) if found else frozenset()
             for item in found:
                 if kept.issuperset(range(item.rows)):
@@ -94,7 +103,7 @@ class Vocab(Pass):
             if found:
                 _cut(rw, found, heads, kept, None if vocabulary is None else vocabulary.unknown)
                 model.tokens = kept
-                self._tell_unseen(rw, found, vocabulary, ctx)
+                self._tell_unseen(rw, found, vocabulary, kept, ctx)
         return rw.record
 
     def _takes(self, rw: Rewriter, item: Embedding, heads: Iterable[Head], ctx: Context) -> bool:
@@ -129,7 +138,7 @@ class Vocab(Pass):
 
     def _listed(self, vocabulary: Vocabulary | None) -> frozenset[int]:
         if vocabulary is None:
-            raise DataError(f"{self}: tokens are looked up in tokenizer.json, which is not beside the model")
+            raise DataError(f"{self}: {_MISSING} beside the model, in which tokens could be looked up")
         tokens = Path(self.keep).read_text(encoding="utf-8").splitlines()
         ids = vocabulary.ids
         listed = {ids[token] for token in tokens if token in ids}
@@ -138,9 +147,17 @@ class Vocab(Pass):
         return vocabulary.closed(listed)
 
     def _tell_unseen(
-        self, rw: Rewriter, found: Iterable[Embedding], vocabulary: Vocabulary | None, ctx: Context
+        self,
+        rw: Rewriter,
+        found: Iterable[Embedding],
+        vocabulary: Vocabulary | None,
+        kept: frozenset[int],
+        ctx: Context,
     ) -> None:
-        """How much of other text would be dropped: of every tenth row, when the others alone had chosen."""
+        """How much of other text would be dropped: of every tenth row, when the others alone had chosen.
+
+        Of a list that chooses, how much of the data it drops.
+        """
         names = {_input_behind(item.indices).name or "" for item in found}  # type: ignore[union-attr]
         rows = [
             np.concatenate([np.ravel(sample[name]) for name in sorted(names & sample.keys())])
@@ -148,7 +165,11 @@ class Vocab(Pass):
             for sample in samples.feeds
             if names & sample.keys()
         ]
-        if len(rows) < 2 * HELD_OUT:
+        if rows and self.keep != "data":
+            every = np.concatenate(rows)
+            dropped = np.mean(~np.isin(every, sorted(kept)))
+            rw.note(f"{dropped:.2%} of {every.size:,} tokens of the data are dropped")
+        if len(rows) < 2 * HELD_OUT or self.keep != "data":
             return
         seen = {int(i) for number, row in enumerate(rows) if number % HELD_OUT for i in np.unique(row)}
         seen |= vocabulary.closed(seen) if vocabulary is not None else set()

@@ -18,6 +18,7 @@ TEXTS = [
 ] * 5
 KEPT = ["the quick brown fox", "a slow red dog"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+LATER = "<|later|>"
 
 
 def _word_piece() -> Tokenizer:
@@ -56,13 +57,29 @@ def _unigram() -> Tokenizer:
     return made
 
 
-KINDS = {"WordPiece": _word_piece, "byte level": _byte_pairs, "BPE": _plain_pairs, "Unigram": _unigram}
+def _words() -> Tokenizer:
+    made = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.train_from_iterator(TEXTS, trainers.WordLevelTrainer(vocab_size=160, special_tokens=SPECIAL))
+    return made
+
+
+KINDS = {
+    "WordLevel": _words,
+    "WordPiece": _word_piece,
+    "byte level": _byte_pairs,
+    "BPE": _plain_pairs,
+    "Unigram": _unigram,
+}
 
 
 @pytest.fixture(params=KINDS)
 def cut(request, tmp_path):
     """A tokenizer, the one without the tokens that KEPT does not use, and the ids that stay."""
     whole = KINDS[request.param]()
+    # Added when the tokenizer is there, as chat templates do: they are no part of its model.
+    whole.add_special_tokens([LATER])
+    whole.add_tokens(["quickest"])
     whole.save(str(tmp_path / "tokenizer.json"))
     used = {index for text in KEPT for index in whole.encode(text).ids}
     vocabulary = Vocabulary.beside(tmp_path)
@@ -84,13 +101,17 @@ def test_other_texts_fall_into_smaller_pieces_that_are_kept(cut):
         ids = fewer.encode(text).ids
         assert set(ids) <= kept
         assert len(ids) >= len(whole.encode(text).ids)
-    assert len(fewer.encode(TEXTS[3]).ids) > len(whole.encode(TEXTS[3]).ids)
+    words = isinstance(whole.model, models.WordLevel)  # has no pieces
+    assert len(fewer.encode(TEXTS[3]).ids) >= len(whole.encode(TEXTS[3]).ids) + (not words)
 
 
 def test_special_tokens_keep_their_ids(cut):
     whole, fewer, kept = cut
-    for token in SPECIAL:
+    for token in (*SPECIAL, LATER, "quickest"):
         assert fewer.token_to_id(token) == whole.token_to_id(token) in kept
+        assert fewer.id_to_token(whole.token_to_id(token)) == token
+    text = f"a slow{LATER} red dog"
+    assert fewer.encode(text).ids == whole.encode(text).ids
 
 
 def test_tokens_are_gone(cut):
@@ -114,3 +135,10 @@ def test_a_damaged_tokenizer_is_told(tmp_path):
     (tmp_path / "tokenizer.json").write_text('{"model": []}')
     with pytest.raises(DataError, match="no tokenizer can be read from it"):
         Vocabulary.beside(tmp_path)
+
+
+def test_a_file_that_does_not_say_its_kind_is_read(cut, tmp_path):
+    """As older ones do not."""
+    settings = json.loads((tmp_path / "tokenizer.json").read_text())
+    kind = settings["model"].pop("type")
+    assert Vocabulary(settings).kind == kind

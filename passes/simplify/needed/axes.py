@@ -186,7 +186,9 @@ def _gather(node: ir.Node, place: Place, rank: int) -> dict[int, Place]:
 
 def _attention(node: ir.Node, place: Place, rank: int) -> dict[int, Place]:
     """Queries, and the rows of the mask that are theirs."""
-    if place.axis != rank - 2 or place.outer is not None:
+    if place.axis == 0 or place.outer is not None:
+        raise MixedError("Attention takes the queries of all rows from the same places")
+    if place.axis != rank - 2:
         raise MixedError("Attention has them on another axis than the queries")
     if node.attributes.get_int("is_causal", 0):
         raise MixedError("Attention knows by the place of a query what it may see")

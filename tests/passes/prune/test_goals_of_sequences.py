@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -10,6 +13,7 @@ from conftest import random_samples
 from onnxruntime import InferenceSession
 from sequence_models import TOKENS, prompt, saved, text
 
+from graphcompress.artifact.configuration import write_configuration
 from graphcompress.coupling.couplings import couplings
 from graphcompress.coupling.layers import layers
 from graphcompress.data.made_up import varied_samples
@@ -87,3 +91,19 @@ def test_the_decoder_keeps_one_layer_until_the_encoder_has_none_to_spare(sequenc
     Simplify().run(model, Context())
     Prune(layers=2).run(model, Context(samples=varied_samples(model, seed=0)))
     assert [len(several) for several in bundles(layers(model))] == [1, 2]
+
+
+def test_a_cache_that_a_layer_left_behind_is_no_smaller_and_the_configuration_is_told(
+    sequence_folders, tmp_path
+) -> None:
+    """Its heads stay, whatever goes elsewhere: one number cannot say both."""
+    model = Model.load(sequence_folders["llama"])
+    Simplify().run(model, Context())
+    Prune(layers=1, heads=0.5, scope="layer").run(model, Context(samples=varied_samples(model, seed=0)))
+    shutil.copy(sequence_folders["llama"] / "config.json", tmp_path)
+    notes = write_configuration(model, tmp_path)
+    assert any(
+        "config.json has one 'num_key_value_heads', and the decoder has 2, 4" in note for note in notes
+    )
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["num_key_value_heads"] == 4

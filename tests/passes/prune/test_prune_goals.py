@@ -104,6 +104,22 @@ def test_nothing_is_pruned_where_the_artifact_is_fast_enough_already(tiny_bert, 
     (record,) = Pipeline([Prune(speedup=1.7, shapes="1x8")]).run(tiny_bert, ctx, require_coverage=0.0)[-1:]
     assert linear_parameters(tiny_bert) == before
     assert "1.80 times as fast without pruning, of 1.7 asked for" in record.notes
+    assert "nothing has to go" in {item.reason for item in record.skipped}
+    assert not any("can be cut" in item.reason for item in record.skipped if "layer" in item.name)
+
+
+@pytest.mark.parametrize("goal", [{"keep": 1.0}, {"size": "1GB"}])
+def test_nothing_is_pruned_where_it_is_small_enough_already(tiny_bert, tiny_samples, goal):
+    before = linear_parameters(tiny_bert)
+    record = pruned(tiny_bert, tiny_samples, **goal)
+    assert linear_parameters(tiny_bert) == before
+    assert not record.touched
+    assert "other blocks cost less" not in {item.reason for item in record.skipped}
+
+
+def test_what_is_too_small_is_refused_with_what_helps(tiny_bert, tiny_samples):
+    with pytest.raises(UsageError, match="ask for more, or make its tables smaller with vocab or kron"):
+        pruned(tiny_bert, tiny_samples, size="1KB")
 
 
 def test_a_speed_holds_at_every_shape_that_is_named(tiny_bert, tiny_samples, monkeypatch):

@@ -72,11 +72,25 @@ def test_a_dropped_id_looks_up_the_unknown_token(with_tokenizer: Path) -> None:
         np.testing.assert_array_equal(one, other)
 
 
+def test_a_tokenizer_without_an_unknown_token_or_of_an_unknown_kind_is_told(with_tokenizer: Path) -> None:
+    path = with_tokenizer.parent / "tokenizer.json"
+    settings = json.loads(path.read_text())
+    for changed, said in (
+        ({"unk_token": "[NONE]"}, "the tokenizer has no unknown token"),
+        ({"type": "Other"}, "no tokenizer.json of a kind that is known lies beside the model"),
+    ):
+        path.write_text(json.dumps({**settings, "model": {**settings["model"], **changed}}))
+        record = Vocab().run(Model.load(with_tokenizer), Context(samples=below(8, 30)))
+        assert f"{said}: dropped ids look up the first row" in record.notes
+
+
 def test_tokens_of_a_file_are_kept(with_tokenizer: Path, tmp_path: Path) -> None:
     (tmp_path / "tokens.txt").write_text("word5\nword9\nnone\n")
     model = Model.load(with_tokenizer)
-    Vocab(keep=str(tmp_path / "tokens.txt")).run(model, Context())
+    record = Vocab(keep=str(tmp_path / "tokens.txt")).run(model, Context(samples=below(40, 30)))
     assert {0, 1, 2, 8, 12} == model.tokens
+    (dropped,) = [note for note in record.notes if note.endswith("tokens of the data are dropped")]
+    assert float(dropped.partition("%")[0]) > 50
     (tmp_path / "tokens.txt").write_text("none\n")
     with pytest.raises(DataError, match="none of its 1 lines is a token"):
         Vocab(keep=str(tmp_path / "tokens.txt")).run(Model.load(with_tokenizer), Context())
