@@ -52,7 +52,7 @@ def _is_mask(tensor: ir.TensorProtocol) -> bool:
     array = tensor.numpy()
     if array.dtype.kind not in "f":
         array = array.astype(np.float32)
-    return bool(array.size) and not bool(np.abs(array).max() < _LARGEST)
+    return bool(array.size) and not float(np.abs(array).max()) < _LARGEST
 
 
 def _leads_to_angles(node: ir.Node) -> bool:

@@ -178,7 +178,7 @@ class _Where:
         shown = repr(entry) if len(repr(entry)) < 80 else f"{repr(entry)[:80]}…"
         return DataError(
             f"column {self.column!r} row {row} is {shown}, the output {self.output!r} {wanted}; "
-            "correct the data, or leave labels out with distill{labels=0}"
+            "correct the data, or leave labels out with labels=0"
         )
 
 

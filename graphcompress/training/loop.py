@@ -191,12 +191,16 @@ class Trainer:
         return dict(zip(names, sums.tolist(), strict=True))
 
     def _backward(self, terms: Mapping[str, torch.Tensor]) -> None:
-        """Add the gradients of ``terms``; those inside the graph do not reach what is shielded from them."""
+        """Add the gradients of ``terms``; those inside the graph do not reach what is shielded from them.
+
+        Where there are no others, nothing is shielded: scores that nothing trains would all stay alike.
+        """
         shielded = [p for attached in self.instruments.values() for p in attached.shielded()]
         kinds = {place.kind for place in self.given.losses.places} if shielded else set()
         inside = [value for name, value in terms.items() if name in kinds]
         others = [value for name, value in terms.items() if name not in kinds]
         if inside:
+            shielded = shielded if others else []
             before = [None if p.grad is None else p.grad.clone() for p in shielded]
             self._sum(inside).backward(retain_graph=bool(others))  # type: ignore[no-untyped-call]
             for parameter, gradient in zip(shielded, before, strict=True):
@@ -214,7 +218,7 @@ class Trainer:
 
     def _term_names(self) -> list[str]:
         kinds = list(dict.fromkeys(place.kind for place in self.given.losses.places))
-        first = ["outputs"] if self.settings.outputs else []
+        first = ["outputs"] if self.given.losses.gives_outputs else []
         return [*first, *kinds, *(["labels"] if self.given.labels is not None else [])]
 
     # ---- evaluation

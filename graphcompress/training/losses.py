@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from graphcompress.training.settings import Settings
 from graphcompress.training.taps import Shared
-from graphcompress.training.tokens import ROWS, WHOLE, Counts, Masks, Unit
+from graphcompress.training.tokens import ROWS, Counts, Masks, Unit
 
 MSE, KL = "mse", "kl"
 
@@ -101,7 +101,8 @@ def divergence(
     """Sum of T² · KL(teacher ‖ student) of the softmax over the last axis at temperature T, and its unit.
 
     [batch, classes] is one distribution per sample, [batch, sequence, classes] one per token, and
-    [batch, sequence] (a span's start) one over the tokens.
+    [batch, sequence] (a span's start) one over the tokens. Of several per sample whose padding is not known
+    it is their mean.
     """
     mask = None if real is None else real.queries
     student, teacher = student.float() / temperature, teacher.float() / temperature
@@ -112,10 +113,9 @@ def divergence(
     # Gradients of softened distributions shrink with the square of the temperature, which T² makes up for
     # (Hinton et al., arXiv:1503.02531).
     each = (p.exp() * (p - q)).sum(-1) * temperature**2
-    part = WHOLE if real is None else real.parts[0]
-    if mask is not None and each.shape == mask.shape:
-        return each[mask].sum(), (part,)
-    return each.sum(), ROWS if each.ndim == 1 else (part,)
+    if real is not None and each.shape == real.queries.shape:
+        return each[real.queries].sum(), real.parts[:1]
+    return each.sum() if each.ndim < 2 else each.flatten(1).mean(1).sum(), ROWS
 
 
 class Losses:
@@ -146,6 +146,11 @@ class Losses:
             place.student: {axis: torch.from_numpy(index) for axis, index in place.kept.items()}
             for place in places
         }
+
+    @property
+    def gives_outputs(self) -> bool:
+        """Whether there is a term of outputs."""
+        return bool(self.settings.outputs and self.answers)
 
     def of_teacher(self, place: Shared, teacher: Tensors) -> torch.Tensor:
         """The teacher's value at a place, narrowed to what the student still has."""
@@ -183,7 +188,7 @@ class Losses:
     ) -> dict[str, torch.Tensor]:
         """Weighted terms of one part of a global batch whose counts are ``counts``."""
         terms: dict[str, torch.Tensor] = {}
-        if self.settings.outputs:
+        if self.gives_outputs:
             terms["outputs"] = self.settings.outputs * self._of_answers(student, teacher, masks, counts)
         for place in self.places:
             own, other = student[place.student], self.of_teacher(place, teacher)

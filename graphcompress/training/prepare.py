@@ -97,6 +97,7 @@ def prepare(model: Model, original: Model, training: Training, settings: Setting
     teacher.to(device).requires_grad_(False)
     samples, held_out = _given(model, training)
     _check_batch_varies(student, samples, device)
+    samples, held_out = _of_any_batch(samples), _of_any_batch(held_out)
     feed = samples.batch(list(range(min(2, len(samples)))))
     _refuse_other_inputs(teacher, feed)
     with torch.no_grad():
@@ -312,6 +313,12 @@ def _check_batch_varies(student: fx.GraphModule, samples: Samples, device: torch
             f"the model runs on {fixed} samples at a time alone, and training takes batches of other sizes; "
             "export it with a variable batch"
         ) from error
+
+
+def _of_any_batch(samples: Samples) -> Samples:
+    """``samples`` that no batch is filled up to: a filling would be learned from."""
+    free = {name: (None, *sizes[1:]) if sizes else sizes for name, sizes in samples.fixed.items()}
+    return replace(samples, fixed=free)
 
 
 def _is_batched(value: torch.Tensor, feed: Feed) -> bool:

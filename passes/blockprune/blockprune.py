@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from graphcompress.analysis.linears import Embedding, Linear, embeddings, linears
-from graphcompress.errors import UsageError
+from graphcompress.errors import DataError, UsageError
 from graphcompress.graph.expressions import evaluate, leaves
 from graphcompress.graph.model import Model
 from graphcompress.latency.table import check_shapes, gained
@@ -53,7 +54,8 @@ class BlockPrune(Pass):
     score, which is trained with the weights (the instrument ``score-masks`` says how); the student learns
     from its teacher as in ``distill``. What is masked at the end is cut: an FFN node or a head that gives
     nothing goes with all that belongs to it, blocks of zeros inside of what stays are not stored where that
-    makes the file smaller and the target folds expressions. Masked and cut models answer the same.
+    makes the file smaller, one linear alone reads the weight, and the target folds expressions. Masked and
+    cut models answer the same.
 
     Give what is to be reached: ``density``, the share of the parameters of attentions and FFNs; or ``size``,
     that of the whole model; or ``speedup``, for which it times what heads and FFN nodes cost on this machine,
@@ -170,6 +172,8 @@ class BlockPrune(Pass):
             raise UsageError(f"{self}: {' and '.join(asked)} are two targets; give one")
         if self.speedup is None:
             self.refuse_idle("shape", "no speedup is asked for")
+        if any(name == "score-masks" for name, _ in split_calls(self.instruments)):
+            raise UsageError(f"{self}: blockprune has score-masks of its own; leave them out of instruments")
         if not self.hidden:
             self.refuse_idle("apart", "hidden=0 leaves the hidden states out")
         if not self.outputs:
@@ -254,7 +258,8 @@ class BlockPrune(Pass):
         elif rw.ctx.capabilities.constant_expressions:
             self._store_sparse(rw, names)
         if self.speedup is not None and rank() == 0:  # the times of several at once are those of none
-            (reached,) = gained(before, rw.model, [self.shape], rw.ctx, MeasurementCache())
+            store = rw.ctx.measurements or MeasurementCache()
+            (reached,) = gained(before, rw.model, [self.shape], rw.ctx, store)
             rw.note(f"{reached} times as fast at {self.shape} as before, of {self.speedup:g} asked for")
 
     def _target(self, rw: Rewriter) -> ScoreMasks:
@@ -265,15 +270,7 @@ class BlockPrune(Pass):
         """
         if self.speedup is None:
             return self.masks(self._density(rw.model))
-        from graphcompress.training.group import ProcessGroup
-
-        group = ProcessGroup()  # every process has to train for the same figures
-        mine = (
-            costs(rw.model, rw.ctx, self.shape, self._names(rw.model), MeasurementCache())
-            if group.rank == 0
-            else Costs(0, 0)
-        )
-        found = group.from_first(mine)
+        found = self._costs(rw)
         if found.density(self.speedup) < LEAST:
             most = 1 / (found.rest + LEAST * (1 - found.rest))
             raise UsageError(f"{self}: at {self.shape} this model becomes {most:.3g} times as fast at most")
@@ -283,6 +280,28 @@ class BlockPrune(Pass):
             f"{wanted:.1%} of that may stay"
         )
         return self.masks(wanted, found.attention / (found.attention + found.ffn))
+
+    def _costs(self, rw: Rewriter) -> Costs:
+        """What heads and FFN nodes cost: as an earlier build measured it, else as the first process does.
+
+        Raises:
+            DataError: the earlier build was of another version.
+        """
+        from graphcompress.training.group import of_first_process
+
+        def measured() -> str:
+            store = rw.ctx.measurements or MeasurementCache()
+            found = costs(rw.model, rw.ctx, self.shape, self._names(rw.model), store)
+            return json.dumps(dataclasses.asdict(found))
+
+        rw.plan = rw.ctx.pinned.get(str(self)) or of_first_process(measured)
+        try:
+            return Costs(**json.loads(rw.plan))
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"blockprune: [pinned] in the recipe is of another version ({error}); "
+                "remove [pinned] from the recipe to measure anew"
+            ) from error
 
     def _record(self, rw: Rewriter, changed: set[str], masked: set[str]) -> None:
         """What was trained, and how much of what was masked is left; before anything is cut."""

@@ -116,3 +116,19 @@ def test_operators_become_plain_while_masks_are_learned(tiny_bert: Model) -> Non
     (record,) = Pipeline.parse(passes).run(tiny_bert, ctx, allow=["blockprune"])
     assert not operators(tiny_bert) & {"LayerNormalization", "Erf"}
     assert any(note.startswith("density 50.") or note.startswith("density 49.") for note in record.notes)
+
+
+@pytest.mark.parametrize(("steps", "until"), [(1, 0.6), (2, 0.6), (3, 1.0), (10, 0.95), (4, 0.0)])
+def test_the_last_step_is_one_with_plain_operators_however_few_there_are(
+    tiny_bert: Model, steps: int, until: float
+) -> None:
+    work = attached(tiny_bert, PlainOperators(until=until))
+    for number in range(steps):
+        work.before_step(Step(number, steps))
+        computed(work, FEED)
+        work.after_step(Step(number + 1, steps))
+    assert work.may_end(Step(steps, steps))
+    trained = computed(work, FEED)["last_hidden_state"]
+    with Rewriter(tiny_bert, Context()) as rw:
+        work.finish(rw)
+    assert np.abs(trained - outputs(tiny_bert)).max() <= 1e-5 * np.abs(trained).max()

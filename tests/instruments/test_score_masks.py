@@ -6,8 +6,12 @@ import logging
 import math
 
 import numpy as np
+import onnx_ir as ir
 import pytest
+from bert import Bert
 from experts_models import DENSE, mixture
+from onnx import numpy_helper
+from onnxruntime.transformers.float16 import convert_float_to_float16
 
 torch = pytest.importorskip("torch")
 
@@ -15,6 +19,7 @@ from graphcompress.analysis.linears import linears  # noqa: E402
 from graphcompress.errors import UsageError  # noqa: E402
 from graphcompress.fx import to_fx  # noqa: E402
 from graphcompress.graph.model import Model  # noqa: E402
+from graphcompress.graph.runner import Runner  # noqa: E402
 from graphcompress.instruments.score_masks.amounts import cut_for  # noqa: E402
 from graphcompress.instruments.score_masks.layout import layout  # noqa: E402
 from graphcompress.instruments.score_masks.score_masks import ScoreMasks  # noqa: E402
@@ -324,3 +329,49 @@ def test_scores_begin_where_their_fisher_information_by_parameter_puts_them(tiny
     before = places.clone()
     work.before_step(Step(4, 10))
     assert torch.equal(torch.cat([each.values.flatten() for each in work.scores]).double(), before)
+
+
+def test_a_density_that_no_mask_reaches_is_refused(tiny_bert: Model) -> None:
+    """Without scores of values and output no head can be cut: all queries would become zero for nothing."""
+    given = {"attention": "heads", "ffn": "none", "only": "*query*", "compact": True}
+    with pytest.raises(
+        UsageError, match=r"100.0% of what is masked stays whatever is learned.*density of 1 or"
+    ):
+        attached(tiny_bert, ScoreMasks(density=0.5, **given))
+    attached(tiny_bert, ScoreMasks(density=1.0, **given))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"threshold": 0.0}, "no sigmoid is 0"),
+        ({"threshold": 1.0}, "no sigmoid is 1"),
+        ({"density": None, "penalty": 1.0, "score_lr": 0.0}, "a penalty moves nothing"),
+        ({"selection": "magnitude", "spread": 1.0, "score_lr": 0.5}, "score_lr would change nothing"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(options: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        ScoreMasks(**options)
+
+
+def test_scores_that_no_gradient_reaches_need_no_backward_of_their_own(tiny_bert: Model) -> None:
+    assert attached(tiny_bert, ScoreMasks()).shielded()
+    assert not attached(tiny_bert, ScoreMasks(selection="magnitude")).shielded()
+
+
+def test_biases_of_a_model_in_half_precision_are_masked_in_training_as_they_are_deployed() -> None:
+    proto = convert_float_to_float16(Bert().model(), disable_shape_infer=True)
+    for tensor in proto.graph.initializer:
+        if tensor.name.endswith("bias"):
+            tensor.CopyFrom(numpy_helper.from_array(np.ones(tensor.dims, np.float16), tensor.name))
+    model = Model(ir.from_proto(proto))
+    work = attached(model, ScoreMasks(attention="heads", ffn="dims"))
+    halved(work)
+    trained = work.student(**FEED)["last_hidden_state"].detach().numpy()
+    with Rewriter(model, Context()) as rw:
+        work.finish(rw)
+    feed = {name: tensor.numpy() for name, tensor in FEED.items()}
+    with Runner(model) as runner:
+        deployed = runner(feed)["last_hidden_state"]
+    assert np.abs(trained - deployed).max() < 0.02 * np.abs(trained).max()

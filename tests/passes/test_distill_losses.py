@@ -13,7 +13,7 @@ from graphcompress.pipeline.pipeline import Pipeline  # noqa: E402
 from graphcompress.plugin.context import Context, Training  # noqa: E402
 from graphcompress.training.losses import Answer, Losses, Real, divergence  # noqa: E402
 from graphcompress.training.prepare import prepare, run  # noqa: E402
-from graphcompress.training.tokens import WHOLE, Counts, masks_of  # noqa: E402
+from graphcompress.training.tokens import ROWS, WHOLE, Counts, masks_of  # noqa: E402
 
 
 def test_padding_does_not_count_and_parts_add_up(tiny_bert: Model) -> None:
@@ -75,3 +75,16 @@ def test_a_span_is_a_distribution_over_real_tokens() -> None:
     student = torch.where(mask, teacher, torch.randn(2, 5) * 9)
     real = Real((WHOLE, WHOLE), mask, mask)
     assert float(divergence(student, teacher, real, 1.0)[0]) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_of_distributions_whose_padding_is_not_known_it_is_the_mean_of_a_sample() -> None:
+    """Scores of the last token alone, [batch, 1, classes], are not divided by the length of the input."""
+    student, teacher = torch.randn(2, 1, 5), torch.randn(2, 1, 5)
+    mask = torch.ones(2, 7, dtype=torch.bool)
+    whole, unit = divergence(student[:, 0], teacher[:, 0], None, 1.0)
+    for real in (None, Real((WHOLE, WHOLE), mask, mask)):
+        found = divergence(student, teacher, real, 1.0)
+        assert torch.allclose(found[0], whole)
+        assert found[1] == unit == ROWS
+    several = divergence(student.expand(2, 9, 5), teacher.expand(2, 9, 5), None, 1.0)
+    assert torch.allclose(several[0], whole)

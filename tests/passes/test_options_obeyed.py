@@ -370,9 +370,7 @@ SHOWN = {
     ),
     "blockprune.density": scored("density=0.8", "density=0.3", left, more),
     "blockprune.selection": scored("selection=topk", "selection=magnitude", zeros_at, other),
-    "blockprune.ema": scored(
-        "selection=topk score_lr=0.5", "selection=topk score_lr=0.5 ema=0.9", zeros_at, other
-    ),
+    "blockprune.ema": scored("selection=topk score_lr=0.5", "selection=topk ema=0.9", zeros_at, other),
     "blockprune.score_lr": scored("score_lr=0.001", "score_lr=0.5", zeros_at, other),
     "blockprune.preset": scored("preset=block", "preset=struct", lambda s: s.model.parameters, more),
     "blockprune.lr": scored("lr=0.0001", "lr=0.003", norm, other),

@@ -87,7 +87,10 @@ class MixedNorm(Mixed):
             scaled = (x - self.get_buffer("mean")) * self.factor() * gain
             return scaled if shift is None else scaled + shift
 
-        return self.mix(lambda: functional.layer_norm(x, x.shape[-1:], gain, shift, self.epsilon), plain)
+        def whole() -> Tensor:
+            return functional.layer_norm(x, x.shape[-1:], gain, shift, self.epsilon)
+
+        return self.mix(whole, plain) if self.get_buffer("seen") else whole()
 
     def factor(self) -> Tensor:
         """What the affine map multiplies by, before the gain."""
@@ -147,7 +150,9 @@ class Interpolated(Attached):
 
     def before_step(self, step: Step) -> None:
         """The plain ones count for more."""
-        share = min(1.0, step.number / max(1.0, self.given.until * step.steps))
+        # The last step is one in which they are alone: what is deployed is evaluated.
+        last = self.given.until * (step.steps - 1)
+        share = 1.0 if step.number >= last else step.number / last
         for mixed in self.found.values():
             mixed.get_buffer("share").fill_(share)
         for norm in self.norms:
@@ -160,7 +165,7 @@ class Interpolated(Attached):
     def after_step(self, step: Step) -> None:
         """Running means move until the affine map is alone: the weights learn with it from then on."""
         for norm in self.norms:
-            if norm.get_buffer("share") < 1:
+            if norm.get_buffer("share") < 1 or not norm.get_buffer("seen"):
                 norm.move()
 
     def may_end(self, step: Step) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.coupling.couplings import FFN, Group
+from graphcompress.coupling.ends import is_zeroing
 from graphcompress.cutting.silence import some_of_units
 from graphcompress.instruments.score_masks.layout import ATTENTION, ScoreLayout
 from graphcompress.instruments.score_masks.selection import Mask
@@ -25,7 +26,8 @@ class Amounts:
 
     def __init__(self, layout: ScoreLayout, masks: Sequence[Mask]) -> None:
         self._masks = masks
-        self._groups = layout.groups
+        # Where cutting a unit is not making it zero, as under a norm over all of them, its zeros stay.
+        self._groups = [(group, inners) for group, inners in layout.groups if is_zeroing(group)]
         self._by_weight = {mask.site.weight: mask for mask in masks}
         self.total = sum(int(np.prod(mask.site.shape)) for mask in masks)
 

@@ -62,6 +62,7 @@ class AttachedMasks(Attached):
                 mask.site.patterns, mask.sums(torch.ones(mask.site.shape)), strict=True
             ):
                 self.scores[pattern.scores].counts += counts
+        self._refuse_unreachable()
         self._write()
         self._pull = 0.0
         self._has_begun = False
@@ -69,6 +70,19 @@ class AttachedMasks(Attached):
     def _reasons(self) -> str:
         told = [f"{name}: {reason}" for name, reason in self.layout.skipped.items()]
         return f" ({'; '.join(told[:3])})" if told else ""
+
+    def _refuse_unreachable(self) -> None:
+        """Refuse a density below what is left when all masks are zero: all would go, and it is not reached.
+
+        Raises:
+            UsageError: it says what can be reached.
+        """
+        least = self._amount([np.zeros(each.values.shape, bool) for each in self.scores])
+        if self.given.density is not None and self.given.density < least:
+            raise UsageError(
+                f"{self.given}: {least:.1%} of what is masked stays whatever is learned: its zeros cannot be "
+                f"cut; give a density of {math.ceil(1000 * least) / 1000:g} or more{self._reasons()}"
+            )
 
     def _write(self) -> None:
         """Put the masks into the graph, behind every weight and every bias."""
@@ -90,9 +104,11 @@ class AttachedMasks(Attached):
                 # Steps with a cache share the weights, and are no part of what is trained.
                 if path is None or node is None:
                     continue
-                with graph.inserting_before(node):
-                    bias = graph.call_function(operator.mul, (stored[path], units))
-                node.replace_input_with(stored[path], bias)
+                # In half precision a bias is rounded before it is read.
+                for read in {stored[path], *stored[path].users}.intersection(node.all_input_nodes):
+                    with graph.inserting_before(node):
+                        bias = graph.call_function(operator.mul, (read, units))
+                    node.replace_input_with(read, bias)
         self.student.recompile()
 
     # ---- the training
@@ -116,7 +132,10 @@ class AttachedMasks(Attached):
 
         What is shielded costs a backward pass of its own.
         """
-        return [each.values for each in self.scores] if self.given.apart and not self._is_settled else []
+        magnitude = self.given.selection == "magnitude"  # by which no gradient reaches a score
+        if not self.given.apart or self._is_settled or magnitude:
+            return []
+        return [each.values for each in self.scores]
 
     def before_step(self, step: Step) -> None:
         """Move the cut; draw the noise of this step."""

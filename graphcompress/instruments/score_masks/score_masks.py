@@ -96,9 +96,13 @@ class ScoreMasks(Instrument):
         if self.ema and self.selection != "topk":
             raise UsageError(f"{self}: ema ranks by importance; give selection=topk")
         if self.selection == "magnitude" or self.ema:
-            self.refuse_idle("spread", "scores are measured from the start")
+            self.refuse_idle("spread score_lr", "scores are measured from the start, not learned")
         if self.selection not in ("sigmoid", "threshold"):
             self.refuse_idle("threshold", f"{self.selection} compares with none")
+        if self.selection == "sigmoid" and self.threshold in (0.0, 1.0):
+            raise UsageError(f"{self}: no sigmoid is {self.threshold:g}; give a threshold between 0 and 1")
+        if self.penalty is not None and not self.score_lr:
+            raise UsageError(f"{self}: with score_lr=0 a penalty moves nothing; give a rate")
         if self.flat + self.cooldown >= 1:
             raise UsageError(
                 f"{self}: flat and cooldown take all steps, so that nothing would ever go; "
@@ -152,7 +156,10 @@ class ScoreMasks(Instrument):
         """Why a run of so many steps cannot prune what is asked for, or nothing."""
         falling = (1 - self.flat - self.cooldown) * steps
         if falling < 1:
-            return f"of {steps} steps none lies between flat and cooldown, so that nothing goes; train longer"
+            what = (
+                "nothing goes" if self.density is None else "all goes at once, by scores that learned little"
+            )
+            return f"of {steps} steps none lies between flat and cooldown, so that {what}; train longer"
         if self.density is not None or self.selection == "l0":
             return ""
         way = abs(self.first - self.cut_at(1.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +11,19 @@ import onnx_ir as ir
 import pytest
 from bert import Bert
 from conftest import random_samples
+from onnx import TensorProto, helper
 from several_processes import two_processes, weights
 
 torch = pytest.importorskip("torch")
 
 from graphcompress.analysis.linears import linears  # noqa: E402
 from graphcompress.coupling.couplings import couplings  # noqa: E402
-from graphcompress.errors import GraphCompressError, UsageError  # noqa: E402
+from graphcompress.errors import DataError, GraphCompressError, UsageError  # noqa: E402
 from graphcompress.graph.model import Model  # noqa: E402
 from graphcompress.latency import table  # noqa: E402
 from graphcompress.measure.cache import MeasurementCache  # noqa: E402
 from graphcompress.measure.timing import Measurement  # noqa: E402
+from graphcompress.passes.blockprune import blockprune as blockprune_module  # noqa: E402
 from graphcompress.passes.blockprune import speed  # noqa: E402
 from graphcompress.passes.blockprune.blockprune import PRESETS, BlockPrune  # noqa: E402
 from graphcompress.pipeline.pipeline import PassRecord, Pipeline  # noqa: E402
@@ -67,7 +70,9 @@ def density(model: Model, *, compact: bool = False) -> float:
 )
 def test_the_density_that_was_asked_for_is_reached(options: str) -> None:
     model = bert()
-    (record,) = pruned(model, f"blockprune{{{options} density=0.3 {SHORT}}}")
+    measured = "ema" in options or "magnitude" in options
+    length = SHORT.replace(" score_lr=0.2", "") if measured else SHORT
+    (record,) = pruned(model, f"blockprune{{{options} density=0.3 {length}}}")
     assert density(model) == pytest.approx(0.3, rel=0.02)
     assert record.size.parameters < 0.75 * bert().parameters
     assert "density 30." in record.notes[0] or "density 29." in record.notes[0]
@@ -319,3 +324,36 @@ def test_presets_are_what_the_paper_scores(name: str) -> None:
     assert (masks.attention, masks.ffn) == tuple(PRESETS[name].values())
     assert masks.compact == (name == "hybrid-filled")
     assert Pipeline.parse(f"blockprune{{preset={name}}}").passes == (BlockPrune(preset=name),)
+
+
+def test_a_recipe_holds_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another machine, or once the cache is empty, the same densities are trained for."""
+    monkeypatch.setattr(blockprune_module, "costs", lambda *given: speed.Costs(0.3, 0.5))
+    monkeypatch.setattr(blockprune_module, "gained", lambda *given: ["2.00"])
+    text = f"blockprune{{preset=struct speedup=2 shape=2x9 {SHORT}}}"
+    first, again = bert(), bert()
+    (record,) = pruned(first, text)
+    assert json.loads(record.plan) == {"attention": 0.3, "ffn": 0.5}
+    monkeypatch.setattr(blockprune_module, "costs", None)
+    (other,) = pruned(again, text, pinned={record.text: record.plan})
+    assert other.plan == record.plan
+    assert all(np.array_equal(array, weights(again)[name]) for name, array in weights(first).items())
+    with pytest.raises(DataError, match=r"remove \[pinned\] from the recipe"):
+        pruned(bert(), text, pinned={record.text: '{"heads": 1}'})
+
+
+def test_masks_of_its_own_are_not_replaced_by_those_of_an_instrument() -> None:
+    with pytest.raises(UsageError, match="score-masks of its own"):
+        BlockPrune(instruments="score-masks{density=0.9}").check_given(calibrated=True)
+
+
+def test_a_model_that_answers_in_integers_learns_from_its_hidden_states() -> None:
+    proto = Bert(heads=8).model()
+    proto.graph.node.append(helper.make_node("ArgMax", ["last_hidden_state"], ["best"], axis=2))
+    del proto.graph.output[:]
+    proto.graph.output.append(
+        helper.make_tensor_value_info("best", TensorProto.INT64, ["batch", "sequence", 1])
+    )
+    model = Model(ir.from_proto(proto))
+    (record,) = pruned(model, f"blockprune{{attention=8x8 density=0.5 {SHORT}}}")
+    assert any(note.startswith(("density 50.", "density 49.")) for note in record.notes)
