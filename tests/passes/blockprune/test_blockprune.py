@@ -20,6 +20,7 @@ from graphcompress.analysis.linears import linears  # noqa: E402
 from graphcompress.coupling.couplings import couplings  # noqa: E402
 from graphcompress.errors import DataError, GraphCompressError, UsageError  # noqa: E402
 from graphcompress.graph.model import Model  # noqa: E402
+from graphcompress.instruments.score_masks.attached import AttachedMasks  # noqa: E402
 from graphcompress.latency import table  # noqa: E402
 from graphcompress.measure.cache import MeasurementCache  # noqa: E402
 from graphcompress.measure.timing import Measurement  # noqa: E402
@@ -28,6 +29,7 @@ from graphcompress.passes.blockprune import speed  # noqa: E402
 from graphcompress.passes.blockprune.blockprune import PRESETS, BlockPrune  # noqa: E402
 from graphcompress.pipeline.pipeline import PassRecord, Pipeline  # noqa: E402
 from graphcompress.plugin.context import Context, Training  # noqa: E402
+from graphcompress.plugin.instrument import Step  # noqa: E402
 from graphcompress.training import checkpoints  # noqa: E402
 
 SHORT = "steps=20 batch=8 evaluations=2 score_lr=0.2"
@@ -220,20 +222,32 @@ def test_the_progress_tells_the_density_of_each_kind() -> None:
     assert "attention 100.0% ffn 100.0%" not in told[-1]
 
 
-def test_hidden_states_do_not_train_scores_where_they_are_kept_apart(tiny_bert: Model) -> None:
-    """Without outputs and labels nothing is left that could."""
-    from graphcompress.training import loop
+def score_gradients(model: Model, options: str) -> torch.Tensor:
+    """Direction of the gradient of the scores in the first step; its length is clipped with the weights'."""
+    found: list[torch.Tensor] = []
 
-    trainers: list[loop.Trainer] = []
-    whole = loop.Trainer.run
-    options = f"attention=8x8 density=0.9 flat=0.5 {SHORT} outputs=0 labels=0"
-    for apart in ("true", "false"):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop.Trainer, "run", lambda self: trainers.append(self) or whole(self))
-            pruned(tiny_bert.clone(), f"blockprune{{{options} apart={apart}}}", training=other_teacher())
-    moved = [trainer.instruments["score-masks"].scores[0].values.detach().std() for trainer in trainers]
-    assert moved[0] == 0
-    assert moved[1] > 0.1
+    def first(work: AttachedMasks, step: Step) -> None:
+        found.append(torch.cat([each.values.grad.flatten() for each in work.scores]))
+        raise KeyboardInterrupt
+
+    passes = f"blockprune{{attention=8x8 {SHORT} {options}}}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AttachedMasks, "after_step", first)
+        with pytest.raises(KeyboardInterrupt):
+            pruned(model.clone(), passes, training=other_teacher())
+    return found[0] / found[0].norm()
+
+
+def test_hidden_states_do_not_train_scores_where_they_are_kept_apart(tiny_bert: Model) -> None:
+    without = score_gradients(tiny_bert, "hidden=0")
+    assert torch.allclose(score_gradients(tiny_bert, "apart=true"), without, atol=1e-5)
+    assert not torch.allclose(score_gradients(tiny_bert, "apart=false"), without, atol=1e-2)
+
+
+def test_hidden_states_train_scores_that_nothing_else_would(tiny_bert: Model) -> None:
+    apart, together = (score_gradients(tiny_bert, f"outputs=0 labels=0 apart={x}") for x in ("true", "false"))
+    assert torch.equal(apart, together)
+    assert bool(torch.isfinite(apart).all())
 
 
 def other_teacher() -> Training:
