@@ -108,8 +108,8 @@ class Vocabulary:
                 item if index in kept else [_HOLE.format(index), _NEVER] for index, item in enumerate(vocab)
             ]
         else:
-            # Those that are not in it are numbered anew when the file is read: behind all that are, which are
-            # fewer now.
+            # Added tokens that are not in it are numbered anew when the file is read, behind all others, and
+            # those are fewer now.
             added = {item["content"]: item["id"] for item in self._added}
             model["vocab"] = {token: index for token, index in vocab.items() if index in kept} | added
         if "merges" in model:

@@ -199,8 +199,9 @@ class Trainer:
         kinds = {place.kind for place in self.given.losses.places} if shielded else set()
         inside = [value for name, value in terms.items() if name in kinds]
         others = [value for name, value in terms.items() if name not in kinds]
+        if not others:
+            shielded = []
         if inside:
-            shielded = shielded if others else []
             before = [None if p.grad is None else p.grad.clone() for p in shielded]
             self._sum(inside).backward(retain_graph=bool(others))  # type: ignore[no-untyped-call]
             for parameter, gradient in zip(shielded, before, strict=True):

@@ -316,6 +316,8 @@ class Prune(Pass):
         if full is None:
             rw.note("no heads or FFN nodes can be cut, so that nothing is reached")
             return
+        if not full.planner.effect.aim[1].read:
+            raise UsageError(f"{self}: no output of the model says what is lost; give ratios: ffn, heads")
         timed = self.speedup is not None or self.max_drop is not None
         pinned = rw.ctx.pinned.get(str(self))
         if pinned is None and timed and processes() > 1:

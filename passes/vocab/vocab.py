@@ -32,7 +32,7 @@ RUN, REPEATED = 4, 0.5
 """Where more than this share of the runs of so many tokens occur elsewhere, rows are parts of each other (as
 the phrases of SST-2 are), and a row that is held out says little about other text."""
 
-_MISSING = "no tokenizer.json of a kind that is known lies"
+_MISSING = "no tokenizer.json of a kind that is known lies beside the model"
 
 _SAME = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
 
@@ -89,11 +89,7 @@ class Vocab(Pass):
             found = [item for item in taken if item.weight not in whole]
             vocabulary = None if model.source is None else Vocabulary.beside(_folder(model.source))
             if found and (vocabulary is None or vocabulary.unknown is None):
-                why = (
-                    f"{_MISSING} beside the model"
-                    if vocabulary is None
-                    else "the tokenizer has no unknown token"
-                )
+                why = _MISSING if vocabulary is None else "the tokenizer has no unknown token"
                 rw.note(f"{why}: dropped ids look up the first row")
             kept = self._kept(found, vocabulary, ctx) | _named(model) if found else frozenset()
             for item in found:
@@ -138,7 +134,7 @@ class Vocab(Pass):
 
     def _listed(self, vocabulary: Vocabulary | None) -> frozenset[int]:
         if vocabulary is None:
-            raise DataError(f"{self}: {_MISSING} beside the model, in which tokens could be looked up")
+            raise DataError(f"{self}: {_MISSING}, in which tokens could be looked up")
         tokens = Path(self.keep).read_text(encoding="utf-8").splitlines()
         ids = vocabulary.ids
         listed = {ids[token] for token in tokens if token in ids}

@@ -16,6 +16,7 @@ from torch import fx, nn
 from graphcompress.analysis.linears import Linear
 from graphcompress.coupling.couplings import FFN
 from graphcompress.errors import UsageError
+from graphcompress.fx.functional import round_to
 from graphcompress.graph.expressions import evaluate
 from graphcompress.instruments.score_masks.amounts import Amounts, cut_for
 from graphcompress.instruments.score_masks.layout import ATTENTION, layout
@@ -105,7 +106,8 @@ class AttachedMasks(Attached):
                 if path is None or node is None:
                     continue
                 # In half precision a bias is rounded before it is read.
-                for read in {stored[path], *stored[path].users}.intersection(node.all_input_nodes):
+                rounded = [user for user in stored[path].users if user.target is round_to]
+                for read in [each for each in (stored[path], *rounded) if each in node.all_input_nodes]:
                     with graph.inserting_before(node):
                         bias = graph.call_function(operator.mul, (read, units))
                     node.replace_input_with(read, bias)

@@ -16,6 +16,7 @@ from pruned_models import pruned, sizes
 from graphcompress.coupling.couplings import FFN, HEAD, couplings
 from graphcompress.data.made_up import varied_samples
 from graphcompress.data.samples import Samples
+from graphcompress.errors import UsageError
 from graphcompress.files.parts import is_cache
 from graphcompress.graph.model import Model
 from graphcompress.numerics.metrics import divergences
@@ -103,6 +104,8 @@ def test_without_an_output_that_says_what_is_lost_every_layer_loses_the_ratio(tm
     )
     onnx.save(proto, tmp_path / "model.onnx")
     model = Model.load(tmp_path / "model.onnx")
+    with pytest.raises(UsageError, match="no output of the model says what is lost; give ratios"):
+        pruned(model.clone(), random_samples(24), keep=0.9)
     record = pruned(model, random_samples(24), ffn=0.25)
     assert sizes(model, "ffn") == [48, 48]
     assert any(note.startswith("no output says what is lost") for note in record.notes)
