@@ -7,13 +7,14 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
+from graphcompress.graph.broadcasting import tolerates
 from graphcompress.graph.match import array_of, fixed_shape, operand, producer, rank_of, shape_of
 from graphcompress.graph.sizes import same_dim
 from graphcompress.ranges.bounds import Bounds
 from graphcompress.ranges.coordinates import coordinate
 from graphcompress.ranges.interval import FALSE, TRUE
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.base import Rule, replaceable, tolerates
+from graphcompress.rules.base import Rule, replaceable
 
 Bounded = Callable[[Rewriter, ir.Node, Bounds], str | None]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from graphcompress.graph.broadcasting import tolerates
 from graphcompress.graph.match import (
     array_of,
     integers_of,
@@ -17,7 +18,7 @@ from graphcompress.graph.match import (
 )
 from graphcompress.graph.sizes import reshape_target, same_dim, same_shape
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.base import Rule, replaceable, tolerates
+from graphcompress.rules.base import Rule, replaceable
 from graphcompress.rules.sizes import known_value, quotient_of_size, size_of_input
 
 

@@ -53,9 +53,9 @@ class BlockPrune(Pass):
     Needs samples to train on (``--train``). Every block of a weight, every head and every FFN node has a
     score, which is trained with the weights (the instrument ``score-masks`` says how); the student learns
     from its teacher as in ``distill``. What is masked at the end is cut: an FFN node or a head that gives
-    nothing goes with all that belongs to it, blocks of zeros inside of what stays are not stored where that
-    makes the file smaller, one linear alone reads the weight, and the target folds expressions. Masked and
-    cut models answer the same.
+    nothing goes with all that belongs to it, of an attention or FFN that gives nothing at all a bias stays,
+    and blocks of zeros inside of what stays are not stored where that makes the file smaller, one linear
+    alone reads the weight, and the target folds expressions. Masked and cut models answer the same.
 
     Give what is to be reached: ``density``, the share of the parameters of attentions and FFNs; or ``size``,
     that of the whole model; or ``speedup``, for which it times what heads and FFN nodes cost on this machine,
@@ -354,4 +354,4 @@ class BlockPrune(Pass):
 
 
 LEAST = 0.02
-"""The least density that a size may ask for: one unit of every group stays in any case."""
+"""The least density that a size or a speed may ask for: below it hardly a unit of any group would stay."""

@@ -10,7 +10,13 @@ from graphcompress.analysis.linears import Linear, linears
 from graphcompress.coupling.couplings import FFN, HEAD, Group, couplings
 from graphcompress.coupling.ends import is_zeroing
 from graphcompress.cutting.cut import cut
-from graphcompress.cutting.silence import inner_linears_of, silent_units, some_of_units, used_indices
+from graphcompress.cutting.silence import (
+    inner_linears_of,
+    may_be_empty,
+    silent_units,
+    some_of_units,
+    used_indices,
+)
 from graphcompress.graph.expressions import Constants, evaluate
 from graphcompress.graph.model import Model
 from graphcompress.plugin.context import Context
@@ -24,13 +30,15 @@ def compact(rw: Rewriter) -> dict[str, int]:
     """Cut the heads and FFN nodes of the model of ``rw`` that give zero, or the same in every run.
 
     What an FFN node without input gives goes into the bias of what reads it. A head without queries or keys
-    attends to all tokens alike, which is something, so it stays. Of every group one unit stays.
+    attends to all tokens alike, which is something, so it stays. Where no unit gives anything, the biases of
+    what reads them stand for its results; one unit stays where these are read by more than sums.
 
     Returns:
         Kind → units that went.
     """
     groups = [group for group in couplings(rw.model) if group.kind in NOUNS and is_zeroing(group)]
     keeps: dict[Group, np.ndarray] = {}
+    emptied: list[Group] = []
     gone: dict[str, int] = {}
     for group in groups:
         silent = silent_units(group)
@@ -38,13 +46,29 @@ def compact(rw: Rewriter) -> dict[str, int]:
         keep = ~silent
         if constant.any() and _fold(rw, group, constant):
             keep &= ~constant
-        keep[0] |= not keep.any()
-        if keep.all():
-            continue
+        left = int(keep.sum())
+        if not left:
+            keep[0] = True  # No axis may be empty, and a cache may go on holding it.
+            if may_be_empty(group):
+                emptied.append(group)
+            else:
+                left = 1
         keeps[group] = keep
-        gone[group.kind] = gone.get(group.kind, 0) + int((~keep).sum())
+        if left < group.size:
+            gone[group.kind] = gone.get(group.kind, 0) + group.size - left
     cut(rw, keeps)
+    for reader in (reader for group in emptied for reader in group.consumers):
+        _leave_the_bias(rw, reader)
     return gone
+
+
+def _leave_the_bias(rw: Rewriter, reader: Linear) -> None:
+    """Let what ``reader`` gives without input stand for its output."""
+    given = reader.bias
+    if given is None:
+        dtype = reader.output.dtype or ir.DataType.FLOAT
+        given = rw.constant(np.zeros((), dtype.numpy()), f"{reader.name}.nothing", dtype)
+    rw.replace(reader.output, given)
 
 
 def _constant_units(group: Group) -> np.ndarray:

@@ -9,11 +9,11 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.linears import Linear, embeddings, linears
+from graphcompress.graph.broadcasting import BROADCASTING, ELEMENTWISE
 from graphcompress.graph.match import fixed_shape, only_reader, producer
 from graphcompress.graph.model import Model
 from graphcompress.numerics.metrics import NEVER
 from graphcompress.rewrite.rewriter import Rewriter
-from graphcompress.rules.base import BROADCASTING, ELEMENTWISE
 
 
 @dataclass(frozen=True, eq=False)

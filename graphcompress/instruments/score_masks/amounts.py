@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from graphcompress.coupling.couplings import FFN, Group
 from graphcompress.coupling.ends import is_zeroing
-from graphcompress.cutting.silence import some_of_units
+from graphcompress.cutting.silence import may_be_empty, some_of_units
 from graphcompress.instruments.score_masks.layout import ATTENTION, ScoreLayout
 from graphcompress.instruments.score_masks.selection import Mask
 
@@ -28,6 +28,7 @@ class Amounts:
         self._masks = masks
         # Where cutting a unit is not making it zero, as under a norm over all of them, its zeros stay.
         self._groups = [(group, inners) for group, inners in layout.groups if is_zeroing(group)]
+        self._may_be_empty = {group for group, _ in self._groups if may_be_empty(group)}
         self._by_weight = {mask.site.weight: mask for mask in masks}
         self.total = sum(int(np.prod(mask.site.shape)) for mask in masks)
 
@@ -76,13 +77,13 @@ class Amounts:
         return rows
 
     def alive(self, group: Group, at: Masks) -> np.ndarray:
-        """[units] which units of a group give anything; one stays in any case, for no axis may be empty."""
+        """[units] which units of a group give anything; one stays where an axis would be empty else."""
         alive = np.ones(group.size, bool)
         for inner in next(inners for each, inners in self._groups if each is group):
             mask = self._by_weight.get(inner.linear.weight)
             if mask is not None and inner.silences:
                 alive &= some_of_units(inner.units, mask.left(at) > 0, group.size)
-        alive[0] |= not alive.any()
+        alive[0] |= not (alive.any() or group in self._may_be_empty)
         return alive
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from graphcompress.files.declared import Dim
+from graphcompress.graph.broadcasting import BROADCASTING, ELEMENTWISE
 from graphcompress.graph.match import axis_of, integers_of, operand, rank_of, shape_of, slice_ranges
 from graphcompress.graph.sizes import ONE, Size, same_dim, size_of
-from graphcompress.rules.base import BROADCASTING, ELEMENTWISE
 
 
 @dataclass(frozen=True)

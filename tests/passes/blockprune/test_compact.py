@@ -95,11 +95,34 @@ def test_what_a_bias_alone_makes_goes_into_the_next_bias(tiny_bert: Model) -> No
     assert error(outputs(tiny_bert), outputs(smaller)) <= LARGEST
 
 
-def test_one_unit_stays_of_what_gives_nothing_at_all(tiny_bert: Model) -> None:
-    set_array(tiny_bert, "layer.1.output.dense.weight", lambda array: array.fill(0))
+@pytest.mark.parametrize(("part", "kind"), [("output.dense", "ffn"), ("attention.output.dense", "head")])
+def test_of_what_gives_nothing_at_all_the_bias_stays_alone(tiny_bert: Model, part: str, kind: str) -> None:
+    set_array(tiny_bert, f"layer.1.{part}.weight", lambda array: array.fill(0))
+    smaller = cut_copy(tiny_bert)
+    assert len(sizes(smaller, kind)) == 1
+    assert not list(linears(smaller, f"*layer.1.{part}*"))
+    assert error(outputs(tiny_bert), outputs(smaller)) <= LARGEST
+
+
+def test_of_constant_nodes_alone_the_bias_stays_with_what_they_give(tiny_bert: Model) -> None:
+    set_array(tiny_bert, "layer.1.intermediate.dense.weight", lambda array: array.fill(0))
     smaller = cut_copy(tiny_bert)
     assert sizes(smaller, "ffn") == [64]
-    assert [each.in_features for each in linears(smaller, "*layer.1.output.dense*")] == [1]
+    assert error(outputs(tiny_bert), outputs(smaller)) <= LARGEST
+
+
+@pytest.mark.parametrize("name", ["struct", "joint", "gates"])
+def test_where_all_is_masked_nothing_of_it_is_left(tiny_bert: Model, name: str) -> None:
+    work = attached(tiny_bert, PRESETS[name])
+    for each in work.scores:
+        each.values.data.fill_(-9.0)
+        each.cut = 0.0
+    with Rewriter(tiny_bert, Context()) as rw:
+        work.finish(rw)
+    smaller = cut_copy(tiny_bert)
+    assert not sizes(smaller, "ffn")
+    assert not sizes(smaller, "head")
+    assert work.amounts.compact_density([each.mask().numpy() for each in work.scores]) == 0.0
     assert error(outputs(tiny_bert), outputs(smaller)) <= LARGEST
 
 
