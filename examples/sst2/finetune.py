@@ -3,8 +3,9 @@
     python examples/sst2/finetune.py --data DATA/sst2 --output sst2-teacher
 
 DATA/sst2 holds train.jsonl.gz, validation.jsonl.gz and test_labeled.jsonl.gz with the columns "sentence" and
-"label" (GLUE's SST-2). The weights that are kept are those of the best accuracy on the validation file; the
-table of word embeddings stays as it is. Two CPU cores need ten to fifteen minutes an epoch.
+"label" (GLUE's SST-2). What is judged and kept is a moving average of the weights, that of the best accuracy
+on the validation file; the table of word embeddings stays as it is. Two CPU cores need ten to fifteen minutes
+an epoch, with --bf16 on AVX512-BF16 or AMX about half of that.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch.nn.functional import cross_entropy
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -32,6 +35,8 @@ LABELS = {0: "negative", 1: "positive"}
 CHECKS_PER_EPOCH = 4
 POOL = 64  # batches are cut from so many batches' worth of shuffled sentences, sorted by length: less padding
 MAX_LENGTH = 128
+KEPT = 0.999
+"""Share of the average that stays at every step."""
 
 Rows = list[tuple[str, int]]
 
@@ -66,20 +71,24 @@ def fit(
     optimiser = torch.optim.AdamW(groups(model, options.weight_decay), lr=options.lr, fused=True)
     schedule = get_linear_schedule_with_warmup(optimiser, steps // 16, steps)
     every = max(1, steps // (options.epochs * CHECKS_PER_EPOCH))
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(KEPT))  # type: ignore[no-untyped-call]
+    averaged = cast("PreTrainedModel", average.module)
     best, started = 0.0, time.monotonic()
     model.train()
     for step, rows in enumerate(batches(train, options.batch, steps), 1):
         texts, labels = zip(*rows, strict=True)
-        logits = model(**encoded(tokenizer, texts)).logits
-        loss = cross_entropy(logits, torch.tensor(labels))
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+            logits = model(**encoded(tokenizer, texts)).logits
+        loss = cross_entropy(logits.float(), torch.tensor(labels))
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()
         optimiser.zero_grad()
+        average.update_parameters(model)
         if step % every and step != steps:
             continue
-        reached = accuracy(model, tokenizer, development)
+        reached = accuracy(averaged, tokenizer, development)
         minutes = (time.monotonic() - started) / 60
         print(
             f"step {step} of {steps}: loss {loss:.3f}, validation {reached:.2%}, {minutes:.1f} min",
@@ -87,7 +96,7 @@ def fit(
         )
         if reached > best:
             best = reached
-            model.save_pretrained(options.output)
+            averaged.save_pretrained(options.output)
             tokenizer.save_pretrained(options.output)
     kept = AutoModelForSequenceClassification.from_pretrained(options.output)
     model.load_state_dict(kept.state_dict())
@@ -160,12 +169,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder of SST-2")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--model", type=Path, help="checkpoint to start from; by default MiniLM's package")
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=6e-5)
+    parser.add_argument("--lr", type=float, default=1.5e-4)
     parser.add_argument("--weight-decay", type=float, default=0.01)
     parser.add_argument("--limit", type=int, help="train on so many sentences only")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bf16", action="store_true", help="run in bfloat16 where that is safe")
     return parser.parse_args()
 
 
