@@ -76,12 +76,12 @@ def _write(rw: Rewriter, linear: Linear, blocks: np.ndarray, table: np.ndarray) 
 def fill(rw: Rewriter, names: Iterable[str], seed: int) -> int:
     """Give the zeros of the weights ``names`` the mean of the weight and some noise; how many there were.
 
-    A weight of zeros alone gets the noise of weights that begin at random: queries and keys that are both
+    What went as a whole is not filled again. A weight of zeros alone gets the noise of weights that begin at random: queries and keys that are both
     zero would have no gradient.
     """
     rng = np.random.default_rng(seed)
     filled = 0
-    for name in names:
+    for name in (name for name in names if name in rw.model.graph.initializers):
         value = rw.model.graph.initializers[name]
         array = evaluate(value).astype(np.float32)
         zeros = array == 0

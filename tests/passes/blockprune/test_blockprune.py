@@ -97,6 +97,14 @@ def test_filled_weights_are_dense_and_as_many_as_asked_for() -> None:
     assert [[step for step, _ in points] for points in record.curves.values()] == [[0, 10, 20], [0, 5, 10]]
 
 
+def test_what_went_as_a_whole_is_not_filled_again() -> None:
+    model = bert()
+    options = "preset=hybrid-filled attention=8x8 selection=topk ema=0.9 density=0.02"
+    pruned(model, f"blockprune{{{options} steps=20 batch=8 evaluations=2}}")
+    assert len([group for group in couplings(model) if group.kind in ("ffn", "head")]) < 4
+    assert density(model) == density(model, compact=True)
+
+
 def test_the_size_that_was_asked_for_is_reached() -> None:
     model = bert()
     pruned(model, f"blockprune{{attention=8x8 size=0.5 {SHORT}}}")
