@@ -22,19 +22,23 @@ RATE = 2e-4
 """Highest learning rate of the weights, in all rows."""
 
 
-def rows(epochs: float) -> dict[str, str]:
+def rows(epochs: float, *, bf16: bool) -> dict[str, str]:
     """Name of a row → its passes."""
-    before = f"{epochs / 1.5:g}"
-    learned = f"density={DENSITY} epochs={epochs:g} lr={RATE}"
-    filled = f"preset=hybrid-filled density={DENSITY} epochs={before} fill=0.5 lr={RATE}"
+    common = f"lr={RATE}" + " bf16=true" * bf16
+    alone = f"epochs={epochs:g} {common}"
+    masked = f"{common} outputs=1 labels=1"  # what distill weighs them with
+    learned = f"density={DENSITY} epochs={epochs:g} {masked}"
+    halves = f"preset=hybrid-filled epochs={epochs / 2:g} fill=1 {masked}"
+    filled = f"{halves} density={DENSITY}"
     return {
-        "once": f"prune{{ffn=0.75 heads=0.7}},distill{{epochs={epochs:g} lr={RATE}}}",
+        "once": f"prune{{ffn=0.75 heads=0.7}},distill{{{alone}}}",
+        "once, low": f"prune{{ffn=0.9 heads=0.875}},distill{{{alone}}}",
         "block": f"blockprune{{preset=block {learned}}}",
         "struct": f"blockprune{{preset=struct {learned}}}",
         "hybrid": f"blockprune{{{learned}}}",
         "hybrid filled": f"blockprune{{{filled}}}",
         "hybrid filled, int8": "int8",
-        "hybrid filled, low": f"blockprune{{{filled.replace(str(DENSITY), str(LOW))}}}",
+        "hybrid filled, low": f"blockprune{{{halves} density={LOW}}}",
         "ablation: no hidden states": f"blockprune{{{filled} hidden=0}}",
         "ablation: hidden states train scores": f"blockprune{{{filled} apart=false}}",
         "ablation: importance as a moving mean": f"blockprune{{{filled} selection=topk ema=0.9}}",
@@ -63,13 +67,14 @@ def main() -> None:
     parser.add_argument(
         "--epochs", type=float, default=3.0, help="passes over the training file, for each row"
     )
+    parser.add_argument("--bf16", action="store_true", help="train in bfloat16 where that is safe")
     parser.add_argument("--rounds", type=int, default=20, help="of timing; 0 for none")
     options = parser.parse_args()
     if options.data is None:
         parser.error("give --data FOLDER or set GRAPHCOMPRESS_DATA")
     options.data, options.imdb = Path(options.data), False
     options.work.mkdir(exist_ok=True, parents=True)
-    every = rows(options.epochs)
+    every = rows(options.epochs, bf16=options.bf16)
     folders = chosen(every, options.only, options.work)
     if options.job == "build":
         build_all(every, folders, options)

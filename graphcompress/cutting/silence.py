@@ -10,7 +10,6 @@ import onnx_ir as ir
 from graphcompress.analysis.experts import Experts
 from graphcompress.analysis.linears import Linear
 from graphcompress.coupling.couplings import Group
-from graphcompress.graph.broadcasting import tolerates
 from graphcompress.graph.expressions import evaluate
 
 _LAYOUT = frozenset(
@@ -120,15 +119,6 @@ def silent_units(group: Group) -> np.ndarray:
         if inner.silences:
             silent |= ~units_with(inner, used_indices(inner), group.size)
     return silent
-
-
-def may_be_empty(group: Group) -> bool:
-    """Whether all units of a group may go: the biases of its readers may stand for what these give then."""
-    readers = group.consumers
-    if not readers or any(isinstance(reader, Experts) for reader in readers):
-        return False
-    shapes = [[] if reader.bias is None else [reader.out_features] for reader in readers]
-    return all(tolerates(reader.output, shape) for reader, shape in zip(readers, shapes, strict=True))
 
 
 def used_indices(inner: Inner) -> np.ndarray:

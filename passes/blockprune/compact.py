@@ -6,17 +6,12 @@ import numpy as np
 import onnx_ir as ir
 
 from graphcompress.analysis.experts import Experts
-from graphcompress.analysis.linears import Linear, linears
+from graphcompress.analysis.linears import Linear, bias_of, linears
 from graphcompress.coupling.couplings import FFN, HEAD, Group, couplings
 from graphcompress.coupling.ends import is_zeroing
 from graphcompress.cutting.cut import cut
-from graphcompress.cutting.silence import (
-    inner_linears_of,
-    may_be_empty,
-    silent_units,
-    some_of_units,
-    used_indices,
-)
+from graphcompress.cutting.silence import inner_linears_of, silent_units, some_of_units, used_indices
+from graphcompress.cutting.stand_in import replaceable_by_constant, stand_in
 from graphcompress.graph.expressions import Constants, evaluate
 from graphcompress.graph.model import Model
 from graphcompress.plugin.context import Context
@@ -49,7 +44,7 @@ def compact(rw: Rewriter) -> dict[str, int]:
         left = int(keep.sum())
         if not left:
             keep[0] = True  # No axis may be empty, and a cache may go on holding it.
-            if may_be_empty(group):
+            if replaceable_by_constant(group.consumers):
                 emptied.append(group)
             else:
                 left = 1
@@ -57,18 +52,10 @@ def compact(rw: Rewriter) -> dict[str, int]:
         if left < group.size:
             gone[group.kind] = gone.get(group.kind, 0) + group.size - left
     cut(rw, keeps)
-    for reader in (reader for group in emptied for reader in group.consumers):
-        _leave_the_bias(rw, reader)
+    now = {linear.node: linear for linear in linears(rw.model)}  # folding may have given them another bias
+    for reader in (now[reader.node] for group in emptied for reader in group.consumers):
+        stand_in(rw, [reader], bias_of(reader))
     return gone
-
-
-def _leave_the_bias(rw: Rewriter, reader: Linear) -> None:
-    """Let what ``reader`` gives without input stand for its output."""
-    given = reader.bias
-    if given is None:
-        dtype = reader.output.dtype or ir.DataType.FLOAT
-        given = rw.constant(np.zeros((), dtype.numpy()), f"{reader.name}.nothing", dtype)
-    rw.replace(reader.output, given)
 
 
 def _constant_units(group: Group) -> np.ndarray:

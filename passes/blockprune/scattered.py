@@ -76,8 +76,8 @@ def _write(rw: Rewriter, linear: Linear, blocks: np.ndarray, table: np.ndarray) 
 def fill(rw: Rewriter, names: Iterable[str], seed: int) -> int:
     """Give the zeros of the weights ``names`` the mean of the weight and some noise; how many there were.
 
-    What went as a whole is not filled again. A weight of zeros alone gets the noise of weights that begin at random: queries and keys that are both
-    zero would have no gradient.
+    What went as a whole is not filled again. A weight of zeros alone gets the noise of weights that begin at
+    random: queries and keys that are both zero would have no gradient.
     """
     rng = np.random.default_rng(seed)
     filled = 0

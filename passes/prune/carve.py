@@ -8,8 +8,8 @@ import numpy as np
 
 from graphcompress.analysis.linears import bias_of
 from graphcompress.cutting.cut import cut
+from graphcompress.cutting.stand_in import stand_in
 from graphcompress.numerics.least_squares import LinearMap
-from graphcompress.passes.prune.blocks import Block
 from graphcompress.passes.prune.removal import Removal
 from graphcompress.rewrite.bias import write_bias, write_fit
 from graphcompress.rewrite.rewriter import Rewriter
@@ -28,28 +28,6 @@ def carve(rw: Rewriter, removals: Sequence[Removal]) -> None:
     cut(rw, {each.block.group: each.keep for each in removals if each.keep.any()})
     for removal in removals:
         if not removal.keep.any():
-            _pass_by(rw, removal)
-
-
-def vanishes(block: Block) -> bool:
-    """Whether a block may go as a whole: what its readers give is only added to a residual stream."""
-    for reader in block.readers:
-        uses = tuple(reader.output.uses())
-        if reader.output.is_graph_output() or len(uses) != 1 or uses[0].node.op_type != "Add":
-            return False
-        other = uses[0].node.inputs[1 - uses[0].idx]
-        if other is None or other.shape is None or other.shape != reader.output.shape:
-            return False
-    return True
-
-
-def _pass_by(rw: Rewriter, removal: Removal) -> None:
-    """What is added to the stream in place of the block is the mean of what it gave."""
-    block = removal.block
-    bias = bias_of(block.reader) if removal.fit is None else removal.fit.bias
-    for reader in block.readers:
-        dtype = reader.output.dtype
-        constant = rw.constant(bias.astype(np.float32), f"{reader.name}.mean", dtype)
-        for use in tuple(reader.output.uses()):
-            rw.set_input(use.node, use.idx, constant)
-    rw.clean()
+            fit, readers = removal.fit, removal.block.readers
+            stand_in(rw, readers, bias_of(removal.block.reader) if fit is None else fit.bias)
+            rw.clean()

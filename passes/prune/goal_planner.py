@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from graphcompress.coupling.couplings import FFN, HEAD
+from graphcompress.cutting.stand_in import replaceable_by_constant
 from graphcompress.data.held_out import split
 from graphcompress.data.load import Samples
 from graphcompress.graph.model import Model
@@ -17,7 +18,6 @@ from graphcompress.measure.verify import Run
 from graphcompress.numerics.knapsack import cheapest
 from graphcompress.numerics.least_squares import LinearMap
 from graphcompress.passes.prune.blocks import Block, Witness
-from graphcompress.passes.prune.carve import vanishes
 from graphcompress.passes.prune.fisher import fisher_information
 from graphcompress.passes.prune.ranking import rank
 from graphcompress.passes.prune.removal import Ranking, Removal
@@ -192,7 +192,7 @@ class GoalPlanner:
         step = self.round_to if block.group.kind == FFN else 1
         kept = np.arange(block.size // step * step, 0, -step)
         gone = np.unique(np.concatenate([[0], block.size - kept]))
-        return np.append(gone, block.size) if self.whole and vanishes(block) else gone
+        return np.append(gone, block.size) if self.whole and replaceable_by_constant(block.readers) else gone
 
     def removals(self, budget: Budget) -> list[Removal] | None:
         """What goes of every block, not refitted yet; None where no choice is within the budget."""

@@ -104,8 +104,12 @@ def test_of_what_gives_nothing_at_all_the_bias_stays_alone(tiny_bert: Model, par
     assert error(outputs(tiny_bert), outputs(smaller)) <= LARGEST
 
 
-def test_of_constant_nodes_alone_the_bias_stays_with_what_they_give(tiny_bert: Model) -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_of_constant_nodes_alone_the_bias_stays_with_what_they_give(tiny_bert: Model, shared: bool) -> None:
     set_array(tiny_bert, "layer.1.intermediate.dense.weight", lambda array: array.fill(0))
+    if shared:
+        one, other = linears(tiny_bert, "*layer.?.output.dense*")
+        Rewriter(tiny_bert, Context()).set_input(other.output.producer(), 1, one.bias)
     smaller = cut_copy(tiny_bert)
     assert sizes(smaller, "ffn") == [64]
     assert error(outputs(tiny_bert), outputs(smaller)) <= LARGEST
