@@ -76,11 +76,11 @@ def _silences(group: Group, linear: Linear) -> bool:
     zero = {each.output for each in same}
     for node in group.relations.model.graph:
         if not zero.intersection(node.outputs) and _gives_zero(node, zero):
-            zero.update(value for value in node.outputs if _carries(group, value))
+            zero.update(value for value in node.outputs if carries(group, value))
     return bool(group.consumers) and all(reader.input in zero for reader in group.consumers)
 
 
-def _carries(group: Group, value: ir.Value) -> bool:
+def carries(group: Group, value: ir.Value) -> bool:
     """Whether the units of a group can be told apart in ``value``."""
     return group.leaf in group.relations.fixed_leaves(group.relations.axes(value))
 

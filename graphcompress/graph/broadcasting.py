@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -32,31 +32,32 @@ def broadcast(shapes: Sequence[Sizes | None]) -> list[Dim] | None:
     return result[::-1]
 
 
-def tolerates(value: ir.Value, shape: Sizes | None) -> bool:
-    """Whether every reader of ``value`` computes the same when it shrinks to ``shape``, which broadcasts.
+def tolerates(narrowed: Mapping[ir.Value, Sizes | None]) -> bool:
+    """Whether all readers compute the same when each of these values shrinks to its shape, which broadcasts.
 
     True when the sizes that get lost come back by broadcasting against another operand before anything but an
-    elementwise operator sees them.
+    elementwise operator sees them. All shrink at once: one of them brings back nothing that another one lost.
     """
-    pending: list[tuple[ir.Value, Sizes | None]] = [(value, shape)]
-    seen: set[tuple[ir.Value, str]] = set()  # a value is reached along as many paths as there are
+    now: dict[ir.Value, Sizes] = {}
+    pending = list(narrowed.items())
     while pending:
         value, shape = pending.pop()
-        if same_shape(shape, value.shape) or (value, str(shape)) in seen:
+        if same_shape(shape, now.get(value, value.shape)):
             continue
         if shape is None or value.is_graph_output():
             return False
-        seen.add((value, str(shape)))
-        for use in value.uses():
-            narrow = _narrow(use.node, value, shape)
+        now[value] = shape
+        for node in {use.node: None for use in value.uses()}:
+            narrow = _narrow(node, value, now)
             if narrow is None:
                 return False
-            pending.append((use.node.outputs[0], narrow))
+            pending.append((node.outputs[0], narrow))
     return True
 
 
-def _narrow(node: ir.Node, value: ir.Value, shape: Sizes) -> list[Dim] | None:
-    """The shape of what ``node`` makes when ``value`` has ``shape``; None where that matters to it."""
+def _narrow(node: ir.Node, value: ir.Value, now: Mapping[ir.Value, Sizes]) -> list[Dim] | None:
+    """The shape of what ``node`` makes of values of the shapes ``now``; None where they matter to it."""
     if node.domain or node.op_type not in BROADCASTING | ELEMENTWISE or value.graph is not node.graph:
         return None
-    return broadcast([shape if operand is value else shape_of(operand) for operand in node.inputs])
+    known = [None if operand is None else now.get(operand, shape_of(operand)) for operand in node.inputs]
+    return broadcast(known)

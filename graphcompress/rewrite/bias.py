@@ -43,5 +43,7 @@ def _set_bias(rw: Rewriter, linear: Linear, new: ir.Value) -> None:
         rw.set_input(linear.node, 2, new)
     else:
         product = linear.node.outputs[0]
-        total = rw.at(None, product.name).op("Add", product, new, name="sum")
+        users = {use.node for use in product.uses()}
+        first = next((node for node in rw.model.graph if node in users), None)
+        total = rw.at(first, product.name).op("Add", product, new, name="sum")
         rw.replace(product, total)

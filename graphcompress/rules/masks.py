@@ -74,7 +74,7 @@ def gather_of_coordinates(rw: Rewriter, node: ir.Node) -> str | None:
         return None
     inserted = [axis for axis in range(rank - 1) if axis not in axes]
     narrow = [shape[axes.index(axis)] if axis in axes else 1 for axis in range(rank - 1)]
-    if out.is_graph_output() or not tolerates(out, narrow):
+    if out.is_graph_output() or not tolerates({out: narrow}):
         return None
     unsqueezed = rw.at(node).op("Unsqueeze", node.inputs[0], inserted, name="unsqueezed")
     rw.replace(out, unsqueezed, take_name=True)
@@ -110,7 +110,7 @@ def _takes_place(rw: Rewriter, node: ir.Node, value: ir.Value | None) -> bool:
     old = node.outputs[0]
     if value is None or not replaceable(old, value) or value.dtype != old.dtype:
         return False
-    if not tolerates(old, value.shape):
+    if not tolerates({old: value.shape}):
         return False
     rw.replace(old, value)
     return True

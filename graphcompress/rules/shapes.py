@@ -115,7 +115,7 @@ def transpose_chain(rw: Rewriter, node: ir.Node) -> str | None:
 def expand_before_broadcast(rw: Rewriter, node: ir.Node) -> str | None:
     """An Expand is removed when every reader broadcasts by itself."""
     data, out = node.inputs[0], node.outputs[0]
-    if data is None or data.shape is None or not replaceable(out, data) or not tolerates(out, data.shape):
+    if data is None or data.shape is None or not replaceable(out, data) or not tolerates({out: data.shape}):
         return None
     rw.replace(out, data)
     return "Expand before broadcasting"

@@ -11,7 +11,7 @@ from graphcompress.coupling.couplings import FFN, HEAD, Group, couplings
 from graphcompress.coupling.ends import is_zeroing
 from graphcompress.cutting.cut import cut
 from graphcompress.cutting.silence import inner_linears_of, silent_units, some_of_units, used_indices
-from graphcompress.cutting.stand_in import replaceable_by_constant, stand_in
+from graphcompress.cutting.stand_in import may_be_empty, stand_in
 from graphcompress.graph.expressions import Constants, evaluate
 from graphcompress.graph.model import Model
 from graphcompress.plugin.context import Context
@@ -26,28 +26,30 @@ def compact(rw: Rewriter) -> dict[str, int]:
 
     What an FFN node without input gives goes into the bias of what reads it. A head without queries or keys
     attends to all tokens alike, which is something, so it stays. Where no unit gives anything, the biases of
-    what reads them stand for its results; one unit stays where these are read by more than sums.
+    what reads them stand for its results; one unit stays where more than sums read these, and for a cache.
 
     Returns:
         Kind → units that went.
     """
     groups = [group for group in couplings(rw.model) if group.kind in NOUNS and is_zeroing(group)]
+    emptiable = may_be_empty(groups)
     keeps: dict[Group, np.ndarray] = {}
     emptied: list[Group] = []
     gone: dict[str, int] = {}
     for group in groups:
         silent = silent_units(group)
         constant = _constant_units(group) & ~silent
+        if (silent | constant).all() and group not in emptiable:
+            constant[0] = False  # This one stays, and gives what it gives.
         keep = ~silent
         if constant.any() and _fold(rw, group, constant):
             keep &= ~constant
         left = int(keep.sum())
-        if not left:
-            keep[0] = True  # No axis may be empty, and a cache may go on holding it.
-            if replaceable_by_constant(group.consumers):
-                emptied.append(group)
-            else:
-                left = 1
+        if not left and group in emptiable:
+            emptied.append(group)
+        elif not left:
+            left = 1
+        keep[0] |= not keep.any()  # no axis may be empty
         keeps[group] = keep
         if left < group.size:
             gone[group.kind] = gone.get(group.kind, 0) + group.size - left

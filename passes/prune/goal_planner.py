@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from graphcompress.coupling.couplings import FFN, HEAD
-from graphcompress.cutting.stand_in import replaceable_by_constant
+from graphcompress.cutting.stand_in import may_be_empty
 from graphcompress.data.held_out import split
 from graphcompress.data.load import Samples
 from graphcompress.graph.model import Model
@@ -103,8 +103,8 @@ class GoalPlanner:
         self.round_to = round_to
         self.refit = refit
         self.levels = levels or dict.fromkeys((FFN, HEAD), LEVELS)
-        self.whole = levels is None
-        """Whether all of a block may go."""
+        self._emptiable = may_be_empty(block.group for block in blocks) if levels is None else set()
+        """Groups of the blocks of which all may go."""
         samples = ctx.samples or Samples([])
         fit_on, held_out = split(samples)
         self._tokens: list[tuple[int, int]] = []
@@ -192,7 +192,7 @@ class GoalPlanner:
         step = self.round_to if block.group.kind == FFN else 1
         kept = np.arange(block.size // step * step, 0, -step)
         gone = np.unique(np.concatenate([[0], block.size - kept]))
-        return np.append(gone, block.size) if self.whole and replaceable_by_constant(block.readers) else gone
+        return np.append(gone, block.size) if block.group in self._emptiable else gone
 
     def removals(self, budget: Budget) -> list[Removal] | None:
         """What goes of every block, not refitted yet; None where no choice is within the budget."""

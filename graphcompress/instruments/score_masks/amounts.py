@@ -10,7 +10,7 @@ import onnx_ir as ir
 from graphcompress.coupling.couplings import FFN, Group
 from graphcompress.coupling.ends import is_zeroing
 from graphcompress.cutting.silence import some_of_units
-from graphcompress.cutting.stand_in import replaceable_by_constant
+from graphcompress.cutting.stand_in import may_be_empty
 from graphcompress.instruments.score_masks.layout import ATTENTION, ScoreLayout
 from graphcompress.instruments.score_masks.selection import Mask
 
@@ -29,7 +29,7 @@ class Amounts:
         self._masks = masks
         # Where cutting a unit is not making it zero, as under a norm over all of them, its zeros stay.
         self._groups = [(group, inners) for group, inners in layout.groups if is_zeroing(group)]
-        self._may_be_empty = {group for group, _ in self._groups if replaceable_by_constant(group.consumers)}
+        self._may_be_empty = may_be_empty(group for group, _ in self._groups)
         self._by_weight = {mask.site.weight: mask for mask in masks}
         self.total = sum(int(np.prod(mask.site.shape)) for mask in masks)
 
