@@ -3,11 +3,12 @@
 Usage: python benchmarks/sequence_training.py CHECKPOINT --data FOLDER --work FOLDER [--only GLOB …]
 
 CHECKPOINT is the folder that examples/translation/train.py wrote; FOLDER holds Multi30k as that example has
-it. A row is one command line on the exported parts: trained for --epochs epochs on --pairs pairs of the
-training set, the best state chosen by the loss on those of them that are held out, which the table shows;
-what is there already below --work is not made again, and a training that was interrupted goes on. BLEU is
-sacrebleu's on test_2016_flickr with --beams beams, with the standard error of a bootstrap; tokens per second
-are greedy, of one interleaved run, against the parts in fp32.
+it, or what e2e.py makes of E2E. A row is one command line on the exported parts: trained for --epochs epochs
+on --pairs pairs of the training set, the best state chosen by the loss on those of them that are held out,
+which the table shows; what is there already below --work is not made again, and a training that was
+interrupted goes on. BLEU is sacrebleu's on test_2016_flickr with --beams beams, with the standard error of a
+bootstrap, and its difference to the parts with the paired one; tokens per second are greedy, of one
+interleaved run, against the parts in fp32.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ def rows(epochs: float) -> dict[str, str]:
         "distilled": f"{CUT},distill{{{learned}}}",
         "distilled, teacher's answers": f"{CUT},distill{{{learned} answers=teacher}}",
         "block pruning": f"blockprune{{{masks}}}",
+        "block pruning, distilled": f"blockprune{{{masks}}},distill{{{learned} outputs=0.9 labels=0.1}}",
         "block pruning, int8": f"blockprune{{{masks}}},int8",
     }
     return made | {f"ablation, {name}": f"blockprune{{{masks} {other}}}" for name, other in ABLATIONS.items()}
@@ -127,7 +129,8 @@ def told(options: argparse.Namespace, folders: dict[str, Path]) -> None:
         size = f"{sum(bytes_of(folders[name])) / 1e6:.2f}"
         took = folders[name].with_suffix(".minutes")
         minutes = took.read_text() if took.exists() else ""
-        bleu = scored("bleu", texts, references)
+        before = [] if name == "parts" else written["parts"]
+        bleu = scored("bleu", texts, references, before)
         table.add_row(name, bleu, held_out(folders[name]), size, *figures, minutes)
     Console(width=140).print(table)
     print(f"{len(sources)} sentences, {options.beams} beams; sacrebleu: {metric('bleu').signature()}")

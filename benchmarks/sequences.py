@@ -33,7 +33,7 @@ from graphcompress.files.parts import model_files
 from graphcompress.generation.generator import Generator, open_generator
 from graphcompress.generation.settings import with_options
 from graphcompress.graph.model import Model
-from graphcompress.measure.metrics import metric
+from graphcompress.measure.metrics import metric, standard_error
 from graphcompress.measure.writing_speed import bench_writing
 
 BATCH = 16
@@ -159,12 +159,27 @@ def kept(place: Path, generator: Generator, sources: Sequence[str]) -> list[str]
     return json.loads(place.read_text(encoding="utf-8"))
 
 
-def scored(name: str, texts: Sequence[str], references: Sequence[str]) -> str:
-    given = np.empty(len(texts), object)
-    given[:] = texts
-    rows = Rows(Samples([{"input_ids": np.ones(1, np.int64)}] * len(texts), {"reference": references}))
-    found = metric(name).figure(given, rows)
-    return f"{found.value:.2f} ± {found.standard_error:.2f}"
+def scored(name: str, texts: Sequence[str], references: Sequence[str], before: Sequence[str] = ()) -> str:
+    """A metric with its standard error, and how far it is from that of ``before``, with the paired one.
+
+    Several references of a text are parted by tabs.
+    """
+    wanted = [reference.split("\t") for reference in references]
+    rows = Rows(Samples([{"input_ids": np.ones(1, np.int64)}] * len(texts), {"reference": wanted}))
+    chosen, given = metric(name), as_array(texts)
+    found = chosen.figure(given, rows)
+    told = f"{found.value:.2f} ± {found.standard_error:.2f}"
+    if not before:
+        return told
+    change = found.value - chosen.figure(as_array(before), rows).value
+    return f"{told} ({change:+.2f} ± {standard_error(chosen, rows, as_array(before), given):.2f})"
+
+
+def as_array(texts: Sequence[str]) -> np.ndarray:
+    """Texts [rows], each of its own length."""
+    found = np.empty(len(texts), object)
+    found[:] = texts
+    return found
 
 
 def ratio(result: object, name: str) -> str:

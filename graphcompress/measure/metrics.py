@@ -241,7 +241,8 @@ class Scoring:
         given = self._given(run, text)
         self._last = given
         found = self._score(given)
-        return found, Drop(self._worse(first.value, found.value), first.value, self._error(answered, given))
+        worse = _worse(self.metric, first.value, found.value)
+        return found, Drop(worse, first.value, standard_error(self.metric, self._rows, answered, given))
 
     def changed(self, *, texts: bool = True) -> tuple[ChangedAnswer, ...]:
         """The answers that differ most between the original and the model that was judged last.
@@ -252,27 +253,6 @@ class Scoring:
             return ()
         found = changed_answers(self._first[0], self._last, self._rows)
         return found if texts else tuple(map(without_texts, found))
-
-    def _worse(self, before: float, after: float) -> float:
-        return before - after if self.metric.higher_is_better else after - before
-
-    def _error(self, before: object, after: object) -> float | None:
-        """Standard error of the drop, by the delete-a-group jackknife (Kott, 2001), or None."""
-        parts = min(PARTS, len(self._rows))
-        if parts < 2 or not isinstance(before, np.ndarray) or not isinstance(after, np.ndarray):
-            return None
-        try:
-            drops = np.array([self._drop_without(part, parts, before, after) for part in range(parts)])
-        except GraphCompressError:  # such as a label that none of the rows has: then there is no error
-            return None
-        error = math.sqrt((parts - 1) / parts * float(np.sum(np.square(drops - np.mean(drops)))))
-        return error if math.isfinite(error) else None
-
-    def _drop_without(self, part: int, parts: int, before: np.ndarray, after: np.ndarray) -> float:
-        """The drop on the rows of all ``parts`` but one; neighbours lie in different parts."""
-        kept = [row for row in range(len(self._rows)) if row % parts != part]
-        rows = self._rows.taken(kept)
-        return self._worse(*(self.metric.figure(given[kept], rows).value for given in (before, after)))
 
     def _given(
         self, run: Run | Generator, text: str
@@ -293,6 +273,35 @@ class Scoring:
 
     def _score(self, given: object) -> Score:
         return _as_score(self.metric, self.metric.figure(given, self._rows))
+
+
+def standard_error(chosen: Metric, rows: Rows, before: object, after: object) -> float | None:
+    """Standard error of how much worse the answers ``after`` are than those ``before``, on the same ``rows``.
+
+    By the delete-a-group jackknife (Kott, 2001); None where the metric is not of answers [rows], or of one.
+    """
+    parts = min(PARTS, len(rows))
+    if parts < 2 or not isinstance(before, np.ndarray) or not isinstance(after, np.ndarray):
+        return None
+    try:
+        drops = np.array([_drop_without(part, parts, chosen, rows, before, after) for part in range(parts)])
+    except GraphCompressError:  # such as a label that none of the rows has: then there is no error
+        return None
+    error = math.sqrt((parts - 1) / parts * float(np.sum(np.square(drops - np.mean(drops)))))
+    return error if math.isfinite(error) else None
+
+
+def _drop_without(
+    part: int, parts: int, chosen: Metric, rows: Rows, before: np.ndarray, after: np.ndarray
+) -> float:
+    """The drop on the rows of all ``parts`` but one; neighbours lie in different parts."""
+    kept = [row for row in range(len(rows)) if row % parts != part]
+    some = rows.taken(kept)
+    return _worse(chosen, *(chosen.figure(given[kept], some).value for given in (before, after)))
+
+
+def _worse(chosen: Metric, before: float, after: float) -> float:
+    return before - after if chosen.higher_is_better else after - before
 
 
 def score(chosen: Metric, given: np.ndarray, original: np.ndarray, samples: Samples) -> Score:
