@@ -48,7 +48,7 @@ class RunStep:
         if own and text != self.stage:
             self.stage, self.work = text, ""
         inner, share = "" if own else text, min(1.0, done / total) if total > 0 else 0.0
-        # A pass that trains twice, as one that fills zeros does, begins again under the same name.
+        # A pass that works twice under one name begins again.
         if inner != self.work or share < self.share or (own and not done):
             self.work, self._began, self._first = inner, self.clock(), share
         self.share, self.detail = share, detail

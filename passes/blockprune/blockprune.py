@@ -234,7 +234,8 @@ class BlockPrune(Pass):
         names = self._names(rw.model)
         if obstacle := masks.obstacle(settings.steps_for(len(training.divided()[0]))):
             rw.note(obstacle)
-        result, unshared, changed = train(rw, original, training, settings, rw.ctx)
+        ctx = self._under(rw.ctx, "with masks, 1 of 2") if self.fills else rw.ctx
+        result, unshared, changed = train(rw, original, training, settings, ctx)
         rw.modified = True
         self._record(rw, changed, set(names))
         for place in unshared:
@@ -249,7 +250,8 @@ class BlockPrune(Pass):
             count = fill(rw, names, rw.ctx.seed)
             steps = max(1, round(self.fills * settings.steps_for(len(training.divided()[0]))))
             settings = dataclasses.replace(settings, instruments=(), steps=steps)
-            result, _, _ = train(rw, original, training, settings, rw.ctx)
+            ctx = self._under(rw.ctx, "filled, 2 of 2")
+            result, _, _ = train(rw, original, training, settings, ctx)
             rw.curve(f"{result.label}, filled", result.history)
             rw.note(
                 f"{count:,} zeros filled and trained: {result.label} {result.start:.4f} → {result.best:.4f}, "
@@ -261,6 +263,14 @@ class BlockPrune(Pass):
             store = rw.ctx.measurements or MeasurementCache()
             (reached,) = gained(before, rw.model, [self.shape], rw.ctx, store)
             rw.note(f"{reached} times as fast at {self.shape} as before, of {self.speedup:g} asked for")
+
+    def _under(self, ctx: Context, part: str) -> Context:
+        """The same context, in which steps of training are told to be those of a ``part``."""
+
+        def shown(text: str, done: int, total: int, detail: str = "") -> None:
+            ctx.progress(f"{self.name}: {part}" if text == self.name else text, done, total, detail)
+
+        return dataclasses.replace(ctx, progress=shown)
 
     def _target(self, rw: Rewriter) -> ScoreMasks:
         """The instrument, for the density that what is asked for comes to.

@@ -270,10 +270,12 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     training = Training(random_samples(32), folder=tmp_path / "training")
     whole = bert()
     pruned(whole, passes, training=dataclasses.replace(training, folder=None))
-    for stop in (13, 17):
+    for part, stop in (("with masks, 1 of 2", 13), ("filled, 2 of 2", 5)):
 
-        def interrupt(text: str, done: int, total: int, detail: str = "", stop: int = stop) -> None:
-            if text == "blockprune" and done == stop:
+        def interrupt(
+            text: str, done: int, total: int, detail: str = "", part: str = part, stop: int = stop
+        ) -> None:
+            if text == f"blockprune: {part}" and done == stop:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
