@@ -253,8 +253,9 @@ class BlockPrune(Pass):
             ctx = self._under(rw.ctx, "filled, 2 of 2")
             result, _, _ = train(rw, original, training, settings, ctx)
             rw.curve(f"{result.label}, filled", result.history)
+            rw.note(f"{count:,} zeros filled and trained")
             rw.note(
-                f"{count:,} zeros filled and trained: {result.label} {result.start:.4f} → {result.best:.4f}, "
+                f"{result.label}, filled {result.start:.4f} → {result.best:.4f}, "
                 f"of step {result.best_step:,} of {result.steps:,}"
             )
         elif rw.ctx.capabilities.constant_expressions:

@@ -163,6 +163,20 @@ def test_every_pass_has_one_line_with_what_it_cost(build: Build) -> None:
     assert line.endswith("; contract broken, allowed; outputs at 17.6 dB")
 
 
+def test_of_two_trainings_the_last_is_told(build: Build) -> None:
+    notes = (
+        "loss on held-out samples 0.0739 → 0.8110",
+        "9 zeros filled",
+        "loss on held-out samples, filled 0.7 → 0.5",
+    )
+    curves = {"loss on held-out samples": ((0, 0.07),), "loss on held-out samples, filled": ((0, 0.7),)}
+    trained = dataclasses.replace(build.records[1], notes=notes, curves=curves)
+    (_, line) = pass_lines(dataclasses.replace(build, records=(build.records[0], trained)))
+    assert line.startswith(
+        "int8: 1 weight changed, 1 left alone, loss on held-out samples, filled 0.7 → 0.5, 90.34 MB"
+    )
+
+
 def test_the_loading_lines_name_the_files_of_the_artifact(build: Build, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"")
     inputs = {"pixel_values": ("float32", (1, 3, 224, 224)), "mask": ("int64", (1, 9))}
