@@ -30,4 +30,3 @@ def carve(rw: Rewriter, removals: Sequence[Removal]) -> None:
         if not removal.keep.any():
             fit, readers = removal.fit, removal.block.readers
             stand_in(rw, readers, bias_of(removal.block.reader) if fit is None else fit.bias)
-            rw.clean()
