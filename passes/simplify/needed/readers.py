@@ -107,7 +107,10 @@ def _gather_nd(node: ir.Node, data: ir.Value) -> Demand | None:
 
 
 def _row_of_flattened(data: ir.Value, index: ir.Value, axis: int) -> Demand | None:
-    """Rows ``position + length · row`` of [batch · length, ..]: one position for each row."""
+    """Rows ``position + length · row`` of [batch · length, ..]: one position for each row.
+
+    A position that may be negative, or beyond the length, may be one of another row.
+    """
     total = producer(index, "Add")
     flat = producer(data, "Flatten", "Reshape")
     before, after = shape_of(operand(flat, 0)), shape_of(data)
@@ -121,9 +124,21 @@ def _row_of_flattened(data: ir.Value, index: ir.Value, axis: int) -> Demand | No
         for count, stride in () if product is None else (tuple(product.inputs), tuple(product.inputs)[::-1]):
             wide = size_read(stride)
             if _counts(count, batch) and wide is not None and same_dim(wide, length):
-                same = position is not None and rank_of(position) == 1
-                return Demand(PerRow(position), 0, 0, batch) if same and position is not None else None
+                inside = position is not None and rank_of(position) == 1 and _is_inside(position, length)
+                return Demand(PerRow(position), 0, 0, batch) if inside and position is not None else None
     return None
+
+
+def _is_inside(position: ir.Value, length: Dim) -> bool:
+    """Whether ``position`` is from 0 to less than ``length``: one of an axis so long, or a rest by it."""
+    while node := producer(position, "Cast", "Squeeze", "Reshape", "Flatten"):
+        position = node.inputs[0]  # type: ignore[assignment]
+    if (found := producer(position, "ArgMax", "ArgMin")) is not None:
+        shape = shape_of(found.inputs[0])
+        return shape is not None and same_dim(shape[axis_of(found, len(shape), 0)], length)
+    rest = producer(position, "Mod")
+    wide = None if rest is None or rest.attributes.get_int("fmod", 0) else size_read(operand(rest, 1))
+    return wide is not None and same_dim(wide, length)
 
 
 def _counts(value: ir.Value | None, size: Dim) -> bool:

@@ -152,9 +152,9 @@ def test_a_slice_of_positions_is_computed_alone() -> None:
         ),
         (
             "COUNTED l0 = Shape(x)\n l = Gather <axis = 0> (l0, one)\n"
-            "t = MatMul(last, head)\n flat = Flatten <axis = 2> (t)\n"
-            "offset = Mul(rows, l)\n i = Add(at, offset)\n y = Gather <axis = 0> (flat, i)",
-            np.array([5, 0, 2]),
+            "t = MatMul(last, head)\n flat = Flatten <axis = 2> (t)\n rest = Mod(at, l)\n"
+            "offset = Mul(rows, l)\n i = Add(rest, offset)\n y = Gather <axis = 0> (flat, i)",
+            np.array([5, -1, 2]),
         ),
     ],
 )
@@ -164,6 +164,26 @@ def test_positions_that_are_computed_are_picked_first(tail: str, at: np.ndarray)
     classifier = others * WIDTH * 3 if "MatMul(last" in tail else 0
     model = layer(tail.replace("COUNTED", COUNTED), inputs=f", int64{'[b]' if at.ndim else ''} at")
     assert saved(model, *feeds(at=at)) == others * ROWWISE + 2 * others * LENGTH * WIDTH + classifier
+
+
+def test_an_index_into_flattened_rows_that_may_lie_in_another_row_is_left() -> None:
+    tail = (
+        f"{COUNTED} l0 = Shape(x)\n l = Gather <axis = 0> (l0, one)\n t = MatMul(last, head)\n"
+        "flat = Flatten <axis = 2> (t)\n offset = Mul(rows, l)\n i = Add(at, offset)\n"
+        "y = Gather <axis = 0> (flat, i)"
+    )
+    assert saved(layer(tail, inputs=", int64[b] at"), *feeds(at=np.array([-1, LENGTH, 2]))) == 0
+
+
+def test_the_likeliest_position_of_each_row_is_picked_from_flattened_rows() -> None:
+    tail = (
+        f"{COUNTED} l0 = Shape(x)\n l = Gather <axis = 0> (l0, one)\n t = MatMul(last, head)\n"
+        "at = ArgMax <axis = 1, keepdims = 0> (rated)\n"
+        "flat = Flatten <axis = 2> (t)\n offset = Mul(rows, l)\n i = Add(at, offset)\n"
+        "y = Gather <axis = 0> (flat, i)"
+    )
+    model = layer(tail, inputs=", float[b, s] rated")
+    assert saved(model, *feeds(rated=normal(BATCH, LENGTH, seed=3))) > 0
 
 
 def test_masks_and_biases_of_queries_are_picked_too() -> None:
