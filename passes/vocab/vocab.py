@@ -15,7 +15,7 @@ from graphcompress.data.samples import Samples
 from graphcompress.data.vocabulary import Vocabulary
 from graphcompress.errors import DataError, UsageError
 from graphcompress.files.generation_config import read_generation_config
-from graphcompress.graph.match import producer
+from graphcompress.graph.match import operand, producer
 from graphcompress.graph.model import Model
 from graphcompress.passes.vocab.heads import Head, cut_head, heads_of
 from graphcompress.plugin.base import Pass
@@ -56,7 +56,7 @@ class Vocab(Pass):
     tokens, too.
 
     Left alone: tables that anything else reads, or that ids look up which are computed; tables that have lost
-    rows already.
+    rows already; tables in 8 bits, so that ``vocab`` comes before ``int8``.
     """
 
     name: ClassVar[str] = "vocab"
@@ -91,7 +91,7 @@ class Vocab(Pass):
             if found and (vocabulary is None or vocabulary.unknown is None):
                 why = _MISSING if vocabulary is None else "the tokenizer has no unknown token"
                 rw.note(f"{why}: dropped ids look up the first row")
-            kept = self._kept(found, vocabulary, ctx) | _named(model) if found else frozenset()
+            kept = self._kept(rw, found, vocabulary) | _named(model) if found else frozenset()
             for item in found:
                 if kept.issuperset(range(item.rows)):
                     rw.skip(item, f"all of its {item.rows:,} tokens occur")
@@ -111,6 +111,8 @@ class Vocab(Pass):
             rw.skip(item, f"it is looked up by {read}, and tokens come in by input_ids")
         elif item.weight.const_value is None:
             rw.skip(item, "the table is an expression")
+        elif _are_integers_read(rw.model, source):
+            rw.skip(item, "tokens are looked up in a table of integers as well; put vocab before int8")
         elif any(use.node.op_type != "Gather" and use.node not in tied for use in item.weight.uses()):
             rw.skip(item, "something else than a head that writes tokens reads it, too")
         elif self.keep == "data" and not _given(ctx):
@@ -120,27 +122,34 @@ class Vocab(Pass):
         return False
 
     def _kept(
-        self, found: Iterable[Embedding], vocabulary: Vocabulary | None, ctx: Context
+        self, rw: Rewriter, found: Iterable[Embedding], vocabulary: Vocabulary | None
     ) -> frozenset[int]:
         """The ids that stay."""
         if self.keep != "data":
-            return self._listed(vocabulary)
+            return self._listed(rw, vocabulary)
         names = {_input_behind(item.indices).name or "" for item in found}  # type: ignore[union-attr]
         used: set[int] = set()
-        for samples in _given(ctx):
+        for samples in _given(rw.ctx):
             for sample in samples.feeds:
                 used.update(int(index) for name in names & sample.keys() for index in np.unique(sample[name]))
         return frozenset(used) if vocabulary is None else vocabulary.closed(used)
 
-    def _listed(self, vocabulary: Vocabulary | None) -> frozenset[int]:
+    def _listed(self, rw: Rewriter, vocabulary: Vocabulary | None) -> frozenset[int]:
         if vocabulary is None:
             raise DataError(f"{self}: {_MISSING}, in which tokens could be looked up")
-        tokens = Path(self.keep).read_text(encoding="utf-8").splitlines()
-        ids = vocabulary.ids
-        listed = {ids[token] for token in tokens if token in ids}
-        if not listed:
+        try:
+            text = Path(self.keep).read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self.keep}: a list of tokens is text in UTF-8 ({error})") from error
+        tokens = text.split("\n")  # a token may hold what else ends a line, such as a line separator
+        tokens = [token.removesuffix("\r") for token in tokens if token]
+        others = [token for token in tokens if token not in vocabulary.ids]
+        if len(others) == len(tokens):
             raise DataError(f"{self.keep}: none of its {len(tokens)} lines is a token of the tokenizer")
-        return vocabulary.closed(listed)
+        if others:
+            count = f"{len(others):,} of {len(tokens):,} lines of {self.keep}"
+            rw.note(f"{count} are no tokens, such as {others[0]!r}")
+        return vocabulary.closed({vocabulary.ids[token] for token in tokens if token in vocabulary.ids})
 
     def _tell_unseen(
         self,
@@ -209,6 +218,18 @@ def _input_behind(value: ir.Value | None) -> ir.Value | None:
     while node := producer(value, *_SAME):
         value = node.inputs[0]
     return value if value is not None and value.is_graph_input() else None
+
+
+def _are_integers_read(model: Model, ids: ir.Value) -> bool:
+    """Whether ``ids`` look up rows of stored integers, as int8 leaves them: floats beside them are scales."""
+    tables = (node.inputs[0] for node in model.graph if node.op_type == "Gather" and node.inputs[0])
+    return any(
+        table.const_value is not None
+        and len(table.const_value.shape) > 1
+        and table.const_value.dtype.is_integer()
+        and any(use.idx == 0 and _input_behind(operand(use.node, 1)) is ids for use in table.uses())
+        for table in tables
+    )
 
 
 def _named(model: Model) -> frozenset[int]:

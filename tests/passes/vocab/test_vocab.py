@@ -18,6 +18,7 @@ from graphcompress.errors import DataError, UsageError
 from graphcompress.files.reading.hashes import sha256
 from graphcompress.graph.model import Model
 from graphcompress.graph.runner import Runner
+from graphcompress.passes.quantize import quantisable
 from graphcompress.passes.vocab.vocab import Vocab
 from graphcompress.pipeline.pipeline import Pipeline
 from graphcompress.plugin.context import Context
@@ -94,6 +95,31 @@ def test_tokens_of_a_file_are_kept(with_tokenizer: Path, tmp_path: Path) -> None
     (tmp_path / "tokens.txt").write_text("none\n")
     with pytest.raises(DataError, match="none of its 1 lines is a token"):
         Vocab(keep=str(tmp_path / "tokens.txt")).run(Model.load(with_tokenizer), Context())
+
+
+def test_a_list_says_how_many_of_its_lines_are_no_tokens(with_tokenizer: Path, tmp_path: Path) -> None:
+    file = tmp_path / "tokens.txt"
+    file.write_bytes("\ufeffword5\r\nnone\r\n\r\nword9".encode())
+    model = Model.load(with_tokenizer)
+    record = Vocab(keep=str(file)).run(model, Context())
+    assert {0, 1, 2, 8, 12} == model.tokens
+    assert f"1 of 3 lines of {file} are no tokens, such as 'none'" in record.notes
+    file.write_bytes(b"\xff\xfew\x00")
+    with pytest.raises(DataError, match="a list of tokens is text in UTF-8"):
+        Vocab(keep=str(file)).run(Model.load(with_tokenizer), Context())
+
+
+def test_a_table_in_8_bits_is_left_alone(with_tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model.load(with_tokenizer)
+    samples = below(40, 30)
+    monkeypatch.setattr(quantisable, "SMALLEST_TABLE", 1)
+    Pipeline.parse("int8").run(model, Context(samples=samples))
+    before = {value.name: value.shape for value in model.initializers()}
+    record = Vocab().run(model, Context(samples=samples))
+    assert not record.touched
+    assert model.tokens is None
+    assert "put vocab before int8" in record.skipped[0].reason
+    assert {value.name: value.shape for value in model.initializers()} == before
 
 
 def test_without_data_or_file_it_is_refused() -> None:
