@@ -243,6 +243,11 @@ def is_cache(name: str) -> bool:
     return _PRESENT.match(name.rpartition("/")[2].lower()) is not None
 
 
+def is_handed_on(name: str) -> bool:
+    """Whether an output, by its name in a joined graph, is read by another part or by the next step."""
+    return is_cache(name) or name.startswith("encoder/")
+
+
 def is_past(name: str) -> bool:
     """Whether an input, by its name in a file or in a joined graph, is keys or values of earlier steps."""
     return _PAST.match(name.rpartition("/")[2].lower()) is not None

@@ -11,7 +11,7 @@ import numpy as np
 from graphcompress.data.load import Samples
 from graphcompress.data.samples import padding_mask
 from graphcompress.errors import ContractError, DataError
-from graphcompress.files.parts import is_cache, is_past
+from graphcompress.files.parts import is_cache, is_handed_on, is_past
 from graphcompress.files.runtime import Feed
 from graphcompress.measure.tokens import scores_tokens
 from graphcompress.numerics.metrics import (
@@ -225,7 +225,7 @@ def compare(
         count += len(next(iter(feed.values())))
         mask = padding_mask(feed)
         for name, array in expected.items():
-            if is_cache(name) and _was_cut(array, actual.get(name)):
+            if is_handed_on(name) and _was_cut(array, actual.get(name)):
                 continue
             _check_shape(name, array, actual)
             # What a model computes at padding is nobody's answer.
@@ -282,7 +282,7 @@ def _continues(feed: Feed) -> bool:
 
 
 def _was_cut(array: np.ndarray, other: np.ndarray | None) -> bool:
-    """Whether a cache has fewer heads, or smaller ones: batch and length are the same."""
+    """Whether a cache has fewer heads, or states fewer features: batch and length are the same."""
     if other is None or other.ndim != array.ndim or array.shape == other.shape:
         return False
     return array.shape[0] == other.shape[0] and all(

@@ -141,8 +141,10 @@ def _refit(
             if step.norm is not None:
                 y = targets.pop(0)[:, kept]
                 sums += [np.ones(len(kept)) * len(x), *(a.sum(axis=0) for a in (x, y, x * x, x * y))]
-            for part, target in zip(moments, targets, strict=True):
-                both = finite_rows(np.concatenate([x, target], axis=1))
+            for several, part, target in zip(step.readers, moments, targets, strict=True):
+                # What is held against a tied table has lost the features that the table has lost.
+                wanted = target if target.shape[1] == several[0].out_features else target[:, kept]
+                both = finite_rows(np.concatenate([x, wanted], axis=1))
                 part[aside].update(both[:, : x.shape[1]], both[:, x.shape[1] :])
     change = None if step.norm is None else _fit_norm(rw, step.norm, sums)
     for several, parts in zip(step.readers, moments, strict=True):

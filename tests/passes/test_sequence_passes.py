@@ -11,6 +11,7 @@ import pytest
 from sequence_models import FFN as INNER
 from sequence_models import HEADS, HIDDEN, NAMES, SEQ2SEQ, VOCABULARY, saved, text
 
+from graphcompress.build.optimize import optimize
 from graphcompress.coupling.couplings import FFN, HEAD, Group, couplings
 from graphcompress.graph.model import Model
 from graphcompress.pipeline.pipeline import Pipeline
@@ -94,3 +95,14 @@ def test_what_is_rounded_in_one_part_is_rounded_in_all(sequence_folders) -> None
     tables = [tensor for tensor in large if tensor.shape[0] == VOCABULARY]
     assert len(large) == len({tensor.tobytes() for tensor in large}) == LINEARS + 1
     assert len(tables) == 1  # encoder and both decoders look up in it
+
+
+@pytest.mark.parametrize("name", ["marian", "t5"])
+def test_the_encoder_hands_on_fewer_features_in_a_build(name: str, sequence_folders, tmp_path) -> None:
+    folder = tmp_path / "narrow"
+    optimize(sequence_folders[name], "prune{hidden=0.3}", output=folder, allow=["prune"])
+    states = Model.load(folder).graph.outputs[0]
+    assert states.name == "encoder/last_hidden_state"
+    assert states.shape is not None
+    assert states.shape[2] == 40
+    assert text(name, folder).shape == text(name, sequence_folders[name]).shape

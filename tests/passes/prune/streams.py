@@ -54,9 +54,19 @@ class _Written:
 
 
 def streamed(
-    norm: str, *, post: bool = False, tied: bool = False, rank: int = WIDTH, seed: int = 0, out: bool = False
+    norm: str,
+    *,
+    post: bool = False,
+    tied: bool = False,
+    rank: int = WIDTH,
+    seed: int = 0,
+    out: bool = False,
+    transform: bool = False,
 ) -> Model:
-    """Tokens, two blocks before (or behind) whose FFN there is a norm, and a head; ``rank`` of the stream."""
+    """Tokens, two blocks before (or behind) whose FFN there is a norm, and a head; ``rank`` of the stream.
+
+    With ``transform`` a linear and a norm are before the head, as in masked language models.
+    """
     w = _Written(norm, seed, rank)
     x = w.op("Gather", f"{w.into('table', TOKENS)} ids", "embedded", axis=0)
     for block in ("0", "1"):
@@ -70,6 +80,9 @@ def streamed(
         x = w.op("Add", f"{x} {given}", f"{block}.added")
         x = w.norm(x, f"{block}.norm") if post else x
     x = x if post else w.norm(x, "end.norm")
+    if transform:
+        turn = w.stored("transform", w.rng.standard_normal((WIDTH, WIDTH)))
+        x = w.norm(w.op("Relu", w.op("MatMul", f"{x} {turn}", "turned"), "turned.r"), "turned.norm")
     head = (
         w.op("Transpose", "table", "table.t", perm=[1, 0])
         if tied

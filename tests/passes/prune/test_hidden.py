@@ -104,6 +104,13 @@ def test_a_norm_behind_the_sum_is_told_and_features_are_chosen() -> None:
     assert distance(model, twin) < 0.8 * distance(model, plain)
 
 
+@pytest.mark.parametrize("post", [False, True])
+def test_what_is_held_against_a_tied_table_is_refitted_to_the_features_that_stay(post: bool) -> None:
+    model = streamed("LayerNormalization", post=post, tied=True, transform=True)
+    lost = [distance(model, pruned(model, hidden=0.25, refit=refit)[0]) for refit in (True, False)]
+    assert lost[0] < 0.8 * lost[1]
+
+
 def test_a_width_that_is_an_output_stays_and_the_reason_is_told() -> None:
     twin, record = pruned(streamed("RMSNormalization", out=True), hidden=0.25)
     assert twin.parameters == streamed("RMSNormalization", out=True).parameters
