@@ -17,10 +17,11 @@ import onnx_ir as ir
 from graphcompress.coupling.couplings import Group
 from graphcompress.cutting.cut import cut
 from graphcompress.cutting.excerpt import excerpt, twin_group
+from graphcompress.data.lengths import longest_sample
 from graphcompress.data.made_up import varied_samples
 from graphcompress.data.samples import Samples
 from graphcompress.data.sequences import Written, sequence_samples
-from graphcompress.errors import UsageError
+from graphcompress.errors import DataError, UsageError
 from graphcompress.files.runtime import Feed
 from graphcompress.graph.match import integers_of
 from graphcompress.graph.model import Model
@@ -142,11 +143,18 @@ def check_shapes(model: Model, shapes: Sequence[str], ctx: Context) -> None:
     """Refuse shapes that do not read, or at which the model does not run.
 
     Raises:
-        GraphCompressError: it says why.
+        UsageError: it says why, and what would do.
     """
     with Runner(model) as runner:
-        for feed, _ in _feeds(model, shapes, ctx):
-            runner(feed)
+        for shape, (feed, _) in zip(shapes, _feeds(model, shapes, ctx), strict=True):
+            try:
+                runner(feed)
+            except DataError as error:
+                (batch, length), longest = read_shape(shape), longest_sample(model)
+                why = str(error)
+                if length is not None and longest is not None and length > longest:
+                    why = f"it has positions for {longest} tokens; name a shape such as {batch}x{longest}"
+                raise UsageError(f"the model does not run at {shape}, where time counts: {why}") from error
 
 
 def _feeds(model: Model, shapes: Sequence[str], ctx: Context) -> list[tuple[Feed, str]]:
