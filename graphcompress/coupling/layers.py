@@ -15,10 +15,13 @@ from graphcompress.analysis.linears import Linear
 from graphcompress.analysis.residual import Branch, branches
 from graphcompress.coupling.couplings import FFN, HEAD, Group, couplings
 from graphcompress.graph.expressions import Constants
+from graphcompress.graph.match import producer
 from graphcompress.graph.model import Model
 
 _LONGEST_NORMALISATION = 24
 """Nodes that a normalisation written out in elementary operators may have."""
+_PICKING = ("Gather", "GatherND", "Slice", "Squeeze", "Unsqueeze", "Transpose")
+"""Operators by which the positions are picked that the last block alone computes."""
 _SHAPED = frozenset({"Reshape", "Expand"})
 """Operators whose second operand is a shape."""
 
@@ -130,7 +133,7 @@ def _layer(
     number: int,
 ) -> Layer | None:
     entry = run[0].entry
-    leave = following.entry if following is not None else _last_exit(run[-1], stream)
+    leave = _all_positions(following.entry, entry) if following is not None else _last_exit(run[-1], stream)
     found = tuple(attention for branch in run for attention in branch.attentions)
     if leave is None or not found or entry.shape is None or entry.shape != leave.shape:
         return None
@@ -143,6 +146,13 @@ def _layer(
         groups=tuple(group for group in groups if _is_inside(group, inside)),
         linears=inside,
     )
+
+
+def _all_positions(value: ir.Value, like: ir.Value) -> ir.Value:
+    """What ``value`` is picked of, where the next block computes fewer positions; as many as ``like`` has."""
+    while value.shape != like.shape and (node := producer(value, *_PICKING)) is not None:
+        value = node.inputs[0]  # type: ignore[assignment]
+    return value
 
 
 def _last_exit(last: Branch, stream: Sequence[Branch]) -> ir.Value | None:
