@@ -137,7 +137,7 @@ def _is_inside(position: ir.Value, length: Dim) -> bool:
         shape = shape_of(found.inputs[0])
         return shape is not None and same_dim(shape[axis_of(found, len(shape), 0)], length)
     rest = producer(position, "Mod")
-    wide = None if rest is None or rest.attributes.get_int("fmod", 0) else size_read(operand(rest, 1))
+    wide = None if rest is None or rest.attributes.get_int("fmod", 0) == 1 else size_read(operand(rest, 1))
     return wide is not None and same_dim(wide, length)
 
 
