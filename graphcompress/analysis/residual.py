@@ -11,7 +11,11 @@ from graphcompress.analysis.attention import Attention
 from graphcompress.analysis.attentions import attentions
 from graphcompress.analysis.linears import Linear, linears
 from graphcompress.graph.expressions import Constants
+from graphcompress.graph.match import producer
 from graphcompress.graph.model import Model
+
+PICKING = ("Gather", "GatherND", "Slice", "Squeeze", "Unsqueeze", "Transpose")
+"""Operators by which positions are picked, where a block computes those alone that are read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +74,9 @@ def _branch(
         return None
     if constant(left) or constant(right):
         return None
-    entry, inner = (left, right) if _position(left, order) < _position(right, order) else (right, left)
-    inside = _between(entry, inner, order)
+    # Where few positions are computed, they may be picked from the stream as late as they are added.
+    entry, inner = sorted((left, right), key=lambda value: _position(_picked_from(value), order))
+    inside = _between(entry, inner, order) or _between(_picked_from(entry), inner, order)
     within = [by_node[item] for item in inside if item in by_node]
     if not within:
         return None
@@ -82,6 +87,15 @@ def _branch(
         attentions=tuple(attending[item] for item in inside if item in attending),
         sums=frozenset(item.outputs[0] for item in inside if item.op_type == "Add"),
     )
+
+
+def _picked_from(value: ir.Value) -> ir.Value:
+    while node := producer(value, *PICKING):
+        picked = node.inputs[0]
+        if picked is None or picked.producer() is None:
+            break
+        value = picked
+    return value
 
 
 def _same_width(left: ir.Value, right: ir.Value) -> bool:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from graphcompress.analysis.attention import Attention
 from graphcompress.analysis.linears import Linear
-from graphcompress.analysis.residual import Branch, branches
+from graphcompress.analysis.residual import PICKING, Branch, branches
 from graphcompress.coupling.couplings import FFN, HEAD, Group, couplings
 from graphcompress.graph.expressions import Constants
 from graphcompress.graph.match import producer
@@ -20,8 +20,6 @@ from graphcompress.graph.model import Model
 
 _LONGEST_NORMALISATION = 24
 """Nodes that a normalisation written out in elementary operators may have."""
-_PICKING = ("Gather", "GatherND", "Slice", "Squeeze", "Unsqueeze", "Transpose")
-"""Operators by which the positions are picked that the last block alone computes."""
 _SHAPED = frozenset({"Reshape", "Expand"})
 """Operators whose second operand is a shape."""
 
@@ -150,7 +148,7 @@ def _layer(
 
 def _all_positions(value: ir.Value, like: ir.Value) -> ir.Value:
     """What ``value`` is picked of, where the next block computes fewer positions; as many as ``like`` has."""
-    while value.shape != like.shape and (node := producer(value, *_PICKING)) is not None:
+    while value.shape != like.shape and (node := producer(value, *PICKING)) is not None:
         value = node.inputs[0]  # type: ignore[assignment]
     return value
 

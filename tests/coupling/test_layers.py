@@ -2,17 +2,20 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 import texts
 from bert import Bert
 
 from graphcompress.coupling.couplings import FFN, HEAD, couplings
 from graphcompress.coupling.layers import layers
 from graphcompress.graph.model import Model
+from graphcompress.pipeline.pipeline import Pipeline
+from graphcompress.plugin.context import Context
 
 PRE_NORM = """
 g (float[batch, sequence, 16] x) => (float[batch, sequence, 16] y)
 <float[16] gain, float[16] shift, {weights}
- int64[4] heads = {{0, 0, 4, 4}}, int64[3] joined = {{0, 0, 16}}>
+ int64[4] heads = {{0, 0, 4, 4}}, int64[3] joined = {{0, 0, 16}}, int64[1] first = {{0}}>
 {{
   {body}
   y = LayerNormalization({last}, gain, shift)
@@ -60,12 +63,16 @@ PARALLEL = (
 )
 
 
-def stacked(block: str, depth: int = 3) -> Model:
+def stacked(block: str, depth: int = 3, *, picked: bool = False) -> Model:
+    """Blocks, of which all positions are read, or the ``picked`` first one alone."""
     weights = "".join(
         f"float[16, 16] w{part}{i}, " for i in range(depth) for part in ("q", "k", "v", "o")
     ) + "".join(f"float[16, 24] up{i}, float[24, 16] down{i}, " for i in range(depth))
     names = ["x", *(f"x{i}" for i in range(depth))]
     body = "".join(block.format(i=i, x=names[i]) for i in range(depth))
+    if picked:
+        body += f"  picked = Gather <axis = 1> ({names[-1]}, first)\n"
+        names.append("picked")
     return texts.model_of(PRE_NORM.format(weights=weights, body=body, last=names[-1]))
 
 
@@ -92,6 +99,16 @@ def test_parallel_blocks():
     model = stacked(PARALLEL)
     assert borders(model) == [("x", "x0"), ("x0", "x1"), ("x1", "x2")]
     assert [len(layer.linears) for layer in layers(model)] == [6, 6, 6]
+
+
+@pytest.mark.parametrize("block", [SERIAL, PARALLEL])
+def test_a_last_block_that_computes_one_position_is_one_and_so_is_the_one_before(block: str) -> None:
+    model = stacked(block, picked=True)
+    Pipeline.parse("simplify").run(model, Context())
+    assert borders(model)[:2] == [("x", "x0"), ("x0", "x1")]
+    (last,) = layers(model)[2:]
+    assert last.entry.shape == last.exit.shape == ir.Shape(["batch", 1, 16])
+    assert len(last.linears) == 6
 
 
 def test_groups_at_hand_are_used():
