@@ -18,6 +18,8 @@ from sst2 import build, chosen, table
 
 DENSITY, LOW = 0.26, 0.1
 """Shares of the parameters of attentions and FFNs."""
+LEFT = 0.277
+"""Share of them that ``prune{ffn=0.75 heads=0.7}`` leaves."""
 RATE = 2e-4
 """Highest learning rate of the weights, in all rows."""
 
@@ -30,15 +32,18 @@ def rows(epochs: float, *, bf16: bool) -> dict[str, str]:
     learned = f"density={DENSITY} epochs={epochs:g} {masked}"
     halves = f"preset=hybrid-filled epochs={epochs / 2:g} fill=1 {masked}"
     filled = f"{halves} density={DENSITY}"
+    fifth = f"preset=hybrid-filled selection=topk ema=0.9 epochs={epochs / 5:g} fill=4 {masked}"
     return {
         "once": f"prune{{ffn=0.75 heads=0.7}},distill{{{alone}}}",
-        "once, low": f"prune{{ffn=0.9 heads=0.875}},distill{{{alone}}}",
+        "once, low": f"prune{{ffn=0.9 heads=0.917}},distill{{{alone}}}",
         "block": f"blockprune{{preset=block {learned}}}",
         "struct": f"blockprune{{preset=struct {learned}}}",
         "hybrid": f"blockprune{{{learned}}}",
         "hybrid filled": f"blockprune{{{filled}}}",
         "hybrid filled, int8": "int8",
         "hybrid filled, low": f"blockprune{{{halves} density={LOW}}}",
+        "moving mean, low": f"blockprune{{{fifth} density={LOW}}}",
+        "half once, low": f"prune{{ffn=0.75 heads=0.7}},blockprune{{{fifth} density={LOW / LEFT:.2f}}}",
         "ablation: no hidden states": f"blockprune{{{filled} hidden=0}}",
         "ablation: hidden states train scores": f"blockprune{{{filled} apart=false}}",
         "ablation: importance as a moving mean": f"blockprune{{{filled} selection=topk ema=0.9}}",
