@@ -1,4 +1,4 @@
-"""SQuAD: learned pruning of a question answerer, at three densities.
+"""SQuAD: learned pruning of a question answerer, at four densities.
 
 Usage: python benchmarks/question_answering.py finetune --data FOLDER --work FOLDER
        python benchmarks/question_answering.py build --data FOLDER --work FOLDER [--only …] [--epochs 6]
@@ -52,7 +52,7 @@ from graphcompress.measure.bench import bench
 from graphcompress.measure.metrics import answers, metric
 from graphcompress.measure.verify import Run
 
-DENSITIES = {"half": 0.5, "quarter": 0.26, "eighth": 0.13}
+DENSITIES = {"half": 0.5, "two fifths": 0.43, "quarter": 0.26, "eighth": 0.13}
 """Shares of the parameters of attentions and FFNs."""
 POOL = 64
 """Batches are cut from so many batches' worth of windows, sorted by length."""

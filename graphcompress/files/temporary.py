@@ -9,7 +9,8 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 if sys.platform != "win32":
@@ -37,12 +38,20 @@ class Temporary:
         self._lock: int | None = None
         while True:
             self.path = place / f"{'.' if parent else ''}graphcompress-{secrets.token_hex(8)}"
-            self.path.mkdir(mode=0o700)
+            made: list[os.stat_result] = []
+            # A signal may come as soon as the folder is there, and before anybody has this object.
+            self._deleted = weakref.finalize(self, _delete, self.path, made)
+            try:
+                self.path.mkdir(mode=0o700)
+            except OSError:
+                self._deleted.detach()
+                raise
             with contextlib.suppress(BlockingIOError, FileNotFoundError):
                 self._lock = _locked(self.path)
-                self._made = self.path.lstat()
+                made.append(self.path.lstat())
                 return
             # A process that sweeps came between: it takes a folder that nobody has locked yet for a dead one.
+            self._deleted.detach()
 
     def __enter__(self) -> Path:
         return self.path
@@ -52,12 +61,17 @@ class Temporary:
 
     def remove(self) -> None:
         """Delete the folder with what is in it; where its name stands for another one by now, that stays."""
-        with contextlib.suppress(OSError):
-            if os.path.samestat(self.path.lstat(), self._made):
-                shutil.rmtree(self.path, ignore_errors=True)
+        self._deleted()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _delete(folder: Path, made: Sequence[os.stat_result]) -> None:
+    """Delete ``folder``, unless it is another one than was ``made``."""
+    with contextlib.suppress(OSError):
+        if not made or os.path.samestat(folder.lstat(), made[0]):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def sweep(place: Path, may_go: Callable[[Path], bool] = lambda folder: True) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import signal
 import subprocess
@@ -128,3 +129,24 @@ def test_many_feeds_on_disk_hold_no_files_open() -> None:
         assert [int(feed["y"][-1]) for feed in renamed] == list(range(300))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_folder_goes_when_a_signal_comes_before_anybody_has_it(tmp_path, monkeypatch):
+    made = Path.mkdir
+
+    def made_and_stopped(path, mode):
+        made(path, mode)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "mkdir", made_and_stopped)
+        with pytest.raises(KeyboardInterrupt):
+            Temporary(tmp_path)
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_nobody_holds_any_more_goes(tmp_path):
+    Temporary(tmp_path)
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
