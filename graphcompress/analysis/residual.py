@@ -14,8 +14,8 @@ from graphcompress.graph.expressions import Constants
 from graphcompress.graph.match import producer
 from graphcompress.graph.model import Model
 
-PICKING = ("Gather", "GatherND", "Slice", "Squeeze", "Unsqueeze", "Transpose")
-"""Operators by which positions are picked, where a block computes those alone that are read."""
+_PICKING = ("Gather", "GatherND", "Slice", "Squeeze", "Unsqueeze", "Transpose")
+"""Operators by which positions are picked."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +75,8 @@ def _branch(
     if constant(left) or constant(right):
         return None
     # Where few positions are computed, they may be picked from the stream as late as they are added.
-    entry, inner = sorted((left, right), key=lambda value: _position(_picked_from(value), order))
-    inside = _between(entry, inner, order) or _between(_picked_from(entry), inner, order)
+    entry, inner = sorted((left, right), key=lambda value: _position(picked_from(value), order))
+    inside = _between(entry, inner, order) or _between(picked_from(entry), inner, order)
     within = [by_node[item] for item in inside if item in by_node]
     if not within:
         return None
@@ -89,8 +89,9 @@ def _branch(
     )
 
 
-def _picked_from(value: ir.Value) -> ir.Value:
-    while node := producer(value, *PICKING):
+def picked_from(value: ir.Value) -> ir.Value:
+    """What the positions of ``value`` are picked of, where a block computes few of them; else itself."""
+    while node := producer(value, *_PICKING):
         picked = node.inputs[0]
         if picked is None or picked.producer() is None:
             break

@@ -12,10 +12,9 @@ import onnx_ir as ir
 
 from graphcompress.analysis.attention import Attention
 from graphcompress.analysis.linears import Linear
-from graphcompress.analysis.residual import PICKING, Branch, branches
+from graphcompress.analysis.residual import Branch, branches, picked_from
 from graphcompress.coupling.couplings import FFN, HEAD, Group, couplings
 from graphcompress.graph.expressions import Constants
-from graphcompress.graph.match import producer
 from graphcompress.graph.model import Model
 
 _LONGEST_NORMALISATION = 24
@@ -131,7 +130,9 @@ def _layer(
     number: int,
 ) -> Layer | None:
     entry = run[0].entry
-    leave = _all_positions(following.entry, entry) if following is not None else _last_exit(run[-1], stream)
+    leave = _last_exit(run[-1], stream) if following is None else following.entry
+    if following is not None and following.entry.shape != entry.shape:
+        leave = picked_from(following.entry)
     found = tuple(attention for branch in run for attention in branch.attentions)
     if leave is None or not found or entry.shape is None or entry.shape != leave.shape:
         return None
@@ -144,13 +145,6 @@ def _layer(
         groups=tuple(group for group in groups if _is_inside(group, inside)),
         linears=inside,
     )
-
-
-def _all_positions(value: ir.Value, like: ir.Value) -> ir.Value:
-    """What ``value`` is picked of, where the next block computes fewer positions; as many as ``like`` has."""
-    while value.shape != like.shape and (node := producer(value, *PICKING)) is not None:
-        value = node.inputs[0]  # type: ignore[assignment]
-    return value
 
 
 def _last_exit(last: Branch, stream: Sequence[Branch]) -> ir.Value | None:

@@ -245,7 +245,7 @@ def is_cache(name: str) -> bool:
 
 def is_handed_on(name: str) -> bool:
     """Whether an output, by its name in a joined graph, is read by another part or by the next step."""
-    return is_cache(name) or name.startswith("encoder/")
+    return is_cache(name) or (name.startswith("encoder/") and _output_kind(name) == "states")
 
 
 def is_past(name: str) -> bool:

@@ -40,7 +40,7 @@ class Temporary:
             self.path = place / f"{'.' if parent else ''}graphcompress-{secrets.token_hex(8)}"
             made: list[os.stat_result] = []
             # A signal may come as soon as the folder is there, and before anybody has this object.
-            self._deleted = weakref.finalize(self, _delete, self.path, made)
+            self._deleted = weakref.finalize(self, _delete, self.path, made, os.getpid())
             try:
                 self.path.mkdir(mode=0o700)
             except OSError:
@@ -67,10 +67,10 @@ class Temporary:
             self._lock = None
 
 
-def _delete(folder: Path, made: Sequence[os.stat_result]) -> None:
-    """Delete ``folder``, unless it is another one than was ``made``."""
+def _delete(folder: Path, made: Sequence[os.stat_result], owner: int) -> None:
+    """Delete ``folder``, unless it is another one than was ``made``, or this is a fork of its ``owner``."""
     with contextlib.suppress(OSError):
-        if not made or os.path.samestat(folder.lstat(), made[0]):
+        if os.getpid() == owner and (not made or os.path.samestat(folder.lstat(), made[0])):
             shutil.rmtree(folder, ignore_errors=True)
 
 

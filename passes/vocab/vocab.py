@@ -141,8 +141,8 @@ class Vocab(Pass):
             text = Path(self.keep).read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise DataError(f"{self.keep}: a list of tokens is text in UTF-8 ({error})") from error
-        tokens = text.split("\n")  # a token may hold what else ends a line, such as a line separator
-        tokens = [token.removesuffix("\r") for token in tokens if token]
+        # A token may hold what else ends a line, such as a line separator.
+        tokens = [token for token in text.split("\n") if token]
         others = [token for token in tokens if token not in vocabulary.ids]
         if len(others) == len(tokens):
             raise DataError(f"{self.keep}: none of its {len(tokens)} lines is a token of the tokenizer")

@@ -146,6 +146,20 @@ def test_a_folder_goes_when_a_signal_comes_before_anybody_has_it(tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_fork_deletes_no_folder_of_the_process_that_made_it(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from graphcompress.files.temporary import Temporary\n"
+        "folder = Temporary(Path(sys.argv[1])); child = os.fork()\n"
+        "if not child: sys.exit()\n"
+        "os.waitpid(child, 0); print(folder.path.is_dir())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "True"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_nobody_holds_any_more_goes(tmp_path):
     Temporary(tmp_path)
     gc.collect()
