@@ -46,11 +46,12 @@ import graphcompress
 from graphcompress.analysis.linears import linears
 from graphcompress.data.load import load_samples
 from graphcompress.data.rows import Rows
-from graphcompress.data.spans import QUESTION, WINDOW_STRIDE, WINDOW_TOKENS
+from graphcompress.data.spans import QUESTION, WINDOW_STRIDE
 from graphcompress.graph.model import Model
 from graphcompress.measure.bench import bench
 from graphcompress.measure.metrics import answers, metric
 from graphcompress.measure.verify import Run
+from graphcompress.plugin.task import WINDOW_TOKENS
 
 DENSITIES = {"half": 0.5, "two fifths": 0.43, "quarter": 0.26, "eighth": 0.13}
 """Shares of the parameters of attentions and FFNs."""

@@ -150,6 +150,7 @@ def inspect(
     target: str = "cpu",
     data: Samples | str | Path | None = None,
     tokenizer: str | Path | None = None,
+    max_length: int | None = None,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> Inspection:
@@ -160,7 +161,7 @@ def inspect(
     """
     steps = None if passes is None else () if passes == "none" else Pipeline.parse(passes).passes
     opened = model if isinstance(model, Model) else open_model(model_file(model))
-    samples = _samples(data, opened, tokenizer) if data is not None else None
+    samples = _samples(data, opened, tokenizer, max_length) if data is not None else None
     ctx = Context(samples, common_capabilities(parse_targets(target)), seed, progress)
     return inspection.inspect(opened, steps, ctx=ctx, progress=progress)
 
@@ -170,6 +171,7 @@ def bench(
     *,
     data: Samples | str | Path | None = None,
     tokenizer: str | Path | None = None,
+    max_length: int | None = None,
     shapes: Sequence[str] = SHAPES,
     rounds: int = BENCH_ROUNDS,
     seed: int = 0,
@@ -193,7 +195,7 @@ def bench(
     samples = (
         synthetic_samples(first, count=MADE_UP, seed=seed)
         if data is None
-        else _samples(data, first, tokenizer)
+        else _samples(data, first, tokenizer, max_length)
     )
     contenders = {name: session(path) for name, path in named.items()}
     found = timing.bench(contenders, samples, shapes=shapes, rounds=rounds, progress=progress)
@@ -206,6 +208,7 @@ def verify(
     *,
     data: Samples | str | Path | None = None,
     tokenizer: str | Path | None = None,
+    max_length: int | None = None,
     limit: int = VERIFY_ROWS,
     seed: int = 0,
     progress: Progress = no_progress,
@@ -231,7 +234,9 @@ def verify(
         agree_on_length(model, longest)
     by_token = token_values(Model.load(model_file(a)))
     given = (
-        varied_samples(model, count=MADE_UP, seed=seed) if data is None else _samples(data, model, tokenizer)
+        varied_samples(model, count=MADE_UP, seed=seed)
+        if data is None
+        else _samples(data, model, tokenizer, max_length)
     )
     samples = given.first(limit)
     feeds = on_disk(samples.batches(VERIFY_BATCH))
@@ -297,8 +302,12 @@ def framed(page: str) -> str:
     return f'<iframe srcdoc="{escape(page)}" style="width:100%;height:40rem;border:0"></iframe>'
 
 
-def _samples(given: Samples | str | Path, model: Model, tokenizer: str | Path | None) -> Samples:
-    return given if isinstance(given, Samples) else load_samples(given, model, tokenizer=tokenizer)
+def _samples(
+    given: Samples | str | Path, model: Model, tokenizer: str | Path | None, max_length: int | None
+) -> Samples:
+    if isinstance(given, Samples):
+        return given
+    return load_samples(given, model, tokenizer=tokenizer, max_length=max_length)
 
 
 def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from graphcompress.plugin.context import Progress, no_progress
 from graphcompress.plugin.registry import PASSES
 from graphcompress.plugin.sizes import parse_size
 from graphcompress.plugin.targeting import common_capabilities, distinct, parse_targets
-from graphcompress.plugin.task import Metric
+from graphcompress.plugin.task import MAX_LENGTH, WINDOW_TOKENS, Metric
 
 if TYPE_CHECKING:
     from graphcompress.data.samples import Samples
@@ -91,6 +91,12 @@ class Request:
     )
     tokenizer: str | Path | None = asked(
         None, "tokenizer.json or its folder, for samples that are texts.", DATA, unset="beside the model"
+    )
+    max_length: int | None = asked(
+        None,
+        "Tokens after which a text of the samples is cut; of question answering, those of a window.",
+        DATA,
+        unset=f"{MAX_LENGTH}, of a window {WINDOW_TOKENS}",
     )
     metric: str | Metric | Function | None = asked(
         None,
@@ -261,6 +267,8 @@ class Request:
         """
         if self.model is None:
             raise UsageError("no model is given; name an ONNX file, or a recipe that names one with --recipe")
+        if self.max_length is not None and self.max_length < 1:
+            raise UsageError(f"--max-length {self.max_length}: give a number of tokens, such as 256")
         calibrated = self.data is not None or self.train is not None
         for target in self.targets:
             target.check()
@@ -337,7 +345,9 @@ def kind(field: dataclasses.Field[Any]) -> type:
         return Path
     if field.default is dataclasses.MISSING:
         return dict
-    return str if field.default is None else type(field.default)
+    if field.default is None:
+        return int if field.type.startswith("int ") else str
+    return type(field.default)
 
 
 def explained(field: dataclasses.Field[Any]) -> str:

@@ -23,6 +23,7 @@ def tune(
     *,
     data: Path | None = None,
     tokenizer: Path | None = None,
+    max_length: int | None = None,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> Times:
@@ -37,7 +38,9 @@ def tune(
     for path in models:
         for pipeline in pipelines:
             model = open_model(path)
-            samples: Samples | None = load_samples(data, model, tokenizer=tokenizer) if data else None
+            samples: Samples | None = None
+            if data:
+                samples = load_samples(data, model, tokenizer=tokenizer, max_length=max_length)
             asked = Recorder(MeasurementCache())
             ctx = Context(samples, target.capabilities, seed, progress, measurements=asked)
             pipeline.run(model, ctx, allow=[step.name for step in pipeline.passes])

@@ -11,6 +11,7 @@ import typer
 from graphcompress.cli.terminal import (
     Data,
     Json,
+    MaxLength,
     Seed,
     Tokenizer,
     origin,
@@ -36,6 +37,7 @@ def bench(
     ],
     data: Data = None,
     tokenizer: Tokenizer = None,
+    max_length: MaxLength = None,
     shapes: Annotated[
         str,
         typer.Option(
@@ -78,7 +80,8 @@ def bench(
         return
     with progress_bars() as progress:
         first = described(models[0])
-        samples = samples_for(first, data, tokenizer or _tokenizer_beside(models), seed, timed=True)
+        beside = tokenizer or _tokenizer_beside(models)
+        samples = samples_for(first, data, beside, seed, max_length=max_length, timed=True)
         names = dict(zip(_names(models), models, strict=True))
         timed = {name: path for name, path in names.items() if is_timed_here(path)}
         untimed = [name for name in names if name not in timed]

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from graphcompress.cli.terminal import Data, Json, Seed, Tokenizer, out, print_json, progress_bars, tell
+from graphcompress.cli.terminal import (
+    Data,
+    Json,
+    MaxLength,
+    Seed,
+    Tokenizer,
+    out,
+    print_json,
+    progress_bars,
+    tell,
+)
 
 if TYPE_CHECKING:
     from graphcompress.pipeline.inspection import Inspection
@@ -34,6 +44,7 @@ def inspect(
     target: Annotated[str, typer.Option(help="Whose capabilities the passes see.")] = "cpu",
     data: Data = None,
     tokenizer: Tokenizer = None,
+    max_length: MaxLength = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -46,7 +57,14 @@ def inspect(
 
     with progress_bars() as progress:
         found = ask(
-            model, passes, target=target, data=data, tokenizer=tokenizer, seed=seed, progress=progress
+            model,
+            passes,
+            target=target,
+            data=data,
+            tokenizer=tokenizer,
+            max_length=max_length,
+            seed=seed,
+            progress=progress,
         )
     if json:
         print_json(plain(found))

@@ -46,6 +46,7 @@ Json = Annotated[
 ]
 Data = Annotated[Path | None, as_option("data")]
 Tokenizer = Annotated[Path | None, as_option("tokenizer")]
+MaxLength = Annotated[int | None, as_option("max_length")]
 Seed = Annotated[int, as_option("seed")]
 
 FILE_WIDTH = 200
@@ -99,7 +100,13 @@ def progress_bars(stages: Sequence[str] = ()) -> AbstractContextManager[Progress
 
 
 def samples_for(
-    model: Model, data: Path | None, tokenizer: Path | None, seed: int, *, timed: bool = False
+    model: Model,
+    data: Path | None,
+    tokenizer: Path | None,
+    seed: int,
+    *,
+    max_length: int | None = None,
+    timed: bool = False,
 ) -> Samples:
     """The samples of ``data``, or made-up ones that fit; of similar sizes where they are ``timed``."""
     from graphcompress.data.load import load_samples
@@ -107,7 +114,7 @@ def samples_for(
 
     if data is None:
         return (synthetic_samples if timed else varied_samples)(model, count=16, seed=seed)
-    return load_samples(data, model, tokenizer=tokenizer)
+    return load_samples(data, model, tokenizer=tokenizer, max_length=max_length)
 
 
 def origin(*, made_up: bool) -> str:

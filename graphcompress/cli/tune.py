@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from graphcompress.cli.terminal import Data, Json, Seed, Tokenizer, print_json, progress_bars, tell
+from graphcompress.cli.terminal import Data, Json, MaxLength, Seed, Tokenizer, print_json, progress_bars, tell
 
 SIMPLIFY = "simplify"
 
@@ -25,6 +25,7 @@ def tune(
     target: Annotated[str, typer.Option(help="Target whose choices are measured.")] = "cpu",
     data: Data = None,
     tokenizer: Tokenizer = None,
+    max_length: MaxLength = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -58,6 +59,7 @@ def tune(
             [Pipeline.parse(text) for text in pipelines],
             data=data,
             tokenizer=tokenizer,
+            max_length=max_length,
             seed=seed,
             progress=progress,
         )

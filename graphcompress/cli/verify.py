@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from graphcompress.cli.terminal import Data, Json, Seed, Tokenizer, origin, print_json, progress_bars, tell
+from graphcompress.cli.terminal import (
+    Data,
+    Json,
+    MaxLength,
+    Seed,
+    Tokenizer,
+    origin,
+    print_json,
+    progress_bars,
+    tell,
+)
 
 
 def verify(
@@ -15,6 +25,7 @@ def verify(
     b: Annotated[Path, typer.Argument(help="What is compared with it.")],
     data: Data = None,
     tokenizer: Tokenizer = None,
+    max_length: MaxLength = None,
     limit: Annotated[int, typer.Option(min=1, help="Rows of the data that are used.")] = 64,
     max_error: Annotated[
         float | None,
@@ -48,7 +59,16 @@ def verify(
     )
 
     with progress_bars() as progress:
-        found = ask(a, b, data=data, tokenizer=tokenizer, limit=limit, seed=seed, progress=progress)
+        found = ask(
+            a,
+            b,
+            data=data,
+            tokenizer=tokenizer,
+            max_length=max_length,
+            limit=limit,
+            seed=seed,
+            progress=progress,
+        )
     difference, invariances = found.difference, {"a": found.invariance_a, "b": found.invariance_b}
     if json:
         document = {

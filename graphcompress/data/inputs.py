@@ -1,4 +1,4 @@
-"""What a caller gives a model: its inputs, their sizes, and on which axis of each the batch lies."""
+"""What a caller gives a model, its inputs, their sizes and where the batch lies, and what comes back."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ def inputs_of(model: Model) -> dict[str, ir.Value]:
     return {
         value.name or "": value for value in model.graph.inputs if value.name not in model.graph.initializers
     }
+
+
+def output_ranks(model: Model) -> dict[str, int]:
+    """Floating-point output → the number of its axes, of those where it is known."""
+    floats = [value for value in model.graph.outputs if value.dtype and value.dtype.is_floating_point()]
+    return {value.name or "": len(value.shape) for value in floats if value.shape is not None}
 
 
 def batch_axis(value: ir.Value) -> int:

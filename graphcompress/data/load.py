@@ -13,11 +13,12 @@ import onnx_ir as ir
 
 from graphcompress.data.agreed_lengths import check_lengths
 from graphcompress.data.features import features, file_columns
-from graphcompress.data.inputs import batch_axes, batch_first, fixed_sizes, inputs_of
+from graphcompress.data.inputs import batch_axes, batch_first, fixed_sizes, inputs_of, output_ranks
 from graphcompress.data.lengths import longest_sample
 from graphcompress.data.samples import Sample, Samples
 from graphcompress.data.sequence_texts import samples_of_sequences
 from graphcompress.data.sequences import pasts
+from graphcompress.data.spans import tells_a_span
 from graphcompress.data.tables import read_columns
 from graphcompress.data.teacher_forced import forced
 from graphcompress.data.texts import checked_tokenizer, find_tokenizer, samples_from_texts
@@ -25,13 +26,9 @@ from graphcompress.errors import DataError
 from graphcompress.files.scratch import on_disk
 from graphcompress.graph.model import Model
 from graphcompress.graph.teacher_forced import teacher_forced
-from graphcompress.plugin.task import Pair
+from graphcompress.plugin.task import MAX_LENGTH, Pair
 
 __all__ = ["Sample", "Samples", "load_samples"]
-
-DEFAULT_MAX_LENGTH = 128
-"""Texts are cut after this many tokens, where the model takes that many: enough for sentences and their
-pairs."""
 
 
 def load_samples(
@@ -39,20 +36,22 @@ def load_samples(
     model: Model,
     *,
     tokenizer: str | Path | None = None,
-    pair: Pair = "joint",
+    pair: Pair | None = None,
     limit: int | None = None,
-    max_length: int = DEFAULT_MAX_LENGTH,
+    max_length: int | None = None,
     at_once: bool = False,
 ) -> Samples:
     """Read ``path`` (.jsonl, .csv, .tsv, .parquet, .npz, the text ones also .gz) as samples for ``model``.
 
     Columns named like the model's inputs are used as they are; otherwise text columns are tokenized with
     ``tokenizer`` (a ``tokenizer.json``, or a folder that holds one; found by itself beside the model).
-    ``pair="separate"`` encodes the two texts of a pair as two samples, ``"windows"`` the first one with each
-    window of the second. Lists of words (``tokens``) are tokenized word by word. What a model reads of
-    recordings (.wav) and pictures is made by the feature extractor beside it. The names of the classes are
-    those of the ``config.json`` beside the model. Of a model that writes, ``at_once`` gives samples for
-    teacher forcing (:mod:`graphcompress.data.teacher_forced`), for which nothing is run.
+    ``pair="joint"`` encodes the two texts of a pair as one sample, ``"separate"`` as two, ``"windows"`` the
+    first one with each window of the second; None is windows where the outputs tell the place of an answer,
+    else joint. Texts of more than ``max_length`` tokens are cut, and counted in a warning. Lists of words
+    (``tokens``) are tokenized word by word. What a model reads of recordings (.wav) and pictures is made by
+    the feature extractor beside it. The names of the classes are those of the ``config.json`` beside the
+    model. Of a model that writes, ``at_once`` gives samples for teacher forcing
+    (:mod:`graphcompress.data.teacher_forced`), for which nothing is run.
 
     Raises:
         DataError: no such file, no usable columns, or a tokenizer that does not fit the model.
@@ -71,13 +70,15 @@ def load_samples(
         sensed = [name for name, value in inputs.items() if value.dtype and value.dtype.is_floating_point()]
         if model.parts:
             known = checked_tokenizer(path, found, model, inputs)
-            longest = min(max_length, longest_sample(model) or max_length)
+            longest = max_length or MAX_LENGTH
+            longest = min(longest, longest_sample(model) or longest)
             samples = samples_of_sequences(path, columns, model, known, longest, at_once=at_once)
         elif len(sensed) == len(inputs) == 1 and set(file_columns(sensed[0])) & set(columns):
             arrays = features(path, columns, sensed[0], _folder(model))
             samples = Samples(on_disk({sensed[0]: array} for array in arrays), columns)
         else:
-            samples = samples_from_texts(path, columns, model, inputs, found, pair, max_length)
+            fed = pair or ("windows" if tells_a_span(output_ranks(model)) else "joint")
+            samples = samples_from_texts(path, columns, model, inputs, found, fed, max_length)
     _refuse_empty(path, samples)
     names = _class_names(model)
     if at_once:

@@ -15,7 +15,7 @@ from graphcompress.data.rows import HEARD_COLUMNS, REFERENCE_COLUMNS
 from graphcompress.data.samples import Sample, Samples
 from graphcompress.data.sequences import WRITTEN_TOKENS, Unroller, Written, sequence_samples
 from graphcompress.data.teacher_forced import forced_samples
-from graphcompress.data.texts import PROMPT_COLUMNS
+from graphcompress.data.texts import PROMPT_COLUMNS, warn_of_cut
 from graphcompress.errors import DataError
 from graphcompress.files.generation_config import decoder_start, read_generation_config
 from graphcompress.files.parts import Part
@@ -51,14 +51,16 @@ def samples_of_sequences(
     encoder = encoder_of(model.parts)
     if encoder is None:
         prompts, answers = _texts_of(path, columns)
-        ids, replies = _encoded(tokenizer, prompts), _encoded(tokenizer, answers or [])
+        ids, replies = _encoded(path, tokenizer, prompts), _encoded(path, tokenizer, answers or [])
+        pairs = list(zip(ids, replies or [[]] * len(ids), strict=True))
+        warn_of_cut(path, [len(row) + len(reply) > max_length for row, reply in pairs], max_length)
         written = [
             Written({}, np.array([*row, *reply][:max_length]), len(row) if reply else 1)
-            for row, reply in zip(ids, replies or [[]] * len(ids), strict=True)
+            for row, reply in pairs
         ]
     else:
         sources, answers = _sources(path, columns, model, encoder, tokenizer)
-        replies, start = _encoded(tokenizer, answers or []), _start(model)
+        replies, start = _encoded(path, tokenizer, answers or []), _start(model)
         if at_once and not replies:
             written = [Written(source, np.array(start), len(start)) for source in sources]
             return dataclasses.replace(forced_samples(model, written), columns=columns)
@@ -114,7 +116,7 @@ def _sources(
     """
     if encoder.input("ids") is not None:
         prompts, answers = _texts_of(path, columns)
-        return [_source(path, encoder, row) for row in _encoded(tokenizer, prompts)], answers
+        return [_source(path, encoder, row) for row in _encoded(path, tokenizer, prompts)], answers
     answers = _texts(path, columns, HEARD_COLUMNS)
     if len(encoder.inputs) != 1:
         raise DataError(
@@ -127,8 +129,11 @@ def _sources(
     return on_disk({value.name: np.asarray(array, value.dtype)} for array in arrays), answers
 
 
-def _encoded(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+def _encoded(path: Path, tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    encodings = tokenizer.encode_batch(list(texts))
+    longest = int((tokenizer.truncation or {"max_length": 0})["max_length"])
+    warn_of_cut(path, [bool(encoding.overflowing) for encoding in encodings], longest)
+    return [encoding.ids for encoding in encodings]
 
 
 def _source(path: Path, encoder: Part, ids: Sequence[int]) -> dict[str, np.ndarray]:

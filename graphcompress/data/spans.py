@@ -14,8 +14,13 @@ QUESTION, OFFSETS = "number of the question", "place of each token"
 """Columns that are added to windows: which row of the file a window is of; for each token where it begins and
 ends in the text, None for tokens that are not of the text."""
 
-WINDOW_TOKENS, WINDOW_STRIDE = 384, 128
-"""Tokens of a window with its question, and how many of them two neighbours share, as in SQuAD's recipe."""
+WINDOW_STRIDE = 128
+"""Tokens that two neighbouring windows share, as in SQuAD's recipe."""
+
+
+def tells_a_span(ranks: Mapping[str, int]) -> bool:
+    """Whether outputs of these names and ranks tell where an answer begins and ends: one number per token."""
+    return all(any(part in name and ranks[name] == 2 for name in ranks) for part in ("start", "end"))
 
 
 def encoded_words(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from graphcompress.analysis.linears import embeddings
 from graphcompress.data.inputs import source_of
 from graphcompress.data.lengths import longest_sample
 from graphcompress.data.samples import Samples
-from graphcompress.data.spans import WINDOW_TOKENS, encoded_windows, encoded_words
+from graphcompress.data.spans import encoded_windows, encoded_words
 from graphcompress.errors import DataError
 from graphcompress.graph.model import Model
-from graphcompress.plugin.task import Pair
+from graphcompress.plugin.task import MAX_LENGTH, WINDOW_TOKENS, Pair
+
+_LOG = logging.getLogger(__name__)
 
 TEXT_COLUMNS = (
     ("sentence1", "sentence2"),
@@ -41,7 +44,7 @@ def samples_from_texts(
     inputs: Mapping[str, ir.Value],
     tokenizer: tokenizers.Tokenizer | None,
     pair: Pair,
-    max_length: int,
+    max_length: int | None,
 ) -> Samples:
     """Tokenize the text columns for ``inputs``, at most ``max_length`` tokens a sample.
 
@@ -59,20 +62,33 @@ def samples_from_texts(
     with _tokenizers(f"{path}: its texts cannot be tokenized"):
         # A tokenizer.json may ask for padding; samples are kept as short as they are and padded by the batch.
         tokenizer.no_padding()
-        if pair == "windows" and len(texts) == 2:
-            longest = _longest(model, inputs, max(max_length, WINDOW_TOKENS))
+        in_windows = pair == "windows" and len(texts) == 2
+        longest = _longest(model, inputs, max_length or (WINDOW_TOKENS if in_windows else MAX_LENGTH))
+        tokenizer.enable_truncation(longest)
+        if in_windows:
             encodings, columns = encoded_windows(tokenizer, columns, texts, longest)
         elif words and not texts:
-            tokenizer.enable_truncation(_longest(model, inputs, max_length))
             encodings, columns = encoded_words(tokenizer, columns, words)
         else:
-            tokenizer.enable_truncation(_longest(model, inputs, max_length))
             encodings = tokenizer.encode_batch(_rows(columns, texts, pair))
+    warn_of_cut(path, [bool(encoding.overflowing) and not in_windows for encoding in encodings], longest)
     feeds = [
         {name: _encoded(name, value, encoding) for name, value in inputs.items()} for encoding in encodings
     ]
     pad = {name: _pad_id(tokenizer) for name in inputs if _kind(name) == "ids"}
     return Samples(feeds, columns, pad, per_row=len(feeds) // len(next(iter(columns.values()))))
+
+
+def warn_of_cut(path: Path, are_cut: Sequence[bool], longest: int) -> None:
+    """Say how many texts are cut, where some are: what is measured and learned is of their beginnings."""
+    if any(are_cut):
+        _LOG.warning(
+            "%s: %s of %s texts are cut after %s tokens; --max-length reads more where the model can",
+            path,
+            f"{sum(are_cut):,}",
+            f"{len(are_cut):,}",
+            f"{longest:,}",
+        )
 
 
 def checked_tokenizer(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from graphcompress.data.inputs import output_ranks
 from graphcompress.data.rows import Rows
 from graphcompress.data.samples import Samples
 from graphcompress.errors import GraphCompressError, UsageError
@@ -123,8 +124,7 @@ def pair_for(chosen: Metric, model: Model) -> Pair:
     pairs = {task.pair for task in _tasks(chosen)}
     if len(pairs) == 1:
         return pairs.pop()
-    floats = [value for value in model.graph.outputs if value.dtype and value.dtype.is_floating_point()]
-    return task_of(chosen, {v.name or "": len(v.shape) for v in floats if v.shape is not None}).pair
+    return task_of(chosen, output_ranks(model)).pair
 
 
 def is_written(chosen: Metric) -> bool:

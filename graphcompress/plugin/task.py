@@ -20,6 +20,11 @@ _OWN = re.compile(r"(.+\.py):(\w+)")
 Pair = Literal["joint", "separate", "windows"]
 """How the two texts of a row are fed: as one sample; as two; or as one for each window of the second text."""
 
+MAX_LENGTH = 128
+"""Texts are cut after this many tokens where nothing else is said: enough for sentences and their pairs."""
+WINDOW_TOKENS = 384
+"""Tokens of a window with its question where nothing else is said, as in SQuAD's recipe."""
+
 _PAIRS: Mapping[Pair, str] = {
     "joint": "one sample",
     "separate": "two samples",

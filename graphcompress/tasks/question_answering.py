@@ -14,7 +14,7 @@ import numpy as np
 
 from graphcompress.data.rows import Rows
 from graphcompress.data.samples import padding_mask
-from graphcompress.data.spans import OFFSETS, QUESTION
+from graphcompress.data.spans import OFFSETS, QUESTION, tells_a_span
 from graphcompress.errors import DataError
 from graphcompress.plugin.options import option
 from graphcompress.plugin.task import Figure, Metric, Pair, Task
@@ -36,7 +36,7 @@ class QuestionAnswering(Task):
 
     def suits(self, ranks: Mapping[str, int]) -> bool:
         """Whether there are an output for the start and one for the end, with a number per token."""
-        return all(any(part in name and ranks[name] == 2 for name in ranks) for part in ("start", "end"))
+        return tells_a_span(ranks)
 
     def answers(
         self, outputs: Mapping[str, np.ndarray], feed: Mapping[str, np.ndarray]

@@ -159,6 +159,32 @@ def test_texts_are_cut_to_the_positions_that_the_model_has(tiny_bert, tmp_path) 
     assert len(samples.feeds[0]["input_ids"]) == 64
 
 
+@pytest.mark.parametrize(
+    ("row", "pair"),
+    [
+        ({"text": "a " * 100}, None),
+        ({"sentence1": "a " * 60, "sentence2": "b " * 40}, None),
+        ({"sentence1": "a " * 100, "sentence2": "b"}, "separate"),
+        ({"tokens": ["a"] * 100}, None),
+    ],
+)
+@pytest.mark.parametrize(("length", "longest"), [(None, 64), (50, 50)])
+def test_texts_that_are_cut_are_counted(row, pair, length, longest, tiny_bert, tmp_path, caplog) -> None:
+    word_tokenizer(tmp_path / "tokenizer.json")
+    path, short = tmp_path / "t.jsonl", {name: value[:3] for name, value in row.items()}
+    path.write_text("".join(json.dumps(each) + "\n" for each in (row, short)))
+    load_samples(path, tiny_bert, tokenizer=tmp_path, pair=pair, max_length=length)
+    count = 4 if pair == "separate" else 2
+    assert f"1 of {count} texts are cut after {longest} tokens; --max-length reads more" in caplog.text
+
+
+def test_texts_that_fit_are_not_said_to_be_cut(tiny_bert, tmp_path, caplog) -> None:
+    word_tokenizer(tmp_path / "tokenizer.json")
+    (tmp_path / "t.jsonl").write_text(json.dumps({"text": "a " * 64}) + "\n")
+    load_samples(tmp_path / "t.jsonl", tiny_bert, tokenizer=tmp_path)
+    assert not caplog.text
+
+
 POSITIONS = """
 g (int64[batch, sequence] ids, int64[sequence] mask, int64[sequence] position_ids,
    float[batch, past] past_key) => (float[sequence, 8] y)

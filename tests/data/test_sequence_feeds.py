@@ -154,6 +154,24 @@ def test_texts_of_a_language_model_are_a_first_pass_and_a_step(sequence_folders,
     assert [feed["input_ids"].tolist() for feed in samples.feeds] == [[1, 2, 3], [4]]
 
 
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        ("marian", {"source": "a b c d e", "target": "d"}),
+        ("marian", {"source": "a", "target": "d e f g a"}),
+        ("llama", {"text": "a b c d e"}),
+        ("llama", {"prompt": "a b c", "target": "d e"}),
+    ],
+)
+def test_texts_that_are_cut_are_counted(kind, row, sequence_folders, tmp_path, caplog) -> None:
+    word_tokenizer(tmp_path)
+    model, rows = Model.load(sequence_folders[kind]), data(tmp_path, row, dict.fromkeys(row, "a b"))
+    load_samples(rows, model, tokenizer=tmp_path, at_once=True)
+    assert not caplog.text
+    load_samples(rows, model, tokenizer=tmp_path, at_once=True, max_length=4)
+    assert "1 of 2 texts are cut after 4 tokens" in caplog.text
+
+
 def test_a_text_of_one_token_is_refused(sequence_folders, tmp_path) -> None:
     word_tokenizer(tmp_path)
     model = Model.load(sequence_folders["llama"])

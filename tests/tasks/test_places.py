@@ -57,10 +57,10 @@ def model(tmp_path) -> Model:
     return Model.load(tmp_path / "model.onnx")
 
 
-def loaded(model: Model, *rows: dict, pair: str = "joint") -> Samples:
+def loaded(model: Model, *rows: dict, pair: str | None = "joint", max_length: int | None = None) -> Samples:
     path = model.path.parent / "data.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    return load_samples(path, model, pair=pair)
+    return load_samples(path, model, pair=pair, max_length=max_length)
 
 
 def ragged(*rows: list) -> np.ndarray:
@@ -155,6 +155,18 @@ def test_a_long_context_is_read_in_windows_that_overlap(model):
     assert set().union(*seen) == {(at, at + 1) for at, letter in enumerate(CONTEXT) if letter != " "}
     assert all(len(feed["input_ids"]) <= 384 for feed in samples.feeds)
     assert [len(a & b) for a, b in itertools.pairwise(seen)] == [128] * (len(seen) - 1)
+
+
+def test_without_a_metric_a_model_that_answers_questions_reads_windows_too(model, caplog):
+    row = {"question": "ab", "context": CONTEXT}
+    samples = loaded(model, row, pair=None)
+    assert len(samples) > 1
+    assert samples.columns[OFFSETS] == loaded(model, row, pair="windows").columns[OFFSETS]
+    # What one window lacks is in another: nothing is cut.
+    assert not caplog.text
+    assert max(len(feed["input_ids"]) for feed in loaded(model, row, pair=None, max_length=200).feeds) == 200
+    assert len(loaded(model, row, pair="joint").feeds[0]["input_ids"]) == 128
+    assert "1 of 1 texts are cut after 128 tokens" in caplog.text
 
 
 def logits_for(samples: Samples, text: str, *, height: float = 5.0) -> np.ndarray:
