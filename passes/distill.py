@@ -178,7 +178,7 @@ class Distill(Pass):
             rw.skip(place.student, f"no {place.kind} loss: {place.reason}")
         # The weights went into the graph by another way than this rewriter.
         rw.modified = True
-        rw.note(
+        rw.result(
             f"{result.label} {result.start:.4f} → {result.best:.4f}, "
             f"the best after step {result.best_step:,} of {result.steps:,}"
         )

@@ -31,7 +31,7 @@ class PassRecord:
 
     Attributes:
         text: the pass as a user would type it.
-        touched, skipped, notes, curves, plan: as the pass reported them.
+        touched, skipped, notes, results, curves, plan: as the pass reported them.
         size: of the model after it.
         step: outputs against the model before this pass; of a pass that trains, against the model before the
             first lossy pass that awaits it.
@@ -55,6 +55,7 @@ class PassRecord:
     exact: bool = False
     score: Score | None = None
     drop: Drop | None = None
+    results: tuple[str, ...] = ()
     curves: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     plan: str = ""
 
@@ -226,6 +227,7 @@ def _run_pass(
         coverage=account.coverage(model, done),
         broken=judge(judged, change, allow, rounding(model), ctx.training, check.undefined),
         exact=isinstance(step.contract, Exact),
+        results=done.results,
         curves=done.curves,
         plan=done.plan,
     )

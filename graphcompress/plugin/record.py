@@ -30,14 +30,15 @@ class Skipped:
 class Record:
     """What a pass did: the weights that it rewrote, the things that it left alone, and notes for the user.
 
-    ``curves`` hold what was evaluated while something was learned: its name → steps and values. ``plan`` is
-    what measurements on this machine decided, as text, of which the pass makes the same again on any machine
-    (:attr:`Context.pinned`).
+    ``results`` are those of the notes that say what came of it in the end. ``curves`` hold what was evaluated
+    while something was learned: its name → steps and values. ``plan`` is what measurements on this machine
+    decided, as text, of which the pass makes the same again on any machine (:attr:`Context.pinned`).
     """
 
     touched: tuple[Touched, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
+    results: tuple[str, ...] = ()
     curves: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     plan: str = ""
 

@@ -64,10 +64,7 @@ def _touched(record: PassRecord) -> str:
         return record.notes[-1]
     changed = f"{len(record.touched) or 'no'} weight{'s' if len(record.touched) != 1 else ''} changed"
     left = left_alone(record.skipped)
-    # What a training brought at last is the one thing to know of it, above all where it brought nothing.
-    last = list(record.curves)[-1:]
-    learned = [note for label in last for note in record.notes if note.startswith(label)]
-    return ", ".join([changed, *([f"{left:,} left alone"] if left else []), *learned])
+    return ", ".join([changed, *([f"{left:,} left alone"] if left else []), *record.results])
 
 
 def _cost(record: PassRecord) -> str:

@@ -35,6 +35,7 @@ class Rewriter:
         self.touched: list[Touched] = []
         self.skipped: list[Skipped] = []
         self.notes: list[str] = []
+        self.results: list[str] = []
         self.plan = ""
         self.curves: dict[str, tuple[tuple[int, float], ...]] = {}
         self._names: set[str | None] = set()  # all names in the model, once one has to be unlike them
@@ -52,7 +53,8 @@ class Rewriter:
         """Let the model be what ``other`` has made of a copy of it, with what it recorded."""
         self.model.ir, self.model.kept = other.model.ir, other.model.kept
         self.model.declared = other.model.declared
-        self.touched, self.skipped, self.notes = other.touched, other.skipped, other.notes
+        self.touched, self.skipped = other.touched, other.skipped
+        self.notes, self.results = other.notes, other.results
         self._constants, self._names = Constants(), set()
         self.modified = True
 
@@ -70,6 +72,11 @@ class Rewriter:
         """Tell the user something about this run of the pass, such as what a stronger setting would bring."""
         self.notes.append(text)
 
+    def result(self, text: str) -> None:
+        """Tell what came of it in the end: a note that the line about the pass in the summary holds, too."""
+        self.note(text)
+        self.results.append(text)
+
     def curve(self, label: str, points: Iterable[tuple[int, float]]) -> None:
         """Tell what was evaluated while something was learned: the step, and the value."""
         self.curves[label] = tuple(points)
@@ -78,7 +85,12 @@ class Rewriter:
     def record(self) -> Record:
         """All that was recorded so far; what a pass returns."""
         return Record(
-            tuple(self.touched), tuple(self.skipped), tuple(self.notes), dict(self.curves), self.plan
+            touched=tuple(self.touched),
+            skipped=tuple(self.skipped),
+            notes=tuple(self.notes),
+            results=tuple(self.results),
+            curves=dict(self.curves),
+            plan=self.plan,
         )
 
     # ---- making

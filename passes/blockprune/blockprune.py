@@ -240,7 +240,8 @@ class BlockPrune(Pass):
         self._record(rw, changed, set(names))
         for place in unshared:
             rw.skip(place.student, f"no {place.kind} loss: {place.reason}")
-        rw.note(f"{result.label} {result.start:.4f} → {result.best:.4f}, of step {result.best_step:,}")
+        learned = f"{result.label} {result.start:.4f} → {result.best:.4f}, of step {result.best_step:,}"
+        (rw.note if self.fills else rw.result)(learned)
         rw.curve(result.label, result.history)
         gone = compact(rw)
         told = ", ".join(f"{count:,} {NOUNS[kind]}" for kind, count in gone.items())
@@ -254,7 +255,7 @@ class BlockPrune(Pass):
             result, _, _ = train(rw, original, training, settings, ctx)
             rw.curve(f"{result.label}, filled", result.history)
             rw.note(f"{count:,} zeros filled and trained")
-            rw.note(
+            rw.result(
                 f"{result.label}, filled {result.start:.4f} → {result.best:.4f}, "
                 f"of step {result.best_step:,} of {result.steps:,}"
             )
@@ -263,7 +264,7 @@ class BlockPrune(Pass):
         if self.speedup is not None and rank() == 0:  # the times of several at once are those of none
             store = rw.ctx.measurements or MeasurementCache()
             (reached,) = gained(before, rw.model, [self.shape], rw.ctx, store)
-            rw.note(f"{reached} times as fast at {self.shape} as before, of {self.speedup:g} asked for")
+            rw.result(f"{reached} times as fast at {self.shape} as before, of {self.speedup:g} asked for")
 
     def _under(self, ctx: Context, part: str) -> Context:
         """The same context, in which steps of training are told to be those of a ``part``."""

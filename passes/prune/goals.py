@@ -40,7 +40,7 @@ class Reached:
 
     Attributes:
         removals: of every block, refitted.
-        notes: for the user.
+        notes: for the user; the first says how far the goal is reached.
         missed: by how much of it the goal was missed.
         lost: what the outputs lose on held-out samples.
         left: share of the time that is left, where the metric bounds what is lost.
@@ -111,18 +111,18 @@ def faster(
         raise refused
     before = "the input" if speed is not None else "before"
     heads, nodes = (_share(planner, table, kind) for kind in (HEAD, FFN))
-    notes = [f"heads take {heads:.0%} and FFNs {nodes:.0%} of the time at {','.join(shapes)}"]
-    notes += [
-        f"{ratio} times as fast at {shape} as {before}, of {speedup:g} asked for"
-        for shape, ratio in zip(shapes, best.ratios, strict=False)
-    ]
-    if whole > 1.0:
-        by = "by simpler operators and forms" if model is planner.original else "with the width alone"
-        notes.append(f"{whole:.2f} of that without pruning, {by}")
     slowest = best.slowest
     if store.complete:
         slowest = whole / (table.rest + _left(table, best.removals))
-        notes.append(f"{slowest:.2f} times as fast by the latencies of the profile, of {speedup:g} asked for")
+        outcome = f"{slowest:.2f} times as fast by the latencies of the profile"
+    else:
+        told = (f"{each} times as fast at {at}" for each, at in zip(best.ratios, shapes, strict=True))
+        outcome = f"{' and '.join(told)} as {before}"
+    notes = [f"{outcome}, of {speedup:g} asked for"]
+    notes.append(f"heads take {heads:.0%} and FFNs {nodes:.0%} of the time at {','.join(shapes)}")
+    if whole > 1.0:
+        by = "by simpler operators and forms" if model is planner.original else "with the width alone"
+        notes.append(f"{whole:.2f} of that without pruning, {by}")
     loss = planner.fitted(best.removals)
     missed = max(0.0, 1.0 - slowest / speedup)
     return Reached(

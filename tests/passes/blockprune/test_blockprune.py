@@ -94,6 +94,7 @@ def test_filled_weights_are_dense_and_as_many_as_asked_for() -> None:
     assert density(model, compact=True) == pytest.approx(0.3, abs=head / 2)
     assert density(model) == density(model, compact=True)
     assert "zeros filled and trained" in record.notes[-2]
+    assert record.results == record.notes[-1:]  # of the second training
     assert record.notes[-1].startswith(list(record.curves)[-1])
     assert [[step for step, _ in points] for points in record.curves.values()] == [[0, 10, 20], [0, 5, 10]]
 
@@ -152,7 +153,7 @@ def test_a_speed_is_reached_by_what_heads_and_nodes_cost(
     left = 2 + 3 * widths["query"] / 128 + 5 * widths["intermediate"] / 256
     assert left == pytest.approx(10 / 2, abs=3 / 8 / 2)  # half a head
     assert "heads take 30% and FFNs 50% of the time at 2x9: 37.5% of that may stay" in record.notes
-    assert record.notes[-1].startswith("2.00 (2.00 to 2.00) times as fast at 2x9 as before, of 2 asked for")
+    assert record.results[-1].startswith("2.00 (2.00 to 2.00) times as fast at 2x9 as before, of 2 asked for")
     assert [names[0] for names in taken] == ["whole", "1", "1", "before"]  # kept for the second
     with pytest.raises(UsageError, match=r"becomes 4.63 times as fast at most"):
         pruned(bert(), f"blockprune{{preset=struct speedup=5 shape=2x9 {SHORT}}}")
