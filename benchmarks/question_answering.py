@@ -46,7 +46,8 @@ import graphcompress
 from graphcompress.analysis.linears import linears
 from graphcompress.data.load import load_samples
 from graphcompress.data.rows import Rows
-from graphcompress.data.spans import QUESTION, WINDOW_STRIDE
+from graphcompress.data.samples import QUESTION
+from graphcompress.data.spans import WINDOW_STRIDE
 from graphcompress.graph.model import Model
 from graphcompress.measure.bench import bench
 from graphcompress.measure.metrics import answers, metric

@@ -236,9 +236,10 @@ def verify(
     given = (
         varied_samples(model, count=MADE_UP, seed=seed)
         if data is None
-        else _samples(data, model, tokenizer, max_length)
+        else _samples(data, model, tokenizer, max_length, limit)
     )
-    samples = given.first(limit)
+    # Of a file so many rows are read, of which there may be more samples: windows of long texts.
+    samples = given if isinstance(data, (str, Path)) else given.first(limit)
     feeds = on_disk(samples.batches(VERIFY_BATCH))
     runs = [session(path) for path in (a, b)]
     reference = on_disk(
@@ -303,11 +304,15 @@ def framed(page: str) -> str:
 
 
 def _samples(
-    given: Samples | str | Path, model: Model, tokenizer: str | Path | None, max_length: int | None
+    given: Samples | str | Path,
+    model: Model,
+    tokenizer: str | Path | None,
+    max_length: int | None,
+    limit: int | None = None,
 ) -> Samples:
     if isinstance(given, Samples):
         return given
-    return load_samples(given, model, tokenizer=tokenizer, max_length=max_length)
+    return load_samples(given, model, tokenizer=tokenizer, limit=limit, max_length=max_length)
 
 
 def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

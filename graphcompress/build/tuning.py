@@ -36,11 +36,11 @@ def tune(
     """
     found: dict[str, Mapping[str, Sequence[float]]] = {}
     for path in models:
+        samples: Samples | None = None
+        if data:
+            samples = load_samples(data, open_model(path), tokenizer=tokenizer, max_length=max_length)
         for pipeline in pipelines:
             model = open_model(path)
-            samples: Samples | None = None
-            if data:
-                samples = load_samples(data, model, tokenizer=tokenizer, max_length=max_length)
             asked = Recorder(MeasurementCache())
             ctx = Context(samples, target.capabilities, seed, progress, measurements=asked)
             pipeline.run(model, ctx, allow=[step.name for step in pipeline.passes])

@@ -75,6 +75,8 @@ def bench(
     from graphcompress.measure.roofline import roofline_line
     from graphcompress.reporting.text import bench_lines
 
+    if generate is not None and max_length is not None:
+        raise UsageError("--max-length is of samples, and prompts of --generate are read whole; leave it out")
     if generate is not None:
         _writing(models, generate.split(","), data, tokenizer, rounds, seed, json=json)
         return

@@ -21,8 +21,8 @@ from graphcompress.data.sequences import pasts
 from graphcompress.data.spans import tells_a_span
 from graphcompress.data.tables import read_columns
 from graphcompress.data.teacher_forced import forced
-from graphcompress.data.texts import checked_tokenizer, find_tokenizer, samples_from_texts
-from graphcompress.errors import DataError
+from graphcompress.data.texts import check_room, checked_tokenizer, find_tokenizer, samples_from_texts
+from graphcompress.errors import DataError, UsageError
 from graphcompress.files.scratch import on_disk
 from graphcompress.graph.model import Model
 from graphcompress.graph.teacher_forced import teacher_forced
@@ -55,7 +55,10 @@ def load_samples(
 
     Raises:
         DataError: no such file, no usable columns, or a tokenizer that does not fit the model.
+        UsageError: a ``max_length`` that is no number of tokens, or leaves no room for a text.
     """
+    if max_length is not None and (type(max_length) is not int or max_length < 1):
+        raise UsageError(f"max_length {max_length!r}: give a number of tokens, such as 256")
     path = Path(path)
     columns = {name: values[:limit] for name, values in read_columns(path).items()}
     inputs = inputs_of(model)
@@ -72,6 +75,7 @@ def load_samples(
             known = checked_tokenizer(path, found, model, inputs)
             longest = max_length or MAX_LENGTH
             longest = min(longest, longest_sample(model) or longest)
+            check_room(known, longest, of_pair=False)
             samples = samples_of_sequences(path, columns, model, known, longest, at_once=at_once)
         elif len(sensed) == len(inputs) == 1 and set(file_columns(sensed[0])) & set(columns):
             arrays = features(path, columns, sensed[0], _folder(model))

@@ -14,6 +14,10 @@ Sample = Mapping[str, np.ndarray]
 """One sample: input name → array without the batch dimension."""
 
 
+QUESTION = "number of the question"
+"""Column that is added to windows of long texts: which row of the file a window is of."""
+
+
 @dataclass(frozen=True)
 class Past:
     """Keys and values of earlier tokens that one part of a model reads: a batch is padded in front of them.
@@ -86,15 +90,19 @@ class Samples:
     def held_out(self, share: float, most: int) -> tuple[Samples, Samples]:
         """Two parts: all but, and only, a ``share`` of the rows (``most`` at most), evenly spread.
 
-        Both are all rows when the share is not even one row.
+        All windows of a text are in one part. Both are all rows when the share is not even one row.
         """
-        total = len(self) // self.per_row
-        count = min(most, int(total * share))
+        texts = self.columns.get(QUESTION, range(len(self) // self.per_row))
+        distinct = list(dict.fromkeys(texts))
+        count = min(most, int(len(distinct) * share))
         if count == 0:
             return self, self
         # Evenly spread, for files are often sorted by class or by length.
-        held = {row * total // count for row in range(count)}
-        return self.rows([row for row in range(total) if row not in held]), self.rows(sorted(held))
+        held = {distinct[number * len(distinct) // count] for number in range(count)}
+        rows: tuple[list[int], list[int]] = [], []
+        for row, text in enumerate(texts):
+            rows[text in held].append(row)
+        return self.rows(rows[False]), self.rows(rows[True])
 
     def batch_size(self, size: int) -> int:
         """``size``, or what the model fixes or the memory holds when that is smaller."""

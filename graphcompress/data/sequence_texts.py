@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,26 +52,55 @@ def samples_of_sequences(
     encoder = encoder_of(model.parts)
     if encoder is None:
         prompts, answers = _texts_of(path, columns)
-        ids, replies = _encoded(path, tokenizer, prompts), _encoded(path, tokenizer, answers or [])
-        pairs = list(zip(ids, replies or [[]] * len(ids), strict=True))
-        warn_of_cut(path, [len(row) + len(reply) > max_length for row, reply in pairs], max_length)
+        given, replies = _encoded(tokenizer, prompts), _encoded(tokenizer, answers or [])
+        pairs = list(zip(given.ids, replies.ids or [[]] * len(given.ids), strict=True))
+        longer = [len(row) + len(reply) > max_length for row, reply in pairs]
+        _warn_of_cut(path, max_length, given.cut, replies.cut, longer)
         written = [
             Written({}, np.array([*row, *reply][:max_length]), len(row) if reply else 1)
             for row, reply in pairs
         ]
     else:
-        sources, answers = _sources(path, columns, model, encoder, tokenizer)
-        replies, start = _encoded(path, tokenizer, answers or []), _start(model)
-        if at_once and not replies:
+        sources, given, answers = _sources(path, columns, model, encoder, tokenizer)
+        start = _start(model)
+        replies = _started(_encoded(tokenizer, answers or []), start)
+        longer = [len(reply) > max_length for reply in replies.ids]
+        _warn_of_cut(path, max_length, given.cut, replies.cut, longer)
+        if at_once and not replies.ids:
             written = [Written(source, np.array(start), len(start)) for source in sources]
-            return dataclasses.replace(forced_samples(model, written), columns=columns)
-        written = _answered(model, sources, replies, start, max_length)
+            return replace(forced_samples(model, written), columns=columns)
+        written = _answered(model, sources, replies.ids, start, max_length)
         written = written if at_once else [_begun(each, row) for row, each in enumerate(written)]
     short = next((number for number, each in enumerate(written, 1) if len(each.tokens) < 2), None)
     if short is not None:
         raise DataError(f"{path}: row {short} has fewer than two tokens, so nothing comes after the first")
     made = forced_samples(model, written) if at_once else sequence_samples(model, written)
-    return dataclasses.replace(made, columns=columns)
+    return replace(made, columns=columns)
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """Texts as tokens: the ids of each, and whether some of it was cut."""
+
+    ids: list[list[int]] = field(default_factory=list)
+    cut: list[bool] = field(default_factory=list)
+
+
+def _encoded(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> _Encoded:
+    encodings = tokenizer.encode_batch(list(texts))
+    return _Encoded([each.ids for each in encodings], [bool(each.overflowing) for each in encodings])
+
+
+def _started(replies: _Encoded, start: Sequence[int]) -> _Encoded:
+    """Answers with ``start`` in front; tokenizers of speech models put it there themselves."""
+    begun = (tuple(reply[: len(start)]) == tuple(start) for reply in replies.ids)
+    ids = [reply if done else [*start, *reply] for reply, done in zip(replies.ids, begun, strict=True)]
+    return replace(replies, ids=ids)
+
+
+def _warn_of_cut(path: Path, max_length: int, *of_rows: list[bool]) -> None:
+    """Say how many rows have a prompt or an answer that is cut; those of no texts have no entries."""
+    warn_of_cut(path, [any(row) for row in itertools.zip_longest(*of_rows)], max_length)
 
 
 def _texts(path: Path, columns: Mapping[str, Sequence[Any]], names: Sequence[str]) -> list[str] | None:
@@ -108,15 +138,16 @@ def _sources(
     model: Model,
     encoder: Part,
     tokenizer: tokenizers.Tokenizer,
-) -> tuple[list[Sample], list[str] | None]:
-    """What the encoder reads for each row, without the batch, and the answers where there are some.
+) -> tuple[list[Sample], _Encoded, list[str] | None]:
+    """What the encoder reads for each row, without the batch; the prompts; the answers, if there are some.
 
     Raises:
         DataError: rows that are neither what it reads nor what that is made from.
     """
     if encoder.input("ids") is not None:
         prompts, answers = _texts_of(path, columns)
-        return [_source(path, encoder, row) for row in _encoded(path, tokenizer, prompts)], answers
+        encoded = _encoded(tokenizer, prompts)
+        return [_source(path, encoder, row) for row in encoded.ids], encoded, answers
     answers = _texts(path, columns, HEARD_COLUMNS)
     if len(encoder.inputs) != 1:
         raise DataError(
@@ -126,14 +157,7 @@ def _sources(
     (value,) = encoder.inputs
     given = columns.get(value.name)
     arrays = features(path, columns, value.name, model.source) if given is None else given
-    return on_disk({value.name: np.asarray(array, value.dtype)} for array in arrays), answers
-
-
-def _encoded(path: Path, tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    encodings = tokenizer.encode_batch(list(texts))
-    longest = int((tokenizer.truncation or {"max_length": 0})["max_length"])
-    warn_of_cut(path, [bool(encoding.overflowing) for encoding in encodings], longest)
-    return [encoding.ids for encoding in encodings]
+    return on_disk({value.name: np.asarray(array, value.dtype)} for array in arrays), _Encoded(), answers
 
 
 def _source(path: Path, encoder: Part, ids: Sequence[int]) -> dict[str, np.ndarray]:
@@ -156,17 +180,14 @@ def _answered(
     start: Sequence[int],
     max_length: int,
 ) -> list[Written]:
-    """What the decoder reads for each of ``sources``: the answers of the data, or those of the model."""
+    """What the decoder reads for each of ``sources``: ``replies``, or where there are none what it writes."""
     if not replies:
         with Unroller(model) as unroller:
             return [unroller.written(source, start, min(WRITTEN_TOKENS, max_length)) for source in sources]
-    found = []
-    for source, reply in zip(sources, replies, strict=True):
-        # Tokenizers of speech models put the start in front of a text themselves.
-        begun = tuple(reply[: len(start)]) == tuple(start)
-        tokens = reply if begun else [*start, *reply]
-        found.append(Written(source, np.array(tokens[:max_length]), len(start)))
-    return found
+    return [
+        Written(source, np.array(reply[:max_length]), len(start))
+        for source, reply in zip(sources, replies, strict=True)
+    ]
 
 
 def _begun(written: Written, row: int) -> Written:
@@ -177,7 +198,7 @@ def _begun(written: Written, row: int) -> Written:
     """
     answered = len(written.tokens) - written.prompt
     left_out = int(row * _GOLDEN % 1.0 * answered)
-    return dataclasses.replace(written, tokens=written.tokens[: len(written.tokens) - left_out])
+    return replace(written, tokens=written.tokens[: len(written.tokens) - left_out])
 
 
 def _start(model: Model) -> tuple[int, ...]:

@@ -7,12 +7,14 @@ from typing import Any
 
 import tokenizers
 
+from graphcompress.data.samples import QUESTION
+
 WORD_OF_TOKEN = "word of each token"
 """Column that is added to rows of words: for each token the number of its word, -1 for a special token."""
 
-QUESTION, OFFSETS = "number of the question", "place of each token"
-"""Columns that are added to windows: which row of the file a window is of; for each token where it begins and
-ends in the text, None for tokens that are not of the text."""
+OFFSETS = "place of each token"
+"""Column that is added to windows: for each token where it begins and ends in the text, None for tokens that
+are not of the text."""
 
 WINDOW_STRIDE = 128
 """Tokens that two neighbouring windows share, as in SQuAD's recipe."""
@@ -34,12 +36,20 @@ def encoded_words(
 
 def encoded_windows(
     tokenizer: tokenizers.Tokenizer, columns: Mapping[str, Sequence[Any]], names: Sequence[str], longest: int
-) -> tuple[list[tokenizers.Encoding], dict[str, list[Any]]]:
-    """Encodings of pairs, the second text in windows, and the columns with a row for each window."""
-    # The tokenizer panics where neighbours share as much as the question leaves of a short window.
-    stride = min(WINDOW_STRIDE, longest // 3)
+) -> tuple[list[tokenizers.Encoding], dict[str, list[Any]], list[bool]]:
+    """Encodings of pairs, the second text in windows; the columns with a row for each window; what is cut.
+
+    A window has room for ``longest`` tokens, half of which is left to the second text: what is cut of a first
+    one says the last of what comes back, for each window.
+    """
+    room = longest - tokenizer.num_special_tokens_to_add(is_pair=True)
+    most = room // 2
+    firsts, cut = _cut(tokenizer, columns[names[0]], most)
+    # The tokenizer panics where neighbours share as much as the first text leaves of a window. A text that is
+    # cut may have a few tokens more than before, which are taken off.
+    stride = max(0, min(WINDOW_STRIDE, longest // 3, room - most - 4))
     tokenizer.enable_truncation(longest, stride=stride, strategy="only_second")
-    pairs = list(zip(*(columns[name] for name in names), strict=True))
+    pairs = list(zip(firsts, columns[names[1]], strict=True))
     whole = tokenizer.encode_batch(pairs)
     windows = [(row, window) for row, first in enumerate(whole) for window in (first, *first.overflowing)]
     rows = [row for row, _ in windows]
@@ -52,4 +62,13 @@ def encoded_windows(
         ]
         for _, window in windows
     ]
-    return [window for _, window in windows], {**found, QUESTION: rows, OFFSETS: places}
+    of_cut = [cut[row] for row in rows]
+    return [window for _, window in windows], {**found, QUESTION: rows, OFFSETS: places}, of_cut
+
+
+def _cut(tokenizer: tokenizers.Tokenizer, texts: Sequence[str], most: int) -> tuple[list[str], list[bool]]:
+    """``texts`` of at most ``most`` tokens each, and whether something of them was cut."""
+    tokenizer.no_truncation()
+    encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    ends = [each.offsets[most - 1][1] if len(each) > most else None for each in encodings]
+    return [text[:end] for text, end in zip(texts, ends, strict=True)], [end is not None for end in ends]

@@ -17,7 +17,7 @@ from graphcompress.data.inputs import source_of
 from graphcompress.data.lengths import longest_sample
 from graphcompress.data.samples import Samples
 from graphcompress.data.spans import encoded_windows, encoded_words
-from graphcompress.errors import DataError
+from graphcompress.errors import DataError, UsageError
 from graphcompress.graph.model import Model
 from graphcompress.plugin.task import MAX_LENGTH, WINDOW_TOKENS, Pair
 
@@ -50,6 +50,7 @@ def samples_from_texts(
 
     Raises:
         DataError: no texts, no tokenizer, or one of another model.
+        UsageError: as :func:`check_room`.
     """
     texts, words = text_columns(columns), _words_column(columns)
     if not texts and not words:
@@ -59,24 +60,41 @@ def samples_from_texts(
         )
     _check_texts(path, columns, texts)
     tokenizer = checked_tokenizer(path, tokenizer, model, inputs)
+    in_windows = pair == "windows" and len(texts) == 2
+    longest = _longest(model, inputs, max_length or (WINDOW_TOKENS if in_windows else MAX_LENGTH))
+    check_room(tokenizer, longest, of_pair=len(texts) == 2 and pair != "separate")
     with _tokenizers(f"{path}: its texts cannot be tokenized"):
         # A tokenizer.json may ask for padding; samples are kept as short as they are and padded by the batch.
         tokenizer.no_padding()
-        in_windows = pair == "windows" and len(texts) == 2
-        longest = _longest(model, inputs, max_length or (WINDOW_TOKENS if in_windows else MAX_LENGTH))
-        tokenizer.enable_truncation(longest)
         if in_windows:
-            encodings, columns = encoded_windows(tokenizer, columns, texts, longest)
-        elif words and not texts:
-            encodings, columns = encoded_words(tokenizer, columns, words)
+            encodings, columns, cut = encoded_windows(tokenizer, columns, texts, longest)
         else:
-            encodings = tokenizer.encode_batch(_rows(columns, texts, pair))
-    warn_of_cut(path, [bool(encoding.overflowing) and not in_windows for encoding in encodings], longest)
+            tokenizer.enable_truncation(longest)
+            if words and not texts:
+                encodings, columns = encoded_words(tokenizer, columns, words)
+            else:
+                encodings = tokenizer.encode_batch(_rows(columns, texts, pair))
+            cut = [bool(encoding.overflowing) for encoding in encodings]
+    warn_of_cut(path, cut, longest)
     feeds = [
         {name: _encoded(name, value, encoding) for name, value in inputs.items()} for encoding in encodings
     ]
     pad = {name: _pad_id(tokenizer) for name in inputs if _kind(name) == "ids"}
     return Samples(feeds, columns, pad, per_row=len(feeds) // len(next(iter(columns.values()))))
+
+
+def check_room(tokenizer: tokenizers.Tokenizer, longest: int, *, of_pair: bool) -> None:
+    """Refuse a length that special tokens fill: the tokenizer would cut nothing.
+
+    Raises:
+        UsageError: it is one.
+    """
+    special, texts = tokenizer.num_special_tokens_to_add(is_pair=of_pair), 2 if of_pair else 1
+    if longest < special + texts:
+        raise UsageError(
+            f"{longest} tokens at most, of which {special} are special, are none of the texts; "
+            f"give --max-length {special + texts} or more"
+        )
 
 
 def warn_of_cut(path: Path, are_cut: Sequence[bool], longest: int) -> None:

@@ -94,14 +94,16 @@ def metric(given: str | Metric | Function) -> Metric:
     return build(METRICS.find(name), name, options)
 
 
-def pair_for(chosen: Metric, model: Model) -> Pair:
+def pair_for(chosen: Metric, model: Model) -> Pair | None:
     """How the two texts of a row have to be fed to ``model``, so that ``chosen`` can score the answers.
+
+    None where the model alone decides: as one sample, or in windows if it answers questions.
 
     Raises:
         UsageError: as :func:`task_of`.
     """
     if chosen.given == "run" and not chosen.tasks:
-        return "joint"
+        return None
     if is_written(chosen) and not model.parts:
         raise UsageError(
             f"metric {chosen} scores what a model writes, and {model.path or 'this model'} does not write; "
@@ -122,9 +124,8 @@ def pair_for(chosen: Metric, model: Model) -> Pair:
             "give a metric of its task (graphcompress metrics)"
         )
     pairs = {task.pair for task in _tasks(chosen)}
-    if len(pairs) == 1:
-        return pairs.pop()
-    return task_of(chosen, output_ranks(model)).pair
+    pair = pairs.pop() if len(pairs) == 1 else task_of(chosen, output_ranks(model)).pair
+    return None if pair == "joint" else pair
 
 
 def is_written(chosen: Metric) -> bool:

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from graphcompress.data.rows import Rows
-from graphcompress.data.samples import padding_mask
-from graphcompress.data.spans import OFFSETS, QUESTION, tells_a_span
+from graphcompress.data.samples import QUESTION, padding_mask
+from graphcompress.data.spans import OFFSETS, tells_a_span
 from graphcompress.errors import DataError
 from graphcompress.plugin.options import option
 from graphcompress.plugin.task import Figure, Metric, Pair, Task

@@ -40,7 +40,8 @@ class Reached:
 
     Attributes:
         removals: of every block, refitted.
-        notes: for the user; the first says how far the goal is reached.
+        outcome: how far the goal is reached, in words.
+        notes: what else the user is told.
         missed: by how much of it the goal was missed.
         lost: what the outputs lose on held-out samples.
         left: share of the time that is left, where the metric bounds what is lost.
@@ -48,6 +49,7 @@ class Reached:
     """
 
     removals: Sequence[Removal]
+    outcome: str = ""
     notes: list[str] = field(default_factory=list)
     missed: float = 0.0
     lost: float = 0.0
@@ -75,7 +77,7 @@ def faster(
         whole = 1 / time_share(planner, shapes, store)
     if whole >= speedup:
         note = f"{whole:.2f} times as fast without pruning, of {speedup:g} asked for"
-        return Reached([], [note], lost=planner.fitted([]))
+        return Reached([], note, lost=planner.fitted([]))
     budget = Budget(_times(planner, table), table.rest, whole / speedup)
     refused = UsageError(
         f"prune{{speedup={speedup:g}}}: at {','.join(shapes)} this model becomes "
@@ -118,8 +120,7 @@ def faster(
     else:
         told = (f"{each} times as fast at {at}" for each, at in zip(best.ratios, shapes, strict=True))
         outcome = f"{' and '.join(told)} as {before}"
-    notes = [f"{outcome}, of {speedup:g} asked for"]
-    notes.append(f"heads take {heads:.0%} and FFNs {nodes:.0%} of the time at {','.join(shapes)}")
+    notes = [f"heads take {heads:.0%} and FFNs {nodes:.0%} of the time at {','.join(shapes)}"]
     if whole > 1.0:
         by = "by simpler operators and forms" if model is planner.original else "with the width alone"
         notes.append(f"{whole:.2f} of that without pruning, {by}")
@@ -127,6 +128,7 @@ def faster(
     missed = max(0.0, 1.0 - slowest / speedup)
     return Reached(
         best.removals,
+        f"{outcome}, of {speedup:g} asked for",
         [*notes, planner.effect.told(loss)],
         missed,
         loss,
@@ -188,7 +190,7 @@ def smaller(planner: GoalPlanner, wanted: float, measure: Measure, only: str) ->
         )
     if left <= wanted:
         note = f"{left:,.0f} of {total:,.0f} {measure.noun} are left, {wanted:,.0f} asked for"
-        return Reached([], [note], lost=planner.fitted([]))
+        return Reached([], note, lost=planner.fitted([]))
     removals: Sequence[Removal] = []
     for _ in range(TRIES):
         chosen = planner.removals(budget)
@@ -207,7 +209,7 @@ def smaller(planner: GoalPlanner, wanted: float, measure: Measure, only: str) ->
         f"{left:,.0f} of {total:,.0f} {measure.noun} are left ({left / total:.1%}), {wanted:,.0f} asked for"
     )
     return Reached(
-        removals, [note, planner.effect.told(loss)], max(0.0, left / wanted - 1.0), loss, budget=budget
+        removals, note, [planner.effect.told(loss)], max(0.0, left / wanted - 1.0), loss, budget=budget
     )
 
 
@@ -239,13 +241,13 @@ def keeping(
     if best is None:
         missed = max(0.0, drop([]) - max_drop) if model is not planner.original else 0.0
         note = f"nothing goes that keeps the metric within max_drop={max_drop:g}"
-        return Reached([], [note], missed, left=whole)
+        return Reached([], note, missed=missed, left=whole)
     removals, worse, left, lost = best
     note = (
         f"the metric is {max(worse, 0.0):.4g} worse, of {max_drop:g} allowed; {left * whole:.0%} of the time "
         "is left"
     )
-    return Reached(removals, [note], lost=lost, left=left * whole, budget=replace(budget, total=left))
+    return Reached(removals, note, lost=lost, left=left * whole, budget=replace(budget, total=left))
 
 
 def parameters_of_unit(block: Block) -> float:

@@ -18,7 +18,8 @@ def plan_text(plan: Planned) -> str:
     """What goes, and what was told of it; of every block the units that stay, as the digits of one number."""
     reached = plan.reached
     stays = {each.block.name: np.packbits(each.keep).tobytes().hex() for each in reached.removals}
-    found = {"hidden": plan.at.hidden, "notes": list(reached.notes), "stays": stays}
+    found = {"hidden": plan.at.hidden, "outcome": reached.outcome, "notes": list(reached.notes)}
+    found["stays"] = stays
     return json.dumps(found, ensure_ascii=False, sort_keys=True)
 
 
@@ -34,6 +35,7 @@ def as_planned(full: Wide, text: str, narrowed: Callable[[Wide, float], Wide | N
         at = narrowed(full, hidden) if hidden else full
         planner = (at or full).planner
         removals = [_removal(planner, name, digits) for name, digits in plan["stays"].items()]
+        outcome = str(plan.get("outcome", ""))
         notes = [str(note) for note in plan["notes"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
@@ -41,7 +43,7 @@ def as_planned(full: Wide, text: str, narrowed: Callable[[Wide, float], Wide | N
             "remove [pinned] from the recipe to choose anew"
         ) from error
     planner.fitted(removals)
-    return Planned(at or full, Reached(removals, notes))
+    return Planned(at or full, Reached(removals, outcome, notes))
 
 
 def _removal(planner: GoalPlanner, name: str, digits: str) -> Removal:

@@ -335,10 +335,9 @@ class Prune(Pass):
             if all(removal.block is not block for removal in chosen):
                 rw.skip(block.name, "other blocks cost less" if chosen else nothing)
         self._carry_out(rw, chosen, plan.at.groups)
-        outcome, *others = plan.reached.notes or [""]
-        if outcome:
-            rw.result(outcome)
-        for note in filter(None, [*others, plan.at.planner.scarcity]):
+        if plan.reached.outcome:
+            rw.result(plan.reached.outcome)
+        for note in filter(None, [*plan.reached.notes, plan.at.planner.scarcity]):
             rw.note(note)
 
     def _at_width(self, rw: Rewriter, wider: Wide | None = None, hidden: float = 0.0) -> Wide | None:

@@ -169,7 +169,17 @@ def test_texts_that_are_cut_are_counted(kind, row, sequence_folders, tmp_path, c
     load_samples(rows, model, tokenizer=tmp_path, at_once=True)
     assert not caplog.text
     load_samples(rows, model, tokenizer=tmp_path, at_once=True, max_length=4)
-    assert "1 of 2 texts are cut after 4 tokens" in caplog.text
+    (record,) = caplog.records
+    assert "1 of 2 texts are cut after 4 tokens" in record.message
+
+
+def test_the_start_of_an_answer_counts_among_its_tokens(sequence_folders, tmp_path, caplog) -> None:
+    word_tokenizer(tmp_path)
+    model, rows = Model.load(sequence_folders["marian"]), data(tmp_path, {"source": "a", "target": "d e f g"})
+    load_samples(rows, model, tokenizer=tmp_path, at_once=True, max_length=5)
+    assert not caplog.text
+    load_samples(rows, model, tokenizer=tmp_path, at_once=True, max_length=4)
+    assert "1 of 1 texts are cut after 4 tokens" in caplog.text
 
 
 def test_a_text_of_one_token_is_refused(sequence_folders, tmp_path) -> None:

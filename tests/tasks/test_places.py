@@ -12,13 +12,15 @@ import tokenizers
 from onnx import TensorProto, helper
 from tokenizers import models, pre_tokenizers, processors
 
+from graphcompress.build.questions import verify
 from graphcompress.data.load import load_samples
 from graphcompress.data.rows import Rows
-from graphcompress.data.samples import Samples
-from graphcompress.data.spans import OFFSETS, QUESTION, WORD_OF_TOKEN
-from graphcompress.errors import DataError
+from graphcompress.data.samples import QUESTION, Samples
+from graphcompress.data.spans import OFFSETS, WORD_OF_TOKEN
+from graphcompress.errors import DataError, UsageError
 from graphcompress.graph.model import Model
 from graphcompress.measure import metrics
+from graphcompress.plugin.context import Training
 from graphcompress.tasks.token_classification import entities
 
 NAMES = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
@@ -167,6 +169,62 @@ def test_without_a_metric_a_model_that_answers_questions_reads_windows_too(model
     assert max(len(feed["input_ids"]) for feed in loaded(model, row, pair=None, max_length=200).feeds) == 200
     assert len(loaded(model, row, pair="joint").feeds[0]["input_ids"]) == 128
     assert "1 of 1 texts are cut after 128 tokens" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["agreement", "accuracy"])
+def test_metrics_of_every_task_leave_the_windows_to_the_model(model, name):
+    assert metrics.pair_for(metrics.metric(name), model) is None
+
+
+@pytest.mark.parametrize("question", ["ab", "abcdefghij " * 12])
+@pytest.mark.parametrize("longest", [5, 6, 9, 16, 64, 384])
+def test_a_long_question_leaves_half_of_a_window(model, question, longest, caplog):
+    (short, long) = ({"question": q, "context": CONTEXT[:300]} for q in ("a", question))
+    samples = loaded(model, short, long, pair=None, max_length=longest)
+    assert all(1 <= len(feed["input_ids"]) <= longest for feed in samples.feeds)
+    for row in (0, 1):
+        seen = {
+            place
+            for places, of in zip(samples.columns[OFFSETS], samples.columns[QUESTION], strict=True)
+            for place in places
+            if of == row and place
+        }
+        assert seen == {(at, at + 1) for at, letter in enumerate(CONTEXT[:300]) if letter != " "}
+    assert ("are cut" in caplog.text) == (len(question.replace(" ", "")) > (longest - 3) // 2)
+
+
+@pytest.mark.parametrize("pair", [None, "joint", "separate"])
+def test_a_length_without_room_for_texts_is_refused(model, pair):
+    least = 3 if pair == "separate" else 5
+    row = {"question": "ab", "context": "abc def"}
+    for longest in range(1, least):
+        with pytest.raises(UsageError, match=f"give --max-length {least} or more"):
+            loaded(model, row, pair=pair, max_length=longest)
+    assert max(len(f["input_ids"]) for f in loaded(model, row, pair=pair, max_length=least).feeds) == least
+
+
+@pytest.mark.parametrize("length", [0, -5, True, 64.0, "64"])
+def test_a_length_that_is_none_is_refused(model, length):
+    with pytest.raises(UsageError, match="give a number of tokens"):
+        loaded(model, {"question": "ab", "context": "abc"}, max_length=length)
+
+
+@pytest.mark.parametrize("longest", [64, 384])
+def test_windows_of_one_text_are_all_learned_from_or_all_held_out(model, longest):
+    rows = [{"question": "ab", "context": CONTEXT[number:]} for number in range(40)]
+    samples = loaded(model, *rows, pair=None, max_length=longest)
+    rest, held = Training(samples).divided()
+    assert set(held.columns[QUESTION]) == {0, 20}
+    assert {*rest.columns[QUESTION]} == {*range(40)} - {0, 20}
+    assert len(rest) + len(held) == len(samples)
+
+
+def test_verify_reads_all_windows_of_a_row(model):
+    rows = [{"question": "ab", "context": CONTEXT}] * 2
+    windows = len(loaded(model, *rows, pair=None)) // 2
+    path = model.path.parent / "data.jsonl"
+    found = verify(model.path, model.path, data=path, limit=1)
+    assert found.difference.samples == windows > 1
 
 
 def logits_for(samples: Samples, text: str, *, height: float = 5.0) -> np.ndarray:
