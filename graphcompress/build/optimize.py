@@ -265,13 +265,9 @@ def _samples(
 ) -> Samples | None:
     if not isinstance(given, (str, Path)):
         return None if given is None else check_lengths(given, model)
+    pair = metrics.pair_for(metric, model) if metric else None
     samples = load_samples(
-        given,
-        model,
-        tokenizer=request.tokenizer,
-        pair=metrics.pair_for(metric, model) if metric else None,
-        max_length=request.max_length,
-        at_once=at_once,
+        given, model, tokenizer=request.tokenizer, pair=pair, max_length=request.max_length, at_once=at_once
     )
     if at_once and model.parts:
         return samples

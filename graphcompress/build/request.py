@@ -17,7 +17,7 @@ from graphcompress.plugin.context import Progress, no_progress
 from graphcompress.plugin.registry import PASSES
 from graphcompress.plugin.sizes import parse_size
 from graphcompress.plugin.targeting import common_capabilities, distinct, parse_targets
-from graphcompress.plugin.task import MAX_LENGTH, WINDOW_TOKENS, Metric
+from graphcompress.plugin.task import MAX_LENGTH, WINDOW_TOKENS, Metric, check_max_length
 
 if TYPE_CHECKING:
     from graphcompress.data.samples import Samples
@@ -267,8 +267,7 @@ class Request:
         """
         if self.model is None:
             raise UsageError("no model is given; name an ONNX file, or a recipe that names one with --recipe")
-        if self.max_length is not None and self.max_length < 1:
-            raise UsageError(f"--max-length {self.max_length}: give a number of tokens, such as 256")
+        check_max_length(self.max_length)
         calibrated = self.data is not None or self.train is not None
         for target in self.targets:
             target.check()
@@ -345,9 +344,8 @@ def kind(field: dataclasses.Field[Any]) -> type:
         return Path
     if field.default is dataclasses.MISSING:
         return dict
-    if field.default is None:
-        return int if field.type.startswith("int ") else str
-    return type(field.default)
+    unset = int if field.type.startswith("int ") else str
+    return unset if field.default is None else type(field.default)
 
 
 def explained(field: dataclasses.Field[Any]) -> str:

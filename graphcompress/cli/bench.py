@@ -75,9 +75,9 @@ def bench(
     from graphcompress.measure.roofline import roofline_line
     from graphcompress.reporting.text import bench_lines
 
-    if generate is not None and max_length is not None:
-        raise UsageError("--max-length is of samples, and prompts of --generate are read whole; leave it out")
     if generate is not None:
+        if max_length is not None:
+            raise UsageError("--max-length: prompts of --generate are read whole; leave it out")
         _writing(models, generate.split(","), data, tokenizer, rounds, seed, json=json)
         return
     with progress_bars() as progress:

@@ -22,11 +22,11 @@ from graphcompress.data.spans import tells_a_span
 from graphcompress.data.tables import read_columns
 from graphcompress.data.teacher_forced import forced
 from graphcompress.data.texts import check_room, checked_tokenizer, find_tokenizer, samples_from_texts
-from graphcompress.errors import DataError, UsageError
+from graphcompress.errors import DataError
 from graphcompress.files.scratch import on_disk
 from graphcompress.graph.model import Model
 from graphcompress.graph.teacher_forced import teacher_forced
-from graphcompress.plugin.task import MAX_LENGTH, Pair
+from graphcompress.plugin.task import MAX_LENGTH, Pair, check_max_length
 
 __all__ = ["Sample", "Samples", "load_samples"]
 
@@ -57,8 +57,7 @@ def load_samples(
         DataError: no such file, no usable columns, or a tokenizer that does not fit the model.
         UsageError: a ``max_length`` that is no number of tokens, or leaves no room for a text.
     """
-    if max_length is not None and (type(max_length) is not int or max_length < 1):
-        raise UsageError(f"max_length {max_length!r}: give a number of tokens, such as 256")
+    check_max_length(max_length)
     path = Path(path)
     columns = {name: values[:limit] for name, values in read_columns(path).items()}
     inputs = inputs_of(model)

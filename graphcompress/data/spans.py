@@ -39,8 +39,8 @@ def encoded_windows(
 ) -> tuple[list[tokenizers.Encoding], dict[str, list[Any]], list[bool]]:
     """Encodings of pairs, the second text in windows; the columns with a row for each window; what is cut.
 
-    A window has room for ``longest`` tokens, half of which is left to the second text: what is cut of a first
-    one says the last of what comes back, for each window.
+    A window has room for ``longest`` tokens, half of which is left to the second text. The last of what comes
+    back says for each pair whether its first text had to be cut for that.
     """
     room = longest - tokenizer.num_special_tokens_to_add(is_pair=True)
     most = room // 2
@@ -62,8 +62,7 @@ def encoded_windows(
         ]
         for _, window in windows
     ]
-    of_cut = [cut[row] for row in rows]
-    return [window for _, window in windows], {**found, QUESTION: rows, OFFSETS: places}, of_cut
+    return [window for _, window in windows], {**found, QUESTION: rows, OFFSETS: places}, cut
 
 
 def _cut(tokenizer: tokenizers.Tokenizer, texts: Sequence[str], most: int) -> tuple[list[str], list[bool]]:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from graphcompress.errors import DataError
+from graphcompress.errors import DataError, UsageError
 from graphcompress.plugin.base import Named
 
 if TYPE_CHECKING:
@@ -24,6 +24,17 @@ MAX_LENGTH = 128
 """Texts are cut after this many tokens where nothing else is said: enough for sentences and their pairs."""
 WINDOW_TOKENS = 384
 """Tokens of a window with its question where nothing else is said, as in SQuAD's recipe."""
+
+
+def check_max_length(given: object) -> None:
+    """Refuse a largest number of tokens that is none; None is the default.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if given is not None and (type(given) is not int or given < 1):
+        raise UsageError(f"max_length {given!r}: give a number of tokens, such as 256")
+
 
 _PAIRS: Mapping[Pair, str] = {
     "joint": "one sample",

@@ -190,7 +190,7 @@ def test_a_long_question_leaves_half_of_a_window(model, question, longest, caplo
             if of == row and place
         }
         assert seen == {(at, at + 1) for at, letter in enumerate(CONTEXT[:300]) if letter != " "}
-    assert ("are cut" in caplog.text) == (len(question.replace(" ", "")) > (longest - 3) // 2)
+    assert ("1 of 2 texts are cut" in caplog.text) == (len(question.replace(" ", "")) > (longest - 3) // 2)
 
 
 @pytest.mark.parametrize("pair", [None, "joint", "separate"])
